@@ -1,0 +1,24 @@
+"""The vocabulary: bounds, certificates, status, results, protocols, batch, parameters, errors."""
+
+from .bounds import Bound, Curvature, Kind
+from .cost import Cost
+from .errors import (
+    AdjointError,
+    CheckpointError,
+    ConfigError,
+    InputError,
+    LearnregError,
+    MissingPropertyError,
+    ModelFileError,
+    SolveError,
+)
+from .protocols import Hessian, LinearSolver, Loss, Potential, Solver, Strategy
+from .results import Evaluation, Hypergradient, LinearSolution, RunRecord, Solution, StopReason
+from .status import Status, summarize
+
+__all__ = [
+    "AdjointError", "Bound", "CheckpointError", "ConfigError", "Cost", "Curvature", "Evaluation", "Hessian",
+    "Hypergradient", "InputError", "Kind", "LearnregError", "LinearSolution", "LinearSolver", "Loss",
+    "MissingPropertyError", "ModelFileError", "Potential", "RunRecord", "Solution", "SolveError", "Solver", "Status",
+    "StopReason", "Strategy", "summarize",
+]

@@ -1,0 +1,89 @@
+"""The nouns every room agrees on. Anything that honours them takes part; no base class is needed."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from .bounds import Curvature
+
+
+@runtime_checkable
+class Hessian(Protocol):
+    """A Hessian linearized at one point: curvature weights are computed once, products are cheap."""
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """H v per image: (b, ...) -> (b, ...)."""
+        ...
+
+    def select(self, index: Tensor) -> Hessian:
+        """The same for the images ``index`` (k,) of the batch."""
+        ...
+
+
+@runtime_checkable
+class Potential(Protocol):
+    """A batch of independent functions of images, one per image: an Energy tied to its data y is one."""
+
+    def value(self, x: Tensor) -> Tensor:
+        """(b, ...) -> (b,)."""
+        ...
+
+    def grad(self, x: Tensor) -> Tensor:
+        """(b, ...) -> (b, ...)."""
+        ...
+
+    def linearize(self, x: Tensor) -> Hessian:
+        """The Hessian at x."""
+        ...
+
+    def bounds(self) -> Curvature:
+        """mu and L valid for every image and every x."""
+        ...
+
+    def select(self, index: Tensor) -> Potential:
+        """The potentials of the images ``index``."""
+        ...
+
+    def double(self) -> Potential:
+        """The same potentials evaluated in float64, for the closing certificate."""
+        ...
+
+
+class Solver(Protocol):
+    """One step of a lower-level algorithm; the loop is in ``solvers/iterate.py``.
+
+    The state offers ``point`` (b, ...), the candidate solution, ``evidence`` (b,), the gradient norm there, and
+    ``select(index)``.
+    """
+
+    name: str
+
+    def init(self, f: Potential, x0: Tensor) -> Any: ...
+
+    def step(self, f: Potential, state: Any) -> Any: ...
+
+
+class LinearSolver(Protocol):
+    """Solves H q = b for a batch to an absolute residual per image."""
+
+    def __call__(self, matvec: Hessian, b: Tensor, tol: Tensor, x0: Tensor | None = None) -> Any: ...
+
+
+class Loss(Protocol):
+    """Upper-level loss, one value per image."""
+
+    smoothness: float
+
+    def value(self, x: Tensor, x_true: Tensor) -> Tensor: ...
+
+    def grad(self, x: Tensor, x_true: Tensor) -> Tensor: ...
+
+    def bracket(self, x: Tensor, x_true: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class Strategy(Protocol):
+    """A way to differentiate the solution map: implicit, unrolled, piggyback..."""
+
+    def gradient(self, problem: Any, energy: Any, solution: Any, delta: float, adjoint: Tensor | None = None) -> Any: ...

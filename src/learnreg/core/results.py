@@ -1,0 +1,271 @@
+"""What computations leave behind: frozen, self-printing, JSON-able."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .bounds import Kind
+from .cost import Cost
+from .errors import SolveError
+from .status import Status, summarize
+
+
+def _plain(value: Any) -> Any:
+    """Tensors, enums and non-finite floats as plain JSON values (NaN and Inf become null)."""
+    if isinstance(value, Tensor):
+        return _plain(value.detach().cpu().tolist())
+    if isinstance(value, Status):
+        return value.name.lower()
+    if isinstance(value, Kind):
+        return value.label
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Approximate minimizers with their certified distance to the exact ones.
+
+    Attributes:
+        value: (b, ...), the computed x~.
+        error: (b,) float64, ||x~ - x*|| <= error when ``kind`` certifies.
+        kind: how the error is known (that of mu).
+        status: one Status per image.
+        steps: (b,) solver steps spent on each image.
+        cost: evaluations summed over images.
+        solver: the name of the method, and why ``auto`` chose it.
+        gradient_norm: (b,) float64, ||grad h(x~)||.
+    """
+
+    value: Tensor
+    error: Tensor
+    kind: Kind
+    status: tuple[Status, ...]
+    steps: Tensor
+    cost: Cost
+    solver: str
+    gradient_norm: Tensor
+
+    @property
+    def ok(self) -> bool:
+        return all(s.ok for s in self.status)
+
+    def raise_if_failed(self) -> Solution:
+        """Return self, or raise SolveError with the sentence of the worst status and the smallest eps reached."""
+        if self.ok:
+            return self
+        bad = [i for i, s in enumerate(self.status) if not s.ok]
+        reached = ", ".join(f"image {i}: {float(self.error[i]):.2e}" for i in bad[:5])
+        raise SolveError(f"{summarize(self.status)}. Reached ({self.kind.label} distance): {reached}.", self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the images."""
+        return _plain({"error": self.error, "kind": self.kind, "status": self.status, "steps": self.steps,
+                       "cost": self.cost.to_dict(), "solver": self.solver, "gradient_norm": self.gradient_norm})
+
+    def __repr__(self) -> str:
+        return (f"Solution({len(self.status)} images, {self.kind.label} distance <= {float(self.error.max()):.2e}, "
+                f"{summarize(self.status)}; {self.solver}, {self.cost})")
+
+
+@dataclass(frozen=True)
+class LinearSolution:
+    """Approximate solutions of H q = b with the residual recomputed at the end.
+
+    Attributes:
+        value: (b, ...), q.
+        residual: (b,) float64, the true ||b - H q||.
+        status: one Status per image.
+        steps: (b,) steps spent on each image.
+        cost: evaluations summed over images.
+    """
+
+    value: Tensor
+    residual: Tensor
+    status: tuple[Status, ...]
+    steps: Tensor
+    cost: Cost
+
+    @property
+    def ok(self) -> bool:
+        return all(s.ok for s in self.status)
+
+    def __repr__(self) -> str:
+        return (f"LinearSolution({len(self.status)} images, residual <= {float(self.residual.max()):.2e}, "
+                f"{summarize(self.status)}; {self.cost})")
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    """An inexact gradient of the upper-level loss with respect to theta, and how far off it can be.
+
+    Attributes:
+        value: (d,), z, the mean over images.
+        loss: mean upper-level loss at the computed x~.
+        bracket: (lower, upper) for the exact mean loss f(theta).
+        bracket_kind: how the bracket is known.
+        certified: proven bound of ||z - grad f||, or None when a constant it needs is not proven.
+        estimated: estimate of ||z - grad f||, or None when it was not asked for.
+        adjoint: (b, ...), q, for warm starts.
+        residual: (b,), ||H q - b||, recomputed.
+        status: one Status per image of the linear solve.
+        cost: evaluations summed over images.
+    """
+
+    value: Tensor
+    loss: float
+    bracket: tuple[float, float]
+    bracket_kind: Kind
+    certified: float | None
+    estimated: float | None
+    adjoint: Tensor
+    residual: Tensor
+    status: tuple[Status, ...]
+    cost: Cost
+
+    @property
+    def norm(self) -> float:
+        return float(torch.linalg.vector_norm(self.value))
+
+    def to_dict(self) -> dict[str, Any]:
+        return _plain({"value": self.value, "loss": self.loss, "bracket": list(self.bracket),
+                       "bracket_kind": self.bracket_kind, "certified": self.certified, "estimated": self.estimated,
+                       "residual": self.residual, "status": self.status, "cost": self.cost.to_dict()})
+
+    def __repr__(self) -> str:
+        def show(e: float | None) -> str:
+            return "not known" if e is None else f"{e:.2e}"
+        return (f"Hypergradient(d={self.value.numel()}, norm {self.norm:.4g}, loss {self.loss:.6g} in "
+                f"[{self.bracket[0]:.6g}, {self.bracket[1]:.6g}] ({self.bracket_kind.label}); error certified "
+                f"{show(self.certified)}, estimated {show(self.estimated)})")
+
+
+@dataclass(frozen=True)
+class StopReason:
+    """Why a learning run ended.
+
+    Attributes:
+        code: short name: ``budget``, ``stationary``, ``accuracy_floor``, ``line_search``, ``not_finite``, ``interrupted``.
+        sentence: what the user reads.
+    """
+
+    code: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The history of a learning run: one row per accepted step, row 0 is the start.
+
+    Keys of a row: ``step``, ``loss`` (at x~), ``lower``, ``upper`` (bracket of the exact loss), ``psnr`` (training
+    images), ``eps``, ``delta``, ``step_size``, ``trials`` (line-search trials of this step), ``refinements`` (how often
+    eps was tightened), ``gradient_norm``, ``omega_estimated``, ``omega_certified``, the cumulative counters of
+    ``Cost`` and ``work`` (summed over images), ``seconds`` (wall), ``cpu_seconds`` (process time).
+
+    Attributes:
+        problem: sentence that says what was learned from what.
+        learner: name and settings of the learner.
+        images: number of training images.
+        rows: see above.
+        settings: everything needed to repeat the run (seed, budget, versions, learner configuration).
+        parameter_names: one name per entry of theta.
+    """
+
+    problem: str
+    learner: str
+    images: int
+    rows: tuple[dict[str, Any], ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    parameter_names: tuple[str, ...] = ()
+
+    def column(self, name: str) -> list[Any]:
+        """One value per row; missing entries are None."""
+        return [row.get(name) for row in self.rows]
+
+    def to_dict(self) -> dict[str, Any]:
+        return _plain(asdict(self))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> RunRecord:
+        return cls(data["problem"], data["learner"], data["images"], tuple(data["rows"]), data.get("settings", {}),
+                   tuple(data.get("parameter_names", ())))
+
+    def __repr__(self) -> str:
+        if not self.rows:
+            return f"RunRecord({self.problem}: empty)"
+        first, last = self.rows[0], self.rows[-1]
+        return (f"RunRecord({self.problem}: {last['step']} steps, loss {first['loss']:.6g} -> {last['loss']:.6g}, "
+                f"{last['work'] / self.images:.0f} evaluations per image, {last['seconds']:.1f} s)")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Certified reconstructions of a set of images.
+
+    Attributes:
+        reconstruction: (b, c, h, w).
+        x: (b, c, h, w) ground truth.
+        y: measurements.
+        psnr, ssim: one value per image for the reconstruction.
+        psnr_input, ssim_input: the same for the input shown to the user (A^T y, for denoising y itself).
+        error: (b,) distance to the exact minimizer; ``kind`` says how it is known.
+        kind: Kind of ``error``.
+        status: one Status per image.
+        eps: the accuracy asked for.
+        names: where each image comes from.
+        cost: evaluations summed over images.
+        honesty: optional rows {"eps", "certified", "true"} from ``Run.check_certificate``.
+    """
+
+    reconstruction: Tensor
+    x: Tensor
+    y: Tensor
+    psnr: tuple[float, ...]
+    ssim: tuple[float, ...]
+    psnr_input: tuple[float, ...]
+    ssim_input: tuple[float, ...]
+    error: Tensor
+    kind: Kind
+    status: tuple[Status, ...]
+    eps: float
+    names: tuple[str, ...]
+    cost: Cost
+    honesty: tuple[dict[str, float], ...] = ()
+
+    def mean(self, column: str) -> float:
+        values = getattr(self, column)
+        return sum(values) / len(values)
+
+    def spread(self, column: str) -> float:
+        """Sample standard deviation over images (0 for a single image)."""
+        values = getattr(self, column)
+        if len(values) < 2:
+            return 0.0
+        m = self.mean(column)
+        return math.sqrt(sum((v - m) ** 2 for v in values) / (len(values) - 1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the images."""
+        return _plain({
+            "psnr": self.psnr, "ssim": self.ssim, "psnr_input": self.psnr_input, "ssim_input": self.ssim_input,
+            "error": self.error, "kind": self.kind, "status": self.status, "eps": self.eps, "names": self.names,
+            "cost": self.cost.to_dict(), "honesty": self.honesty})
+
+    def __repr__(self) -> str:
+        return (f"Evaluation({len(self.psnr)} images: PSNR {self.mean('psnr_input'):.2f} -> {self.mean('psnr'):.2f} "
+                f"+- {self.spread('psnr'):.2f} dB, SSIM {self.mean('ssim_input'):.3f} -> {self.mean('ssim'):.3f}; "
+                f"{self.kind.label} distance to the minimizer <= {float(self.error.max()):.1e}; "
+                f"{summarize(self.status)})")

@@ -1,0 +1,7 @@
+"""Pairs of true and measured images, seeded: bundled photographs, folders, phantoms."""
+
+from .images import list_images, load_image, natural_photographs, save_image
+from .pairs import Pairs, pairs
+from .phantoms import phantoms
+
+__all__ = ["Pairs", "list_images", "load_image", "natural_photographs", "pairs", "phantoms", "save_image"]

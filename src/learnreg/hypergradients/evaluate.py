@@ -1,0 +1,36 @@
+"""The front door ``hypergradient``: solve the lower level, then differentiate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..core.batch import per_image
+from ..core.results import Hypergradient
+from ..solvers.solve import solve
+from .implicit import Implicit
+
+
+def hypergradient(problem: Any, eps: float, delta: float, *, strategy: Implicit | None = None,
+                  theta: torch.Tensor | None = None, solver: str = "auto") -> Hypergradient:
+    """Gradient of f(theta) = mean_i loss(x_i(theta)) with its error bound and its bracket of f.
+
+    Args:
+        problem: a BilevelProblem.
+        eps: lower-level distance per image.
+        delta: residual of the adjoint system per image.
+        strategy: how to differentiate; ``Implicit(estimate=True)`` when None.
+        theta: (d,), the present parameters of the energy when None.
+
+    Raises:
+        InputError: eps or delta not positive.
+        SolveError: an image missed eps.
+    """
+    strategy = strategy or Implicit(estimate=True)
+    per_image(delta, problem.pairs.x, "delta")
+    energy = problem.energy.with_theta(problem.theta if theta is None else theta)
+    solution = solve(energy, problem.pairs.y, eps, solver=solver)
+    result = strategy.gradient(problem, energy, solution, delta)
+    return replace(result, cost=result.cost + solution.cost)

@@ -1,0 +1,126 @@
+"""The door to deepinv: A, its adjoint and what is known of its spectrum, checked before the first use."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from ..core.bounds import Bound, Curvature, Kind
+from ..core.errors import AdjointError, InputError, MissingPropertyError
+from .checks import dot_test
+
+POWER_ITERATIONS = 30
+
+
+class LinearMap:
+    """A linear deepinv physics seen as a matrix A with ||A||^2 and a lower bound of A^T A.
+
+    The adjoint is checked by a dot test at the first use of each image shape; the spectrum is exact for physics that
+    know their singular values, otherwise ||A||^2 is a power-iteration *estimate* and the lower bound is 0.
+
+    Args:
+        physics: a ``deepinv.physics.LinearPhysics`` (Denoising, Blur, MRI, Tomography, ...).
+
+    Raises:
+        InputError: not a deepinv physics.
+        MissingPropertyError: a physics without an adjoint (not linear).
+    """
+
+    def __init__(self, physics: torch.nn.Module) -> None:
+        from deepinv.physics import Denoising, LinearPhysics, Physics
+
+        if not isinstance(physics, Physics):
+            raise InputError("physics", given=type(physics).__name__, expected="a deepinv.physics object",
+                             remedy="For denoising use deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.1)).")
+        if not isinstance(physics, LinearPhysics):
+            raise MissingPropertyError(
+                "physics", given=f"{type(physics).__name__}, which offers no adjoint", expected="a LinearPhysics",
+                remedy="Gradients of ||A x - y||^2 need A^T; derive your operator from deepinv.physics.LinearPhysics.")
+        self.physics = physics
+        self.is_identity = type(physics) is Denoising
+        self._checked: set[tuple] = set()
+        self._spectrum: dict[tuple, Curvature] = {}
+        self._double: LinearMap | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A x."""
+        return x if self.is_identity else self.physics.A(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A^T y."""
+        return y if self.is_identity else self.physics.A_adjoint(y)
+
+    def normal(self, x: Tensor) -> Tensor:
+        """A^T A x."""
+        return x if self.is_identity else self.physics.A_adjoint(self.physics.A(x))
+
+    def double(self) -> LinearMap:
+        """The same operator in float64 (kept, so the copy is made once)."""
+        if self.is_identity:
+            return self
+        if self._double is None:
+            self._double = LinearMap(copy.deepcopy(self.physics).to(torch.float64))
+        return self._double
+
+    def check(self, x: Tensor) -> None:
+        """Refuse an adjoint that fails the dot test on images like ``x`` (b, c, h, w), once per shape.
+
+        Raises:
+            AdjointError: with the measured mismatch.
+        """
+        key = (tuple(x.shape[1:]), x.dtype)
+        if self.is_identity or key in self._checked:
+            return
+        probe = x[:1].detach()
+        mismatch = dot_test(self.physics.A, self.physics.A_adjoint, probe)
+        tolerance = 1e3 * torch.finfo(x.dtype).eps
+        if not mismatch <= tolerance:
+            raise AdjointError(
+                f"physics {type(self.physics).__name__}",
+                given=f"an adjoint that fails the dot test with relative mismatch {mismatch:.2e}",
+                expected=f"at most {tolerance:.0e}",
+                remedy="Implement A_adjoint as the exact transpose of A (for example with "
+                       "deepinv.physics.adjoint_function).")
+        self._checked.add(key)
+
+    def spectrum(self, x: Tensor) -> Curvature:
+        """Bounds of A^T A on images like ``x`` (b, c, h, w): mu from below, L = ||A||^2 from above."""
+        if self.is_identity:
+            return Curvature(Bound.exact(1.0), Bound.exact(1.0))
+        key = tuple(x.shape[1:])
+        if key not in self._spectrum:
+            self._spectrum[key] = self._singular_values(x[:1]) or Curvature(
+                Bound.exact(0.0), Bound.estimate(1.02 * self._power_iterations(x[:1].detach())))
+        return self._spectrum[key]
+
+    def _singular_values(self, x: Tensor) -> Curvature | None:
+        """The spectrum of a decomposable physics A = U diag(mask) V^T; None when it is not one."""
+        from deepinv.physics import DecomposablePhysics
+
+        mask = getattr(self.physics, "mask", None)
+        if not isinstance(self.physics, DecomposablePhysics) or not isinstance(mask, Tensor):
+            return None
+        squares = mask.detach().abs().double().square()
+        try:
+            full = torch.broadcast_shapes(mask.shape, x.shape) == x.shape  # a value for every degree of freedom
+        except RuntimeError:
+            full = False
+        smallest = float(squares.min()) if full and mask.numel() > 1 else 0.0
+        return Curvature(Bound(smallest, Kind.EXACT), Bound(float(squares.max()), Kind.EXACT))
+
+    @torch.no_grad()
+    def _power_iterations(self, x: Tensor) -> float:
+        v = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
+        size = 0.0
+        for _ in range(POWER_ITERATIONS):
+            v = v / v.norm()
+            v = self.normal(v)
+            size = float(v.norm())
+            if size == 0.0:
+                break
+        return size
+
+    def __repr__(self) -> str:
+        return f"LinearMap({type(self.physics).__name__})"

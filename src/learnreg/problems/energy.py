@@ -1,0 +1,185 @@
+"""Energy: h(x; theta, y) = D(Ax, y) + R(x; theta), batched over images."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..core.batch import check_images
+from ..core.bounds import Bound, Curvature
+from ..core.errors import InputError
+from ..core.params import with_theta
+from ..core.protocols import Hessian
+from ..operators.physics import LinearMap
+from .fidelity import L2
+
+
+class RegularizerLike(Protocol):
+    """What an Energy needs of a regularizer; any ``nn.Module`` that offers it will do."""
+
+    def value(self, x: Tensor) -> Tensor: ...
+    def grad(self, x: Tensor) -> Tensor: ...
+    def linearize(self, x: Tensor) -> Hessian: ...
+    def directional(self, x: Tensor, v: Tensor) -> Tensor: ...
+    def bounds(self) -> Curvature: ...
+
+
+class Energy(nn.Module):
+    """h(x; theta, y) = D(Ax, y) + R(x; theta), one value per image.
+
+    Args:
+        physics: a linear ``deepinv`` physics A.
+        regularizer: R, with parameters theta; ``learnreg.regularizers`` or your own module with the same methods.
+        fidelity: D, ``L2()`` when None.
+
+    Raises:
+        InputError: not a physics, or a regularizer that lacks a method (the message names it).
+        MissingPropertyError: a physics without an adjoint.
+        AdjointError: at the first use of an image shape, if the adjoint fails the dot test.
+    """
+
+    def __init__(self, physics: nn.Module, regularizer: nn.Module, fidelity: L2 | None = None) -> None:
+        super().__init__()
+        missing = [m for m in ("value", "grad", "linearize", "directional", "bounds") if not hasattr(regularizer, m)]
+        if missing:
+            raise InputError("regularizer", given=f"{type(regularizer).__name__} without {', '.join(missing)}",
+                             expected="the methods value, grad, linearize, directional, bounds",
+                             remedy="See CONTRIBUTING.md, add a regularizer in five steps.")
+        self.operator = LinearMap(physics)
+        self.regularizer: Any = regularizer
+        self.fidelity = fidelity or L2()
+
+    @property
+    def physics(self) -> nn.Module:
+        return self.operator.physics
+
+    def with_theta(self, theta: Tensor) -> Energy:
+        """The same energy at theta (d,), in theta's dtype and device; this one is not touched."""
+        return self._like(with_theta(self.regularizer, theta))
+
+    def with_physics(self, physics: nn.Module) -> Energy:
+        """The same regularizer (shared, not copied) with another physics."""
+        return self if physics is self.physics else Energy(physics, self.regularizer, self.fidelity)
+
+    def _like(self, regularizer: nn.Module, operator: LinearMap | None = None) -> Energy:
+        clone = Energy.__new__(Energy)
+        nn.Module.__init__(clone)
+        clone.operator = operator or self.operator
+        clone.regularizer, clone.fidelity = regularizer, self.fidelity
+        return clone
+
+    def double(self) -> Energy:  # type: ignore[override]
+        """A float64 copy; unlike ``nn.Module.double`` it leaves this energy as it is."""
+        return self._like(copy.deepcopy(self.regularizer).to(torch.float64), self.operator.double())
+
+    def at(self, y: Tensor, x: Tensor | None = None) -> EnergyAt:
+        """The potentials x -> h(x; theta, y), one per image.
+
+        Args:
+            y: measurements, (b, ...).
+            x: images of the shape to be reconstructed; A^T y when None.
+
+        Raises:
+            InputError: y is not a finite floating-point batch.
+        """
+        check_images(y, "y")
+        like = (y if self.operator.is_identity else self.operator.adjoint(y)) if x is None else x
+        self.operator.check(like)
+        return EnergyAt(self, y, self.fidelity.bounds(self.operator, like) + self.regularizer.bounds())
+
+    def start(self, y: Tensor) -> Tensor:
+        """A^T y, the picture a solve starts from when nothing better is known (y itself for denoising)."""
+        return self.operator.adjoint(y)
+
+    def value(self, x: Tensor, y: Tensor) -> Tensor:
+        """(b, c, h, w), (b, ...) -> (b,)."""
+        return self.fidelity.value(self.operator, x, y) + self.regularizer.value(x)
+
+    def grad(self, x: Tensor, y: Tensor) -> Tensor:
+        """Gradient in x: (b, c, h, w), (b, ...) -> (b, c, h, w)."""
+        return self.fidelity.grad(self.operator, x, y).add_(self.regularizer.grad(x))
+
+    def hvp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """Hessian-vector product in x."""
+        return self.at(y, x).linearize(x)(v)
+
+    def directional(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """<grad_x h, v> per image (b,), differentiable in theta: up to terms free of theta."""
+        return self.regularizer.directional(x, v)
+
+    def data_adjoint(self, x: Tensor, y: Tensor, q: Tensor) -> Tensor:
+        """-(d/dy grad_x h)^T q, shape of y: what a solution map passes back to the measurements."""
+        return self.fidelity.data_adjoint(self.operator, q)
+
+    def bounds(self, x: Tensor | None = None) -> Curvature:
+        """mu <= Hessian <= L for images like ``x`` (needed when the spectrum of A depends on the image size)."""
+        if x is None and not self.operator.is_identity:
+            raise InputError("x", given=None, expected="an image (b, c, h, w)",
+                             remedy="The norm of A depends on the image size; call bounds(x).")
+        like = torch.zeros(1, 1, 1, 1) if x is None else x
+        return self.fidelity.bounds(self.operator, like) + self.regularizer.bounds()
+
+    def certificate(self, name: str, *args: Any) -> Any:
+        """``hessian_change``, ``mixed_change`` ... of the regularizer, None if it does not offer them.
+
+        The data term is quadratic and free of theta, so it adds nothing.
+        """
+        method = getattr(self.regularizer, name, None)
+        return None if method is None else method(*args)
+
+    def hessian_lipschitz(self) -> Bound:
+        """Lipschitz constant of the Hessian in x."""
+        return self.certificate("hessian_lipschitz") or Bound.unknown()
+
+    def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
+        """Lipschitz constant of the mixed derivative on images with |x| <= reach."""
+        return self.certificate("mixed_lipschitz", reach) or Bound.unknown()
+
+    def describe(self) -> str:
+        """One line for records."""
+        return f"{type(self.regularizer).__name__} with {type(self.physics).__name__}"
+
+
+class _DataPlusRegularizer:
+    """A^T A / sigma^2 + Hessian of R at one point."""
+
+    def __init__(self, energy: Energy, hessian: Hessian) -> None:
+        self.energy, self.hessian = energy, hessian
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return self.hessian(v) + self.energy.fidelity.hessian(self.energy.operator, v)
+
+    def select(self, index: Tensor) -> _DataPlusRegularizer:
+        return _DataPlusRegularizer(self.energy, self.hessian.select(index))
+
+
+class EnergyAt:
+    """An Energy tied to its data y: a batch of potentials (see ``core.protocols.Potential``)."""
+
+    def __init__(self, energy: Energy, y: Tensor, curvature: Curvature) -> None:
+        self.energy, self.y, self._curvature = energy, y, curvature
+
+    def value(self, x: Tensor) -> Tensor:
+        return self.energy.value(x, self.y)
+
+    @torch.no_grad()
+    def grad(self, x: Tensor) -> Tensor:
+        return self.energy.grad(x, self.y)
+
+    @torch.no_grad()
+    def linearize(self, x: Tensor) -> _DataPlusRegularizer:
+        return _DataPlusRegularizer(self.energy, self.energy.regularizer.linearize(x))
+
+    def bounds(self) -> Curvature:
+        return self._curvature
+
+    def select(self, index: Tensor) -> EnergyAt:
+        return EnergyAt(self.energy, self.y[index], self._curvature)
+
+    def double(self) -> EnergyAt:
+        if self.y.dtype == torch.float64:
+            return self
+        return EnergyAt(self.energy.double(), self.y.double(), self._curvature)

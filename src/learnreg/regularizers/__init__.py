@@ -1,0 +1,37 @@
+"""Regularizers R(x; theta) with closed-form derivatives and proven constants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.errors import ModelFileError
+from .base import LinearizedHessian, Regularizer, Scaled, Sum
+from .foe import FoE
+from .tikhonov import Tikhonov
+from .tv import TV
+
+KNOWN: dict[str, type[Regularizer]] = {"TV": TV, "FoE": FoE, "Tikhonov": Tikhonov}
+"""Classes that a model file can name. A new regularizer adds one line here."""
+
+
+def from_spec(spec: dict[str, Any]) -> Regularizer:
+    """Rebuild a regularizer from ``Regularizer.spec()``; its parameters are start values until theta is set.
+
+    Raises:
+        ModelFileError: an unknown type or arguments that do not fit it.
+    """
+    arguments = dict(spec)
+    kind = arguments.pop("type", None)
+    try:
+        if kind == "Sum":
+            return Sum([from_spec(t) for t in arguments["terms"]])
+        if kind == "Scaled":
+            return Scaled(arguments["factor"], from_spec(arguments["regularizer"]))
+        return KNOWN[kind](**arguments)  # type: ignore[index]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError("regularizer", given=f"{kind!r} ({type(error).__name__}: {error})",
+                             expected=f"one of {', '.join([*KNOWN, 'Sum', 'Scaled'])} with its own arguments",
+                             remedy="For a regularizer of your own pass it as load_model(path, regularizer=...).") from error
+
+
+__all__ = ["KNOWN", "TV", "FoE", "LinearizedHessian", "Regularizer", "Scaled", "Sum", "Tikhonov", "from_spec"]

@@ -1,0 +1,247 @@
+"""Regularizer: what every R(x; theta) offers, and how sums and scalings compose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.batch import dot
+from ..core.bounds import Bound, Curvature
+from ..core.errors import InputError
+
+
+class LinearizedHessian:
+    """A Hessian from a list of per-image tensors and a product that uses them.
+
+    Args:
+        product: (v, *weights) -> H v.
+        weights: tensors (b, ...), one slice per image.
+    """
+
+    def __init__(self, product: Callable[..., Tensor], *weights: Tensor) -> None:
+        self.product, self.weights = product, weights
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return self.product(v, *self.weights)
+
+    def select(self, index: Tensor) -> LinearizedHessian:
+        return LinearizedHessian(self.product, *(w[index] for w in self.weights))
+
+
+class Regularizer(nn.Module):
+    """R(x; theta) for images x: (b, c, h, w), one value per image; theta are the module's trainable parameters.
+
+    A subclass implements ``value``, ``grad``, ``linearize``, ``directional`` and ``bounds``. The certificate methods
+    ``hessian_change``, ``mixed_change``, ``mixed_norm`` return None by default: hypergradient errors are then estimated,
+    never called certified.
+    """
+
+    def value(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b,)."""
+        raise NotImplementedError
+
+    def grad(self, x: Tensor) -> Tensor:
+        """Gradient in x: (b, c, h, w) -> (b, c, h, w); no autograd graph."""
+        raise NotImplementedError
+
+    def linearize(self, x: Tensor) -> LinearizedHessian:
+        """The Hessian in x at x, with its curvature weights computed once."""
+        raise NotImplementedError
+
+    def hvp(self, x: Tensor, v: Tensor) -> Tensor:
+        """Hessian-vector product: (b, c, h, w), (b, c, h, w) -> (b, c, h, w)."""
+        return self.linearize(x)(v)
+
+    def directional(self, x: Tensor, v: Tensor) -> Tensor:
+        """<grad R(x), v> per image (b,), differentiable in theta.
+
+        Its gradient in theta is J^T v with J the mixed derivative; ONE reverse-mode call serves all parameters.
+        """
+        raise NotImplementedError
+
+    def bounds(self) -> Curvature:
+        """mu <= Hessian <= L for every image, at the present theta."""
+        raise NotImplementedError
+
+    def hessian_lipschitz(self) -> Bound:
+        """Lipschitz constant of x -> Hessian of R in the spectral norm, for every x."""
+        return Bound.unknown()
+
+    def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
+        """Lipschitz constant of x -> J(x) on images with all pixels in [-reach, reach]."""
+        return Bound.unknown()
+
+    def hessian_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor | None:
+        """Bound of ||(H(x') - H(x)) q|| over ||x' - x|| <= radius: (b,) or None if no bound is known."""
+        return None
+
+    def mixed_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor | None:
+        """Bound of ||(J(x') - J(x))^T q|| over ||x' - x|| <= radius: (b,) or None."""
+        return None
+
+    def mixed_norm(self, x: Tensor, radius: Tensor) -> Tensor | None:
+        """Bound of ||J(x')|| over ||x' - x|| <= radius: (b,) or None."""
+        return None
+
+    def spec(self) -> dict[str, Any]:
+        """JSON-able constructor arguments with the class name under ``type``; the model file stores it."""
+        raise NotImplementedError
+
+    def filters(self) -> dict[str, Tensor] | None:
+        """Learned filters for a report: ``kernels`` (K, c, s, s), ``weights`` (K,), ``smoothings`` (K,), or None."""
+        return None
+
+    def __add__(self, other: Regularizer) -> Sum:
+        return Sum([self, other])
+
+    def __mul__(self, factor: float) -> Scaled:
+        return Scaled(factor, self)
+
+    __rmul__ = __mul__
+
+
+def _total(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Sum of bounds; None when one of them is not known."""
+    known = [p for p in parts if p is not None]
+    return torch.stack(known).sum(dim=0) if len(known) == len(parts) else None
+
+
+class _Combined:
+    """The Hessian of a weighted sum."""
+
+    def __init__(self, parts: Sequence[tuple[float, Any]]) -> None:
+        self.parts = parts
+
+    def __call__(self, v: Tensor) -> Tensor:
+        (factor, first), *others = self.parts
+        out = first(v) if factor == 1 else factor * first(v)
+        for c, h in others:
+            out = torch.add(out, h(v), alpha=c)
+        return out
+
+    def select(self, index: Tensor) -> _Combined:
+        return _Combined([(c, h.select(index)) for c, h in self.parts])
+
+
+class Sum(Regularizer):
+    """R_1 + R_2 + ...; theta is the concatenation."""
+
+    def __init__(self, terms: Sequence[Regularizer]) -> None:
+        super().__init__()
+        if not terms:
+            raise InputError("terms", given="an empty list", expected="at least one regularizer")
+        self.terms = nn.ModuleList(terms)
+
+    def value(self, x: Tensor) -> Tensor:
+        return torch.stack([r.value(x) for r in self.terms]).sum(dim=0)
+
+    def grad(self, x: Tensor) -> Tensor:
+        return torch.stack([r.grad(x) for r in self.terms]).sum(dim=0)
+
+    def linearize(self, x: Tensor) -> _Combined:  # type: ignore[override]
+        return _Combined([(1.0, r.linearize(x)) for r in self.terms])
+
+    def directional(self, x: Tensor, v: Tensor) -> Tensor:
+        return torch.stack([r.directional(x, v) for r in self.terms]).sum(dim=0)
+
+    def bounds(self) -> Curvature:
+        parts = [r.bounds() for r in self.terms]
+        return sum(parts[1:], parts[0])
+
+    def hessian_lipschitz(self) -> Bound:
+        return sum((r.hessian_lipschitz() for r in self.terms), Bound.exact(0.0))
+
+    def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
+        return sum((r.mixed_lipschitz(reach) for r in self.terms), Bound.exact(0.0))
+
+    def hessian_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor | None:
+        return _total([r.hessian_change(x, q, radius) for r in self.terms])
+
+    def mixed_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor | None:
+        return _total([r.mixed_change(x, q, radius) for r in self.terms])
+
+    def mixed_norm(self, x: Tensor, radius: Tensor) -> Tensor | None:
+        return _total([r.mixed_norm(x, radius) for r in self.terms])
+
+    def spec(self) -> dict[str, Any]:
+        return {"type": "Sum", "terms": [r.spec() for r in self.terms]}
+
+    def filters(self) -> dict[str, Tensor] | None:
+        return next((f for f in (r.filters() for r in self.terms) if f is not None), None)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.terms)} terms"
+
+
+class Scaled(Regularizer):
+    """factor * R with a fixed non-negative factor.
+
+    Args:
+        factor: finite and non-negative.
+        regularizer: R.
+    """
+
+    def __init__(self, factor: float, regularizer: Regularizer) -> None:
+        super().__init__()
+        if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
+            raise InputError("factor", given=factor, expected="a finite non-negative number",
+                             remedy="A negative factor would lose convexity.")
+        self.factor = float(factor)
+        self.regularizer = regularizer
+
+    def value(self, x: Tensor) -> Tensor:
+        return self.factor * self.regularizer.value(x)
+
+    def grad(self, x: Tensor) -> Tensor:
+        return self.regularizer.grad(x).mul_(self.factor)
+
+    def linearize(self, x: Tensor) -> _Combined:  # type: ignore[override]
+        return _Combined([(self.factor, self.regularizer.linearize(x))])
+
+    def directional(self, x: Tensor, v: Tensor) -> Tensor:
+        return self.factor * self.regularizer.directional(x, v)
+
+    def bounds(self) -> Curvature:
+        return self.factor * self.regularizer.bounds()
+
+    def hessian_lipschitz(self) -> Bound:
+        return self.factor * self.regularizer.hessian_lipschitz()
+
+    def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
+        return self.factor * self.regularizer.mixed_lipschitz(reach)
+
+    def hessian_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor | None:
+        return self._scale(self.regularizer.hessian_change(x, q, radius))
+
+    def mixed_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor | None:
+        return self._scale(self.regularizer.mixed_change(x, q, radius))
+
+    def mixed_norm(self, x: Tensor, radius: Tensor) -> Tensor | None:
+        return self._scale(self.regularizer.mixed_norm(x, radius))
+
+    def _scale(self, bound: Tensor | None) -> Tensor | None:
+        return None if bound is None else self.factor * bound
+
+    def spec(self) -> dict[str, Any]:
+        return {"type": "Scaled", "factor": self.factor, "regularizer": self.regularizer.spec()}
+
+    def filters(self) -> dict[str, Tensor] | None:
+        return self.regularizer.filters()
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor}"
+
+
+def positive(name: str, value: float) -> float:
+    """``value`` if it is a positive finite number.
+
+    Raises:
+        InputError: otherwise, naming the argument.
+    """
+    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+        raise InputError(name, given=value, expected="a positive finite number")
+    return float(value)

@@ -1,0 +1,213 @@
+"""Fields of Experts: a learned filter bank under a smoothed absolute value."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..core.bounds import Bound, Curvature
+from ..core.errors import InputError
+from ..operators.convolutions import Padding, adjoint_kernels, correlate, correlate_adjoint, symbol_bound
+from . import foe_certificates as certificates
+from . import profiles
+from .base import LinearizedHessian, Regularizer, positive
+
+Init = Literal["dct", "random"]
+
+CHUNK_BYTES = 2**21
+"""Feature maps are made for as many images at a time as fit here: they stay in the cache, and memory stays bounded."""
+
+
+class Bank(NamedTuple):
+    """Kernels made ready for one theta: forward c_k / nu_k and adjoint w_k c_k."""
+
+    forward: Tensor
+    adjoint: Tensor
+
+
+class FoE(Regularizer):
+    """R(x) = e^{t_0} sum_k e^{t_k} sum_p [ phi_k((c_k * x)_p) - nu_k ],  phi_k(t) = sqrt(t^2 + nu_k^2), nu_k = e^{s_k}.
+
+    ``*`` is cross-correlation; weights and smoothing are positive through exp. theta = (t_0, t_1..t_K, s_1..s_K, filters
+    row-major), d = 1 + 2 K + K c s^2. The constants nu_k are subtracted so that R(constant) is 0 for zero-mean filters.
+    Roth and Black, Fields of Experts, IJCV 2009; Chen, Ranftl and Pock, IEEE TIP 2014, for its bilevel learning.
+
+    Args:
+        filters: K.
+        size: s, odd.
+        channels: c of the images.
+        zero_mean: use c_k minus its mean over each channel, by parametrization.
+        padding: ``reflect`` (edge pixel not repeated) or ``zero``.
+        init: ``dct`` starts from the K lowest non-constant cosine patterns, ``random`` from Xavier-normal filters
+            minus their mean, drawn from ``seed``.
+        weight: start value of e^{t_0 + t_k}.
+        smoothing: start value of nu_k, in intensity units.
+        seed: of the random filters.
+
+    Raises:
+        InputError: a value out of range; ``dct`` with more filters than non-constant patterns.
+    """
+
+    def __init__(self, filters: int = 24, size: int = 7, *, channels: int = 1, zero_mean: bool = True,
+                 padding: Padding = "reflect", init: Init = "dct", weight: float = 0.02, smoothing: float = 0.03,
+                 seed: int = 0) -> None:
+        super().__init__()
+        for name, value in (("filters", filters), ("size", size), ("channels", channels)):
+            if not isinstance(value, int) or value < 1:
+                raise InputError(name, given=value, expected="a positive integer")
+        if size % 2 == 0:
+            raise InputError("size", given=size, expected="an odd filter size", remedy=f"Use {size + 1}.")
+        if padding not in get_args(Padding):
+            raise InputError("padding", given=padding, expected="'reflect' or 'zero'")
+        kernels = _initial_kernels(init, filters, size, channels, seed)
+        self.zero_mean, self.padding = bool(zero_mean), padding
+        half = 0.5 * math.log(positive("weight", weight))
+        self.log_scale = nn.Parameter(torch.tensor(half))
+        self.log_weights = nn.Parameter(torch.full((filters,), half))
+        self.log_smoothings = nn.Parameter(torch.full((filters,), math.log(positive("smoothing", smoothing))))
+        self.kernels = nn.Parameter(kernels)
+        self._cache: dict[str, Any] = {}
+
+    # --- theta made ready -----------------------------------------------------------------------------------------
+
+    def _centred(self) -> Tensor:
+        return self.kernels - self.kernels.mean(dim=(-2, -1), keepdim=True) if self.zero_mean else self.kernels
+
+    def _differentiable(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Effective kernels (K, c, s, s), weights (K,), smoothings (K,), with their graph to theta."""
+        return self._centred(), (self.log_scale + self.log_weights).exp(), self.log_smoothings.exp()
+
+    def effective(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Effective kernels (K, c, s, s), weights (K,), smoothings (K,), detached."""
+        kernels, weights, smoothings = self._differentiable()
+        return kernels.detach(), weights.detach(), smoothings.detach()
+
+    def _remember(self, name: str, make: Any) -> Any:
+        """``make()``, kept until a parameter changes."""
+        key = tuple((p._version, p.data_ptr(), p.dtype) for p in self.parameters())
+        if self._cache.get("key") != key:
+            self._cache.clear()
+            self._cache["key"] = key
+        if name not in self._cache:
+            self._cache[name] = make()
+        return self._cache[name]
+
+    def _bank(self) -> Bank:
+        def make() -> Bank:
+            c, w, nu = self.effective()
+            return Bank((c / nu.view(-1, 1, 1, 1)).contiguous(), adjoint_kernels(c * w.view(-1, 1, 1, 1)))
+        return self._remember("bank", make)
+
+    def _check(self, x: Tensor) -> None:
+        c, s = self.kernels.shape[1], self.kernels.shape[-1]
+        if x.dim() != 4 or x.shape[1] != c or min(x.shape[-2:]) < s:
+            raise InputError("x", given=f"shape {tuple(x.shape)}", expected=f"(b, {c}, h, w) with h, w >= {s}",
+                             remedy="Match the channels and use images at least as large as the filters.")
+
+    def _chunks(self, x: Tensor) -> list[slice]:
+        """Slices of the batch whose feature maps fit in CHUNK_BYTES; on a GPU one slice of everything."""
+        b, one = x.shape[0], self.kernels.shape[0] * x[0, 0].numel() * x.element_size()
+        step = b if x.is_cuda else max(1, CHUNK_BYTES // one)
+        return [slice(i, i + step) for i in range(0, b, step)]
+
+    # --- the function -----------------------------------------------------------------------------------------------
+
+    def value(self, x: Tensor) -> Tensor:
+        self._check(x)
+        bank, (_, w, nu) = self._bank(), self.effective()
+        scale = (w * nu).view(-1, 1, 1)
+        return torch.cat([(scale * profiles.size_minus_one(correlate(x[i], bank.forward, self.padding)))
+                          .flatten(1).sum(dim=1) for i in self._chunks(x)])
+
+    def grad(self, x: Tensor) -> Tensor:
+        self._check(x)
+        bank = self._bank()
+        return torch.cat([correlate_adjoint(profiles.slope(correlate(x[i], bank.forward, self.padding)),
+                                            bank.adjoint, self.padding) for i in self._chunks(x)])
+
+    def linearize(self, x: Tensor) -> LinearizedHessian:
+        self._check(x)
+        bank, padding = self._bank(), self.padding
+        weights = torch.cat([profiles.curvature(correlate(x[i], bank.forward, padding)) for i in self._chunks(x)])
+
+        def product(v: Tensor, curvature: Tensor) -> Tensor:
+            return torch.cat([correlate_adjoint(correlate(v[i], bank.forward, padding).mul_(curvature[i]),
+                                                bank.adjoint, padding) for i in self._chunks(v)])
+
+        return LinearizedHessian(product, weights)
+
+    def directional(self, x: Tensor, v: Tensor) -> Tensor:
+        self._check(x)
+        kernels, w, nu = self._differentiable()
+        forward = kernels / nu.view(-1, 1, 1, 1)
+        slopes = correlate(x, forward, self.padding)
+        slopes = slopes * torch.rsqrt(1 + slopes * slopes)
+        return torch.einsum("bkhw,bkhw,k->b", slopes, correlate(v, kernels, self.padding), w)
+
+    # --- what is known of it ----------------------------------------------------------------------------------------
+
+    def _strength(self) -> float:
+        """S, a bound of || sum_k (w_k / nu_k) C_k^T C_k ||."""
+        def make() -> float:
+            c, w, nu = self.effective()
+            return symbol_bound(c, w.double() / nu.double(), self.padding)
+        return self._remember("strength", make)
+
+    def bounds(self) -> Curvature:
+        return Curvature(Bound.exact(0.0), Bound.proven(self._strength()))
+
+    def hessian_lipschitz(self) -> Bound:
+        return certificates.hessian_lipschitz(*self.effective(), self.padding, self._strength())
+
+    def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
+        return certificates.mixed_lipschitz(*self.effective(), self.padding, self._strength(), reach)
+
+    def hessian_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor:
+        return certificates.hessian_change(*self.effective(), self.padding, self._strength(), x, q, radius)
+
+    def mixed_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor:
+        return certificates.mixed_change(*self.effective(), self.padding, x, q, radius, self.zero_mean)
+
+    def mixed_norm(self, x: Tensor, radius: Tensor) -> Tensor:
+        return certificates.mixed_norm(*self.effective(), self.padding, x, radius, self.zero_mean)
+
+    def filters(self) -> dict[str, Tensor]:
+        kernels, weights, smoothings = self.effective()
+        return {"kernels": kernels, "weights": weights, "smoothings": smoothings}
+
+    def spec(self) -> dict[str, Any]:
+        k, c, s, _ = self.kernels.shape
+        return {"type": "FoE", "filters": k, "size": s, "channels": c, "zero_mean": self.zero_mean,
+                "padding": self.padding, "init": "random"}
+
+    def extra_repr(self) -> str:
+        k, c, s, _ = self.kernels.shape
+        return f"filters={k}, size={s}x{s}, channels={c}, zero_mean={self.zero_mean}, padding={self.padding!r}"
+
+
+def _initial_kernels(init: str, filters: int, size: int, channels: int, seed: int) -> Tensor:
+    """Start values (K, c, s, s), zero mean."""
+    if init == "random":
+        generator = torch.Generator().manual_seed(seed)
+        std = math.sqrt(2.0 / (2 * size)) if channels == 1 else math.sqrt(2.0 / (size * size * channels))
+        kernels = std * torch.randn(filters, channels, size, size, generator=generator)
+        return kernels - kernels.mean(dim=(-2, -1), keepdim=True)
+    if init != "dct":
+        raise InputError("init", given=init, expected="'dct' or 'random'")
+    available = (size * size - 1) * channels
+    if filters > available:
+        raise InputError("filters", given=filters, expected=f"at most {available} for init='dct' and size {size}",
+                         remedy="Use init='random' or larger filters.")
+    n = torch.arange(size, dtype=torch.float64)
+    basis = torch.cos(math.pi * n[:, None] * (n[None, :] + 0.5) / size)
+    basis = basis / basis.norm(dim=1, keepdim=True)
+    order = sorted(((i, j) for i in range(size) for j in range(size) if i + j > 0),
+                   key=lambda ij: (ij[0] ** 2 + ij[1] ** 2, ij))
+    kernels = torch.zeros(filters, channels, size, size, dtype=torch.float64)
+    for k in range(filters):
+        i, j = order[k // channels]
+        kernels[k, k % channels] = torch.outer(basis[i], basis[j])
+    return kernels.float()

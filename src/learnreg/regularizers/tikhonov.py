@@ -1,0 +1,61 @@
+"""Tikhonov: weight / 2 ||x||^2, the plain way to add strong convexity."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.batch import dot
+from ..core.bounds import Bound, Curvature
+from .base import LinearizedHessian, Regularizer, positive
+
+
+class Tikhonov(Regularizer):
+    """R(x) = weight / 2 ||x||^2 with weight = e^t; theta = (t). Adds strong convexity.
+
+    Args:
+        weight: positive start value.
+        learned: False keeps the weight fixed (theta is then empty).
+    """
+
+    def __init__(self, weight: float = 1e-3, learned: bool = True) -> None:
+        super().__init__()
+        self.log_weight = nn.Parameter(torch.tensor(math.log(positive("weight", weight))), requires_grad=learned)
+
+    def value(self, x: Tensor) -> Tensor:
+        return 0.5 * self.log_weight.exp().detach() * dot(x, x)
+
+    def grad(self, x: Tensor) -> Tensor:
+        return self.log_weight.exp().detach() * x
+
+    def linearize(self, x: Tensor) -> LinearizedHessian:
+        weight = self.log_weight.exp().detach()
+        return LinearizedHessian(lambda v: weight * v)
+
+    def directional(self, x: Tensor, v: Tensor) -> Tensor:
+        return self.log_weight.exp() * dot(x, v)
+
+    def bounds(self) -> Curvature:
+        weight = Bound.exact(math.exp(self.log_weight.item()))
+        return Curvature(weight, weight)
+
+    def hessian_lipschitz(self) -> Bound:
+        return Bound.exact(0.0)
+
+    def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
+        return Bound.exact(math.exp(self.log_weight.item())) if self.log_weight.requires_grad else Bound.exact(0.0)
+
+    def hessian_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor:
+        return torch.zeros_like(radius)
+
+    def mixed_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor:
+        return self.mixed_lipschitz().value * radius * q.double().flatten(1).norm(dim=1)
+
+    def mixed_norm(self, x: Tensor, radius: Tensor) -> Tensor:
+        return self.mixed_lipschitz().value * (x.double().flatten(1).norm(dim=1) + radius)
+
+    def spec(self) -> dict[str, Any]:
+        return {"type": "Tikhonov", "weight": math.exp(self.log_weight.item()), "learned": self.log_weight.requires_grad}

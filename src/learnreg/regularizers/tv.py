@@ -1,0 +1,146 @@
+"""Smoothed total variation, isotropic or anisotropic, with learned weight and smoothing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.batch import norm
+from ..core.bounds import Bound, Curvature
+from ..core.errors import InputError
+from ..operators.differences import NORM_SQUARED, gradient, gradient_adjoint
+from . import profiles
+from .base import LinearizedHessian, Regularizer, positive
+
+ROW = {False: math.sqrt(2.0), True: math.sqrt(3.0)}
+"""Operator norm of the rows of D that meet in one potential: one difference, or the two of one pixel (isotropic)."""
+
+
+class TV(Regularizer):
+    """R(x) = w sum_p [ phi(|(Dx)_p|) - nu ],  phi(t) = sqrt(t^2 + nu^2),  w = e^{theta_0},  nu = e^{theta_1}.
+
+    D are forward differences without boundary terms. Isotropic: one potential per pixel of the vector of both
+    differences. Anisotropic: one potential per difference. Channels are summed separately. The constant nu is
+    subtracted so that R(0) = 0; it changes no minimizer.
+
+    Args:
+        weight: start value of w.
+        smoothing: start value of nu, in intensity units.
+        isotropic: see above.
+
+    Raises:
+        InputError: weight or smoothing not positive.
+    """
+
+    def __init__(self, weight: float = 0.05, smoothing: float = 0.02, isotropic: bool = True) -> None:
+        super().__init__()
+        self.log_weight = nn.Parameter(torch.tensor(math.log(positive("weight", weight))))
+        self.log_smoothing = nn.Parameter(torch.tensor(math.log(positive("smoothing", smoothing))))
+        if not isinstance(isotropic, bool):
+            raise InputError("isotropic", given=isotropic, expected="True or False")
+        self.isotropic = isotropic
+
+    def _scales(self) -> tuple[Tensor, Tensor]:
+        """w and nu as detached scalars."""
+        return self.log_weight.detach().exp(), self.log_smoothing.detach().exp()
+
+    def _size(self, u: Tensor) -> Tensor:
+        """Normalized length of the differences that meet in one potential: (b, 2, ...) -> (b, 1 or 2, ...)."""
+        return torch.linalg.vector_norm(u, dim=1, keepdim=True) if self.isotropic else u
+
+    def value(self, x: Tensor) -> Tensor:
+        w, nu = self._scales()
+        return w * nu * profiles.size_minus_one(self._size(gradient(x).div_(nu))).flatten(1).sum(dim=1)
+
+    def _flux(self, u: Tensor) -> Tensor:
+        """Gradient of the normalized potential: u / sqrt(1 + |u|^2)."""
+        if self.isotropic:
+            return u * torch.rsqrt(1 + u.square().sum(dim=1, keepdim=True))
+        return profiles.slope(u)
+
+    def grad(self, x: Tensor) -> Tensor:
+        w, nu = self._scales()
+        return gradient_adjoint(self._flux(gradient(x).div_(nu))).mul_(w)
+
+    def linearize(self, x: Tensor) -> LinearizedHessian:
+        w, nu = self._scales()
+        scale = w / nu
+        u = gradient(x).div_(nu)
+        if not self.isotropic:
+            return LinearizedHessian(lambda v, c: gradient_adjoint(gradient(v).mul_(c)),
+                                     profiles.curvature(u).mul_(scale))
+        inverse = torch.rsqrt(1 + u.square().sum(dim=1, keepdim=True))
+
+        def product(v: Tensor, weight: Tensor, unit: Tensor) -> Tensor:
+            d = gradient(v)
+            d = d - unit * (unit * d).sum(dim=1, keepdim=True)
+            return gradient_adjoint(d.mul_(weight))
+
+        return LinearizedHessian(product, scale * inverse, u * inverse)
+
+    def directional(self, x: Tensor, v: Tensor) -> Tensor:
+        u = gradient(x) / self.log_smoothing.exp()
+        inner = u.square().sum(dim=1, keepdim=True) if self.isotropic else u.square()
+        return self.log_weight.exp() * (u * torch.rsqrt(1 + inner) * gradient(v)).flatten(1).sum(dim=1)
+
+    def _strength(self) -> float:
+        """S = w ||D||^2 / nu, the bound of the Hessian."""
+        return NORM_SQUARED * math.exp(self.log_weight.item() - self.log_smoothing.item())
+
+    def bounds(self) -> Curvature:
+        return Curvature(Bound.exact(0.0), Bound.proven(self._strength()))
+
+    def hessian_lipschitz(self) -> Bound:
+        """L_H <= w ||D||^2 row max|s'''| / nu^2: the change of curvature at one pixel sees one row of D."""
+        nu = math.exp(self.log_smoothing.item())
+        return Bound.proven(self._strength() * profiles.THIRD_MAX * ROW[self.isotropic] / nu)
+
+    def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
+        """L_J <= sqrt(2) S: each of the two columns is S-Lipschitz in x (|s''| <= 1; |k'| <= 1, radially as well)."""
+        return Bound.proven(math.sqrt(2.0) * self._strength())
+
+    def _normalized(self, x: Tensor) -> tuple[Tensor, float]:
+        nu = math.exp(self.log_smoothing.item())
+        return gradient(x.double()) / nu, nu
+
+    def hessian_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor:
+        """S radius max_p M_p |Dq|_p / nu with M_p = sup |s'''| over what the ball can reach at pixel p."""
+        u, nu = self._normalized(x)
+        reach = radius.view(-1, *[1] * (u.dim() - 1)) * ROW[self.isotropic] / nu
+        third = profiles.third_sup_radial if self.isotropic else profiles.third_sup
+        slopes = third(self._size(u), reach) * self._size(gradient(q.double()) / nu).abs()
+        return self._strength() * radius * slopes.flatten(1).amax(dim=1)
+
+    def mixed_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor:
+        """Both entries of J^T q change by at most (w / nu) ||D|| radius || c Dq ||, c = sup of s'' in reach.
+
+        For log nu the factor is sup |k'| <= 1; isotropic potentials use 1 for both.
+        """
+        u, nu = self._normalized(x)
+        dq = gradient(q.double())
+        if self.isotropic:
+            weight = norm(dq)
+            return math.sqrt(2.0 * NORM_SQUARED) * self._strength() / NORM_SQUARED * radius * weight
+        reach = radius.view(-1, *[1] * (u.dim() - 1)) * ROW[False] / nu
+        first, second = norm(profiles.curvature_sup(u, reach) * dq), norm(dq)
+        return math.sqrt(NORM_SQUARED) * self._strength() / NORM_SQUARED * radius * torch.hypot(first, second)
+
+    def mixed_norm(self, x: Tensor, radius: Tensor) -> Tensor:
+        """Exact Frobenius norm of the two columns at x, plus L_J radius."""
+        w, nu = math.exp(self.log_weight.item()), math.exp(self.log_smoothing.item())
+        u = gradient(x.double()) / nu
+        inverse = torch.rsqrt(1 + self._size(u).square())
+        first, second = (norm(gradient_adjoint(w * u * inverse ** power)) for power in (1, 3))
+        return torch.hypot(first, second) + self.mixed_lipschitz().value * radius
+
+    def spec(self) -> dict[str, Any]:
+        return {"type": "TV", "isotropic": self.isotropic}
+
+    def extra_repr(self) -> str:
+        return (f"isotropic={self.isotropic}, weight={math.exp(self.log_weight.item()):.4g}, "
+                f"smoothing={math.exp(self.log_smoothing.item()):.4g}")
+
+

@@ -1,0 +1,349 @@
+"""Report: one self-contained page, figures and data about finished runs; reads records, never solves."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..core import Cost, Evaluation, InputError, Kind, ModelFileError, RunRecord, Status, StopReason, summarize
+
+FORMAT, VERSION = "learnreg-run", 1
+_AGAIN = "Save the report again from its run, or restore run.json and run.safetensors together."
+
+
+class LearnedRun(Protocol):
+    """What a report needs from a run; ``filters`` may be missing or None."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def record(self) -> RunRecord: ...
+    @property
+    def stop(self) -> StopReason: ...
+    @property
+    def theta(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run as a report keeps it.
+
+    Attributes:
+        name: display name, for example "TV" or "FoE".
+        record, stop: the history, and why it ended.
+        theta: (d,), learned parameters.
+        filters: None, or ``kernels`` (K, c, s, s), ``weights`` (K,) and optionally ``smoothings`` (K,).
+    """
+
+    name: str
+    record: RunRecord
+    stop: StopReason
+    theta: Tensor
+    filters: Mapping[str, Tensor] | None = None
+
+
+class Report:
+    """What was learned, how well it works on held-out images, and at what cost.
+
+    ``print(report)`` shows the table; ``save`` writes the page; ``load`` reads an old report back.
+
+    Args:
+        run: anything with ``name``, ``record``, ``stop``, ``theta`` and optionally ``filters``.
+        evaluation: its certified reconstructions of held-out images.
+
+    Raises:
+        InputError: an evaluation without images, or (``compare``) of other images than the first one.
+    """
+
+    def __init__(self, run: LearnedRun, evaluation: Evaluation) -> None:
+        self._set({str(run.name): (run, evaluation)})
+
+    @classmethod
+    def compare(cls, methods: Mapping[str, tuple[LearnedRun, Evaluation]]) -> Report:
+        """One report for several methods, {display name: (run, evaluation)}, on the same held-out images."""
+        report = cls.__new__(cls)
+        report._set(methods)
+        return report
+
+    def _set(self, methods: Mapping[str, tuple[LearnedRun, Evaluation]]) -> None:
+        if not methods:
+            raise InputError("methods", given="none", expected="at least one {name: (run, evaluation)}")
+        first = next(iter(methods.values()))[1]
+        for name, (_, evaluation) in methods.items():
+            if not evaluation.psnr:
+                raise InputError(f"evaluation of {name!r}", given="no images", expected="at least one held-out image",
+                                 remedy="Evaluate the run on a non-empty set of pairs.")
+            if not all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu())
+                       for a, b in ((first.x, evaluation.x), (first.y, evaluation.y))):
+                raise InputError(f"evaluation of {name!r}", given="other images or measurements",
+                                 expected="the same held-out pairs for every method",
+                                 remedy="Evaluate all runs on the same pairs.")
+        self.runs = {name: SavedRun(name, run.record, run.stop, run.theta, getattr(run, "filters", None))
+                     for name, (run, _) in methods.items()}
+        self.evaluations = {name: evaluation for name, (_, evaluation) in methods.items()}
+
+    # -- numbers and words ----------------------------------------------------------------------------------------
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row for the noisy input and one per method; what does not apply or is not known is None."""
+        first = next(iter(self.evaluations.values()))
+        rows = [{"name": "noisy", "psnr": first.mean("psnr_input"), "psnr_spread": first.spread("psnr_input"),
+                 "ssim": first.mean("ssim_input"), "ssim_spread": first.spread("ssim_input"),
+                 "parameters": None, "work": None, "seconds": None, "learned": False}]
+        for name, evaluation in self.evaluations.items():
+            record = self.runs[name].record
+            last = record.rows[-1] if record.rows else {}
+            work = last.get("work")
+            rows.append({"name": name, "psnr": evaluation.mean("psnr"), "psnr_spread": evaluation.spread("psnr"),
+                         "ssim": evaluation.mean("ssim"), "ssim_spread": evaluation.spread("ssim"),
+                         "parameters": self.runs[name].theta.numel(),
+                         "work": None if work is None else work / record.images,
+                         "seconds": last.get("seconds"), "learned": True})
+        return rows
+
+    def summary(self) -> str:
+        """One paragraph: what was learned from what, who won by how much, why the learning ended."""
+        noisy, *rows = self.table()
+        images = len(next(iter(self.evaluations.values())).psnr)
+        ranked = sorted(rows, key=lambda r: r["psnr"] if math.isfinite(r["psnr"]) else -math.inf, reverse=True)
+        best = ranked[0]
+        on = "one held-out image" if images == 1 else f"{images} held-out images"
+        verb = "lifts" if best["psnr"] > noisy["psnr"] else "does not lift"
+        text = (f"On {on}, {best['name']} {verb} the PSNR from {show(noisy['psnr'], 2)} dB to "
+                f"{show(best['psnr'], 2)} dB{' on average' if images > 1 else ''}")
+        if len(ranked) > 1:
+            second = ranked[1]
+            ahead = sum(a > b for a, b in zip(self.evaluations[best["name"]].psnr,
+                                              self.evaluations[second["name"]].psnr, strict=True))
+            text += (f", {show(best['psnr'] - second['psnr'], 2)} dB above {second['name']}"
+                     f"{'' if images == 1 else f', and is ahead of it on {ahead} of {images} images'}")
+        text += "."
+        for row in rows:
+            run = self.runs[row["name"]]
+            steps = run.record.rows[-1].get("step") if run.record.rows else None
+            text += (f" {row['name']}: {_sentence(run.record.problem)} The learning took {show(steps)} accepted "
+                     f"step{'' if steps == 1 else 's'}, {show(row['work'], 0)} energy evaluations per training image "
+                     f"and {show(row['seconds'], 1)} seconds. {_sentence(run.stop.sentence)}")
+        return text
+
+    def __str__(self) -> str:
+        cells = [["method", "PSNR (dB)", "SSIM", "parameters", "work per image", "seconds"]]
+        for r in self.table():
+            after = [show(r[k], d) if r["learned"] else "-" for k, d in
+                     (("parameters", 0), ("work", 0), ("seconds", 1))]
+            cells.append([r["name"], self.pm(r, "psnr", 2), self.pm(r, "ssim", 3), *after])
+        widths = [max(len(row[c]) for row in cells) for c in range(len(cells[0]))]
+        lines = ["  ".join(v.ljust(w) if c == 0 else v.rjust(w) for c, (v, w) in enumerate(zip(row, widths, strict=True)))
+                 for row in cells]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+    __repr__ = __str__
+
+    def pm(self, row: Mapping[str, Any], key: str, digits: int) -> str:
+        """Mean ± spread over the held-out images; one image has no spread."""
+        single = len(next(iter(self.evaluations.values())).psnr) == 1
+        return show(row[key], digits) + ("" if single else f" ± {show(row[f'{key}_spread'], digits)}")
+
+    # -- files ----------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of ``run.json`` (without the tensors, which go to ``run.safetensors``)."""
+        return {"format": FORMAT, "version": VERSION, "methods": [
+            {"name": name, "record": run.record.to_dict(),
+             "stop": {"code": run.stop.code, "sentence": run.stop.sentence},
+             "evaluation": self.evaluations[name].to_dict()} for name, run in self.runs.items()]}
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``index.html``, ``figures/*.png``, ``run.json`` and ``run.safetensors``; returns the page's path.
+
+        Each file is replaced as a whole, so an interrupted call leaves no half-written file.
+
+        Raises:
+            InputError: ``folder`` is a file or cannot be created.
+        """
+        folder = Path(folder)
+        try:
+            (folder / "figures").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError("folder", given=f"{folder} ({error.strerror})", expected="a folder that can be written",
+                             remedy="Choose another folder.") from error
+        page, pictures = self._render()
+        tensors = safetensors.torch.save(self._tensors(), {"format": FORMAT, "version": str(VERSION)})
+        document = {**self.to_dict(), "tensors": {"sha256": hashlib.sha256(tensors).hexdigest()}}
+        _write(folder / "run.safetensors", tensors)
+        _write(folder / "run.json",
+               json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False, default=str).encode())
+        for name, data in pictures.items():
+            _write(folder / "figures" / name, data)
+        _write(folder / "index.html", page.encode())
+        return folder / "index.html"
+
+    def _render(self) -> tuple[str, dict[str, bytes]]:
+        """The page, and the figures by file name."""
+        from jinja2 import Environment, StrictUndefined  # slow imports, needed here only
+
+        from . import figures
+
+        records = {name: run.record for name, run in self.runs.items()}
+        first, last = (list(self.evaluations.values())[i] for i in (0, -1))
+        drawn = {"psnr": figures.psnr(self.evaluations), "loss": figures.loss(records),
+                 "schedules": figures.schedules(records), "certificate": figures.certificate(self.evaluations)}
+        plots = {name: figure for name, figure in drawn.items() if figure is not None}
+        hard_to_easy = sorted(range(len(first.psnr)), key=lambda i: last.psnr[i])
+        shown = sorted({round(q * (len(hard_to_easy) - 1)) for q in (0.0, 0.5, 1.0)})
+        chosen = [hard_to_easy[k] for k in shown]
+        rest = [i for i in range(len(first.psnr)) if i not in chosen]
+        rest = rest[:max(0, min(16, 2_000_000 // max(1, first.x[0].numel())))]  # keeps the page light
+        files_ = {f"{name}.png": figures.png(figure) for name, figure in plots.items()}
+        files_["reconstructions.png"] = figures.png(figures.pictures(self.evaluations, chosen))
+        banks: dict[str, list[dict[str, Any]]] = {}
+        for number, (name, run) in enumerate(self.runs.items()):
+            if run.filters:
+                file = f"filters_{slug(name)}.png"
+                file = file if file not in files_ else f"filters_{slug(name)}_{number}.png"
+                files_[file] = figures.png(figures.filters(**run.filters))
+                banks[name] = figures.filter_cells(**run.filters)
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment.filters["show"] = show
+        template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
+        page = template.render(
+            report=self, rows=self.table(), first=first, hardest_by=next(reversed(self.runs)), sentence=_sentence,
+            plots={name: figures.data_uri(figures.svg(figure), "image/svg+xml") for name, figure in plots.items()},
+            gallery=[(i, figures.cells(self.evaluations, i)) for i in chosen],
+            rest=[(i, figures.cells(self.evaluations, i)) for i in rest], banks=banks,
+            honesty={name: _honesty(e) for name, e in self.evaluations.items()},
+            statuses={name: summarize(e.status) for name, e in self.evaluations.items()},
+            settings={name: _flat(run.record.settings) for name, run in self.runs.items()})
+        return page, files_
+
+    def _tensors(self) -> dict[str, Tensor]:
+        first = next(iter(self.evaluations.values()))
+        found = {"x": first.x, "y": first.y}
+        for number, (name, run) in enumerate(self.runs.items()):
+            found[f"{number}.reconstruction"] = self.evaluations[name].reconstruction
+            found[f"{number}.theta"] = run.theta
+            found.update({f"{number}.filters.{k}": v for k, v in (run.filters or {}).items()})
+        return {key: value.detach().cpu().contiguous().clone() for key, value in found.items()}
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Report:
+        """Read ``run.json`` and ``run.safetensors`` of an earlier ``save``; nothing is solved again.
+
+        Raises:
+            InputError: a file is missing.
+            ModelFileError: a file is corrupted, foreign, of a newer version, or the two do not belong together.
+        """
+        text, tensors = (_read(Path(folder) / name) for name in ("run.json", "run.safetensors"))
+        where = str(Path(folder) / "run.json")
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ModelFileError(where, given=f"no valid JSON ({error})", expected=f"a {FORMAT} file",
+                                 remedy=_AGAIN) from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ModelFileError(where, given="a file of another kind", expected=f'JSON with "format": "{FORMAT}"',
+                                 remedy="Point to the folder that Report.save wrote.")
+        if data.get("version") != VERSION:
+            raise ModelFileError(where, given=f"version {data.get('version')}", expected=f"version {VERSION}",
+                                 remedy="Use the release of learnreg that wrote it.")
+        digest = hashlib.sha256(tensors).hexdigest()
+        try:
+            if data["tensors"]["sha256"] != digest:
+                raise ModelFileError(str(Path(folder) / "run.safetensors"), given=f"sha256 {digest[:12]}...",
+                                     expected=f"{data['tensors']['sha256'][:12]}..., named in run.json", remedy=_AGAIN)
+            stored = safetensors.torch.load(tensors)
+            return cls.compare({m["name"]: _restore(m, n, stored) for n, m in enumerate(data["methods"])})
+        except (KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+            raise ModelFileError(where, given=f"incomplete content ({type(error).__name__}: {error})",
+                                 expected="record, stop and evaluation of each method", remedy=_AGAIN) from error
+
+
+def show(value: Any, digits: int | None = None) -> str:
+    """A value as it is printed; None, NaN and Inf are "not known".
+
+    >>> show(12345.678, 1), show(None), show(1e-05), show(True)
+    ('12,345.7', 'not known', '1e-05', 'yes')
+    """
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "not known"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float) and digits is not None:
+        return f"{value:,.{digits}f}"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def slug(name: str) -> str:
+    """A name as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "method"
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as (dotted name, printed value)."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in data.items():
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", show(value))]
+    return pairs
+
+
+def _honesty(evaluation: Evaluation) -> dict[str, Any]:
+    """How the reported error compares with the true one: rows, failures, smallest and largest ratio."""
+    pairs = [(r["certified"], r["true"]) for r in evaluation.honesty
+             if r.get("certified") is not None and r.get("true") is not None]
+    ratios = [known / true for known, true in pairs if true > 0 and math.isfinite(known)]
+    return {"rows": len(pairs), "failures": sum(true > known for known, true in pairs),
+            "least": min(ratios, default=None), "most": max(ratios, default=None)}
+
+
+def _restore(data: dict[str, Any], number: int, stored: Mapping[str, Tensor]) -> tuple[SavedRun, Evaluation]:
+    e, prefix = data["evaluation"], f"{number}.filters."
+    filters = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
+    columns = {c: tuple(math.nan if v is None else v for v in e[c])
+               for c in ("psnr", "ssim", "psnr_input", "ssim_input")}
+    kind = {k.label: k for k in (Kind.UNKNOWN, Kind.ESTIMATE, Kind.BOUND)}[e["kind"]]
+    evaluation = Evaluation(
+        stored[f"{number}.reconstruction"], stored["x"], stored["y"], **columns,
+        error=torch.tensor([math.nan if v is None else v for v in e["error"]], dtype=torch.float64), kind=kind,
+        status=tuple(Status[s.upper()] for s in e["status"]), eps=e["eps"], names=tuple(e["names"]),
+        cost=Cost(**e["cost"]), honesty=tuple(e["honesty"]))
+    record, stop = RunRecord.from_dict(data["record"]), StopReason(data["stop"]["code"], data["stop"]["sentence"])
+    return SavedRun(data["name"], record, stop, stored[f"{number}.theta"], filters or None), evaluation
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(str(path), given=error.strerror, expected="a file written by Report.save",
+                         remedy="Name the folder of a saved report.") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            part.unlink()

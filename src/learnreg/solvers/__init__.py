@@ -1,0 +1,7 @@
+"""Lower-level solvers: one step of an algorithm each, one loop for all."""
+
+from .agd import AGD
+from .iterate import minimize
+from .solve import solve
+
+__all__ = ["AGD", "minimize", "solve"]

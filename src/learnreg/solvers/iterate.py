@@ -1,0 +1,151 @@
+"""The only lower-level loop: step, look at the evidence, certify per image, freeze, compact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.batch import norm, per_image
+from ..core.certificates import distance_from_gradient
+from ..core.cost import Cost
+from ..core.errors import MissingPropertyError
+from ..core.protocols import Potential, Solver
+from ..core.results import Solution
+from ..core.status import Status
+
+CODES = (Status.MAX_STEPS, Status.CONVERGED, Status.ROUNDING_FLOOR, Status.NOT_FINITE, Status.BUDGET)
+MAX_STEPS, CONVERGED, FLOOR, NOT_FINITE, BUDGET = range(5)
+
+GPU_INTERVAL = 8
+"""On a GPU the host looks at the stopping test every so many steps, so that the queue never runs dry."""
+
+
+def require_strong_convexity(f: Potential) -> float:
+    """mu of the potential.
+
+    Raises:
+        MissingPropertyError: mu = 0 or unknown, so no distance to the minimizer can be certified.
+    """
+    mu = f.bounds().mu
+    if not (0 < mu.value < float("inf")):
+        raise MissingPropertyError(
+            "energy", given=f"strong convexity mu = {mu}", expected="mu > 0",
+            remedy="Add a strongly convex term, for example regularizer + lr.regularizers.Tikhonov(1e-3).")
+    return mu.value
+
+
+@torch.no_grad()
+def minimize(f: Potential, eps: float | Tensor, solver: Solver, x0: Tensor, *, max_steps: int = 20000,
+             should_stop: Callable[[], bool] | None = None) -> Solution:
+    """Minimize every potential of the batch to a certified distance eps.
+
+    The evidence of the solver (a gradient norm in the working precision) only nominates an image; the certificate is
+    computed from a closing gradient in float64. An image whose closing gradient keeps failing, or whose evidence
+    stops falling near the rounding level, ends with ``ROUNDING_FLOOR`` and the distance that was reached.
+
+    Args:
+        f: the potentials.
+        eps: positive distance, one value or one per image (b,).
+        solver: provides the steps.
+        x0: (b, ...), the start; not modified.
+        max_steps: steps per image.
+        should_stop: asked between steps; True ends the solve with status ``BUDGET``.
+
+    Returns:
+        Solution; ``error`` is the certified distance.
+    """
+    mu = f.bounds().mu
+    require_strong_convexity(f)
+    loop = _Loop(f, per_image(eps, x0), x0)
+    interval = GPU_INTERVAL if x0.is_cuda else 1
+    current, state = f, solver.init(f, x0)
+    loop.gradients += x0.shape[0]
+    for count in range(max_steps + 1):
+        if count % interval == 0 or count == max_steps:
+            keep = loop.examine(current, state)
+            if not keep.numel():
+                break
+            if keep.numel() < state.evidence.shape[0]:
+                state, current = state.select(keep), current.select(keep)
+            if count == max_steps or (should_stop is not None and should_stop()):
+                loop.give_up(current, state, MAX_STEPS if count == max_steps else BUDGET)
+                break
+        state = solver.step(current, state)
+        loop.gradients += state.evidence.shape[0]
+        loop.steps[loop.index] += 1
+    error = distance_from_gradient(loop.closing, mu)
+    return Solution(loop.value, error, mu.kind, tuple(CODES[i] for i in loop.code.tolist()), loop.steps,
+                    Cost(gradients=loop.gradients), solver.name, loop.closing)
+
+
+class _Loop:
+    """Bookkeeping of ``minimize``: which images are still running, what the finished ones left."""
+
+    def __init__(self, f: Potential, eps: Tensor, x0: Tensor) -> None:
+        size, device = x0.shape[0], x0.device
+        self.whole = f
+        curvature = f.bounds()
+        self.target = curvature.mu.value * eps  # gradient norm that certifies eps, float64
+        self.wanted = 0.95 * self.target  # what the working precision must show before a closing gradient is paid for
+        self.value = x0.clone()
+        self.closing = torch.full((size,), float("inf"), dtype=torch.float64, device=device)
+        self.code = torch.zeros(size, dtype=torch.int64, device=device)
+        self.steps = torch.zeros(size, dtype=torch.int64, device=device)
+        self.index = torch.arange(size, device=device)
+        self.best = torch.full((size,), float("inf"), dtype=torch.float64, device=device)
+        self.waiting = torch.zeros(size, dtype=torch.int64, device=device)
+        self.failures = torch.zeros(size, dtype=torch.int64, device=device)
+        condition = curvature.L.value / curvature.mu.value
+        self.patience = int(50 + 10 * min(condition, 1e8) ** 0.5)
+        self.rounding = 100 * torch.finfo(x0.dtype).eps * curvature.L.value
+        self.gradients = 0
+
+    def examine(self, f: Potential, state: Any) -> Tensor:
+        """Certify the images that look finished; positions (within the running batch) of those that go on."""
+        evidence, index = state.evidence.double(), self.index
+        broken = ~torch.isfinite(evidence)
+        better = evidence < 0.9 * self.best[index]
+        self.best[index] = torch.where(better, evidence, self.best[index])
+        self.waiting[index] = torch.where(better, 0, self.waiting[index] + 1)
+        nominated = evidence <= self.wanted[index]
+        stalled = ~nominated & ~broken & (self.waiting[index] > self.patience)
+        if not bool((nominated | stalled | broken).any()):
+            return torch.arange(index.numel(), device=index.device)
+        if bool(stalled.any()):  # no progress: the floor if the level is that of rounding, otherwise go on
+            level = self.rounding * norm(state.point).double()
+            self.waiting[index[stalled & (evidence > level)]] = 0
+            stalled &= evidence <= level
+        done = broken.clone()
+        if bool((nominated | stalled).any()):
+            asked = torch.nonzero(nominated | stalled).flatten()
+            closing = self._close(f, state.point, asked)
+            passed = closing <= self.target[index[asked]]
+            self.failures[index[asked]] += (~passed).long()
+            self.wanted[index[asked]] *= torch.where(passed, 1.0, 0.5)
+            floor = ~passed & (stalled[asked] | (self.failures[index[asked]] > 3))
+            self.code[index[asked[passed]]] = CONVERGED
+            self.code[index[asked[floor]]] = FLOOR
+            done[asked[passed | floor]] = True
+        if bool(broken.any()):  # keep the start, which was finite, and say so
+            self.code[index[broken]] = NOT_FINITE
+        keep = torch.nonzero(~done).flatten()
+        self.index = index[keep]
+        return keep
+
+    def give_up(self, f: Potential, state: Any, code: int) -> None:
+        """Certify what the unfinished images have reached."""
+        everyone = torch.arange(self.index.numel(), device=self.index.device)
+        closing = self._close(f, state.point, everyone)
+        self.code[self.index] = torch.where(closing <= self.target[self.index], CONVERGED, code)
+
+    def _close(self, f: Potential, point: Tensor, positions: Tensor) -> Tensor:
+        """Closing gradient norms in float64 at the chosen images; stores the points and the norms."""
+        chosen, x = self.index[positions], point[positions]
+        sub = f if positions.numel() == point.shape[0] else f.select(positions)
+        closing = norm(sub.double().grad(x.double()))
+        self.gradients += positions.numel()
+        self.value[chosen], self.closing[chosen] = x, closing
+        return closing
