@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -34,11 +34,11 @@ def measure(x: Tensor, physics: nn.Module, names: Sequence[str], seed: int) -> T
     state = next(iter([*physics.parameters(), *physics.buffers()]), None)
     device = x.device if state is None else state.device
     measured = []
-    with torch.no_grad(), _lent_generators(physics) as generators:
+    with torch.no_grad(), _lent_generators(physics) as seed_all:
         for image, name in zip(x, names, strict=True):
-            with _seeded_globals(derive(seed, "noise", name), device):
-                for generator in generators:
-                    generator.manual_seed(derive(seed, "noise", name))
+            noise_seed = derive(seed, "noise", name)
+            seed_all(noise_seed)
+            with _seeded_globals(noise_seed, device):
                 measured.append(_apply(physics, image[None].to(device)).to(x.device))
     return torch.cat(measured)
 
@@ -65,8 +65,8 @@ def _apply(physics: nn.Module, image: Tensor) -> Tensor:
 def _seeded_globals(seed: int, device: torch.device) -> Iterator[None]:
     """torch's global generators (of the CPU and of ``device``) seeded inside, as before outside.
 
-    Noise models without a generator of their own draw from these. ``torch.manual_seed`` would reach further: it seeds
-    every device there is.
+    Noise models without a generator of their own draw from these. ``torch.manual_seed`` would reach further:
+    it seeds every device there is.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
@@ -77,24 +77,29 @@ def _seeded_globals(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _lent_generators(physics: nn.Module) -> Iterator[list[torch.Generator]]:
-    """The random generators inside ``physics``, put back as they were on leaving.
+def _lent_generators(physics: nn.Module) -> Iterator[Callable[[int], None]]:
+    """A function that seeds all random generators inside ``physics``; on leaving they are as they were.
 
-    A noise model may replace its generator when it is called (deepinv does so to follow the data to another
-    device), so both the attribute and the generator's state are restored.
+    A noise model may replace its generator whenever it is called (deepinv does so to follow the data to
+    another device), so it is given the lent one back before each seeding, and with its old state at the end.
     """
     inside = [(module, getattr(module, "rng", None)) for module in _modules(physics, set())]
     lent = [(module, rng, rng.get_state()) for module, rng in inside if isinstance(rng, torch.Generator)]
+
+    def seed_all(seed: int) -> None:
+        for module, rng, _ in lent:
+            object.__setattr__(module, "rng", rng.manual_seed(seed))
+
     try:
-        yield [generator for _, generator, _ in lent]
+        yield seed_all
     finally:
-        for module, generator, state in lent:
-            generator.set_state(state)
-            object.__setattr__(module, "rng", generator)
+        for module, rng, state in lent:
+            rng.set_state(state)
+            object.__setattr__(module, "rng", rng)
 
 
 def _modules(module: nn.Module, seen: set[int]) -> Iterator[nn.Module]:
-    """All modules inside ``module``, also those that a product of noise models hides in its closure."""
+    """All modules inside ``module``, also those in the closure of a noise model that is a function."""
     for part in module.modules():
         if id(part) in seen:
             continue

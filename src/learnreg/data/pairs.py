@@ -78,8 +78,7 @@ class Pairs:
             chosen = list(range(n))[index]
         elif isinstance(index, Tensor) and index.dtype == torch.bool:
             if index.shape != (n,):
-                raise InputError("index", given=f"a mask of shape {tuple(index.shape)}",
-                                 expected=f"shape ({n},)",
+                raise InputError("index", given=f"a mask of {tuple(index.shape)}", expected=f"shape ({n},)",
                                  remedy="Pass one truth value per image.")
             chosen = torch.nonzero(index).flatten().tolist()
         else:
@@ -87,8 +86,7 @@ class Pairs:
             try:
                 chosen = [_index(i) for i in (given if isinstance(given, Sequence) else [given])]
             except TypeError:
-                raise InputError("index", given=repr(index),
-                                 expected="an integer, a slice, integers or a mask",
+                raise InputError("index", given=repr(index), expected="an integer, slice, integers or mask",
                                  remedy="Index pairs like a tensor along its first dimension.") from None
         if any(not -n <= i < n for i in chosen):
             raise IndexError(f"index {index} is out of range for {n} pairs")
@@ -103,8 +101,7 @@ class Pairs:
         """Every pair once, in an order shuffled by ``seed``, ``size`` at a time (fewer in the last batch).
 
         Raises:
-            InputError: size < 1, or a seed that is not a non-negative integer (at the call, not at the first
-                batch).
+            InputError: size < 1, or a seed that is not a non-negative integer; at the call already.
         """
         check_count(size, "size", least=1, remedy="Pass the number of images per batch.")
         order = torch.randperm(len(self), generator=generator(check_seed(seed), "batches"))
@@ -192,7 +189,7 @@ def pairs(
 
     if not isinstance(physics, Physics):
         raise InputError("physics", given=type(physics).__name__, expected="a deepinv.physics object",
-                         remedy="For denoising: deepinv.physics.Denoising(deepinv.physics.GaussianNoise(.1)).")
+                         remedy="For denoising: physics = deepinv.physics.Denoising(GaussianNoise(0.1)).")
     sides = gather(source, size=size, split=split, seed=seed, channels=channels, scale=scale)
     train, test = (
         Pairs(x, measure(x, physics, names, seed), physics, tuple(names), seed) if names else None

@@ -65,14 +65,14 @@ class Implicit:
             certified = None if bound is None else float(bound.mean())
         estimated = None
         if self.estimate:
-            polished, extra = self._polished(energy, potential, hessian, x, y, x_true, q, loss)
+            polished, extra = self._polished(energy, potential, hessian, x, y, x_true, q, system.residual, loss)
             estimated, cost = error_bound.estimated_error(z, polished), cost + extra
         return Hypergradient(z, float(loss.value(x.double(), x_true.double()).mean()),
                              (float(lower.mean()), float(upper.mean())), mu.kind, certified, estimated, q,
                              system.residual, system.status, cost)
 
     def _polished(self, energy: Any, potential: Any, hessian: Any, x: Tensor, y: Tensor, x_true: Tensor, q: Tensor,
-                  loss: Any) -> tuple[Tensor, Cost]:
+                  residual: Tensor, loss: Any) -> tuple[Tensor, Cost]:
         """The hypergradient at x - w, w one truncated Newton step, with q corrected there."""
         few = replace(self.linear, max_steps=self.polish_steps, restarts=0)
         r = potential.grad(x)
@@ -81,7 +81,7 @@ class Implicit:
         moved = x - step.value
         there = potential.linearize(moved)
         b = loss.grad(moved, x_true)
-        corrected = few(there, b, (1e-4 * norm(b)).clamp_min(tiny), q)
+        corrected = few(there, b, (0.1 * residual).clamp_min(tiny), q)
         z = -mixed_product(energy, moved, y, corrected.value, self.group) / x.shape[0]
         return z, step.cost + corrected.cost + Cost(gradients=x.shape[0], mixed_products=x.shape[0])
 

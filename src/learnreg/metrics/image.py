@@ -78,7 +78,8 @@ def ssim(x: Tensor, ref: Tensor, *, clip: bool = True) -> Tensor:
 
     if clip:
         x, ref = x.clamp(0, 1), ref.clamp(0, 1)
-    metric = SSIM()
+    dtype = torch.promote_types(x.dtype, ref.dtype)
+    x, ref, metric = x.to(dtype), ref.to(dtype), SSIM()
     # one image at a time: no number may depend on its neighbours, not even in its last digit
     return torch.cat([metric(x[i : i + 1], ref[i : i + 1]).reshape(1) for i in range(len(x))])
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.bounds import Bound, Curvature, Kind
-from ..core.errors import AdjointError, InputError, MissingPropertyError
+from ..core.errors import AdjointError, InputError, MissingPropertyError, ModelFileError
 from .checks import dot_test
 
 POWER_ITERATIONS = 30
@@ -124,3 +124,26 @@ class LinearMap:
 
     def __repr__(self) -> str:
         return f"LinearMap({type(self.physics).__name__})"
+
+
+def describe_physics(physics: torch.nn.Module) -> dict[str, object]:
+    """What a model file stores of a physics: everything for Gaussian denoising, only the name of any other."""
+    sigma = getattr(getattr(physics, "noise_model", None), "sigma", None)
+    description: dict[str, object] = {"type": type(physics).__name__}
+    if sigma is not None:
+        description["sigma"] = float(torch.as_tensor(sigma).flatten()[0])
+    return description
+
+
+def physics_from_description(description: dict[str, object]) -> torch.nn.Module:
+    """The physics that a model file describes.
+
+    Raises:
+        ModelFileError: one that the file cannot rebuild.
+    """
+    from deepinv.physics import Denoising, GaussianNoise
+
+    if description.get("type") != "Denoising":
+        raise ModelFileError("physics", given=f"a model for {description.get('type')}", expected="physics=...",
+                             remedy="Pass the deepinv physics it was trained for to load_model(path, physics=...).")
+    return Denoising(GaussianNoise(description.get("sigma", 0.1)))

@@ -117,7 +117,7 @@ def schedules(records: Mapping[str, RunRecord]) -> Figure:
             for column, style in columns.items():
                 _line(axis, _numbers(record, "step"), _numbers(record, column), color, style)
         _log(axis, [v for r in records.values() for c in columns for v in _numbers(r, c)])
-        axis.set_title(title)
+        axis.set_title(title, fontsize=9, color=INK, loc="left")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.set_xlabel("accepted step")
     _legend(axes[0], records)
@@ -159,18 +159,18 @@ def certificate(evaluations: Mapping[str, Evaluation]) -> Figure | None:
         rows = sorted(evaluation.honesty, key=lambda r: r["eps"])
         eps, known, true = ([_finite(r.get(k)) for r in rows] for k in ("eps", "certified", "true"))
         color = COLORS[list(evaluations).index(name) % len(COLORS)]
-        _line(axis, eps, eps, NOISY, "--", marker="")
+        _line(axis, eps, eps, NOISY, "--")
         _line(axis, eps, known, color)
         _line(axis, eps, true, INK, ":")
         _log(axis, [*eps, *known, *true])
         axis.set_xscale("log")
         _ticks(axis.xaxis, eps)
-        axis.set_title(_label(name, 40), parse_math=False)
+        axis.set_title(_label(name, 40), fontsize=9, color=INK, loc="left", parse_math=False)
         axis.set_xlabel("accuracy eps asked for")
         words = {"asked for": (NOISY, "--"), f"{evaluation.kind.label} error": (color, "-"), "true error": (INK, ":")}
         axis.legend([Line2D([], [], color=c, linestyle=s, linewidth=1.4) for c, s in words.values()], list(words),
                     fontsize=7.5, frameon=False, labelcolor=INK)
-    axes[0].set_ylabel("distance to the exact minimizer")
+    axes[0].set_ylabel("distance to the exact minimiser")
     return figure
 
 
@@ -234,7 +234,10 @@ def comparable(evaluation: Evaluation) -> bool:
 def cells(evaluations: Mapping[str, Evaluation], i: int) -> list[dict[str, str]]:
     """Image ``i`` as the page shows it: name, value, and the whole picture and its detail as data URIs."""
     y, x, h, w = detail(next(iter(evaluations.values())).x[i])
-    return [{"name": name, "value": value, "whole": data_uri(picture_png(image), "image/png"),
+    height, width = next(iter(evaluations.values())).x.shape[-2:]
+    box = (f"left:{100 * x / width:.4g}%;top:{100 * y / height:.4g}%;"
+           f"width:{100 * w / width:.4g}%;height:{100 * h / height:.4g}%")
+    return [{"name": name, "value": value, "box": box, "whole": data_uri(picture_png(image), "image/png"),
              "detail": data_uri(picture_png(image[..., y:y + h, x:x + w]), "image/png")}
             for name, value, image in _columns(evaluations, i)]
 
@@ -288,16 +291,16 @@ def _panels(rows: int, columns: int, height: float, width: float = 7.6) -> tuple
         axis.tick_params(which="both", colors=INK, labelsize=8, length=0)
         axis.grid(color=FAINT, linewidth=0.7)
         axis.set_axisbelow(True)
-        for label in (axis.xaxis.label, axis.yaxis.label, axis.title):
+        for label in (axis.xaxis.label, axis.yaxis.label):
             label.set(fontsize=8.5, color=INK)
     return figure, axes
 
 
-def _line(axis: Axes, xs: Sequence[float], ys: Sequence[float], color: str, style: str = "-",
-          marker: str = "o") -> None:
-    """A line with small dots, so that a lonely value between missing ones is still seen."""
+def _line(axis: Axes, xs: Sequence[float], ys: Sequence[float], color: str, style: str = "-") -> None:
+    """A line; solid ones, and those with gaps, carry small dots so that a lonely value is still seen."""
     ys = [y if y > 0 else math.nan for y in ys]
-    axis.plot(xs, ys, color=color, linestyle=style, linewidth=1.4, marker=marker, markersize=2.2)
+    dots = "o" if style == "-" or any(map(math.isnan, ys)) else ""
+    axis.plot(xs, ys, color=color, linestyle=style, linewidth=1.4, marker=dots, markersize=2.2)
 
 
 def _log(axis: Axes, values: Sequence[float]) -> None:
@@ -313,7 +316,8 @@ def _log(axis: Axes, values: Sequence[float]) -> None:
 def _ticks(axis: Any, values: Sequence[float]) -> None:
     positive = [v for v in values if v > 0]
     decades = math.log10(max(positive) / min(positive)) if positive else 1.0
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,), numticks=7))
+    subs = (1, 1.5, 2, 3, 5, 7) if decades < 1.2 else (1, 2, 5) if decades < 2.5 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=7))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(_number))
 

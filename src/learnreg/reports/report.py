@@ -115,29 +115,37 @@ class Report:
         return rows
 
     def summary(self) -> str:
-        """One paragraph: what was learned from what, who won by how much, why the learning ended."""
+        """One paragraph: who won by how much, what was learned from what, why the learning ended."""
+        return f"{self.headline()} {self.story()}"
+
+    def headline(self) -> str:
+        """Who won by how much on the held-out images."""
         noisy, *rows = self.table()
         images = len(next(iter(self.evaluations.values())).psnr)
         ranked = sorted(rows, key=lambda r: r["psnr"] if math.isfinite(r["psnr"]) else -math.inf, reverse=True)
         best = ranked[0]
         on = "one held-out image" if images == 1 else f"{images} held-out images"
-        verb = "lifts" if best["psnr"] > noisy["psnr"] else "does not lift"
+        verb = "does not lift" if best["psnr"] <= noisy["psnr"] else "lifts"
         text = (f"On {on}, {best['name']} {verb} the PSNR from {show(noisy['psnr'], 2)} dB to "
                 f"{show(best['psnr'], 2)} dB{' on average' if images > 1 else ''}")
         if len(ranked) > 1:
             second = ranked[1]
-            ahead = sum(a > b for a, b in zip(self.evaluations[best["name"]].psnr,
-                                              self.evaluations[second["name"]].psnr, strict=True))
-            text += (f", {show(best['psnr'] - second['psnr'], 2)} dB above {second['name']}"
-                     f"{'' if images == 1 else f', and is ahead of it on {ahead} of {images} images'}")
-        text += "."
-        for row in rows:
+            ours, theirs = (self.evaluations[r["name"]].psnr for r in (best, second))
+            ahead = sum(a > b for a, b in zip(ours, theirs, strict=True))
+            text += f", {show(best['psnr'] - second['psnr'], 2)} dB above {second['name']}"
+            text += "" if images == 1 else f", and is ahead of it on {ahead} of {images} images"
+        return f"{text}."
+
+    def story(self) -> str:
+        """What was learned from what, at what cost, and why the learning ended."""
+        text = []
+        for row in self.table()[1:]:
             run = self.runs[row["name"]]
             steps = run.record.rows[-1].get("step") if run.record.rows else None
-            text += (f" {row['name']}: {_sentence(run.record.problem)} The learning took {show(steps)} accepted "
-                     f"step{'' if steps == 1 else 's'}, {show(row['work'], 0)} energy evaluations per training image "
-                     f"and {show(row['seconds'], 1)} seconds. {_sentence(run.stop.sentence)}")
-        return text
+            text.append(f"{row['name']}: {_sentence(run.record.problem)} The learning took {show(steps)} accepted "
+                        f"step{'' if steps == 1 else 's'}, {show(row['work'], 0)} energy evaluations per training image "
+                        f"and {show(row['seconds'], 1)} seconds. {_sentence(run.stop.sentence)}")
+        return " ".join(text)
 
     def __str__(self) -> str:
         cells = [["method", "PSNR (dB)", "SSIM", "parameters", "work per image", "seconds"]]
@@ -181,7 +189,7 @@ class Report:
             raise InputError("folder", given=f"{folder} ({error.strerror})", expected="a folder that can be written",
                              remedy="Choose another folder.") from error
         page, pictures = self._render()
-        tensors = safetensors.torch.save(self._tensors(), {"format": FORMAT, "version": str(VERSION)})
+        tensors = safetensors.torch.save(self._tensors(), {"format": f"{FORMAT} {VERSION}"})
         document = {**self.to_dict(), "tensors": {"sha256": hashlib.sha256(tensors).hexdigest()}}
         _write(folder / "run.safetensors", tensors)
         _write(folder / "run.json",

@@ -1,0 +1,35 @@
+"""learnreg: learn the regularizer of an imaging inverse problem from data, with certified inexactness.
+
+Names are imported on first use, so ``import learnreg`` is fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_ROOMS = ("core", "data", "hypergradients", "learners", "linear", "metrics", "models", "operators", "problems",
+          "regularizers", "reports", "solvers")
+_HOME = {
+    "Bound": "core", "Kind": "core", "Cost": "core", "Status": "core", "LearnregError": "core", "InputError": "core",
+    "SolveError": "core", "Energy": "problems", "L2": "problems", "SquaredError": "problems", "BilevelProblem": "problems",
+    "solve": "solvers", "hypergradient": "hypergradients", "Implicit": "hypergradients",
+    "Reconstructor": "hypergradients.layer", "learn": "learners", "MAID": "learners", "FixedAccuracy": "learners",
+    "Budget": "learners", "Run": "learners", "Report": "reports", "load_model": "models", "save_model": "models",
+}
+
+__all__ = [*_ROOMS, *_HOME]  # noqa: PLE0604 - names resolved by __getattr__
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module 'learnreg' has no attribute {name!r}; it offers {', '.join(sorted(__all__))}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

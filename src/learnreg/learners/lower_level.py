@@ -1,0 +1,127 @@
+"""LowerLevel: the lower level as learners see it, with warm starts per image and honest counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.cost import Cost
+from ..core.results import Hypergradient, Solution
+from ..core.status import Status
+from ..solvers.iterate import minimize
+from ..solvers.solve import choose
+
+
+class OutOfBudget(Exception):
+    """Raised between or inside solves when the budget is used up; the upper loop turns it into a stop reason."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A theta with its lower-level solution.
+
+    Attributes:
+        theta: (d,).
+        energy: the lower level at theta.
+        solution: x~ with certified distances.
+        eps: the distance that was asked for.
+        loss: mean loss at x~.
+        lower, upper: certified bracket of f(theta).
+    """
+
+    theta: Tensor
+    energy: Any
+    solution: Solution
+    eps: float
+    loss: float
+    lower: float
+    upper: float
+
+    @property
+    def width(self) -> float:
+        return self.upper - self.lower
+
+    @property
+    def at_floor(self) -> bool:
+        return any(s is Status.ROUNDING_FLOOR for s in self.solution.status)
+
+    @property
+    def failed(self) -> bool:
+        """Some image has no usable certificate (NaN, or the step limit)."""
+        return any(s in (Status.NOT_FINITE, Status.MAX_STEPS) for s in self.solution.status)
+
+
+class LowerLevel:
+    """Solves and differentiates the lower level at any theta, and counts.
+
+    Args:
+        problem: the BilevelProblem.
+        strategy: how to differentiate.
+        solver: name or object, as in ``solve``.
+        max_steps: of one solve; reaching it is reported, never silent.
+    """
+
+    def __init__(self, problem: Any, strategy: Any, solver: str = "auto", max_steps: int = 20000) -> None:
+        self.problem, self.strategy, self.max_steps = problem, strategy, max_steps
+        self.solver, _ = choose(solver)
+        self.cost = Cost()
+        self.should_stop: Callable[[], bool] = lambda: False
+
+    def start(self, theta: Tensor) -> Tensor:
+        """The first x0 of a run: A^T y."""
+        return self.problem.energy.with_theta(theta).start(self.problem.pairs.y)
+
+    def start_residual(self, theta: Tensor, x0: Tensor) -> tuple[float, float]:
+        """(mean ||grad h(x0)|| / mu, mean ||grad loss(x0)||), counted as one gradient per image."""
+        potential = self.problem.energy.with_theta(theta).at(self.problem.pairs.y, x0)
+        residual = potential.grad(x0).flatten(1).norm(dim=1).mean() / potential.bounds().mu.value
+        self.cost += Cost(gradients=x0.shape[0])
+        return float(residual), float(self.problem.loss.grad(x0, self.problem.pairs.x).flatten(1).norm(dim=1).mean())
+
+    def solve(self, theta: Tensor, eps: float, x0: Tensor) -> Point:
+        """Solve at theta to eps, from x0.
+
+        Raises:
+            OutOfBudget: the budget was used up before or during the solve.
+        """
+        return self._solve(theta, self.problem.energy.with_theta(theta), eps, x0)
+
+    def refine(self, point: Point, eps: float) -> Point:
+        """The same theta to a smaller eps, going on from its x~."""
+        if bool((point.solution.error <= eps).all()):
+            return replace(point, eps=eps)
+        return self._solve(point.theta, point.energy, eps, point.solution.value)
+
+    def _solve(self, theta: Tensor, energy: Any, eps: float, x0: Tensor) -> Point:
+        if self.should_stop():
+            raise OutOfBudget
+        potential = energy.at(self.problem.pairs.y, x0)
+        solution = minimize(potential, eps, self.solver, x0, max_steps=self.max_steps, should_stop=self.should_stop)
+        self.cost += solution.cost
+        if any(s is Status.BUDGET for s in solution.status):
+            raise OutOfBudget
+        return self.point(theta, energy, solution, eps)
+
+    def point(self, theta: Tensor, energy: Any, solution: Solution, eps: float) -> Point:
+        """Bracket the loss at a solution."""
+        x_true, loss = self.problem.pairs.x, self.problem.loss
+        lower, upper = loss.bracket(solution.value, x_true, solution.error)
+        values = loss.value(solution.value.double(), x_true.double())
+        summary = torch.stack([values.mean(), lower.mean(), upper.mean()]).tolist()
+        return Point(theta, energy, solution, eps, *summary)
+
+    def gradient(self, point: Point, delta: float, adjoint: Tensor | None) -> Hypergradient:
+        """The hypergradient at a point.
+
+        Raises:
+            OutOfBudget: the budget was used up before it.
+        """
+        if self.should_stop():
+            raise OutOfBudget
+        result = self.strategy.gradient(self.problem, point.energy, point.solution, delta, adjoint)
+        self.cost += result.cost
+        return result

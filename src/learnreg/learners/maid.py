@@ -1,0 +1,161 @@
+"""MAID, the Method of Adaptive Inexact Descent, and its fixed-accuracy baseline."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from torch import Tensor
+
+from ..core.errors import InputError
+from ..hypergradients.implicit import Implicit
+from .accuracy import Accuracy, Adaptive, Fixed
+from .curvature import CurvaturePairs
+from .descent import DescentRules, descend
+from .lower_level import LowerLevel
+from .state import DescentState
+
+START_FRACTION = 0.02
+"""eps0 and delta0, when not given, are this fraction of the start's distance bound and of ||grad loss||."""
+
+
+def _check(name: str, value: object, ok: bool, expected: str) -> None:
+    if not (isinstance(value, int | float) and math.isfinite(value) and ok):
+        raise InputError(name, given=value, expected=expected)
+
+
+@dataclass(frozen=True)
+class MAID:
+    """Method of Adaptive Inexact Descent: as accurate as necessary, as cheap as possible.
+
+    Every accepted step has a *certified* decrease of the exact loss (Lemma 3.5 of Salehi et al., arXiv 2308.10098), provided mu is
+    known: eps and delta are tightened when a decision needs it and loosened after each step. With ``memory`` > 0 the
+    direction uses limited-memory curvature (derived here; the paper's theory covers ``memory=0``, steepest descent).
+
+    Args:
+        eps0, delta0: first accuracies (distance and residual per image); derived at theta_0 when None.
+        alpha0: first step size; a step of 5 % of ||theta_0|| when None.
+        rho: factor of a failed trial, in (0, 1).
+        growth: factor of the step size after an accepted step, rho_bar >= 1 (used with ``memory=0``).
+        accuracy: tighten and loosen factors nu, nu_bar.
+        eta: of the descent test, in (0, 1).
+        sufficient: lambda of the sufficient decrease, in (0, eta).
+        trials: line-search trials per round (one more after each failed round).
+        rounds: failed rounds before the run stops.
+        memory: curvature pairs kept; 0 is the method of the paper.
+        test: ``estimated`` runs the descent test with the estimated error of z, ``certified`` with the proven bound (often
+            hundreds of times larger, so eps becomes tiny); the decrease is certified in both.
+        gradient_tolerance: stop when ||z|| + error is below.
+        smallest_eps: stop when a decision would need less.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    eps0: float | None = None
+    delta0: float | None = None
+    alpha0: float | None = None
+    rho: float = 0.5
+    growth: float = 10 / 9
+    accuracy: Adaptive = field(default_factory=Adaptive)
+    eta: float = 1e-4
+    sufficient: float = 5e-5
+    trials: int = 10
+    rounds: int = 20
+    memory: int = 10
+    test: Literal["estimated", "certified"] = "estimated"
+    gradient_tolerance: float = 1e-9
+    smallest_eps: float = 1e-11
+
+    def __post_init__(self) -> None:
+        for name in ("eps0", "delta0", "alpha0"):
+            value = getattr(self, name)
+            if value is not None:
+                _check(name, value, isinstance(value, int | float) and value > 0, "a positive number, or None to derive it")
+        _check("rho", self.rho, 0 < self.rho < 1, "a number in (0, 1)")
+        _check("growth", self.growth, self.growth >= 1, "a number >= 1")
+        _check("eta", self.eta, 0 < self.eta < 1, "a number in (0, 1)")
+        _check("sufficient", self.sufficient, 0 < self.sufficient < self.eta, f"a number in (0, eta={self.eta:g})")
+        _check("trials", self.trials, self.trials >= 1, "an integer >= 1")
+        _check("rounds", self.rounds, self.rounds >= 1, "an integer >= 1")
+        _check("memory", self.memory, self.memory >= 0, "an integer >= 0")
+        _check("gradient_tolerance", self.gradient_tolerance, self.gradient_tolerance > 0, "a positive number")
+        _check("smallest_eps", self.smallest_eps, self.smallest_eps > 0, "a positive number")
+        if self.test not in ("estimated", "certified"):
+            raise InputError("test", given=self.test, expected="'estimated' or 'certified'")
+
+    def strategy(self, given: Implicit) -> Implicit:
+        """The hypergradient strategy with the error that the test needs switched on."""
+        return replace(given, estimate=self.test == "estimated", certify=self.test == "certified")
+
+    def init(self, lower: LowerLevel, theta: Tensor) -> DescentState:
+        """Solve at theta_0 to eps0."""
+        return first_state(lower, theta, self.eps0, self.delta0, self.alpha0)
+
+    def step(self, lower: LowerLevel, state: DescentState) -> DescentState:
+        """One accepted step; raises Halt with the reason when there can be none."""
+        return descend(self._rules(self.accuracy), lower, state)
+
+    def _rules(self, accuracy: Accuracy) -> DescentRules:
+        return DescentRules(accuracy, self.rho, self.growth, self.eta, self.sufficient, self.trials, self.rounds, self.memory,
+                            self.test, self.gradient_tolerance, self.smallest_eps)
+
+
+@dataclass(frozen=True)
+class FixedAccuracy:
+    """The plain baseline: the same descent at one accuracy, which must be known in advance.
+
+    Same solver, same certified decrease, same trials as MAID, but eps and delta never change; it stops when no
+    trial can be certified.
+
+    Args:
+        eps, delta: the accuracies.
+        alpha0: first step size; a step of 5 % of ||theta_0|| when None.
+        rho, growth, eta, sufficient, trials, memory: as in MAID.
+    """
+
+    eps: float = 1e-2
+    delta: float = 1e-2
+    alpha0: float | None = None
+    rho: float = 0.5
+    growth: float = 10 / 9
+    eta: float = 1e-4
+    sufficient: float = 5e-5
+    trials: int = 10
+    memory: int = 10
+
+    def __post_init__(self) -> None:
+        _check("eps", self.eps, self.eps > 0, "a positive number")
+        _check("delta", self.delta, self.delta > 0, "a positive number")
+        MAID(alpha0=self.alpha0, rho=self.rho, growth=self.growth, eta=self.eta, sufficient=self.sufficient,
+             trials=self.trials, memory=self.memory)
+
+    def strategy(self, given: Implicit) -> Implicit:
+        """No error of z is needed: nothing would react to it."""
+        return replace(given, estimate=False, certify=False)
+
+    def init(self, lower: LowerLevel, theta: Tensor) -> DescentState:
+        """Solve at theta_0."""
+        return first_state(lower, theta, self.eps, self.delta, self.alpha0)
+
+    def step(self, lower: LowerLevel, state: DescentState) -> DescentState:
+        """One accepted step."""
+        rules = DescentRules(Fixed(), self.rho, self.growth, self.eta, self.sufficient, self.trials, 1, self.memory,
+                             "estimated", 1e-12, 1e-300)
+        return descend(rules, lower, state)
+
+
+def first_state(lower: LowerLevel, theta: Tensor, eps: float | None, delta: float | None,
+                alpha: float | None) -> DescentState:
+    """The start of a descent; accuracies that are not given are derived at theta_0."""
+    x0 = lower.start(theta)
+    if eps is None or delta is None:
+        distance, slope = lower.start_residual(theta, x0)
+        scale = float(x0.flatten(1).norm(dim=1).mean())
+        eps = eps or START_FRACTION * (distance or scale) or START_FRACTION
+        delta = delta or START_FRACTION * slope or START_FRACTION
+    point = lower.solve(theta, eps, x0)
+    info = {"eps": eps, "delta": delta, "step_size": None, "trials": 0, "refinements": 0, "gradient_norm": None,
+            "omega_estimated": None, "omega_certified": None, "curvature_pairs": 0}
+    return DescentState(point, None, eps, delta, alpha, CurvaturePairs.empty(theta), None, 0.0, info)

@@ -1,0 +1,141 @@
+"""Run: what a learning run leaves behind; it reconstructs, evaluates and saves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..core.batch import norm
+from ..core.errors import InputError
+from ..core.results import Evaluation, RunRecord, Solution, StopReason
+from ..core.files import load_tensors, save_tensors
+from ..metrics import psnr, ssim
+from ..models import load_model, save_model
+from ..solvers.solve import solve
+
+FORMAT = "learnreg-history"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The result of ``learn``.
+
+    Attributes:
+        record: one row per accepted step.
+        stop: why it ended.
+        theta: (d,), the last accepted parameters.
+        thetas: (steps + 1, d), all of them.
+        energy: the energy that was learned; its own parameters are still the start values.
+        name: display name.
+    """
+
+    record: RunRecord
+    stop: StopReason
+    theta: Tensor
+    thetas: Tensor
+    energy: Any
+    name: str = ""
+
+    @property
+    def trained(self) -> Any:
+        """The energy at the learned theta."""
+        return self.energy.with_theta(self.theta)
+
+    @property
+    def filters(self) -> dict[str, Tensor] | None:
+        """Learned filters for reports, or None."""
+        method = getattr(self.trained.regularizer, "filters", None)
+        return method() if method else None
+
+    def reconstruct(self, y: Tensor, eps: float, *, physics: Any = None, throw: bool = True) -> Solution:
+        """Certified reconstruction of y (b, ...), any image size; see ``solve`` for the errors raised."""
+        energy = self.trained if physics is None else self.trained.with_physics(physics)
+        return solve(energy, y.to(self.theta), eps, throw=throw)
+
+    def evaluate(self, pairs: Any, eps: float, *, check_certificate: bool = False) -> Evaluation:
+        """Reconstruct every image of ``pairs`` and measure it.
+
+        Args:
+            pairs: ``.x`` and ``.y``.
+            eps: certified distance per image.
+            check_certificate: also compare certificates with true errors on the first image (see ``check_certificate``).
+        """
+        solution = self.reconstruct(pairs.y, eps, throw=False)
+        shown = self.trained.start(pairs.y)
+        names = getattr(pairs, "names", None) or tuple(f"image {i}" for i in range(len(pairs)))
+        x = pairs.x
+        result = Evaluation(solution.value, x, pairs.y, *(tuple(f(v, x).tolist()) for v in (solution.value, shown)
+                                                         for f in (psnr, ssim)),
+                            solution.error, solution.kind, solution.status, float(eps), tuple(names), solution.cost)
+        return replace(result, honesty=self.check_certificate(pairs.y[:1])) if check_certificate else result
+
+    def check_certificate(self, y: Tensor, grid: Sequence[float] = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3),
+                          reference_eps: float = 1e-8) -> tuple[dict[str, float], ...]:
+        """Certified against true distance on one image; truth is a float64 solve to ``reference_eps``.
+
+        Returns:
+            Rows {"eps", "certified", "true"}; ``true`` is off by at most ``reference_eps``.
+        """
+        exact = self.energy.with_theta(self.theta.double())
+        truth = solve(_double_physics(exact), y.double(), reference_eps).value
+        rows = []
+        for eps in grid:
+            solution = self.reconstruct(y, eps, throw=False)
+            rows.append({"eps": eps, "certified": float(solution.error[0]),
+                         "true": float(norm(solution.value.double() - truth)[0])})
+        return tuple(rows)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``model.safetensors`` (for reuse) and ``history.safetensors`` (record and all thetas) to ``folder``."""
+        folder = Path(folder)
+        notes = {"name": self.name, "problem": self.record.problem, "stop": self.stop.sentence}
+        save_model(folder / "model.safetensors", self.trained, notes)
+        header = {"format": FORMAT, "version": 1, "record": self.record.to_dict(), "name": self.name,
+                  "stop": [self.stop.code, self.stop.sentence]}
+        save_tensors(folder / "history.safetensors", {"theta": self.theta, "thetas": self.thetas}, header)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path, *, energy: Any = None, physics: Any = None) -> Run:
+        """Read what ``save`` wrote.
+
+        Args:
+            energy: the energy, for regularizers that a model file cannot rebuild.
+            physics: replaces the stored one.
+
+        Raises:
+            ModelFileError: missing, corrupted or foreign files.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError(str(folder), given="no such folder", expected="a folder written by Run.save")
+        tensors, header = load_tensors(folder / "history.safetensors", FORMAT)
+        found = energy or load_model(folder / "model.safetensors", physics=physics)
+        return cls(RunRecord.from_dict(header["record"]), StopReason(*header["stop"]), tensors["theta"],
+                   tensors["thetas"], found, header["name"])
+
+    def to_json(self) -> str:
+        """Record and stop reason."""
+        return json.dumps({"record": self.record.to_dict(), "stop": [self.stop.code, self.stop.sentence]})
+
+    def __repr__(self) -> str:
+        if not self.record.rows:
+            return f"Run({self.name}: {self.stop})"
+        last = self.record.rows[-1]
+        return (f"Run({self.name}: {self.record.problem})\n"
+                f"  stopped after {last['step']} steps because {self.stop}\n"
+                f"  loss {self.record.rows[0]['loss']:.5g} -> {last['loss']:.5g}, exact value certified in "
+                f"[{last['lower']:.5g}, {last['upper']:.5g}]; training PSNR {last['psnr']:.2f} dB\n"
+                f"  {last['work'] / self.record.images:.0f} evaluations per image, {last['seconds']:.1f} s")
+
+
+def _double_physics(energy: Any) -> Any:
+    """The energy in float64, physics included."""
+    return energy.double() if hasattr(energy, "double") else energy
+
+
