@@ -45,6 +45,7 @@ class Solution:
         cost: evaluations summed over images.
         solver: the name of the method, and why ``auto`` chose it.
         gradient_norm: (b,) float64, ||grad h(x~)||.
+        gradient: (b, ...), grad h(x~) from the float64 closing evaluation; corrected loss values need it.
     """
 
     value: Tensor
@@ -55,6 +56,7 @@ class Solution:
     cost: Cost
     solver: str
     gradient_norm: Tensor
+    gradient: Tensor
 
     @property
     def ok(self) -> bool:

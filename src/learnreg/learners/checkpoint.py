@@ -34,7 +34,7 @@ def save_checkpoint(folder: Path, state: DescentState, thetas: list[Tensor], hea
     """Write ``folder/checkpoint.safetensors``."""
     point, solution = state.point, state.point.solution
     tensors = {"theta": point.theta, "value": solution.value, "error": solution.error, "steps": solution.steps,
-               "gradient_norm": solution.gradient_norm, "pairs_s": state.pairs.s, "pairs_y": state.pairs.y,
+               "gradient_norm": solution.gradient_norm, "gradient": solution.gradient, "pairs_s": state.pairs.s, "pairs_y": state.pairs.y,
                "thetas": torch.stack(thetas)}
     optional = {"adjoint": state.adjoint, "last": state.last}
     tensors |= {k: v for k, v in optional.items() if v is not None}
@@ -62,7 +62,7 @@ def load_checkpoint(folder: Path, lower: LowerLevel, expected: str) -> tuple[Des
     device = lower.problem.pairs.x.device
     t, n = {k: v.to(device) for k, v in tensors.items()}, header["state"]
     solution = Solution(t["value"], t["error"], Kind(n["kind"]), tuple(Status[s] for s in n["status"]), t["steps"],
-                        Cost(**n["cost"]), n["solver"], t["gradient_norm"])
+                        Cost(**n["cost"]), n["solver"], t["gradient_norm"], t["gradient"])
     point = lower.point(t["theta"], lower.problem.energy.with_theta(t["theta"]), solution, n["point_eps"])
     state = DescentState(point, t.get("adjoint"), n["eps"], n["delta"], n["step_size"],
                          CurvaturePairs(t["pairs_s"], t["pairs_y"]), t.get("last"), n["last_error"], n["info"])

@@ -157,9 +157,9 @@ def _search(rules: DescentRules, lower: LowerLevel, state: DescentState, directi
                 return state, new, alpha
             if new.lower - state.point.upper + wanted > 0 or isinstance(rules.accuracy, Fixed):
                 break  # no accuracy can make this trial acceptable
-            gain = state.point.loss - new.loss - wanted
+            gain = state.point.corrected(state.adjoint) - new.corrected(state.adjoint) - wanted
             slack = state.point.width + new.width
-            if gain <= 0.1 * slack and new.eps <= state.eps:
+            if gain <= 1e-2 * slack and new.eps <= state.eps:
                 break  # undecided and not promising: a shorter step is cheaper than more accuracy
             if new.eps > state.eps:
                 new = lower.refine(new, max(state.eps, new.eps * _cut(rules, gain, slack)))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.batch import dot
 from ..core.cost import Cost
 from ..core.results import Hypergradient, Solution
 from ..core.status import Status
@@ -44,6 +45,16 @@ class Point:
     @property
     def width(self) -> float:
         return self.upper - self.lower
+
+    def corrected(self, q: Tensor | None) -> float:
+        """Estimate of f(theta) that is of second order in eps: mean of g(x~) - <q, grad h(x~)>, free of charge.
+
+        Newton's model of h at x~ moves x~ by -H^-1 grad h(x~), which changes g by -<q, grad h(x~)> with H q = grad g; the q of a
+        nearby theta serves as well. Not a bound; ``hypergradients.error_bound.corrected_bracket`` has the proven form.
+        """
+        if q is None:
+            return self.loss
+        return self.loss - float(dot(q.double(), self.solution.gradient.double()).mean())
 
     @property
     def at_floor(self) -> bool:

@@ -202,7 +202,7 @@ def pictures(evaluations: Mapping[str, Evaluation], rows: Sequence[int], zoom: b
                     axis.set_title(title, fontsize=7.5, color=INK, pad=3, parse_math=False)
                 if part is None and zoom and c == 0:
                     axis.add_patch(Rectangle((box[1] - 0.5, box[0] - 0.5), box[3], box[2], fill=False,
-                                             edgecolor="#ffcf33", linewidth=0.9))
+                                             edgecolor="#ffb020", linewidth=1.1))
     return figure
 
 

@@ -116,7 +116,7 @@ class Report:
 
     def summary(self) -> str:
         """One paragraph: who won by how much, what was learned from what, why the learning ended."""
-        return f"{self.headline()} {self.story()}"
+        return " ".join([self.headline(), *(self.story(name) for name in self.runs)])
 
     def headline(self) -> str:
         """Who won by how much on the held-out images."""
@@ -125,6 +125,8 @@ class Report:
         ranked = sorted(rows, key=lambda r: r["psnr"] if math.isfinite(r["psnr"]) else -math.inf, reverse=True)
         best = ranked[0]
         on = "one held-out image" if images == 1 else f"{images} held-out images"
+        if not math.isfinite(best["psnr"]):
+            return f"The PSNR on {on} is not known."
         verb = "does not lift" if best["psnr"] <= noisy["psnr"] else "lifts"
         text = (f"On {on}, {best['name']} {verb} the PSNR from {show(noisy['psnr'], 2)} dB to "
                 f"{show(best['psnr'], 2)} dB{' on average' if images > 1 else ''}")
@@ -136,16 +138,13 @@ class Report:
             text += "" if images == 1 else f", and is ahead of it on {ahead} of {images} images"
         return f"{text}."
 
-    def story(self) -> str:
+    def story(self, name: str) -> str:
         """What was learned from what, at what cost, and why the learning ended."""
-        text = []
-        for row in self.table()[1:]:
-            run = self.runs[row["name"]]
-            steps = run.record.rows[-1].get("step") if run.record.rows else None
-            text.append(f"{row['name']}: {_sentence(run.record.problem)} The learning took {show(steps)} accepted "
-                        f"step{'' if steps == 1 else 's'}, {show(row['work'], 0)} energy evaluations per training image "
-                        f"and {show(row['seconds'], 1)} seconds. {_sentence(run.stop.sentence)}")
-        return " ".join(text)
+        run, row = self.runs[name], next(r for r in self.table()[1:] if r["name"] == name)
+        steps = run.record.rows[-1].get("step") if run.record.rows else None
+        return (f"{name}: {_sentence(run.record.problem)} The learning took {show(steps)} accepted "
+                f"step{'' if steps == 1 else 's'}, {show(row['work'], 0)} energy evaluations per training image and "
+                f"{show(row['seconds'], 1)} seconds. {_sentence(run.stop.sentence)}")
 
     def __str__(self) -> str:
         cells = [["method", "PSNR (dB)", "SSIM", "parameters", "work per image", "seconds"]]

@@ -78,7 +78,7 @@ def minimize(f: Potential, eps: float | Tensor, solver: Solver, x0: Tensor, *, m
         loop.steps[loop.index] += 1
     error = distance_from_gradient(loop.closing, mu)
     return Solution(loop.value, error, mu.kind, tuple(CODES[i] for i in loop.code.tolist()), loop.steps,
-                    Cost(gradients=loop.gradients), solver.name, loop.closing)
+                    Cost(gradients=loop.gradients), solver.name, loop.closing, loop.gradient)
 
 
 class _Loop:
@@ -91,6 +91,7 @@ class _Loop:
         self.target = curvature.mu.value * eps  # gradient norm that certifies eps, float64
         self.wanted = 0.95 * self.target  # what the working precision must show before a closing gradient is paid for
         self.value = x0.clone()
+        self.gradient = torch.zeros_like(x0)
         self.closing = torch.full((size,), float("inf"), dtype=torch.float64, device=device)
         self.code = torch.zeros(size, dtype=torch.int64, device=device)
         self.steps = torch.zeros(size, dtype=torch.int64, device=device)
@@ -145,7 +146,8 @@ class _Loop:
         """Closing gradient norms in float64 at the chosen images; stores the points and the norms."""
         chosen, x = self.index[positions], point[positions]
         sub = f if positions.numel() == point.shape[0] else f.select(positions)
-        closing = norm(sub.double().grad(x.double()))
+        gradient = sub.double().grad(x.double())
+        closing = norm(gradient)
         self.gradients += positions.numel()
-        self.value[chosen], self.closing[chosen] = x, closing
+        self.value[chosen], self.closing[chosen], self.gradient[chosen] = x, closing, gradient.to(x.dtype)
         return closing
