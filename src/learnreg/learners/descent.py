@@ -75,8 +75,9 @@ def descend(rules: DescentRules, lower: LowerLevel, state: DescentState) -> Desc
         if isinstance(rules.accuracy, Fixed):
             raise Halt(StopReason("line_search", "no trial step gave a certified decrease at this fixed accuracy; "
                                                  "a smaller eps or MAID would go on"))
-        state = _tighten(rules, lower, state, rules.accuracy.tighten, effort)
-        state = replace(state, pairs=CurvaturePairs.empty(state.point.theta), last=None)
+        factor = rules.accuracy.tighten
+        state = replace(_tighten(rules, lower, state, factor, effort), delta=state.delta * factor,
+                        pairs=CurvaturePairs.empty(state.point.theta), last=None)
         allowed += 1
     raise Halt(StopReason("line_search", f"no certified decrease after {rules.rounds} rounds of tightening"))
 
@@ -104,7 +105,8 @@ def _gradient(rules: DescentRules, lower: LowerLevel, state: DescentState,
             raise Halt(StopReason("stationary", f"||grad f|| <= {z.norm + error:.2e} ({word})"))
         if isinstance(rules.accuracy, Fixed) or error <= (1 - rules.eta) * z.norm:
             return state, z, error
-        state = _tighten(rules, lower, state, rules.accuracy.tighten, effort, solve=False)
+        factor = rules.accuracy.tighten
+        state = replace(_tighten(rules, lower, state, factor, effort), delta=state.delta * factor)
 
 
 def _learn_curvature(rules: DescentRules, state: DescentState, z: Hypergradient, error: float) -> DescentState:
@@ -192,15 +194,14 @@ def _tighten_early(rules: DescentRules, lower: LowerLevel, state: DescentState, 
     return _tighten(rules, lower, state, _cut(rules, 0.5 * decrease, state.point.width), effort)
 
 
-def _tighten(rules: DescentRules, lower: LowerLevel, state: DescentState, factor: float, effort: _Effort,
-             solve: bool = True) -> DescentState:
-    """eps and delta times ``factor``, and theta_k solved again unless that happens anyway."""
+def _tighten(rules: DescentRules, lower: LowerLevel, state: DescentState, factor: float,
+             effort: _Effort) -> DescentState:
+    """eps times ``factor`` and theta_k solved again; delta stays, because no bracket depends on it."""
     effort.refinements += 1
-    eps, delta = state.eps * factor, state.delta * factor
+    eps = state.eps * factor
     if eps < rules.smallest_eps:
         raise Halt(StopReason("accuracy_floor", f"the next decision would need eps below {rules.smallest_eps:.1e}"))
-    point = _checked(lower.refine(state.point, eps)) if solve else state.point
-    return replace(state, eps=eps, delta=delta, point=point)
+    return replace(state, eps=eps, point=_checked(lower.refine(state.point, eps)))
 
 
 def _checked(point: Point) -> Point:

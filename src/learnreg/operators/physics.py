@@ -61,7 +61,7 @@ class LinearMap:
         if self.is_identity:
             return self
         if self._double is None:
-            self._double = LinearMap(copy.deepcopy(self.physics).to(torch.float64))
+            self._double = LinearMap(copy.deepcopy(self.physics)._apply(_promoted))
         return self._double
 
     def check(self, x: Tensor) -> None:
@@ -69,6 +69,7 @@ class LinearMap:
 
         Raises:
             AdjointError: with the measured mismatch.
+            InputError: the float64 copy, which closes every certificate, is not the same operator.
         """
         key = (tuple(x.shape[1:]), x.dtype)
         if self.is_identity or key in self._checked:
@@ -83,7 +84,25 @@ class LinearMap:
                 expected=f"at most {tolerance:.0e}",
                 remedy="Implement A_adjoint as the exact transpose of A (for example with "
                        "deepinv.physics.adjoint_function).")
+        if x.dtype != torch.float64:
+            self._check_double(probe, tolerance)
         self._checked.add(key)
+
+    @torch.no_grad()
+    def _check_double(self, x: Tensor, tolerance: float) -> None:
+        """Compare A u in the precision of ``x`` with the float64 copy at one random u of its shape."""
+        u = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
+        try:
+            exact = self.double().forward(u.double())
+            difference = float((self.forward(u).to(exact.dtype) - exact).norm() / exact.norm().clamp_min(1e-300))
+            given = f"a float64 copy that differs by {difference:.2e} (relative)"
+        except RuntimeError as error:  # torch refuses to mix precisions
+            difference, given = float("inf"), f"a float64 copy that cannot be applied ({error})"
+        if not difference <= tolerance:
+            raise InputError(
+                f"physics {type(self.physics).__name__}", given=given, expected=f"at most {tolerance:.0e}",
+                remedy="Hold its tensors in buffers or parameters (register_buffer), so that a copy can be promoted, or "
+                       "work in float64.")
 
     def spectrum(self, x: Tensor) -> Curvature:
         """Bounds of A^T A on images like ``x`` (b, c, h, w): mu from below, L = ||A||^2 from above."""
@@ -124,6 +143,13 @@ class LinearMap:
 
     def __repr__(self) -> str:
         return f"LinearMap({type(self.physics).__name__})"
+
+
+def _promoted(t: Tensor) -> Tensor:
+    """Real tensors to float64 and complex ones to complex128; ``Module.to(torch.float64)`` would drop imaginary parts."""
+    if t.is_complex():
+        return t.to(torch.complex128)
+    return t.to(torch.float64) if t.is_floating_point() else t
 
 
 def describe_physics(physics: torch.nn.Module) -> dict[str, object]:

@@ -41,9 +41,10 @@ class FoE(Regularizer):
         channels: c of the images.
         zero_mean: use c_k minus its mean over each channel, by parametrization.
         padding: ``reflect`` (edge pixel not repeated) or ``zero``.
-        init: ``dct`` starts from the K lowest non-constant cosine patterns, ``random`` from Xavier-normal filters
-            minus their mean, drawn from ``seed``.
-        weight: start value of e^{t_0 + t_k}.
+        init: ``dct`` starts from the K lowest non-constant cosine patterns of the smallest odd window that has so many,
+            centred, with weights proportional to their frequency (the amplitudes of natural images fall like
+            1 / frequency, Field 1987); ``random`` from Xavier-normal filters minus their mean, drawn from ``seed``.
+        weight: geometric mean of the start values of e^{t_0 + t_k}; 0.2 / K when None.
         smoothing: start value of nu_k, in intensity units.
         seed: of the random filters.
 
@@ -52,8 +53,8 @@ class FoE(Regularizer):
     """
 
     def __init__(self, filters: int = 24, size: int = 7, *, channels: int = 1, zero_mean: bool = True,
-                 padding: Padding = "reflect", init: Init = "dct", weight: float = 0.02, smoothing: float = 0.03,
-                 seed: int = 0) -> None:
+                 padding: Padding = "reflect", init: Init = "dct", weight: float | None = None,
+                 smoothing: float = 0.02, seed: int = 0) -> None:
         super().__init__()
         for name, value in (("filters", filters), ("size", size), ("channels", channels)):
             if not isinstance(value, int) or value < 1:
@@ -62,11 +63,11 @@ class FoE(Regularizer):
             raise InputError("size", given=size, expected="an odd filter size", remedy=f"Use {size + 1}.")
         if padding not in get_args(Padding):
             raise InputError("padding", given=padding, expected="'reflect' or 'zero'")
-        kernels = _initial_kernels(init, filters, size, channels, seed)
+        kernels, tilt = _initial_kernels(init, filters, size, channels, seed)
         self.zero_mean, self.padding = bool(zero_mean), padding
-        half = 0.5 * math.log(positive("weight", weight))
+        half = 0.5 * math.log(positive("weight", 0.2 / filters if weight is None else weight))
         self.log_scale = nn.Parameter(torch.tensor(half))
-        self.log_weights = nn.Parameter(torch.full((filters,), half))
+        self.log_weights = nn.Parameter(half + tilt)
         self.log_smoothings = nn.Parameter(torch.full((filters,), math.log(positive("smoothing", smoothing))))
         self.kernels = nn.Parameter(kernels)
         self._cache: dict[str, Any] = {}
@@ -188,26 +189,30 @@ class FoE(Regularizer):
         return f"filters={k}, size={s}x{s}, channels={c}, zero_mean={self.zero_mean}, padding={self.padding!r}"
 
 
-def _initial_kernels(init: str, filters: int, size: int, channels: int, seed: int) -> Tensor:
-    """Start values (K, c, s, s), zero mean."""
+def _initial_kernels(init: str, filters: int, size: int, channels: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Start values (K, c, s, s) with zero mean, and the tilt of the log weights (K,) with zero mean."""
     if init == "random":
         generator = torch.Generator().manual_seed(seed)
-        std = math.sqrt(2.0 / (2 * size)) if channels == 1 else math.sqrt(2.0 / (size * size * channels))
-        kernels = std * torch.randn(filters, channels, size, size, generator=generator)
-        return kernels - kernels.mean(dim=(-2, -1), keepdim=True)
+        kernels = math.sqrt(1.0 / size) * torch.randn(filters, channels, size, size, generator=generator)
+        return kernels - kernels.mean(dim=(-2, -1), keepdim=True), torch.zeros(filters)
     if init != "dct":
         raise InputError("init", given=init, expected="'dct' or 'random'")
     available = (size * size - 1) * channels
     if filters > available:
         raise InputError("filters", given=filters, expected=f"at most {available} for init='dct' and size {size}",
                          remedy="Use init='random' or larger filters.")
-    n = torch.arange(size, dtype=torch.float64)
-    basis = torch.cos(math.pi * n[:, None] * (n[None, :] + 0.5) / size)
+    window = next(n for n in range(1, size + 1, 2) if (n * n - 1) * channels >= filters)
+    n = torch.arange(window, dtype=torch.float64)
+    basis = torch.cos(math.pi * n[:, None] * (n[None, :] + 0.5) / window)
     basis = basis / basis.norm(dim=1, keepdim=True)
-    order = sorted(((i, j) for i in range(size) for j in range(size) if i + j > 0),
-                   key=lambda ij: (ij[0] ** 2 + ij[1] ** 2, ij))
+    patterns = sorted(((i, j) for i in range(window) for j in range(window) if i + j > 0),
+                      key=lambda ij: (ij[0] ** 2 + ij[1] ** 2, ij))
     kernels = torch.zeros(filters, channels, size, size, dtype=torch.float64)
+    inside = slice((size - window) // 2, (size + window) // 2)
+    frequency = torch.zeros(filters)
     for k in range(filters):
-        i, j = order[k // channels]
-        kernels[k, k % channels] = torch.outer(basis[i], basis[j])
-    return kernels.float()
+        i, j = patterns[k // channels]
+        kernels[k, k % channels, inside, inside] = torch.outer(basis[i], basis[j])
+        frequency[k] = math.hypot(i, j)
+    tilt = frequency.log()
+    return kernels.float(), tilt - tilt.mean()

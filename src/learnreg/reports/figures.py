@@ -1,4 +1,4 @@
-"""The pictures of a report: functions that return a matplotlib Figure, and encoders to PNG, SVG and data URIs."""
+"""The pictures of a report: functions that return a matplotlib Figure, and encoders to PNG, SVG, data URI."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def png(figure: Figure) -> bytes:
 
 
 def svg(figure: Figure) -> bytes:
-    """SVG without background; text and grid follow the reader's light or dark scheme. Equal figures, equal bytes."""
+    """SVG without background, in the reader's light or dark scheme; equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", transparent=True,
                    metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -67,7 +67,7 @@ def filter_png(kernel: Tensor) -> bytes:
 
 
 def displayable(image: Tensor) -> Any:
-    """(c, h, w) as the array that is drawn: colour for c = 3, the modulus for c = 2 (complex), else channel 0."""
+    """(c, h, w) as it is drawn: in colour for c = 3, the modulus for c = 2 (complex), else channel 0."""
     image = image.detach().cpu().float()
     if image.shape[0] == 3:
         return image.clamp(0, 1).permute(1, 2, 0).numpy()
@@ -92,9 +92,8 @@ def loss(records: Mapping[str, RunRecord]) -> Figure:
         for (_, record), color in zip(records.items(), _colors(), strict=False):
             xs = (_numbers(record, "seconds") if label == "seconds"
                   else [w / record.images for w in _numbers(record, "work")])
-            low = _numbers(record, "lower")
-            axis.fill_between(xs, [max(v, 1e-12) for v in low], _numbers(record, "upper"), color=color, alpha=0.2,
-                              linewidth=0)
+            low, high = [max(v, 1e-12) for v in _numbers(record, "lower")], _numbers(record, "upper")
+            axis.fill_between(xs, low, high, color=color, alpha=0.2, linewidth=0)
             _line(axis, xs, _numbers(record, "loss"), color)
         _log(axis, every)
         lowest = min((v for v in every if v > 0), default=0.1)
@@ -107,11 +106,11 @@ def loss(records: Mapping[str, RunRecord]) -> Figure:
 
 
 def schedules(records: Mapping[str, RunRecord]) -> Figure:
-    """What the learner chose at each accepted step: eps, delta, step size; gradient norm with its error omega."""
+    """What the learner chose at each accepted step: eps, delta, step size; gradient norm and error omega."""
     figure, axes = _panels(2, 2, 4.9)
+    errors = {"gradient_norm": "-", "omega_certified": "--", "omega_estimated": ":"}
     panels = {"accuracy eps of the lower level": {"eps": "-"}, "linear residual delta": {"delta": "-"},
-              "step size": {"step_size": "-"},
-              "hypergradient and its error": {"gradient_norm": "-", "omega_certified": "--", "omega_estimated": ":"}}
+              "step size": {"step_size": "-"}, "hypergradient and its error": errors}
     for axis, (title, columns) in zip(axes, panels.items(), strict=True):
         for (_, record), color in zip(records.items(), _colors(), strict=False):
             for column, style in columns.items():
@@ -120,10 +119,9 @@ def schedules(records: Mapping[str, RunRecord]) -> Figure:
         axis.set_title(title, fontsize=9, color=INK, loc="left")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.set_xlabel("accepted step")
+        axis.set_xlim(left=0)
     _legend(axes[0], records)
-    words = {"norm": "-", "omega, certified": "--", "omega, estimated": ":"}
-    axes[3].legend([Line2D([], [], color=INK, linestyle=s, linewidth=1.3) for s in words.values()], list(words),
-                   fontsize=7.5, frameon=False, labelcolor=INK)
+    _key(axes[3], {"norm": (INK, "-"), "omega, certified": (INK, "--"), "omega, estimated": (INK, ":")})
     return figure
 
 
@@ -167,9 +165,8 @@ def certificate(evaluations: Mapping[str, Evaluation]) -> Figure | None:
         _ticks(axis.xaxis, eps)
         axis.set_title(_label(name, 40), fontsize=9, color=INK, loc="left", parse_math=False)
         axis.set_xlabel("accuracy eps asked for")
-        words = {"asked for": (NOISY, "--"), f"{evaluation.kind.label} error": (color, "-"), "true error": (INK, ":")}
-        axis.legend([Line2D([], [], color=c, linestyle=s, linewidth=1.4) for c, s in words.values()], list(words),
-                    fontsize=7.5, frameon=False, labelcolor=INK)
+        _key(axis, {"asked for": (NOISY, "--"), f"{evaluation.kind.label} error": (color, "-"),
+                    "true error": (INK, ":")})
     axes[0].set_ylabel("distance to the exact minimiser")
     return figure
 
@@ -177,7 +174,7 @@ def certificate(evaluations: Mapping[str, Evaluation]) -> Figure | None:
 def pictures(evaluations: Mapping[str, Evaluation], rows: Sequence[int], zoom: bool = True) -> Figure:
     """Truth, noisy input and each method side by side, one grey scale [0, 1]; ``rows`` are image numbers.
 
-    With ``zoom`` a row of details follows each image. The input is left out when it is not an image like the truth.
+    With ``zoom`` a row of details follows each image. An input that is no image like the truth is left out.
     """
     first = next(iter(evaluations.values()))
     h, w = first.x.shape[-2:]
@@ -188,21 +185,22 @@ def pictures(evaluations: Mapping[str, Evaluation], rows: Sequence[int], zoom: b
     height = len(rows) * ((1 + zoom) * (high + gap) + head) + gap
     figure = Figure((width / 200, height / 200))
     for r, i in enumerate(rows):
-        box = detail(first.x[i])
+        y0, x0, dy, dx = detail(first.x[i])
         top = r * ((1 + zoom) * (high + gap) + head) + head
         for c, (name, value, image) in enumerate(_columns(evaluations, i)):
             title = f"truth: {value}" if c == 0 else f"{name}  {value}"
-            for part, y in ((None, top), (box, top + high + gap))[: 1 + zoom]:
+            parts = [(image, top), (image[..., y0:y0 + dy, x0:x0 + dx], top + high + gap)]
+            for k, (part, y) in enumerate(parts[: 1 + zoom]):
                 axis = figure.add_axes(((gap + c * (wide + gap)) / width, 1 - (y + high) / height,
                                         wide / width, high / height))
                 axis.set_axis_off()
-                shown = image if part is None else image[..., part[0]:part[0] + part[2], part[1]:part[1] + part[3]]
-                axis.imshow(displayable(shown), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-                if part is None:
+                axis.imshow(displayable(part), cmap="gray", vmin=0, vmax=1, interpolation="nearest",
+                            aspect="auto")
+                if k == 0:
                     axis.set_title(title, fontsize=7.5, color=INK, pad=3, parse_math=False)
-                if part is None and zoom and c == 0:
-                    axis.add_patch(Rectangle((box[1] - 0.5, box[0] - 0.5), box[3], box[2], fill=False,
-                                             edgecolor="#ffb020", linewidth=1.1))
+                if k == 0 and zoom and c == 0:
+                    axis.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), dx, dy, fill=False, edgecolor="#ffb020",
+                                             linewidth=1.1))
     return figure
 
 
@@ -245,7 +243,8 @@ def cells(evaluations: Mapping[str, Evaluation], i: int) -> list[dict[str, str]]
 def filter_cells(kernels: Tensor, weights: Tensor, smoothings: Tensor | None = None) -> list[dict[str, Any]]:
     """Filters as the page shows them, from the heaviest to the lightest."""
     return [{"source": data_uri(filter_png(kernels[k]), "image/png"), "weight": float(weights[k]),
-             "smoothing": None if smoothings is None else float(smoothings[k])} for k in filter_order(weights)]
+             "smoothing": None if smoothings is None else float(smoothings[k])}
+            for k in filter_order(weights)]
 
 
 def _columns(evaluations: Mapping[str, Evaluation], i: int) -> Iterable[tuple[str, str, Tensor]]:
@@ -276,7 +275,7 @@ def _colors() -> list[str]:
 
 
 def _label(text: str, longest: int) -> str:
-    """A name as it may stand in a figure: printable, short, and never starting with the mark that hides legends."""
+    """A name as a figure can show it: printable, short, without the leading mark that hides legends."""
     text = "".join(ch if ch.isprintable() else " " for ch in str(text))
     text = text if len(text) <= longest else text[: longest - 1] + "…"
     return f" {text}" if text.startswith("_") else text
@@ -330,9 +329,14 @@ def _number(value: float, _position: int | None = None) -> str:
     return f"$10^{{{power}}}$" if abs(head - 1) < 1e-6 else f"${head:.3g}\\cdot10^{{{power}}}$"
 
 
-def _legend(axis: Axes, names: Iterable[str], colors: Sequence[str] | None = None, outside: bool = False) -> None:
+def _key(axis: Axes, lines: Mapping[str, tuple[str, Any]]) -> None:
+    handles = [Line2D([], [], color=color, linestyle=style, linewidth=1.4) for color, style in lines.values()]
+    axis.legend(handles, list(lines), fontsize=7.5, frameon=False, labelcolor=INK)
+
+
+def _legend(axis: Axes, names: Iterable[str], colors: Sequence[str] = (), outside: bool = False) -> None:
     names = [_label(n, 28) for n in names]
-    handles = [Line2D([], [], color=c, linewidth=2.2) for c, _ in zip(colors or _colors(), names, strict=False)]
+    handles = [Line2D([], [], color=c, linewidth=2.2) for c in (colors or _colors())[:len(names)]]
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 6} if outside else {}
     legend = axis.legend(handles, names, fontsize=8, frameon=False, labelcolor=INK, **place)
     for text in legend.get_texts():

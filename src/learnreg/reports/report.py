@@ -18,7 +18,17 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..core import Cost, Evaluation, InputError, Kind, ModelFileError, RunRecord, Status, StopReason, summarize
+from ..core import (
+    Cost,
+    Evaluation,
+    InputError,
+    Kind,
+    ModelFileError,
+    RunRecord,
+    Status,
+    StopReason,
+    summarize,
+)
 
 FORMAT, VERSION = "learnreg-run", 1
 _AGAIN = "Save the report again from its run, or restore run.json and run.safetensors together."
@@ -84,7 +94,7 @@ class Report:
         first = next(iter(methods.values()))[1]
         for name, (_, evaluation) in methods.items():
             if not evaluation.psnr:
-                raise InputError(f"evaluation of {name!r}", given="no images", expected="at least one held-out image",
+                raise InputError(f"evaluation of {name!r}", given="no images", expected="at least one image",
                                  remedy="Evaluate the run on a non-empty set of pairs.")
             if not all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu())
                        for a, b in ((first.x, evaluation.x), (first.y, evaluation.y))):
@@ -95,23 +105,23 @@ class Report:
                      for name, (run, _) in methods.items()}
         self.evaluations = {name: evaluation for name, (_, evaluation) in methods.items()}
 
-    # -- numbers and words ----------------------------------------------------------------------------------------
+    @property
+    def _first(self) -> Evaluation:
+        return next(iter(self.evaluations.values()))
 
     def table(self) -> list[dict[str, Any]]:
         """One row for the noisy input and one per method; what does not apply or is not known is None."""
-        first = next(iter(self.evaluations.values()))
-        rows = [{"name": "noisy", "psnr": first.mean("psnr_input"), "psnr_spread": first.spread("psnr_input"),
-                 "ssim": first.mean("ssim_input"), "ssim_spread": first.spread("ssim_input"),
-                 "parameters": None, "work": None, "seconds": None, "learned": False}]
-        for name, evaluation in self.evaluations.items():
-            record = self.runs[name].record
-            last = record.rows[-1] if record.rows else {}
-            work = last.get("work")
-            rows.append({"name": name, "psnr": evaluation.mean("psnr"), "psnr_spread": evaluation.spread("psnr"),
-                         "ssim": evaluation.mean("ssim"), "ssim_spread": evaluation.spread("ssim"),
-                         "parameters": self.runs[name].theta.numel(),
-                         "work": None if work is None else work / record.images,
-                         "seconds": last.get("seconds"), "learned": True})
+        def row(name: str, evaluation: Evaluation, suffix: str = "", **learned: Any) -> dict[str, Any]:
+            values = {k: getattr(evaluation, how)(f"{metric}{suffix}") for metric in ("psnr", "ssim")
+                      for k, how in ((metric, "mean"), (f"{metric}_spread", "spread"))}
+            return {"name": name, **values, "parameters": None, "work": None, "seconds": None, **learned}
+
+        rows = [row("noisy", self._first, "_input", learned=False)]
+        for name, run in self.runs.items():
+            last = run.record.rows[-1] if run.record.rows else {}
+            work = None if last.get("work") is None else last["work"] / run.record.images
+            rows.append(row(name, self.evaluations[name], parameters=run.theta.numel(), work=work,
+                            seconds=last.get("seconds"), learned=True))
         return rows
 
     def summary(self) -> str:
@@ -121,8 +131,8 @@ class Report:
     def headline(self) -> str:
         """Who won by how much on the held-out images."""
         noisy, *rows = self.table()
-        images = len(next(iter(self.evaluations.values())).psnr)
-        ranked = sorted(rows, key=lambda r: r["psnr"] if math.isfinite(r["psnr"]) else -math.inf, reverse=True)
+        images = len(self._first.psnr)
+        ranked = sorted(rows, key=lambda r: -r["psnr"] if math.isfinite(r["psnr"]) else math.inf)
         best = ranked[0]
         on = "one held-out image" if images == 1 else f"{images} held-out images"
         if not math.isfinite(best["psnr"]):
@@ -143,28 +153,25 @@ class Report:
         run, row = self.runs[name], next(r for r in self.table()[1:] if r["name"] == name)
         steps = run.record.rows[-1].get("step") if run.record.rows else None
         return (f"{name}: {_sentence(run.record.problem)} The learning took {show(steps)} accepted "
-                f"step{'' if steps == 1 else 's'}, {show(row['work'], 0)} energy evaluations per training image and "
-                f"{show(row['seconds'], 1)} seconds. {_sentence(run.stop.sentence)}")
+                f"step{'' if steps == 1 else 's'}, {show(row['work'], 0)} energy evaluations per training "
+                f"image and {show(row['seconds'], 1)} seconds. {_sentence(run.stop.sentence)}")
 
     def __str__(self) -> str:
         cells = [["method", "PSNR (dB)", "SSIM", "parameters", "work per image", "seconds"]]
         for r in self.table():
-            after = [show(r[k], d) if r["learned"] else "-" for k, d in
-                     (("parameters", 0), ("work", 0), ("seconds", 1))]
+            after = [show(r[key], digits) if r["learned"] else "-"
+                     for key, digits in (("parameters", 0), ("work", 0), ("seconds", 1))]
             cells.append([r["name"], self.pm(r, "psnr", 2), self.pm(r, "ssim", 3), *after])
         widths = [max(len(row[c]) for row in cells) for c in range(len(cells[0]))]
-        lines = ["  ".join(v.ljust(w) if c == 0 else v.rjust(w) for c, (v, w) in enumerate(zip(row, widths, strict=True)))
-                 for row in cells]
+        lines = ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in cells]
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
     __repr__ = __str__
 
     def pm(self, row: Mapping[str, Any], key: str, digits: int) -> str:
         """Mean ± spread over the held-out images; one image has no spread."""
-        single = len(next(iter(self.evaluations.values())).psnr) == 1
+        single = len(self._first.psnr) == 1
         return show(row[key], digits) + ("" if single else f" ± {show(row[f'{key}_spread'], digits)}")
-
-    # -- files ----------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``run.json`` (without the tensors, which go to ``run.safetensors``)."""
@@ -174,9 +181,10 @@ class Report:
              "evaluation": self.evaluations[name].to_dict()} for name, run in self.runs.items()]}
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``index.html``, ``figures/*.png``, ``run.json`` and ``run.safetensors``; returns the page's path.
+        """Write the page, its figures and the data; returns the path of the page.
 
-        Each file is replaced as a whole, so an interrupted call leaves no half-written file.
+        The folder then holds ``index.html``, ``figures/*.png``, ``run.json`` and ``run.safetensors``. Each
+        file is replaced as a whole, so an interrupted call leaves no half-written file.
 
         Raises:
             InputError: ``folder`` is a file or cannot be created.
@@ -185,17 +193,16 @@ class Report:
         try:
             (folder / "figures").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError("folder", given=f"{folder} ({error.strerror})", expected="a folder that can be written",
-                             remedy="Choose another folder.") from error
+            raise InputError("folder", given=f"{folder} ({error.strerror})",
+                             expected="a folder that can be written", remedy="Choose another one.") from error
         page, pictures = self._render()
         tensors = safetensors.torch.save(self._tensors(), {"format": f"{FORMAT} {VERSION}"})
         document = {**self.to_dict(), "tensors": {"sha256": hashlib.sha256(tensors).hexdigest()}}
         _write(folder / "run.safetensors", tensors)
-        _write(folder / "run.json",
-               json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False, default=str).encode())
+        _write(folder / "run.json", json.dumps(document, indent=1, allow_nan=False, default=str).encode())
         for name, data in pictures.items():
             _write(folder / "figures" / name, data)
-        _write(folder / "index.html", page.encode())
+        _write(folder / "index.html", page.encode(errors="replace"))
         return folder / "index.html"
 
     def _render(self) -> tuple[str, dict[str, bytes]]:
@@ -205,16 +212,16 @@ class Report:
         from . import figures
 
         records = {name: run.record for name, run in self.runs.items()}
-        first, last = (list(self.evaluations.values())[i] for i in (0, -1))
-        drawn = {"psnr": figures.psnr(self.evaluations), "loss": figures.loss(records),
-                 "schedules": figures.schedules(records), "certificate": figures.certificate(self.evaluations)}
-        plots = {name: figure for name, figure in drawn.items() if figure is not None}
+        first, last = self._first, next(reversed(self.evaluations.values()))
+        drawn = {"loss": figures.loss(records), "schedules": figures.schedules(records),
+                 "psnr": figures.psnr(self.evaluations), "certificate": figures.certificate(self.evaluations)}
+        plots = {name: plot for name, plot in drawn.items() if plot is not None}
         hard_to_easy = sorted(range(len(first.psnr)), key=lambda i: last.psnr[i])
         shown = sorted({round(q * (len(hard_to_easy) - 1)) for q in (0.0, 0.5, 1.0)})
         chosen = [hard_to_easy[k] for k in shown]
         rest = [i for i in range(len(first.psnr)) if i not in chosen]
         rest = rest[:max(0, min(16, 2_000_000 // max(1, first.x[0].numel())))]  # keeps the page light
-        files_ = {f"{name}.png": figures.png(figure) for name, figure in plots.items()}
+        files_ = {f"{name}.png": figures.png(plot) for name, plot in plots.items()}
         files_["reconstructions.png"] = figures.png(figures.pictures(self.evaluations, chosen))
         banks: dict[str, list[dict[str, Any]]] = {}
         for number, (name, run) in enumerate(self.runs.items()):
@@ -223,12 +230,14 @@ class Report:
                 file = file if file not in files_ else f"filters_{slug(name)}_{number}.png"
                 files_[file] = figures.png(figures.filters(**run.filters))
                 banks[name] = figures.filter_cells(**run.filters)
-        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+                                  lstrip_blocks=True)
         environment.filters["show"] = show
-        template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
-        page = template.render(
-            report=self, rows=self.table(), first=first, hardest_by=next(reversed(self.runs)), sentence=_sentence,
-            plots={name: figures.data_uri(figures.svg(figure), "image/svg+xml") for name, figure in plots.items()},
+        source = files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
+        page = environment.from_string(source).render(
+            report=self, rows=self.table(), first=first, hardest_by=next(reversed(self.runs)),
+            sentence=_sentence,
+            plots={k: figures.data_uri(figures.svg(plot), "image/svg+xml") for k, plot in plots.items()},
             gallery=[(i, figures.cells(self.evaluations, i)) for i in chosen],
             rest=[(i, figures.cells(self.evaluations, i)) for i in rest], banks=banks,
             honesty={name: _honesty(e) for name, e in self.evaluations.items()},
@@ -237,8 +246,7 @@ class Report:
         return page, files_
 
     def _tensors(self) -> dict[str, Tensor]:
-        first = next(iter(self.evaluations.values()))
-        found = {"x": first.x, "y": first.y}
+        found = {"x": self._first.x, "y": self._first.y}
         for number, (name, run) in enumerate(self.runs.items()):
             found[f"{number}.reconstruction"] = self.evaluations[name].reconstruction
             found[f"{number}.theta"] = run.theta
@@ -251,7 +259,7 @@ class Report:
 
         Raises:
             InputError: a file is missing.
-            ModelFileError: a file is corrupted, foreign, of a newer version, or the two do not belong together.
+            ModelFileError: a file is corrupted, foreign, of another version, or the two do not match.
         """
         text, tensors = (_read(Path(folder) / name) for name in ("run.json", "run.safetensors"))
         where = str(Path(folder) / "run.json")
@@ -261,21 +269,25 @@ class Report:
             raise ModelFileError(where, given=f"no valid JSON ({error})", expected=f"a {FORMAT} file",
                                  remedy=_AGAIN) from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ModelFileError(where, given="a file of another kind", expected=f'JSON with "format": "{FORMAT}"',
+            raise ModelFileError(where, given="a file of another kind",
+                                 expected=f'JSON with "format": "{FORMAT}"',
                                  remedy="Point to the folder that Report.save wrote.")
         if data.get("version") != VERSION:
             raise ModelFileError(where, given=f"version {data.get('version')}", expected=f"version {VERSION}",
-                                 remedy="Use the release of learnreg that wrote it.")
-        digest = hashlib.sha256(tensors).hexdigest()
+                                 remedy="Read it with the release of learnreg that wrote it.")
         try:
-            if data["tensors"]["sha256"] != digest:
-                raise ModelFileError(str(Path(folder) / "run.safetensors"), given=f"sha256 {digest[:12]}...",
-                                     expected=f"{data['tensors']['sha256'][:12]}..., named in run.json", remedy=_AGAIN)
+            found, expected = hashlib.sha256(tensors).hexdigest(), data["tensors"]["sha256"]
+            if found != expected:
+                raise ModelFileError(str(Path(folder) / "run.safetensors"), given=f"sha256 {found[:12]}...",
+                                     expected=f"{expected[:12]}..., named in run.json", remedy=_AGAIN)
             stored = safetensors.torch.load(tensors)
             return cls.compare({m["name"]: _restore(m, n, stored) for n, m in enumerate(data["methods"])})
-        except (KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, safetensors.SafetensorError) as error:
             raise ModelFileError(where, given=f"incomplete content ({type(error).__name__}: {error})",
-                                 expected="record, stop and evaluation of each method", remedy=_AGAIN) from error
+                                 expected="record, stop and evaluation of each method",
+                                 remedy=_AGAIN) from error
 
 
 def show(value: Any, digits: int | None = None) -> str:
@@ -307,7 +319,8 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as (dotted name, printed value)."""
     pairs: list[tuple[str, str]] = []
     for key, value in data.items():
-        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", show(value))]
+        name = f"{prefix}{key}"
+        pairs += _flat(value, f"{name}.") if isinstance(value, Mapping) else [(name, show(value))]
     return pairs
 
 
@@ -324,15 +337,21 @@ def _restore(data: dict[str, Any], number: int, stored: Mapping[str, Tensor]) ->
     e, prefix = data["evaluation"], f"{number}.filters."
     filters = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
     columns = {c: tuple(math.nan if v is None else v for v in e[c])
-               for c in ("psnr", "ssim", "psnr_input", "ssim_input")}
+               for c in ("psnr", "ssim", "psnr_input", "ssim_input", "error")}
+    error = torch.tensor(columns.pop("error"), dtype=torch.float64)
     kind = {k.label: k for k in (Kind.UNKNOWN, Kind.ESTIMATE, Kind.BOUND)}[e["kind"]]
     evaluation = Evaluation(
-        stored[f"{number}.reconstruction"], stored["x"], stored["y"], **columns,
-        error=torch.tensor([math.nan if v is None else v for v in e["error"]], dtype=torch.float64), kind=kind,
+        stored[f"{number}.reconstruction"], stored["x"], stored["y"], **columns, error=error, kind=kind,
         status=tuple(Status[s.upper()] for s in e["status"]), eps=e["eps"], names=tuple(e["names"]),
         cost=Cost(**e["cost"]), honesty=tuple(e["honesty"]))
-    record, stop = RunRecord.from_dict(data["record"]), StopReason(data["stop"]["code"], data["stop"]["sentence"])
-    return SavedRun(data["name"], record, stop, stored[f"{number}.theta"], filters or None), evaluation
+    stop = StopReason(data["stop"]["code"], data["stop"]["sentence"])
+    run = SavedRun(data["name"], RunRecord.from_dict(data["record"]), stop, stored[f"{number}.theta"],
+                   filters or None)
+    if not all(isinstance(row, dict) for row in (*run.record.rows, *evaluation.honesty)):
+        raise TypeError("a row is no table of named numbers")
+    if any(len(v) != len(evaluation.x) for v in (*columns.values(), error, evaluation.reconstruction)):
+        raise ValueError("the number of images differs between columns")
+    return run, evaluation
 
 
 def _read(path: Path) -> bytes:

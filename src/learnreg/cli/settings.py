@@ -1,0 +1,211 @@
+"""The sections of a configuration; learners, budget and regularizers describe themselves by their own signatures.
+
+A section built by ``described`` has the keys, types, defaults and comments of the class that it stands for, so a new
+argument of that class is a new key here. Ranges are checked where they are written down: in the class itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model
+
+from ..core.errors import ConfigError, InputError
+from ..learners import MAID, Budget, FixedAccuracy
+from ..regularizers import KNOWN, Scaled, Sum
+
+INHERITED = {"channels": "those of [data] when left out", "seed": "that of [run] when left out"}
+"""Arguments that a regularizer takes from another section unless they are given."""
+
+
+class Section(BaseModel):
+    """One table of a configuration file: an unknown key, a wrong type, NaN and Inf are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Built(Section):
+    """A section that stands for an object of the library."""
+
+    target: ClassVar[Callable[..., Any]]
+
+    def build(self, where: str = "", **inherited: Any) -> Any:
+        """The object.
+
+        Args:
+            where: name of the section, for error messages.
+            inherited: values for keys that were left out.
+
+        Raises:
+            ConfigError: a value that the object refuses.
+        """
+        arguments = {}
+        for key in type(self).model_fields:
+            value = getattr(self, key)
+            if isinstance(value, Built):
+                arguments[key] = value.build(f"{where}.{key}")
+            elif key not in ("type", "scale"):
+                arguments[key] = inherited.get(key) if value is None and key in INHERITED else value
+        with located(where):
+            return type(self).target(**{k: v for k, v in arguments.items() if k not in INHERITED or v is not None})
+
+
+class located:
+    """Within this block an InputError becomes a ConfigError that names the section."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, InputError):
+            key = error.what.removeprefix(self.where.rsplit(".", 1)[-1]).strip()
+            raise ConfigError(f"[{self.where}] {key}".strip(), given=error.given, expected=error.expected,
+                              remedy=error.remedy) from error
+
+
+def described(target: Callable[..., Any], tag: str | None = None, **extra: Any) -> type[Built]:
+    """The section of a class: one key per argument, with its type, default and description.
+
+    Args:
+        tag: the value of the key ``type`` that chooses this class.
+        extra: further keys, as pydantic fields.
+    """
+    fields: dict[str, Any] = {} if tag is None else {"type": (Literal[tag], tag)}
+    hints, comments = get_type_hints(target.__init__), comments_of(target)  # type: ignore[misc]
+    for name, parameter in inspect.signature(target).parameters.items():
+        default, hint = parameter.default, hints[name]
+        if dataclasses.is_dataclass(hint):
+            inner = described(hint)  # type: ignore[arg-type]
+            fields[name] = (inner, Field(default_factory=inner, description=comments.get(name)))
+        elif name in INHERITED:
+            fields[name] = (hint | None, Field(None, description=INHERITED[name]))
+        else:
+            given = ... if default is inspect.Parameter.empty else default
+            fields[name] = (hint, Field(given, description=comments.get(name)))
+    model = create_model(getattr(target, "__name__", "Section"), __base__=Built, **fields, **extra)
+    model.target = target
+    model.__doc__ = (inspect.getdoc(target) or "").split("\n")[0]
+    return model
+
+
+def comments_of(target: Callable[..., Any]) -> dict[str, str]:
+    """The descriptions under ``Args:`` in a docstring, by argument.
+
+    >>> comments_of(Budget)["steps"]
+    'accepted steps'
+    """
+    block = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)*)", inspect.getdoc(target) or "", re.MULTILINE)
+    entries = re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {5,}.*)*)", block[1], re.MULTILINE) if block else []
+    plain = {names: " ".join(text.split()).replace("``", "").replace("when None", "when left out").rstrip(".")
+             for names, text in entries}
+    return {name.strip(): text for names, text in plain.items() for name in names.split(",")}
+
+
+def one_of(sections: dict[str, type[Built]], default: str | None = None) -> Any:
+    """A union of sections told apart by ``type``; a table with ``terms`` is a Sum."""
+
+    def choose(table: Any) -> str | None:
+        if isinstance(table, Built):
+            return str(getattr(table, "type", None))
+        if not isinstance(table, dict):
+            return None
+        chosen = table.get("type", "Sum" if "terms" in table else default)
+        return None if chosen is None else str(chosen)
+
+    members = tuple(Annotated[model, Tag(tag)] for tag, model in sections.items())
+    return Annotated[Union[members], Discriminator(choose)]  # type: ignore[valid-type]
+
+
+class Data(Section):
+    """Where the images come from."""
+
+    source: str = "natural"
+    """"natural" (photographs that come with scikit-image), "phantoms", or a folder of images"""
+    size: int = Field(96, ge=11)
+    """height and width of the crops in pixels"""
+    train: int = Field(24, ge=1)
+    """number of training crops"""
+    test: int = Field(8, ge=1)
+    """number of held-out crops, from other photographs"""
+    scale: float | None = Field(None, gt=0, le=1)
+    """photographs are made smaller by this factor first; 0.5 for "natural" and 1 otherwise when left out"""
+    channels: Literal[1, 3] = 1
+    """1 (grey) or 3 (colour)"""
+
+
+class Physics(Section):
+    """How measurements are made."""
+
+    type: Literal["denoising"] = "denoising"
+    """the measurement is the image itself, with noise"""
+    sigma: float = Field(0.1, gt=0)
+    """standard deviation of the Gaussian noise, for images in [0, 1]"""
+
+
+class Settings(Section):
+    """How the run is done and where it goes."""
+
+    seed: int = Field(0, ge=0)
+    """of crops, noise and random start values"""
+    dtype: Literal["float32", "float64"] = "float32"
+    """precision of the computations (closing gradients are float64 in any case)"""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; resuming to the same numbers needs the same number of them"""
+    eps_evaluate: float = Field(1e-2, gt=0)
+    """certified distance of the held-out reconstructions, over all pixels of one image"""
+    output: str = Field("report", min_length=1)
+    """folder for the report, the model and the checkpoint"""
+
+
+_SCALE = (float, Field(1.0, gt=0, description="constant factor in front of the regularizer"))
+REGULARIZERS = {name: described(kind, name, scale=_SCALE) for name, kind in KNOWN.items()}
+LEARNERS = {"maid": described(MAID, "maid"), "fixed": described(FixedAccuracy, "fixed")}
+
+if TYPE_CHECKING:
+    Learner = Term = Regularizer = BudgetSection = Built
+else:
+    Learner = one_of(LEARNERS, default="maid")
+    Term = one_of(REGULARIZERS)
+    BudgetSection = described(Budget)
+
+
+class Terms(Built):
+    """A sum of regularizers."""
+
+    type: Literal["Sum"] = "Sum"
+    scale: float = Field(1.0, gt=0, description="constant factor in front of the sum")
+    terms: list[Term] = Field(min_length=1)
+
+    def build(self, where: str = "", **inherited: Any) -> Any:
+        terms = [build_regularizer(t, f"{where}.terms({i})", **inherited) for i, t in enumerate(self.terms, 1)]
+        return scaled(self.scale, Sum(terms))
+
+
+if not TYPE_CHECKING:
+    Regularizer = one_of({**REGULARIZERS, "Sum": Terms})
+
+
+def scaled(factor: float, regularizer: Any) -> Any:
+    """``factor`` times the regularizer, which stays as it is for a factor of 1."""
+    return regularizer if factor == 1 else Scaled(factor, regularizer)
+
+
+def build_regularizer(section: Any, where: str = "regularizer", **inherited: Any) -> Any:
+    """The regularizer of a section, its ``scale`` included."""
+    built = section.build(where, **inherited)
+    return built if isinstance(section, Terms) else scaled(section.scale, built)
+
+
+def leaves(section: Any) -> Iterator[Any]:
+    """The plain regularizers of a section."""
+    if isinstance(section, Terms):
+        yield from section.terms
+    else:
+        yield section
