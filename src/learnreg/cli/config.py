@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ..core.errors import ConfigError
 from . import toml
@@ -32,8 +32,8 @@ from .settings import (
 )
 
 _TAGS: dict[str, type[BaseModel]] = {**LEARNERS, **REGULARIZERS, "Sum": Terms}
-_EXPECTED = {"model_type": "a table", "dict_type": "a table", "list_type": "tables [[...]]", "too_short": "at least one",
-             "missing": "at least one", "string_too_short": "a text that is not empty"}
+_EXPECTED = {"model_type": "a table", "dict_type": "a table", "list_type": "tables [[...]]",
+             "too_short": "at least one", "missing": "at least one", "string_too_short": "a text that is not empty"}
 _HEAD = """\
 # A run of learnreg; start it with: learnreg learn config.toml
 # Every key may be left out: the values below are the defaults. Paths are relative to the folder you start in.
@@ -46,12 +46,12 @@ _HEAD = """\
 class Config(Section):
     """A whole configuration; ``Config()`` is the default run."""
 
-    data: Data = Field(default_factory=Data)
-    physics: Physics = Field(default_factory=Physics)
-    regularizer: Regularizer = Field(default_factory=REGULARIZERS["FoE"])
-    learner: Learner = Field(default_factory=LEARNERS["maid"])
-    budget: BudgetSection = Field(default_factory=lambda: BudgetSection(seconds=120.0))
-    run: Settings = Field(default_factory=Settings)
+    data: Data = Data()
+    physics: Physics = Physics()
+    regularizer: Regularizer = REGULARIZERS["FoE"]()
+    learner: Learner = LEARNERS["maid"]()
+    budget: BudgetSection = BudgetSection.model_validate({"seconds": 120.0})
+    run: Settings = Settings()
 
     def build_regularizer(self) -> Any:
         """The start of the regularizer."""

@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, Union, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model
 
@@ -25,7 +25,8 @@ INHERITED = {"channels": "those of [data] when left out", "seed": "that of [run]
 class Section(BaseModel):
     """One table of a configuration file: an unknown key, a wrong type, NaN and Inf are errors."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False,
+                              use_attribute_docstrings=True)
 
 
 class Built(Section):
@@ -78,11 +79,11 @@ def described(target: Callable[..., Any], tag: str | None = None, **extra: Any) 
         extra: further keys, as pydantic fields.
     """
     fields: dict[str, Any] = {} if tag is None else {"type": (Literal[tag], tag)}
-    hints, comments = get_type_hints(target.__init__), comments_of(target)  # type: ignore[misc]
+    hints, comments = get_type_hints(target.__init__), comments_of(target)
     for name, parameter in inspect.signature(target).parameters.items():
         default, hint = parameter.default, hints[name]
-        if dataclasses.is_dataclass(hint):
-            inner = described(hint)  # type: ignore[arg-type]
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            inner = described(hint)
             fields[name] = (inner, Field(default_factory=inner, description=comments.get(name)))
         elif name in INHERITED:
             fields[name] = (hint | None, Field(None, description=INHERITED[name]))
@@ -120,7 +121,7 @@ def one_of(sections: dict[str, type[Built]], default: str | None = None) -> Any:
         return None if chosen is None else str(chosen)
 
     members = tuple(Annotated[model, Tag(tag)] for tag, model in sections.items())
-    return Annotated[Union[members], Discriminator(choose)]  # type: ignore[valid-type]
+    return Annotated[Union[members], Discriminator(choose)]  # noqa: UP007 - of a tuple
 
 
 class Data(Section):
@@ -128,13 +129,13 @@ class Data(Section):
 
     source: str = "natural"
     """"natural" (photographs that come with scikit-image), "phantoms", or a folder of images"""
-    size: int = Field(96, ge=11)
+    size: int = Field(default=96, ge=11)
     """height and width of the crops in pixels"""
-    train: int = Field(24, ge=1)
+    train: int = Field(default=24, ge=1)
     """number of training crops"""
-    test: int = Field(8, ge=1)
+    test: int = Field(default=8, ge=1)
     """number of held-out crops, from other photographs"""
-    scale: float | None = Field(None, gt=0, le=1)
+    scale: float | None = Field(default=None, gt=0, le=1)
     """photographs are made smaller by this factor first; 0.5 for "natural" and 1 otherwise when left out"""
     channels: Literal[1, 3] = 1
     """1 (grey) or 3 (colour)"""
@@ -145,22 +146,22 @@ class Physics(Section):
 
     type: Literal["denoising"] = "denoising"
     """the measurement is the image itself, with noise"""
-    sigma: float = Field(0.1, gt=0)
+    sigma: float = Field(default=0.1, gt=0)
     """standard deviation of the Gaussian noise, for images in [0, 1]"""
 
 
 class Settings(Section):
     """How the run is done and where it goes."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """of crops, noise and random start values"""
     dtype: Literal["float32", "float64"] = "float32"
     """precision of the computations (closing gradients are float64 in any case)"""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     """CPU threads; resuming to the same numbers needs the same number of them"""
-    eps_evaluate: float = Field(1e-2, gt=0)
+    eps_evaluate: float = Field(default=1e-2, gt=0)
     """certified distance of the held-out reconstructions, over all pixels of one image"""
-    output: str = Field("report", min_length=1)
+    output: str = Field(default="report", min_length=1)
     """folder for the report, the model and the checkpoint"""
 
 
@@ -169,8 +170,11 @@ REGULARIZERS = {name: described(kind, name, scale=_SCALE) for name, kind in KNOW
 LEARNERS = {"maid": described(MAID, "maid"), "fixed": described(FixedAccuracy, "fixed")}
 
 if TYPE_CHECKING:
-    Learner = Term = Regularizer = BudgetSection = Built
-else:
+    Learner: TypeAlias = Built
+    Term: TypeAlias = Built
+    Regularizer: TypeAlias = Built
+    BudgetSection: TypeAlias = Built
+else:  # unions of classes that are made above, which a type checker cannot follow
     Learner = one_of(LEARNERS, default="maid")
     Term = one_of(REGULARIZERS)
     BudgetSection = described(Budget)
@@ -180,7 +184,7 @@ class Terms(Built):
     """A sum of regularizers."""
 
     type: Literal["Sum"] = "Sum"
-    scale: float = Field(1.0, gt=0, description="constant factor in front of the sum")
+    scale: float = Field(default=1.0, gt=0, description="constant factor in front of the sum")
     terms: list[Term] = Field(min_length=1)
 
     def build(self, where: str = "", **inherited: Any) -> Any:

@@ -112,12 +112,13 @@ class Hypergradient:
     """An inexact gradient of the upper-level loss with respect to theta, and how far off it can be.
 
     Attributes:
-        value: (d,), z, the mean over images.
+        value: (d,), z, the mean over images; at the polished point when the error was estimated.
         loss: mean upper-level loss at the computed x~.
         bracket: (lower, upper) for the exact mean loss f(theta).
         bracket_kind: how the bracket is known.
         certified: proven bound of ||z - grad f||, or None when a constant it needs is not proven.
         estimated: estimate of ||z - grad f||, or None when it was not asked for.
+        correction: (d,), what the polish took off z, an estimate of the error before it; None without an estimate.
         adjoint: (b, ...), q, for warm starts.
         residual: (b,), ||H q - b||, recomputed.
         status: one Status per image of the linear solve.
@@ -130,6 +131,7 @@ class Hypergradient:
     bracket_kind: Kind
     certified: float | None
     estimated: float | None
+    correction: Tensor | None
     adjoint: Tensor
     residual: Tensor
     status: tuple[Status, ...]

@@ -72,12 +72,22 @@ def corrected_bracket(loss: Tensor, gradient_at_x: Tensor, q: Tensor, eps: Tenso
     return centre - rho, centre + rho + 0.5 * smoothness * eps**2
 
 
-def estimated_error(z: Tensor, polished: Tensor, safety: float = 1.25) -> float:
-    """Estimate of ||z - grad f|| from the hypergradient at a Newton-polished point.
+SAFETY = 1.25
+"""Factor of the estimate (the one used with dual-weighted residuals by the authors of MAID)."""
+
+
+def estimated_error(correction: Tensor) -> float:
+    """Estimate of ||z - grad f|| from the change ``correction`` (d,) that a Newton polish of x~ makes to z.
 
     One inexact Newton step moves x~ much closer to x* (its error is of second order), so the difference of the two
-    hypergradients shows the first-order error, as the dual-weighted residual does. Not a bound.
+    hypergradients shows the first-order error, as the dual-weighted residual does. It estimates the error before the
+    polish and is conservative for the polished z. Not a bound.
     """
-    return safety * float(torch.linalg.vector_norm(z - polished))
+    return SAFETY * float(torch.linalg.vector_norm(correction))
+
+
+def estimated_along(correction: Tensor, direction: Tensor) -> float:
+    """Estimate of |<d, z - grad f>| for one direction d (d,)."""
+    return SAFETY * abs(float(correction @ direction))
 
 

@@ -23,8 +23,8 @@ class Implicit:
 
     Args:
         linear: the linear solver.
-        estimate: also estimate the error, from a hypergradient at a Newton-polished point (costs about
-            2 ``polish_steps`` Hessian products, one gradient and one mixed product per image).
+        estimate: recompute z at a Newton-polished point; the change estimates the error, and the polished z is returned
+            (costs about 2 ``polish_steps`` Hessian products, one gradient and one mixed product per image).
         certify: also compute the proven bound (a few feature-map passes in float64; not an evaluation of the energy).
         polish_steps: CG steps of each of the two truncated solves of the estimate.
         group: images differentiated at a time in the reverse-mode call.
@@ -63,17 +63,20 @@ class Implicit:
         if self.certify and mu.certified:
             bound = error_bound.certified_error(energy, x, q, eps, residual, mu.value, loss.smoothness)
             certified = None if bound is None else float(bound.mean())
-        estimated = None
+        estimated = correction = None
         if self.estimate:
-            polished, extra = self._polished(energy, potential, hessian, x, y, x_true, q, system.residual, loss)
-            estimated, cost = error_bound.estimated_error(z, polished), cost + extra
+            polished, q, extra = self._polished(energy, potential, hessian, x, y, x_true, q, system.residual, loss)
+            correction, cost = z - polished, cost + extra
+            estimated, z = error_bound.estimated_error(correction), polished
+            if certified is not None:  # triangle inequality: the bound was for z before the polish
+                certified += float(torch.linalg.vector_norm(correction))
         return Hypergradient(z, float(loss.value(x.double(), x_true.double()).mean()),
-                             (float(lower.mean()), float(upper.mean())), mu.kind, certified, estimated, q,
+                             (float(lower.mean()), float(upper.mean())), mu.kind, certified, estimated, correction, q,
                              system.residual, system.status, cost)
 
     def _polished(self, energy: Any, potential: Any, hessian: Any, x: Tensor, y: Tensor, x_true: Tensor, q: Tensor,
-                  residual: Tensor, loss: Any) -> tuple[Tensor, Cost]:
-        """The hypergradient at x - w, w one truncated Newton step, with q corrected there."""
+                  residual: Tensor, loss: Any) -> tuple[Tensor, Tensor, Cost]:
+        """The hypergradient at x - w, w one truncated Newton step, and the q corrected there."""
         few = replace(self.linear, max_steps=self.polish_steps, restarts=0)
         r = potential.grad(x)
         tiny = torch.finfo(x.dtype).tiny
@@ -83,7 +86,7 @@ class Implicit:
         b = loss.grad(moved, x_true)
         corrected = few(there, b, (0.1 * residual).clamp_min(tiny), q)
         z = -mixed_product(energy, moved, y, corrected.value, self.group) / x.shape[0]
-        return z, step.cost + corrected.cost + Cost(gradients=x.shape[0], mixed_products=x.shape[0])
+        return z, corrected.value, step.cost + corrected.cost + Cost(gradients=x.shape[0], mixed_products=x.shape[0])
 
 
 def mixed_product(energy: Any, x: Tensor, y: Tensor, q: Tensor, group: int = 16) -> Tensor:

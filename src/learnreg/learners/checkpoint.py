@@ -35,10 +35,10 @@ def save_checkpoint(folder: Path, state: DescentState, thetas: list[Tensor], hea
     point, solution = state.point, state.point.solution
     tensors = {"theta": point.theta, "value": solution.value, "error": solution.error, "steps": solution.steps,
                "gradient_norm": solution.gradient_norm, "gradient": solution.gradient, "pairs_s": state.pairs.s, "pairs_y": state.pairs.y,
-               "thetas": torch.stack(thetas)}
+               "thetas": torch.stack([t.to(point.theta.dtype) for t in thetas])}
     optional = {"adjoint": state.adjoint, "last": state.last}
     tensors |= {k: v for k, v in optional.items() if v is not None}
-    numbers = {"eps": state.eps, "delta": state.delta, "step_size": state.step_size, "last_error": state.last_error,
+    numbers = {"eps": state.eps, "delta": state.delta, "step_size": state.step_size,
                "point_eps": point.eps, "kind": int(solution.kind), "status": [s.name for s in solution.status],
                "solver": solution.solver, "cost": solution.cost.to_dict(), "info": state.info}
     save_tensors(folder / FILE, tensors, {"format": FORMAT, "version": 1, "state": numbers, **header})
@@ -65,5 +65,5 @@ def load_checkpoint(folder: Path, lower: LowerLevel, expected: str) -> tuple[Des
                         Cost(**n["cost"]), n["solver"], t["gradient_norm"], t["gradient"])
     point = lower.point(t["theta"], lower.problem.energy.with_theta(t["theta"]), solution, n["point_eps"])
     state = DescentState(point, t.get("adjoint"), n["eps"], n["delta"], n["step_size"],
-                         CurvaturePairs(t["pairs_s"], t["pairs_y"]), t.get("last"), n["last_error"], n["info"])
+                         CurvaturePairs(t["pairs_s"], t["pairs_y"]), t.get("last"), n["info"])
     return state, list(t["thetas"]), header

@@ -2,9 +2,10 @@
 
 Source: Salehi, Mukherjee, Roberts, Ehrhardt, arXiv 2308.10098, Algorithms 3.1 and 3.2. With a direction d = P z in the
 place of z (P positive definite from curvature pairs, P = I without) the two tests read
-    descent:  omega <= (1 - eta) <d, z> / ||d||            (implies <d, grad f> >= eta <d, z> > 0),
+    descent:  |<d, z - grad f>| <= (1 - eta) <d, z>        (implies <d, grad f> >= eta <d, z> > 0),
     decrease: U(theta - alpha d) - Lw(theta) + lambda alpha <d, z> <= 0    (implies the same for the exact f),
-and for P = I they are those of the paper. U and Lw are the certified ends of the bracket of f.
+and for P = I they are those of the paper with |<d, z - grad f>| <= omega ||d||. The certified test uses the proven omega, the
+estimated one the change that a Newton polish makes to <d, z>. U and Lw are the certified ends of the bracket of f.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.results import Hypergradient, StopReason
+from ..hypergradients.error_bound import estimated_along
 from .accuracy import Accuracy, Adaptive, Fixed
 from .curvature import CurvaturePairs
 from .lower_level import LowerLevel, Point
@@ -22,6 +24,10 @@ from .state import DescentState
 
 LARGEST_CUT = 0.02
 """A single tightening never divides eps by more than 50, so that one wrong prediction cannot force a very tight solve."""
+
+
+FOR_CURVATURE = 0.1
+"""With curvature pairs z must be known to this relative accuracy: differences of z are what the pairs are made of."""
 
 
 @dataclass(frozen=True)
@@ -60,78 +66,98 @@ class _Effort:
 def descend(rules: DescentRules, lower: LowerLevel, state: DescentState) -> DescentState:
     """One accepted step, or Halt with the reason why there can be none."""
     effort = _Effort()
-    allowed = rules.trials
-    for _ in range(rules.rounds):
-        state, z, error = _gradient(rules, lower, state, effort)
-        state = _learn_curvature(rules, state, z, error)
-        direction, slope = _direction(rules, state, z, error)
-        first = _first_step(state, direction, rules)
+    allowed, failed = rules.trials, 0
+    while failed < rules.rounds:
+        state, z, error = _gradient(rules, lower, state)
+        units = lower.problem.units.to(z.value) if rules.memory else torch.ones_like(z.value)
+        state = _learn_curvature(rules, state, z, units)
+        aim = _direction(rules, state, z, units)
+        if aim is None or (isinstance(rules.accuracy, Adaptive) and rules.memory and error > FOR_CURVATURE * z.norm):
+            state = _sharpen(rules, lower, state, z, effort)
+            continue
+        direction, slope = aim
+        first = _first_step(state, direction, units, rules)
         state = _tighten_early(rules, lower, state, first * slope, effort)
         found = _search(rules, lower, state, direction, slope, first, allowed, effort)
         if isinstance(found, tuple):
             state, new, alpha = found
-            return _accept(rules, state, new, alpha, z, error, effort)
-        state = found
+            return _accept(rules, state, new, alpha, z, effort)
+        state, failed, allowed = found, failed + 1, allowed + 1
         if isinstance(rules.accuracy, Fixed):
             raise Halt(StopReason("line_search", "no trial step gave a certified decrease at this fixed accuracy; "
                                                  "a smaller eps or MAID would go on"))
         factor = rules.accuracy.tighten
         state = replace(_tighten(rules, lower, state, factor, effort), delta=state.delta * factor,
                         pairs=CurvaturePairs.empty(state.point.theta), last=None)
-        allowed += 1
     raise Halt(StopReason("line_search", f"no certified decrease after {rules.rounds} rounds of tightening"))
 
 
 # --- the inexact hypergradient ---------------------------------------------------------------------------------------
 
 
-def _gradient(rules: DescentRules, lower: LowerLevel, state: DescentState,
-              effort: _Effort) -> tuple[DescentState, Hypergradient, float]:
-    """A hypergradient that passes the descent test along itself; tightens eps and delta until it does."""
-    while True:
-        point = _checked(lower.refine(state.point, state.eps))
-        z = lower.gradient(point, state.delta, state.adjoint)
-        state = replace(state, point=point, adjoint=z.adjoint)
-        error = z.certified if rules.test == "certified" else z.estimated
-        if error is None:
-            if rules.test == "certified":
-                raise Halt(StopReason("no_certificate", "the energy offers no proven constants for the certified test; "
-                                                        "use test='estimated'"))
-            error = 0.0
-        if not torch.isfinite(z.value).all():
-            raise Halt(StopReason("not_finite", "NaN or Inf appeared in the hypergradient"))
-        if z.norm + error <= rules.gradient_tolerance:
-            word = "certified" if rules.test == "certified" else "estimated"
-            raise Halt(StopReason("stationary", f"||grad f|| <= {z.norm + error:.2e} ({word})"))
-        if isinstance(rules.accuracy, Fixed) or error <= (1 - rules.eta) * z.norm:
-            return state, z, error
-        factor = rules.accuracy.tighten
-        state = replace(_tighten(rules, lower, state, factor, effort), delta=state.delta * factor)
+def _gradient(rules: DescentRules, lower: LowerLevel, state: DescentState) -> tuple[DescentState, Hypergradient, float]:
+    """The hypergradient at theta_k with the present accuracies, and its error."""
+    point = _checked(lower.refine(state.point, state.eps))
+    z = lower.gradient(point, state.delta, state.adjoint)
+    state = replace(state, point=point, adjoint=z.adjoint)
+    error = z.certified if rules.test == "certified" else z.estimated
+    if error is None and rules.test == "certified":
+        raise Halt(StopReason("no_certificate", "the energy offers no proven constants for the certified test; "
+                                                "use test='estimated'"))
+    error = error or 0.0
+    if not torch.isfinite(z.value).all():
+        raise Halt(StopReason("not_finite", "NaN or Inf appeared in the hypergradient"))
+    if z.norm + error <= rules.gradient_tolerance:
+        word = "certified" if rules.test == "certified" else "estimated"
+        raise Halt(StopReason("stationary", f"||grad f|| <= {z.norm + error:.2e} ({word})"))
+    return state, z, error
 
 
-def _learn_curvature(rules: DescentRules, state: DescentState, z: Hypergradient, error: float) -> DescentState:
+def _sharpen(rules: DescentRules, lower: LowerLevel, state: DescentState, z: Hypergradient,
+             effort: _Effort) -> DescentState:
+    """Tighten what z suffers from: delta if the residual outweighs the distance, eps if it is the other way, else both."""
+    assert isinstance(rules.accuracy, Adaptive)
+    factor = rules.accuracy.tighten
+    distance, residual = float(state.point.solution.error.mean()), float(z.residual.mean())
+    if residual <= 4 * distance:
+        state = _tighten(rules, lower, state, factor, effort)
+    else:
+        effort.refinements += 1
+    return replace(state, delta=state.delta * factor) if distance <= 4 * residual else state
+
+
+def _learn_curvature(rules: DescentRules, state: DescentState, z: Hypergradient, units: Tensor) -> DescentState:
     """Add the pair of the step just made; a gradient seen twice at one theta is not a pair."""
     if state.last is None:
         return state
     s = state.point.theta - state.last[0]
     y = z.value - state.last[1]
-    pairs = state.pairs.add(s, y, rules.memory, error + state.last_error)
+    pairs = state.pairs.add(s, y, rules.memory, units)
     return replace(state, pairs=pairs, last=None)
 
 
-def _direction(rules: DescentRules, state: DescentState, z: Hypergradient, error: float) -> tuple[Tensor, float]:
-    """d = P z if it passes the descent test, else z."""
-    d = state.pairs.direction(z.value)
-    slope = float(d @ z.value)
-    if slope > 1e-3 * float(d.norm()) * z.norm and error * float(d.norm()) <= (1 - rules.eta) * slope:
-        return d, slope
-    return z.value, z.norm**2
+def _direction(rules: DescentRules, state: DescentState, z: Hypergradient,
+               units: Tensor) -> tuple[Tensor, float] | None:
+    """d = P z and <d, z> if d passes the descent test, else scaled steepest descent, else None."""
+    for pairs in (state.pairs, CurvaturePairs.empty(z.value)):
+        d = pairs.direction(z.value, units)
+        slope = float(d @ z.value)
+        if isinstance(rules.accuracy, Fixed) or _error_along(rules, z, d) <= (1 - rules.eta) * slope:
+            return d, slope
+    return None
 
 
-def _first_step(state: DescentState, direction: Tensor, rules: DescentRules) -> float:
+def _error_along(rules: DescentRules, z: Hypergradient, d: Tensor) -> float:
+    """Bound or estimate of |<d, z - grad f>|."""
+    if rules.test == "certified":
+        return (z.certified or 0.0) * float(d.norm())
+    return 0.0 if z.correction is None else estimated_along(z.correction, d)
+
+
+def _first_step(state: DescentState, direction: Tensor, units: Tensor, rules: DescentRules) -> float:
     """The first trial: 1 with curvature, otherwise the remembered step size; d is never longer than theta allows."""
-    length = float(direction.norm())
-    reach = max(float(state.point.theta.norm()), 1.0)
+    length = float((direction / units).norm())
+    reach = max(float((state.point.theta / units).norm()), 1.0)
     if len(state.pairs):
         return min(1.0, 0.5 * reach / length)
     if state.step_size is None:
@@ -163,13 +189,19 @@ def _search(rules: DescentRules, lower: LowerLevel, state: DescentState, directi
             slack = state.point.width + new.width
             if gain <= 1e-2 * slack and new.eps <= state.eps:
                 break  # undecided and not promising: a shorter step is cheaper than more accuracy
-            if new.eps > state.eps:
+            if new.eps > state.eps and not new.at_floor:
                 new = lower.refine(new, max(state.eps, new.eps * _cut(rules, gain, slack)))
             else:
                 state = _tighten(rules, lower, state, _cut(rules, gain, slack), effort)
                 new = _checked(lower.refine(new, state.eps))
-        alpha *= rules.rho
+        alpha *= rules.rho if new.failed else _shrink(rules, state, new, alpha * slope)
     return state
+
+
+def _shrink(rules: DescentRules, state: DescentState, new: Point, predicted: float) -> float:
+    """Factor for the next trial: the minimizer of the parabola through both values and the slope, in [0.1, rho]."""
+    rise = new.corrected(state.adjoint) - state.point.corrected(state.adjoint) + predicted
+    return min(rules.rho, max(0.1, 0.5 * predicted / rise)) if rise > 0 else rules.rho
 
 
 def _trial_eps(rules: DescentRules, state: DescentState, decrease: float) -> float:
@@ -201,22 +233,22 @@ def _tighten(rules: DescentRules, lower: LowerLevel, state: DescentState, factor
     eps = state.eps * factor
     if eps < rules.smallest_eps:
         raise Halt(StopReason("accuracy_floor", f"the next decision would need eps below {rules.smallest_eps:.1e}"))
+    if state.point.at_floor:
+        reached = float(state.point.solution.error.max())
+        raise Halt(StopReason("rounding_floor", f"the lower level cannot be solved more accurately than {reached:.1e} in "
+                                                f"{state.point.theta.dtype}; float64 would go on"))
     return replace(state, eps=eps, point=_checked(lower.refine(state.point, eps)))
 
 
 def _checked(point: Point) -> Point:
-    """The point, or Halt when the accuracy asked for could not be had."""
-    if point.at_floor:
-        reached = float(point.solution.error.max())
-        raise Halt(StopReason("accuracy_floor", f"the lower level cannot be solved more accurately than {reached:.1e} in "
-                                                f"{point.theta.dtype}; float64 would go on"))
+    """The point, or Halt when some image has no certificate; at the rounding floor the one reached is used."""
     if point.failed:
         raise Halt(StopReason("not_finite", "the lower level could not be solved at the present parameters: "
                                             f"{next(s.value for s in point.solution.status if not s.ok)}"))
     return point
 
 
-def _accept(rules: DescentRules, state: DescentState, new: Point, alpha: float, z: Hypergradient, error: float,
+def _accept(rules: DescentRules, state: DescentState, new: Point, alpha: float, z: Hypergradient,
             effort: _Effort) -> DescentState:
     """theta moves; accuracies loosen, the step size grows."""
     loosen = rules.accuracy.loosen if isinstance(rules.accuracy, Adaptive) else 1.0
@@ -225,4 +257,4 @@ def _accept(rules: DescentRules, state: DescentState, new: Point, alpha: float, 
             "refinements": effort.refinements, "gradient_norm": z.norm, "omega_estimated": z.estimated,
             "omega_certified": z.certified, "curvature_pairs": len(state.pairs)}
     return DescentState(new, state.adjoint, state.eps * loosen, state.delta * loosen, alpha * growth, state.pairs,
-                        torch.stack([state.point.theta, z.value]), error, info)
+                        torch.stack([state.point.theta, z.value]), info)

@@ -22,11 +22,12 @@ from .checkpoint import FILE, fingerprint, load_checkpoint, save_checkpoint
 from .descent import Halt
 from .lower_level import LowerLevel, OutOfBudget
 from .run import Run
+from .state import in_double
 
 
 def learn(problem: Any, learner: Any, *, hypergradient: Implicit | None = None, budget: Budget, seed: int = 0,
           checkpoint: str | Path | None = None, resume: bool = False, solver: str = "auto",
-          progress: Callable[[dict[str, Any]], None] | None = None, name: str = "") -> Run:
+          progress: Callable[[dict[str, Any]], None] | None = None, name: str = "", promote: bool = True) -> Run:
     """Learn theta: min_theta mean_i loss(x_i(theta)).
 
     Args:
@@ -40,6 +41,7 @@ def learn(problem: Any, learner: Any, *, hypergradient: Implicit | None = None, 
         solver: lower-level solver, as in ``solve``.
         progress: called with every new row of the record.
         name: of the run in reports; the regularizer's class when empty.
+        promote: go on in float64 when float32 cannot be solved accurately enough for the next decision; False stops there.
 
     Returns:
         Run. An interruption from the keyboard ends the run with the last accepted step, it does not lose it.
@@ -58,14 +60,14 @@ def learn(problem: Any, learner: Any, *, hypergradient: Implicit | None = None, 
                               remedy="Name the folder of the interrupted run.")
     strategy = learner.strategy(hypergradient or Implicit())
     session = _Session(problem, learner, LowerLevel(problem, strategy, solver), budget,
-                       Path(checkpoint) if checkpoint else None, fingerprint(problem, learner, strategy), progress)
+                       Path(checkpoint) if checkpoint else None, fingerprint(problem, learner, strategy), progress, promote)
     settings = {"seed": seed, "budget": vars(budget), "solver": solver, "version": __version__, "dtype": str(problem.theta.dtype),
                 "torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads(),
                 "device": str(problem.pairs.x.device)}
     stop = session.run(resume)
     record = RunRecord(problem.describe(), repr(learner), problem.size, tuple(session.rows), settings,
                        tuple(n.removeprefix("regularizer.") for n in problem.parameter_names))
-    return Run(record, stop, session.thetas[-1], torch.stack(session.thetas), problem.energy,
+    return Run(record, stop, session.thetas[-1], torch.stack([t.to(session.thetas[-1].dtype) for t in session.thetas]), problem.energy,
                name or type(problem.energy.regularizer).__name__)
 
 
@@ -73,9 +75,9 @@ class _Session:
     """One call of ``learn``."""
 
     def __init__(self, problem: Any, learner: Any, lower: LowerLevel, budget: Budget, folder: Path | None, identity: str,
-                 progress: Callable[[dict[str, Any]], None] | None) -> None:
+                 progress: Callable[[dict[str, Any]], None] | None, promote: bool) -> None:
         self.problem, self.learner, self.lower, self.budget = problem, learner, lower, budget
-        self.folder, self.identity, self.progress = folder, identity, progress
+        self.folder, self.identity, self.progress, self.promote = folder, identity, progress, promote
         self.rows: list[dict[str, Any]] = []
         self.thetas: list[Tensor] = []
         self.wall = self.cpu = 0.0
@@ -94,7 +96,7 @@ class _Session:
                 self.lower.should_stop = lambda: self._spent() is not None
                 self._record(state)
             while (stop := self._spent()) is None:
-                state = self.learner.step(self.lower, state)
+                state = self._step(state)
                 self._record(state)
         except OutOfBudget:
             stop = self._spent()
@@ -106,6 +108,21 @@ class _Session:
             stop = StopReason("interrupted", "interrupted from the keyboard; the last accepted step was kept")
         assert stop is not None
         return stop
+
+    def _step(self, state: Any) -> Any:
+        try:
+            return self.learner.step(self.lower, state)
+        except Halt as halt:
+            if halt.reason.code != "rounding_floor" or not self.promote:
+                raise
+        self.lower = self._double_lower()
+        return self.learner.step(self.lower, in_double(state, self.lower))
+
+    def _double_lower(self) -> LowerLevel:
+        """The same lower level in float64, with the counters so far."""
+        lower = LowerLevel(self.problem.to(torch.float64), self.lower.strategy, self.lower.solver, self.lower.max_steps)
+        lower.cost, lower.should_stop = self.lower.cost, self.lower.should_stop
+        return lower
 
     def _clock(self) -> None:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -133,6 +150,9 @@ class _Session:
     def _resume(self) -> Any:
         assert self.folder is not None
         state, self.thetas, header = load_checkpoint(self.folder, self.lower, self.identity)
+        if state.point.theta.dtype != self.problem.theta.dtype:  # it had gone on in float64
+            self.lower = self._double_lower()
+            state = in_double(state, self.lower)
         self.rows, self.wall, self.cpu = header["rows"], header["wall"], header["cpu"]
         self.lower.cost = Cost(**header["total"])
         return state

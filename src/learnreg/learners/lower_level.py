@@ -103,7 +103,7 @@ class LowerLevel:
 
     def refine(self, point: Point, eps: float) -> Point:
         """The same theta to a smaller eps, going on from its x~."""
-        if bool((point.solution.error <= eps).all()):
+        if point.at_floor or bool((point.solution.error <= eps).all()):
             return replace(point, eps=eps)
         return self._solve(point.theta, point.energy, eps, point.solution.value)
 

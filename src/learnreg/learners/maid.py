@@ -59,11 +59,11 @@ class MAID:
     rho: float = 0.5
     growth: float = 10 / 9
     accuracy: Adaptive = field(default_factory=Adaptive)
-    eta: float = 1e-4
-    sufficient: float = 5e-5
+    eta: float = 0.5
+    sufficient: float = 1e-4
     trials: int = 10
     rounds: int = 20
-    memory: int = 10
+    memory: int = 20
     test: Literal["estimated", "certified"] = "estimated"
     gradient_tolerance: float = 1e-9
     smallest_eps: float = 1e-11
@@ -120,10 +120,10 @@ class FixedAccuracy:
     alpha0: float | None = None
     rho: float = 0.5
     growth: float = 10 / 9
-    eta: float = 1e-4
-    sufficient: float = 5e-5
+    eta: float = 0.5
+    sufficient: float = 1e-4
     trials: int = 10
-    memory: int = 10
+    memory: int = 20
 
     def __post_init__(self) -> None:
         _check("eps", self.eps, self.eps > 0, "a positive number")
@@ -158,4 +158,4 @@ def first_state(lower: LowerLevel, theta: Tensor, eps: float | None, delta: floa
     point = lower.solve(theta, eps, x0)
     info = {"eps": eps, "delta": delta, "step_size": None, "trials": 0, "refinements": 0, "gradient_norm": None,
             "omega_estimated": None, "omega_certified": None, "curvature_pairs": 0}
-    return DescentState(point, None, eps, delta, alpha, CurvaturePairs.empty(theta), None, 0.0, info)
+    return DescentState(point, None, eps, delta, alpha, CurvaturePairs.empty(theta), None, info)

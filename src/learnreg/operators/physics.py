@@ -101,8 +101,8 @@ class LinearMap:
         if not difference <= tolerance:
             raise InputError(
                 f"physics {type(self.physics).__name__}", given=given, expected=f"at most {tolerance:.0e}",
-                remedy="Hold its tensors in buffers or parameters (register_buffer), so that a copy can be promoted, or "
-                       "work in float64.")
+                remedy="Hold its tensors in buffers or parameters (register_buffer), so that a copy can be promoted, "
+                       "or work in float64.")
 
     def spectrum(self, x: Tensor) -> Curvature:
         """Bounds of A^T A on images like ``x`` (b, c, h, w): mu from below, L = ||A||^2 from above."""
@@ -146,7 +146,7 @@ class LinearMap:
 
 
 def _promoted(t: Tensor) -> Tensor:
-    """Real tensors to float64 and complex ones to complex128; ``Module.to(torch.float64)`` would drop imaginary parts."""
+    """Real tensors to float64, complex ones to complex128: ``Module.to(torch.float64)`` would drop imaginary parts."""
     if t.is_complex():
         return t.to(torch.complex128)
     return t.to(torch.float64) if t.is_floating_point() else t

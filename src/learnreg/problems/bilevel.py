@@ -49,6 +49,12 @@ class BilevelProblem:
         return flatten(trainable(self.energy)).to(dtype=self.pairs.x.dtype, device=self.pairs.x.device)
 
     @property
+    def units(self) -> Tensor:
+        """A natural step of every entry of theta (d,); ones where the regularizer does not say."""
+        method = getattr(getattr(self.energy, "regularizer", None), "units", None)
+        return torch.ones_like(self.theta) if method is None else method().to(self.theta)
+
+    @property
     def size(self) -> int:
         """Number of images."""
         return self.pairs.x.shape[0]

@@ -91,6 +91,10 @@ class Regularizer(nn.Module):
         """JSON-able constructor arguments with the class name under ``type``; the model file stores it."""
         raise NotImplementedError
 
+    def units(self) -> Tensor:
+        """A natural step of every entry of theta (d,), in its order: learners that use curvature start from these scales."""
+        return torch.cat([torch.ones(p.numel()) for p in self.parameters() if p.requires_grad] or [torch.zeros(0)])
+
     def filters(self) -> dict[str, Tensor] | None:
         """Learned filters for a report: ``kernels`` (K, c, s, s), ``weights`` (K,), ``smoothings`` (K,), or None."""
         return None
@@ -167,6 +171,9 @@ class Sum(Regularizer):
     def mixed_norm(self, x: Tensor, radius: Tensor) -> Tensor | None:
         return _total([r.mixed_norm(x, radius) for r in self.terms])
 
+    def units(self) -> Tensor:
+        return torch.cat([r.units() for r in self.terms])
+
     def spec(self) -> dict[str, Any]:
         return {"type": "Sum", "terms": [r.spec() for r in self.terms]}
 
@@ -225,6 +232,9 @@ class Scaled(Regularizer):
 
     def _scale(self, bound: Tensor | None) -> Tensor | None:
         return None if bound is None else self.factor * bound
+
+    def units(self) -> Tensor:
+        return self.regularizer.units()
 
     def spec(self) -> dict[str, Any]:
         return {"type": "Scaled", "factor": self.factor, "regularizer": self.regularizer.spec()}

@@ -175,6 +175,12 @@ class FoE(Regularizer):
     def mixed_norm(self, x: Tensor, radius: Tensor) -> Tensor:
         return certificates.mixed_norm(*self.effective(), self.padding, x, radius, self.zero_mean)
 
+    def units(self) -> Tensor:
+        """1 for logarithms, 1 / sqrt(s) for filter entries (the deviation of a Xavier-normal one)."""
+        parts = [torch.full((p.numel(),), p.shape[-1] ** -0.5 if p is self.kernels else 1.0) for p in self.parameters()
+                 if p.requires_grad]
+        return torch.cat(parts)
+
     def filters(self) -> dict[str, Tensor]:
         kernels, weights, smoothings = self.effective()
         return {"kernels": kernels, "weights": weights, "smoothings": smoothings}

@@ -1,0 +1,209 @@
+"""The door to deepinv: adjoints checked, spectra against dense matrices, float64 copies that are the same operator."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from deepinv import physics as dphysics
+from torch import Tensor
+
+from learnreg.core.bounds import Kind
+from learnreg.core.errors import AdjointError, InputError, MissingPropertyError, ModelFileError
+from learnreg.operators.physics import LinearMap, describe_physics, physics_from_description
+from learnreg.problems import Energy
+from learnreg.regularizers import TV, Tikhonov
+from learnreg.solvers import solve
+
+GREY, SHAPE = (1, 6, 5), (1, 1, 6, 5)
+
+
+def uniform(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def coil_maps() -> Tensor:
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(1, 3, 6, 5, dtype=torch.complex64, generator=g)
+
+
+# Every physics as (constructor, image shape without batch, kind of ||A||^2).
+PHYSICS = {
+    "denoising": (lambda: dphysics.Denoising(dphysics.GaussianNoise(0.1)), GREY, Kind.EXACT),
+    "inpainting": (lambda: dphysics.Inpainting(GREY, mask=(uniform(*GREY) > 0.4).float()), GREY, Kind.EXACT),
+    "weighting": (lambda: dphysics.Inpainting(GREY, mask=0.5 + uniform(*GREY)), GREY, Kind.EXACT),
+    "weighting_broadcast": (lambda: dphysics.Inpainting((2, 6, 5), mask=0.5 + uniform(*GREY)), (2, 6, 5), Kind.EXACT),
+    "blur_fft": (lambda: dphysics.BlurFFT(GREY, filter=uniform(1, 1, 3, 3)), GREY, Kind.EXACT),
+    "blur_fft_even": (lambda: dphysics.BlurFFT((1, 6, 6), filter=uniform(1, 1, 3, 3)), (1, 6, 6), Kind.EXACT),
+    "blur": (lambda: dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="reflect"), GREY, Kind.ESTIMATE),
+    "blur_valid": (lambda: dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="valid"), GREY, Kind.ESTIMATE),
+    "decolorize": (lambda: dphysics.Decolorize(), (3, 4, 4), Kind.EXACT),
+    "mri": (lambda: dphysics.MRI(mask=(uniform(1, 2, 6, 5) > 0.4).float(), img_size=(2, 6, 5)), (2, 6, 5), Kind.EXACT),
+    "mri_coils": (lambda: dphysics.MultiCoilMRI(mask=torch.ones(1, 1, 6, 5), coil_maps=coil_maps(),
+                                                img_size=(2, 6, 5)), (2, 6, 5), Kind.ESTIMATE),
+}
+
+
+@pytest.fixture(params=PHYSICS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def real(t: Tensor) -> Tensor:
+    return torch.view_as_real(t) if t.is_complex() else t
+
+
+def dense(operator: LinearMap, shape: tuple[int, ...]) -> Tensor:
+    """A as a matrix of float64, column by column."""
+    n = math.prod(shape)
+    columns = [real(operator.forward(e[None])).flatten() for e in torch.eye(n).view(n, *shape)]
+    return torch.stack(columns, dim=1).double()
+
+
+def test_the_operator_is_that_of_deepinv(kind):
+    make, shape, _ = PHYSICS[kind]
+    physics, x = make(), uniform(1, *shape, seed=2)
+    operator = LinearMap(physics)
+    y = physics.A(x)
+    torch.testing.assert_close(operator.forward(x), y)
+    torch.testing.assert_close(operator.adjoint(y), physics.A_adjoint(y))
+    torch.testing.assert_close(operator.normal(x), physics.A_adjoint(physics.A(x)))
+    operator.check(x)
+
+
+def test_the_spectrum_agrees_with_the_dense_matrix(kind):
+    make, shape, known = PHYSICS[kind]
+    operator = LinearMap(make())
+    a = dense(operator, shape)
+    values = torch.linalg.eigvalsh(a.T @ a)
+    smallest, largest = max(float(values[0]), 0.0), float(values[-1])
+    curvature = operator.spectrum(torch.zeros(1, *shape))
+    assert curvature.L.kind == known
+    if curvature.L.certified:
+        assert curvature.L.value == pytest.approx(largest, rel=1e-5)
+    else:  # a power iteration comes from below, and is labelled accordingly
+        assert 0.95 * largest <= curvature.L.value <= 1.03 * largest
+    assert curvature.mu.certified and curvature.mu.value <= smallest + 1e-6
+    if kind.startswith(("denoising", "weighting")):
+        assert curvature.mu.value == pytest.approx(smallest, rel=1e-5) and smallest > 0.2
+
+
+def test_the_float64_copy_is_the_same_operator(kind):
+    make, shape, _ = PHYSICS[kind]
+    physics, x = make(), uniform(1, *shape, seed=2)
+    operator, before = LinearMap(physics), {k: t.clone() for k, t in physics.state_dict().items()}
+    exact = operator.double()
+    y, y64 = operator.forward(x), exact.forward(x.double())
+    assert real(y64).dtype == torch.float64
+    torch.testing.assert_close(real(y64).float(), real(y), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(exact.adjoint(y64).float(), operator.adjoint(y), rtol=1e-5, atol=1e-5)
+    exact.check(x.double())
+    after = physics.state_dict()
+    assert all(after[k].dtype == t.dtype and torch.equal(after[k], t) for k, t in before.items()), "the lent physics"
+    assert operator.double() is exact
+
+
+class Plain(dphysics.LinearPhysics):
+    """A = 2, whose adjoint and tensors are up to the test."""
+
+    def __init__(self, adjoint: float = 2.0, table: Tensor | None = None) -> None:
+        super().__init__()
+        self.factor, self.table = adjoint, table
+
+    def A(self, x: Tensor, **kwargs) -> Tensor:
+        return 2.0 * x if self.table is None else torch.nn.functional.conv2d(x, self.table, padding=1)
+
+    def A_adjoint(self, y: Tensor, **kwargs) -> Tensor:
+        return self.factor * y if self.table is None else torch.nn.functional.conv_transpose2d(y, self.table, padding=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_wrong_adjoint_is_refused_with_its_mismatch(dtype):
+    x = torch.zeros(SHAPE, dtype=dtype)
+    LinearMap(Plain(2.0)).check(x)
+    with pytest.raises(AdjointError, match=r"physics Plain: given an adjoint .* relative mismatch \d\.\d\de-0\d; "):
+        LinearMap(Plain(2.02)).check(x)
+    with pytest.raises(AdjointError, match="adjoint_function"):
+        Energy(Plain(2.02), Tikhonov(0.1).to(dtype)).at(x + 0.5)
+
+
+def test_an_adjoint_that_is_wrong_for_one_size_only_is_refused_there():
+    class Picky(Plain):
+        def A_adjoint(self, y: Tensor, **kwargs) -> Tensor:
+            return (2.0 if y.shape[-1] == 5 else 1.9) * y
+
+    operator = LinearMap(Picky())
+    operator.check(torch.zeros(SHAPE))
+    with pytest.raises(AdjointError):
+        operator.check(torch.zeros(1, 1, 6, 6))
+
+
+def test_tensors_that_a_copy_cannot_promote_are_refused():
+    """A certificate closes in float64, so the float64 copy must exist and be the same operator."""
+    table = uniform(1, 1, 3, 3)
+    with pytest.raises(InputError, match=r"given a float64 copy that cannot be applied .*register_buffer"):
+        LinearMap(Plain(table=table)).check(torch.zeros(SHAPE))
+
+    class Other(Plain):
+        def A(self, x: Tensor, **kwargs) -> Tensor:
+            return (2.0 if x.dtype == torch.float32 else 2.1) * x
+
+    with pytest.raises(InputError, match=r"given a float64 copy that differs by 4\.76e-02"):
+        LinearMap(Other()).check(torch.zeros(SHAPE))
+
+
+def test_what_is_no_linear_physics_is_refused():
+    with pytest.raises(InputError, match=r"physics: given Linear; expected a deepinv.physics object"):
+        LinearMap(torch.nn.Linear(2, 2))
+    nonlinear = dphysics.Physics(A=lambda x, **kwargs: x**2)
+    with pytest.raises(MissingPropertyError, match=r"physics: given Physics, which offers no adjoint.*LinearPhysics"):
+        LinearMap(nonlinear)
+    with pytest.raises(MissingPropertyError, match="offers no adjoint"):
+        Energy(nonlinear, Tikhonov(0.1))
+
+
+def test_the_zero_operator_has_norm_zero():
+    class Zero(Plain):
+        def A(self, x: Tensor, **kwargs) -> Tensor:
+            return 0 * x
+
+    assert LinearMap(Zero()).spectrum(torch.zeros(SHAPE)).L.value == 0
+
+
+def test_a_physics_updated_in_place_is_seen():
+    """deepinv replaces parameters of a physics in place (``update``): spectrum and float64 copy must follow."""
+    physics = dphysics.Inpainting(GREY, mask=torch.ones(GREY))
+    operator, x = LinearMap(physics), uniform(*SHAPE, seed=2)
+    operator.spectrum(x), operator.double()
+    mask = 0.5 + uniform(*SHAPE, seed=3)
+    physics.update(mask=mask)
+    assert operator.spectrum(x).mu.value == pytest.approx(float(mask.square().min()))
+    assert operator.spectrum(x).L.value == pytest.approx(float(mask.square().max()))
+    torch.testing.assert_close(operator.double().forward(x.double()).float(), operator.forward(x))
+
+
+def test_a_description_rebuilds_gaussian_denoising_only():
+    denoising = dphysics.Denoising(dphysics.GaussianNoise(0.07))
+    description = describe_physics(denoising)
+    rebuilt = physics_from_description(description)
+    assert isinstance(rebuilt, dphysics.Denoising)
+    assert float(rebuilt.noise_model.sigma) == pytest.approx(0.07)
+    blur = describe_physics(dphysics.Blur(filter=uniform(1, 1, 3, 3)))
+    with pytest.raises(ModelFileError, match="given a model for Blur; expected physics="):
+        physics_from_description(blur)
+
+
+def test_one_operator_per_image_is_solved_or_refused_by_name():
+    """deepinv allows a mask per image; finished images leave the batch, so the masks would have to follow."""
+    masks = (uniform(2, *GREY) > 0.3).double()
+    y, regularizer = masks * uniform(2, *GREY, seed=1), (TV(0.1, 0.1) + Tikhonov(0.1)).double()
+    eps = torch.tensor([1e-1, 1e-6])
+    try:
+        x = solve(Energy(dphysics.Inpainting(GREY, mask=masks), regularizer), y, eps).value
+    except InputError as error:
+        assert "physics" in str(error)
+    else:
+        for i in range(2):
+            alone = Energy(dphysics.Inpainting(GREY, mask=masks[i]), regularizer)
+            assert (solve(alone, y[i:i + 1], 1e-6).value - x[i:i + 1]).norm() <= eps[i] + 1e-6
