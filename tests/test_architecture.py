@@ -41,6 +41,7 @@ DOORS = {
     " metrics/image.py cli/physics.py",
     "scipy": "learners/",
     "skimage": "data/",
+    "tifffile": "data/",
     "matplotlib": "reports/figures.py",
     "jinja2": "reports/",
     "pydantic": "cli/",

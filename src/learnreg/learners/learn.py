@@ -139,8 +139,7 @@ class _Session:
         row = {"step": len(self.rows), "loss": point.loss, "lower": point.lower, "upper": point.upper,
                "psnr": float(psnr(point.solution.value, self.problem.pairs.x).mean()), **state.info, **cost.to_dict(),
                "work": cost.work, "seconds": self.wall, "cpu_seconds": self.cpu}
-        self.rows.append(row)
-        self.thetas.append(point.theta)
+        self.rows, self.thetas = [*self.rows, row], [*self.thetas, point.theta]  # both or none, should Ctrl-C fall here
         if self.folder is not None:
             save_checkpoint(self.folder, state, self.thetas, {
                 "fingerprint": self.identity, "rows": self.rows, "total": cost.to_dict(), "wall": self.wall, "cpu": self.cpu})

@@ -68,10 +68,8 @@ class Run:
         solution = self.reconstruct(pairs.y, eps, throw=False)
         shown = self.trained.start(pairs.y)
         names = getattr(pairs, "names", None) or tuple(f"image {i}" for i in range(len(pairs)))
-        x = pairs.x
-        result = Evaluation(solution.value, x, pairs.y, *(tuple(f(v, x).tolist()) for v in (solution.value, shown)
-                                                         for f in (psnr, ssim)),
-                            solution.error, solution.kind, solution.status, float(eps), tuple(names), solution.cost)
+        quality = [tuple(f(image, pairs.x).tolist()) for image in (solution.value, shown) for f in (psnr, ssim)]
+        result = Evaluation(solution.value, pairs.x, pairs.y, quality[0], quality[1], quality[2], quality[3], solution.error, solution.kind, solution.status, float(eps), tuple(names), solution.cost)
         return replace(result, honesty=self.check_certificate(pairs.y[:1])) if check_certificate else result
 
     def check_certificate(self, y: Tensor, grid: Sequence[float] = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3),

@@ -16,8 +16,11 @@ from .losses import SquaredError
 class PairsLike(Protocol):
     """Anything with ground truth ``x`` (n, ...) and measurements ``y`` (n, ...)."""
 
-    x: Tensor
-    y: Tensor
+    @property
+    def x(self) -> Tensor: ...
+
+    @property
+    def y(self) -> Tensor: ...
 
     def __len__(self) -> int: ...
 
