@@ -46,7 +46,8 @@ def pose(path: Path, model: str, filters: int, size: int, dtype: torch.dtype) ->
         y, x, theta = (torch.tensor(file[k]).to(dtype) for k in ("y", "x_true", "theta0"))
     physics = dinv.physics.Denoising(dinv.physics.GaussianNoise(0.1))
     base = (lr.regularizers.TV(isotropic=False) if model == "tv" else
-            lr.regularizers.FoE(filters, size, zero_mean=False, padding="reflect", init="random"))
+            lr.regularizers.FoE(filters, size, zero_mean=False, padding="reflect", init="random",
+                                least_smoothing=0.0))
     return lr.BilevelProblem(lr.Energy(physics, 0.5 * base).with_theta(theta), Data(x=x, y=y))
 
 

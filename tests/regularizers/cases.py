@@ -72,6 +72,10 @@ CASES = (
     Case("foe_reflect_free_mean", lambda: foe(init="random", zero_mean=False)),
     Case("foe_as_large_as_the_image", lambda: foe(filters=2, size=5, init="random"), (1, 5, 5)),
     Case("foe_two_channels", lambda: foe(filters=2, channels=2), (2, 5, 4)),
+    Case("foe_floor", lambda: foe(least_smoothing=0.15)),
+    Case("foe_in_grey_levels", lambda: foe(filters=2, smoothing=5.0, least_smoothing=1.5)),
+    # pointwise: the norm bounds are attained, so that a certificate too small has nowhere to hide
+    Case("foe_pointwise", lambda: foe(filters=1, size=1, init="random", padding="zero", zero_mean=False), (1, 2, 3)),
     Case("foe_sharp", lambda: foe(filters=2, smoothing=0.02, seed=1)),
     Case("sum", lambda: tv(True) + foe() + Tikhonov(0.1).double()),
     Case("scaled", lambda: 0.4 * tv(False)),
@@ -96,7 +100,7 @@ def _plain_foe(r: FoE, x: Tensor) -> Tensor:
     c = r.kernels - r.kernels.mean(dim=(2, 3), keepdim=True) if r.zero_mean else r.kernels
     margin = c.shape[-1] // 2
     padded = F.pad(x, [margin] * 4, mode="reflect" if r.padding == "reflect" else "constant")
-    nu = r.log_smoothings.exp()[:, None, None]
+    nu = (r.least_smoothing + r.log_smoothings.exp())[:, None, None]
     potentials = (torch.sqrt(F.conv2d(padded, c) ** 2 + nu**2) - nu).sum(dim=(2, 3))
     return potentials @ (r.log_scale + r.log_weights).exp()
 

@@ -17,7 +17,7 @@ from learnreg.core.bounds import Kind
 from learnreg.core.errors import InputError, ModelFileError
 from learnreg.core.params import flatten, trainable, with_theta
 from learnreg.operators import taylor_test
-from learnreg.regularizers import TV, FoE, Regularizer, Scaled, Sum, Tikhonov, from_spec
+from learnreg.regularizers import TV, FoE, Regularizer, Scaled, Sum, Tikhonov, from_spec, profiles
 
 RADII = (1e-3, 3e-2, 0.3, 1.0)
 
@@ -275,6 +275,57 @@ def test_certificates_grow_with_the_radius_and_are_local(case):
     assert (local <= everywhere * (1 + 1e-12)).all()
 
 
+# --- scalar potentials: what the certificates are made of -------------------------------------------------------------
+
+
+GRID = torch.linspace(-6, 6, 2401, dtype=torch.float64)
+
+
+def third(u: Tensor) -> Tensor:
+    return (-3 * u * (1 + u * u) ** -2.5).abs()
+
+
+def test_scalar_derivatives_are_those_of_the_smoothed_absolute_value():
+    u = GRID.clone().requires_grad_()
+    wanted, s = [], torch.sqrt(1 + u * u)
+    for _ in range(3):
+        (s,) = torch.autograd.grad(s.sum(), u, create_graph=True)
+        wanted.append(s.detach())
+    same(profiles.slope(GRID), wanted[0])
+    same(profiles.curvature(GRID), wanted[1])
+    same(third(GRID), wanted[2].abs())
+    same(profiles.smoothing_slope(GRID), GRID * wanted[1])
+    same(profiles.size_minus_one(GRID), torch.sqrt(1 + GRID**2) - 1)
+    assert float(profiles.size_minus_one(torch.tensor(1e-12, dtype=torch.float64))) == pytest.approx(5e-25)
+    assert pytest.approx(float(third(GRID).max()), rel=1e-6) == profiles.THIRD_MAX
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.1, 0.4, 1.5])
+def test_suprema_over_an_interval_are_attained(radius):
+    near = GRID[:, None] + radius * torch.linspace(-1, 1, 401, dtype=torch.float64)
+    for supremum, function in ((profiles.third_sup, third), (profiles.curvature_sup, profiles.curvature)):
+        seen = function(near).amax(dim=1)
+        assert (seen <= supremum(GRID, radius) + 1e-12).all()
+        torch.testing.assert_close(seen, supremum(GRID, radius), rtol=1e-2, atol=1e-4)
+
+
+def test_the_radial_third_derivative_is_bounded():
+    """D^3 s(|v|)[a, a, a] over all unit directions a, at |v| = r, by automatic differentiation along lines."""
+    angle = torch.linspace(0, math.pi, 181, dtype=torch.float64)
+    r = torch.linspace(0, 6, 241, dtype=torch.float64)[:, None]
+    t = torch.zeros(241, 181, dtype=torch.float64, requires_grad=True)
+    s = torch.sqrt(1 + r**2 + 2 * r * t * angle.cos() + t**2)
+    for _ in range(3):
+        (s,) = torch.autograd.grad(s.sum(), t, create_graph=True)
+    seen = s.detach().abs().amax(dim=1)
+    r = r[:, 0]
+    assert (seen <= profiles.third_sup_radial(r, 0.0) + 1e-12).all()
+    assert (profiles.third_sup_radial(r, 0.0) <= 1.4 * seen)[r >= 0.5].all(), "and the bound is not absurd"
+    for radius in (0.2, 1.0):
+        for shift in (-radius, 0.0, radius):
+            assert (seen <= profiles.third_sup_radial((r + shift).abs(), radius) + 1e-12).all()
+
+
 # --- the batch, precision, storage ----------------------------------------------------------------------------------
 
 
@@ -492,6 +543,9 @@ def test_a_term_without_certificates_leaves_the_sum_without():
     (lambda: FoE(padding="circular"), "padding: given circular; expected 'reflect' or 'zero'"),
     (lambda: FoE(weight=0.0), "weight: given 0.0"),
     (lambda: FoE(smoothing=-0.1), "smoothing: given -0.1"),
+    (lambda: FoE(least_smoothing=0.5), r"least_smoothing: given 0.5; expected a number in \[0, smoothing=0.02\)"),
+    (lambda: FoE(least_smoothing=-0.1), "least_smoothing: given -0.1"),
+    (lambda: FoE(least_smoothing=math.nan), "least_smoothing: given nan"),
     (lambda: -1 * TV(), "factor: given -1"),
     (lambda: TV() * math.inf, "factor: given inf"),
     (lambda: Scaled(math.nan, TV()), "factor: given nan"),

@@ -34,7 +34,7 @@ class Implicit:
     estimate: bool = False
     certify: bool = True
     polish_steps: int = 6
-    group: int = 16
+    group: int = 4
 
     def gradient(self, problem: Any, energy: Any, solution: Solution, delta: float,
                  adjoint: Tensor | None = None) -> Hypergradient:
@@ -89,7 +89,7 @@ class Implicit:
         return z, corrected.value, step.cost + corrected.cost + Cost(gradients=x.shape[0], mixed_products=x.shape[0])
 
 
-def mixed_product(energy: Any, x: Tensor, y: Tensor, q: Tensor, group: int = 16) -> Tensor:
+def mixed_product(energy: Any, x: Tensor, y: Tensor, q: Tensor, group: int = 4) -> Tensor:
     """sum_i J_i^T q_i as one vector (d,): ONE reverse-mode call for all parameters per group of images."""
     params = trainable(energy)
     total: list[Tensor] | None = None

@@ -29,7 +29,7 @@ class Bank(NamedTuple):
 
 
 class FoE(Regularizer):
-    """R(x) = e^{t_0} sum_k e^{t_k} sum_p [ phi_k((c_k * x)_p) - nu_k ],  phi_k(t) = sqrt(t^2 + nu_k^2), nu_k = e^{s_k}.
+    """R(x) = e^{t_0} sum_k e^{t_k} sum_p [ phi_k((c_k * x)_p) - nu_k ],  phi_k(t) = sqrt(t^2 + nu_k^2), nu_k = least + e^{s_k}.
 
     ``*`` is cross-correlation; weights and smoothing are positive through exp. theta = (t_0, t_1..t_K, s_1..s_K, filters
     row-major), d = 1 + 2 K + K c s^2. The constants nu_k are subtracted so that R(constant) is 0 for zero-mean filters.
@@ -42,10 +42,12 @@ class FoE(Regularizer):
         zero_mean: use c_k minus its mean over each channel, by parametrization.
         padding: ``reflect`` (edge pixel not repeated) or ``zero``.
         init: ``dct`` starts from the K lowest non-constant cosine patterns of the smallest odd window that has so many,
-            centred, with weights proportional to their frequency (the amplitudes of natural images fall like
-            1 / frequency, Field 1987); ``random`` from Xavier-normal filters minus their mean, drawn from ``seed``.
-        weight: geometric mean of the start values of e^{t_0 + t_k}; 0.2 / K when None.
+            centred, with weights growing like the root of their frequency (the best of the powers 0, 1/2, 1 when
+            measured on photographs); ``random`` from Xavier-normal filters minus their mean, drawn from ``seed``.
+        weight: mean of the start values of e^{t_0 + t_k}; 0.15 / K when None.
         smoothing: start value of nu_k, in intensity units.
+        least_smoothing: ``least`` above. One grey level by default: less would not change the pictures visibly, but L, and
+            with it the work of every solve, grows like 1 / nu. 0 leaves nu_k = e^{s_k}.
         seed: of the random filters.
 
     Raises:
@@ -54,7 +56,7 @@ class FoE(Regularizer):
 
     def __init__(self, filters: int = 24, size: int = 7, *, channels: int = 1, zero_mean: bool = True,
                  padding: Padding = "reflect", init: Init = "dct", weight: float | None = None,
-                 smoothing: float = 0.02, seed: int = 0) -> None:
+                 smoothing: float = 0.01, least_smoothing: float = 1 / 255, seed: int = 0) -> None:
         super().__init__()
         for name, value in (("filters", filters), ("size", size), ("channels", channels)):
             if not isinstance(value, int) or value < 1:
@@ -64,11 +66,13 @@ class FoE(Regularizer):
         if padding not in get_args(Padding):
             raise InputError("padding", given=padding, expected="'reflect' or 'zero'")
         kernels, tilt = _initial_kernels(init, filters, size, channels, seed)
-        self.zero_mean, self.padding = bool(zero_mean), padding
-        half = 0.5 * math.log(positive("weight", 0.2 / filters if weight is None else weight))
+        if not 0 <= least_smoothing < positive("smoothing", smoothing):
+            raise InputError("least_smoothing", given=least_smoothing, expected=f"a number in [0, smoothing={smoothing:g})")
+        self.zero_mean, self.padding, self.least_smoothing = bool(zero_mean), padding, float(least_smoothing)
+        half = 0.5 * math.log(positive("weight", 0.15 / filters if weight is None else weight))
         self.log_scale = nn.Parameter(torch.tensor(half))
         self.log_weights = nn.Parameter(half + tilt)
-        self.log_smoothings = nn.Parameter(torch.full((filters,), math.log(positive("smoothing", smoothing))))
+        self.log_smoothings = nn.Parameter(torch.full((filters,), math.log(smoothing - least_smoothing)))
         self.kernels = nn.Parameter(kernels)
         self._cache: dict[str, Any] = {}
 
@@ -79,7 +83,7 @@ class FoE(Regularizer):
 
     def _differentiable(self) -> tuple[Tensor, Tensor, Tensor]:
         """Effective kernels (K, c, s, s), weights (K,), smoothings (K,), with their graph to theta."""
-        return self._centred(), (self.log_scale + self.log_weights).exp(), self.log_smoothings.exp()
+        return self._centred(), (self.log_scale + self.log_weights).exp(), self.least_smoothing + self.log_smoothings.exp()
 
     def effective(self) -> tuple[Tensor, Tensor, Tensor]:
         """Effective kernels (K, c, s, s), weights (K,), smoothings (K,), detached."""
@@ -188,7 +192,7 @@ class FoE(Regularizer):
     def spec(self) -> dict[str, Any]:
         k, c, s, _ = self.kernels.shape
         return {"type": "FoE", "filters": k, "size": s, "channels": c, "zero_mean": self.zero_mean,
-                "padding": self.padding, "init": "random"}
+                "padding": self.padding, "init": "random", "least_smoothing": self.least_smoothing, "smoothing": 1.0}
 
     def extra_repr(self) -> str:
         k, c, s, _ = self.kernels.shape
@@ -196,7 +200,7 @@ class FoE(Regularizer):
 
 
 def _initial_kernels(init: str, filters: int, size: int, channels: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Start values (K, c, s, s) with zero mean, and the tilt of the log weights (K,) with zero mean."""
+    """Start values (K, c, s, s) with zero mean, and the tilt of the log weights (K,); weights have mean 1."""
     if init == "random":
         generator = torch.Generator().manual_seed(seed)
         kernels = math.sqrt(1.0 / size) * torch.randn(filters, channels, size, size, generator=generator)
@@ -220,5 +224,5 @@ def _initial_kernels(init: str, filters: int, size: int, channels: int, seed: in
         i, j = patterns[k // channels]
         kernels[k, k % channels, inside, inside] = torch.outer(basis[i], basis[j])
         frequency[k] = math.hypot(i, j)
-    tilt = frequency.log()
-    return kernels.float(), tilt - tilt.mean()
+    tilt = 0.5 * frequency.log()
+    return kernels.float(), tilt - tilt.exp().mean().log()

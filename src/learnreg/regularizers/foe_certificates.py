@@ -2,7 +2,8 @@
 
 Notation: u_k = (C_k x) / nu_k, S >= || sum_k (w_k / nu_k) C_k^T C_k ||, n_k >= ||C_k||, a_k >= ||dC|| / ||dc|| for a change dc
 of filter k (||dC|| <= sqrt(copies) ||dc||_1 <= sqrt(copies) s sqrt(c) ||dc||), row_k >= the norm of any row of C_k.
-Under reflection one pixel appears at most 4 times in a window, so row_k <= 2 ||c_k||.
+Under reflection one pixel appears at most 4 times in a window, so row_k <= 2 ||c_k||. With nu_k = least + e^{s_k} the column of s_k
+carries the factor e^{s_k} / nu_k <= 1, so the bounds for nu_k = e^{s_k} hold as they are.
 """
 
 from __future__ import annotations

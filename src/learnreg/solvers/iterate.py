@@ -100,7 +100,7 @@ class _Loop:
         self.waiting = torch.zeros(size, dtype=torch.int64, device=device)
         self.failures = torch.zeros(size, dtype=torch.int64, device=device)
         condition = curvature.L.value / curvature.mu.value
-        self.patience = int(50 + 10 * min(condition, 1e8) ** 0.5)
+        self.patience = int(30 + 4 * min(condition, 1e8) ** 0.5)
         self.rounding = 100 * torch.finfo(x0.dtype).eps * curvature.L.value
         self.gradients = 0
 
