@@ -70,6 +70,7 @@ class Implicit:
             estimated, z = error_bound.estimated_error(correction), polished
             if certified is not None:  # triangle inequality: the bound was for z before the polish
                 certified += float(torch.linalg.vector_norm(correction))
+        # ``residual`` is that of the linear solve asked for; a polished q only improves on it
         return Hypergradient(z, float(loss.value(x.double(), x_true.double()).mean()),
                              (float(lower.mean()), float(upper.mean())), mu.kind, certified, estimated, correction, q,
                              system.residual, system.status, cost)

@@ -9,7 +9,9 @@ from deepinv.models import Reconstructor as DeepinvReconstructor
 from torch import Tensor
 
 from ..core.batch import norm, per_image
+from ..core.errors import SolveError
 from ..core.params import trainable
+from ..core.status import summarize
 from ..linear.cg import CG
 from ..solvers.solve import solve
 from .implicit import Implicit
@@ -80,4 +82,7 @@ class _ImplicitSolve(torch.autograd.Function):
 def backward_solve(energy: Any, y: Tensor, x: Tensor, upstream: Tensor, linear: CG, relative: float) -> Tensor:
     """q with ||H q - upstream|| <= relative ||upstream|| per image."""
     floor = torch.finfo(x.dtype).tiny
-    return linear(energy.at(y, x).linearize(x), upstream, (relative * norm(upstream)).clamp_min(floor)).value
+    system = linear(energy.at(y, x).linearize(x), upstream, (relative * norm(upstream)).clamp_min(floor))
+    if not system.ok:
+        raise SolveError(f"backward pass: {summarize(system.status)}", system)
+    return system.value

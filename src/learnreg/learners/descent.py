@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..core.errors import MissingPropertyError
 from ..core.results import Hypergradient, StopReason
 from ..hypergradients.error_bound import estimated_along
 from .accuracy import Accuracy, Adaptive, Fixed
@@ -178,7 +179,10 @@ def _search(rules: DescentRules, lower: LowerLevel, state: DescentState, directi
         scale = max(abs(state.point.loss), 1e-300)
         if alpha * slope <= 1e-13 * scale:
             break
-        new = lower.solve(theta, _trial_eps(rules, state, alpha * slope), state.point.solution.value)
+        new = _try(lower, theta, _trial_eps(rules, state, alpha * slope), state.point.solution.value)
+        if new is None:
+            alpha *= rules.rho
+            continue
         wanted = rules.sufficient * alpha * slope
         while not new.failed:
             if new.upper - state.point.lower + wanted <= 0:
@@ -196,6 +200,14 @@ def _search(rules: DescentRules, lower: LowerLevel, state: DescentState, directi
                 new = _checked(lower.refine(new, state.eps))
         alpha *= rules.rho if new.failed else _shrink(rules, state, new, alpha * slope)
     return state
+
+
+def _try(lower: LowerLevel, theta: Tensor, eps: float, x0: Tensor) -> Point | None:
+    """A trial point; None where the parameters are so far out that the energy has no finite constants."""
+    try:
+        return lower.solve(theta, eps, x0)
+    except MissingPropertyError:
+        return None
 
 
 def _shrink(rules: DescentRules, state: DescentState, new: Point, predicted: float) -> float:

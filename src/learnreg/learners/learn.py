@@ -68,7 +68,15 @@ def learn(problem: Any, learner: Any, *, hypergradient: Implicit | None = None, 
     record = RunRecord(problem.describe(), repr(learner), problem.size, tuple(session.rows), settings,
                        tuple(n.removeprefix("regularizer.") for n in problem.parameter_names))
     return Run(record, stop, session.thetas[-1], torch.stack([t.to(session.thetas[-1].dtype) for t in session.thetas]), problem.energy,
-               name or type(problem.energy.regularizer).__name__)
+               name or _title(problem.energy))
+
+
+def _title(energy: Any) -> str:
+    """The class of the regularizer, or of an energy without one; scalings are looked through."""
+    part = getattr(energy, "regularizer", energy)
+    while hasattr(part, "regularizer"):
+        part = part.regularizer
+    return type(part).__name__
 
 
 class _Session:

@@ -84,9 +84,10 @@ def cg(matvec: Hessian, b: Tensor, tol: float | Tensor, x0: Tensor | None = None
         residual[active] = true
         done = true <= tol[active]
         finite = torch.isfinite(true)
-        stalled = ~done & finite & (steps[active] > 0) & ~improved
+        running = ~done & finite & (code[active] == MAX_STEPS) & (steps[active] < max_steps)  # no verdict yet
+        stalled = running & (steps[active] > 0) & ~improved
         code[active[done]], code[active[~finite]], code[active[stalled]] = CONVERGED, NOT_FINITE, FLOOR
-        keep = ~done & finite & ~stalled & (steps[active] < max_steps) & (code[active] == MAX_STEPS)
+        keep = running & ~stalled
         active = active[keep]
         if active.numel() == 0:
             break

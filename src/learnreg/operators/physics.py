@@ -43,6 +43,14 @@ class LinearMap:
         self._checked: set[tuple] = set()
         self._spectrum: dict[tuple, Curvature] = {}
         self._double: LinearMap | None = None
+        self._seen: list[tuple[Tensor, int]] = []
+
+    def _refresh(self) -> None:
+        """Forget what was computed for other tensors of the physics (``physics.update`` replaces them in place)."""
+        now = [(t, t._version) for t in (*self.physics.parameters(), *self.physics.buffers())]
+        if len(now) != len(self._seen) or any(a is not c or b != d for (a, b), (c, d) in
+                                              zip(now, self._seen, strict=True)):
+            self._checked, self._spectrum, self._double, self._seen = set(), {}, None, now
 
     def forward(self, x: Tensor) -> Tensor:
         """A x."""
@@ -60,6 +68,7 @@ class LinearMap:
         """The same operator in float64 (kept, so the copy is made once)."""
         if self.is_identity:
             return self
+        self._refresh()
         if self._double is None:
             self._double = LinearMap(copy.deepcopy(self.physics)._apply(_promoted))
         return self._double
@@ -71,10 +80,16 @@ class LinearMap:
             AdjointError: with the measured mismatch.
             InputError: the float64 copy, which closes every certificate, is not the same operator.
         """
+        self._refresh()
         key = (tuple(x.shape[1:]), x.dtype)
         if self.is_identity or key in self._checked:
             return
         probe = x[:1].detach()
+        if self.physics.A(probe).shape[0] != 1:
+            raise InputError(
+                f"physics {type(self.physics).__name__}", given="parameters for a batch of images",
+                expected="one operator for all images",
+                remedy="Solve image by image, each with its own physics.")
         mismatch = dot_test(self.physics.A, self.physics.A_adjoint, probe)
         tolerance = 1e3 * torch.finfo(x.dtype).eps
         if not mismatch <= tolerance:
@@ -108,10 +123,11 @@ class LinearMap:
         """Bounds of A^T A on images like ``x`` (b, c, h, w): mu from below, L = ||A||^2 from above."""
         if self.is_identity:
             return Curvature(Bound.exact(1.0), Bound.exact(1.0))
+        self._refresh()
         key = tuple(x.shape[1:])
         if key not in self._spectrum:
             self._spectrum[key] = self._singular_values(x[:1]) or Curvature(
-                Bound.exact(0.0), Bound.estimate(1.02 * self._power_iterations(x[:1].detach())))
+                Bound.proven(0.0), Bound.estimate(1.02 * self._power_iterations(x[:1].detach())))
         return self._spectrum[key]
 
     def _singular_values(self, x: Tensor) -> Curvature | None:

@@ -91,11 +91,14 @@ class FoE(Regularizer):
         return kernels.detach(), weights.detach(), smoothings.detach()
 
     def _remember(self, name: str, make: Any) -> Any:
-        """``make()``, kept until a parameter changes."""
-        key = tuple((p._version, p.data_ptr(), p.dtype) for p in self.parameters())
-        if self._cache.get("key") != key:
+        """``make()``, kept until a parameter changes; made anew on a GPU, where the comparison would stall the queue."""
+        if self.kernels.is_cuda:
+            return make()
+        now, then = [p.detach() for p in self.parameters()], self._cache.get("theta")
+        # by value: fused optimizers and writes through ``.data`` leave no trace in version counters
+        if then is None or not all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(now, then, strict=True)):
             self._cache.clear()
-            self._cache["key"] = key
+            self._cache["theta"] = [p.clone() for p in now]
         if name not in self._cache:
             self._cache[name] = make()
         return self._cache[name]
@@ -111,6 +114,9 @@ class FoE(Regularizer):
         if x.dim() != 4 or x.shape[1] != c or min(x.shape[-2:]) < s:
             raise InputError("x", given=f"shape {tuple(x.shape)}", expected=f"(b, {c}, h, w) with h, w >= {s}",
                              remedy="Match the channels and use images at least as large as the filters.")
+        if x.dtype != self.kernels.dtype:
+            raise InputError("x", given=x.dtype, expected=f"{self.kernels.dtype}, as the parameters",
+                             remedy="Convert the images, or the regularizer with .to(dtype).")
 
     def _chunks(self, x: Tensor) -> list[slice]:
         """Slices of the batch whose feature maps fit in CHUNK_BYTES; on a GPU one slice of everything."""
@@ -192,7 +198,8 @@ class FoE(Regularizer):
     def spec(self) -> dict[str, Any]:
         k, c, s, _ = self.kernels.shape
         return {"type": "FoE", "filters": k, "size": s, "channels": c, "zero_mean": self.zero_mean,
-                "padding": self.padding, "init": "random", "least_smoothing": self.least_smoothing, "smoothing": 1.0}
+                "padding": self.padding, "init": "random", "least_smoothing": self.least_smoothing,
+                "smoothing": self.least_smoothing + 1.0}
 
     def extra_repr(self) -> str:
         k, c, s, _ = self.kernels.shape

@@ -51,9 +51,16 @@ class TV(Regularizer):
         """Normalized length of the differences that meet in one potential: (b, 2, ...) -> (b, 1 or 2, ...)."""
         return torch.linalg.vector_norm(u, dim=1, keepdim=True) if self.isotropic else u
 
+    def _differences(self, x: Tensor) -> Tensor:
+        """gradient(x), once x looks like images."""
+        if x.dim() < 3:
+            raise InputError("x", given=f"shape {tuple(x.shape)}", expected="(b, c, h, w)",
+                             remedy="Add batch and channel dimensions, for example x[None, None].")
+        return gradient(x)
+
     def value(self, x: Tensor) -> Tensor:
         w, nu = self._scales()
-        return w * nu * profiles.size_minus_one(self._size(gradient(x).div_(nu))).flatten(1).sum(dim=1)
+        return w * nu * profiles.size_minus_one(self._size(self._differences(x).div_(nu))).flatten(1).sum(dim=1)
 
     def _flux(self, u: Tensor) -> Tensor:
         """Gradient of the normalized potential: u / sqrt(1 + |u|^2)."""
@@ -63,12 +70,12 @@ class TV(Regularizer):
 
     def grad(self, x: Tensor) -> Tensor:
         w, nu = self._scales()
-        return gradient_adjoint(self._flux(gradient(x).div_(nu))).mul_(w)
+        return gradient_adjoint(self._flux(self._differences(x).div_(nu))).mul_(w)
 
     def linearize(self, x: Tensor) -> LinearizedHessian:
         w, nu = self._scales()
         scale = w / nu
-        u = gradient(x).div_(nu)
+        u = self._differences(x).div_(nu)
         if not self.isotropic:
             return LinearizedHessian(lambda v, c: gradient_adjoint(gradient(v).mul_(c)),
                                      profiles.curvature(u).mul_(scale))
@@ -82,13 +89,13 @@ class TV(Regularizer):
         return LinearizedHessian(product, scale * inverse, u * inverse)
 
     def directional(self, x: Tensor, v: Tensor) -> Tensor:
-        u = gradient(x) / self.log_smoothing.exp()
+        u = self._differences(x) / self.log_smoothing.exp()
         inner = u.square().sum(dim=1, keepdim=True) if self.isotropic else u.square()
         return self.log_weight.exp() * (u * torch.rsqrt(1 + inner) * gradient(v)).flatten(1).sum(dim=1)
 
     def _strength(self) -> float:
         """S = w ||D||^2 / nu, the bound of the Hessian."""
-        return NORM_SQUARED * math.exp(self.log_weight.item() - self.log_smoothing.item())
+        return NORM_SQUARED * float((self.log_weight.detach().double() - self.log_smoothing.detach().double()).exp())
 
     def bounds(self) -> Curvature:
         return Curvature(Bound.exact(0.0), Bound.proven(self._strength()))
@@ -104,7 +111,7 @@ class TV(Regularizer):
 
     def _normalized(self, x: Tensor) -> tuple[Tensor, float]:
         nu = math.exp(self.log_smoothing.item())
-        return gradient(x.double()) / nu, nu
+        return self._differences(x.double()) / nu, nu
 
     def hessian_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor:
         """S radius max_p M_p |Dq|_p / nu with M_p = sup |s'''| over what the ball can reach at pixel p."""
@@ -131,7 +138,7 @@ class TV(Regularizer):
     def mixed_norm(self, x: Tensor, radius: Tensor) -> Tensor:
         """Exact Frobenius norm of the two columns at x, plus L_J radius."""
         w, nu = math.exp(self.log_weight.item()), math.exp(self.log_smoothing.item())
-        u = gradient(x.double()) / nu
+        u = self._differences(x.double()) / nu
         inverse = torch.rsqrt(1 + self._size(u).square())
         first, second = (norm(gradient_adjoint(w * u * inverse ** power)) for power in (1, 3))
         return torch.hypot(first, second) + self.mixed_lipschitz().value * radius

@@ -34,6 +34,11 @@ def require_strong_convexity(f: Potential) -> float:
         raise MissingPropertyError(
             "energy", given=f"strong convexity mu = {mu}", expected="mu > 0",
             remedy="Add a strongly convex term, for example regularizer + lr.regularizers.Tikhonov(1e-3).")
+    smoothness = f.bounds().L
+    if not smoothness.value < float("inf"):
+        raise MissingPropertyError(
+            "energy", given=f"a Hessian bounded by L = {smoothness}", expected="a finite L",
+            remedy="Let bounds() of the regularizer give L; if it does, its parameters are out of range.")
     return mu.value
 
 

@@ -60,6 +60,9 @@ def solve(energy: Any, y: Tensor, eps: float | Tensor, *, solver: str | Solver =
     check_images(start, "x0")
     if start.shape[0] != y.shape[0]:
         raise InputError("x0", given=f"{start.shape[0]} images", expected=f"{y.shape[0]}, one per measurement")
+    if x0 is not None and (x0.dtype != y.dtype or x0.shape != energy.start(y).shape):
+        raise InputError("x0", given=f"shape {tuple(x0.shape)}, {x0.dtype}",
+                         expected=f"shape {tuple(energy.start(y).shape)}, {y.dtype}")
     per_image(eps, start)
     if budget is not None and not (isinstance(budget, int) and budget > 0):
         raise InputError("budget", given=budget, expected="a positive number of solver steps")
