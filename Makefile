@@ -5,14 +5,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    install, then learn a denoiser from photographs and write report/index.html"
 	@echo "make test    install what tests need, then run linter, type checker and the whole test suite"
-	@echo "make lint    linter, formatter (check only) and type checker"
-	@echo "make format  let the formatter and the linter mend what they can"
+	@echo "make lint    linter and type checker"
 	@echo "make clean   remove .venv, caches and build products; reports stay"
 
 demo: $(VENV)/.installed
@@ -26,12 +25,7 @@ test: $(VENV)/.installed-test
 
 lint: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check
-	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
-
-format: $(VENV)/.installed-test
-	$(BIN)/python -m ruff check --fix
-	$(BIN)/python -m ruff format
 
 clean:
 	rm -rf "$(VENV)" build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

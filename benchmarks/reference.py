@@ -6,8 +6,8 @@
 A problem file holds ``y``, ``x_true`` (n, 1, h, w) and ``theta0`` (d,). The problem posed is
     h(x) = 1/2 ||x - y||^2 + 1/2 R(x; theta),   f(theta) = mean over images of 1/2 ||x(theta) - x_true||^2,
 with R = e^{t0} anisotropic smoothed TV (``--model tv``) or Fields of Experts with free filters and reflect padding.
-Counters of a row are means per image; ``cpu_seconds`` is process time from the call of ``learn``. The losses of the rows are
-re-evaluated in float64 after the run, which is neither timed nor counted.
+Counters of a row are means per image; ``cpu_seconds`` is process time from the call of ``learn``. The losses of the
+rows are re-evaluated in float64 after the run, which is neither timed nor counted.
 """
 
 from __future__ import annotations

@@ -14,13 +14,13 @@ _ROOMS = ("core", "data", "hypergradients", "learners", "linear", "metrics", "mo
           "regularizers", "reports", "solvers")
 _HOME = {
     "Bound": "core", "Kind": "core", "Cost": "core", "Status": "core", "LearnregError": "core", "InputError": "core",
-    "SolveError": "core", "Energy": "problems", "L2": "problems", "SquaredError": "problems", "BilevelProblem": "problems",
-    "solve": "solvers", "hypergradient": "hypergradients", "Implicit": "hypergradients",
+    "SolveError": "core", "Energy": "problems", "L2": "problems", "SquaredError": "problems",
+    "BilevelProblem": "problems", "solve": "solvers", "hypergradient": "hypergradients", "Implicit": "hypergradients",
     "Reconstructor": "hypergradients.layer", "learn": "learners", "MAID": "learners", "FixedAccuracy": "learners",
     "Budget": "learners", "Run": "learners", "Report": "reports", "load_model": "models", "save_model": "models",
 }
 
-__all__ = [*_ROOMS, *_HOME]  # noqa: PLE0604 - names resolved by __getattr__
+__all__ = [*_ROOMS, *_HOME]  # names resolved by __getattr__
 
 
 def __getattr__(name: str) -> Any:

@@ -543,7 +543,7 @@ def test_a_term_without_certificates_leaves_the_sum_without():
     (lambda: FoE(padding="circular"), "padding: given circular; expected 'reflect' or 'zero'"),
     (lambda: FoE(weight=0.0), "weight: given 0.0"),
     (lambda: FoE(smoothing=-0.1), "smoothing: given -0.1"),
-    (lambda: FoE(least_smoothing=0.5), r"least_smoothing: given 0.5; expected a number in \[0, smoothing=0.02\)"),
+    (lambda: FoE(least_smoothing=0.5), r"least_smoothing: given 0.5; expected a number in \[0, smoothing=0.01\)"),
     (lambda: FoE(least_smoothing=-0.1), "least_smoothing: given -0.1"),
     (lambda: FoE(least_smoothing=math.nan), "least_smoothing: given nan"),
     (lambda: -1 * TV(), "factor: given -1"),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SIGMA, SIZE, SPLIT = 0.1, 96, (24, 8)
-TV_SHARE = 0.12
+TV_SHARE = 0.06
 """Part of the time given to the two parameters of TV, which need far less than that to converge."""
 EPS = 1e-2
 EXAMPLE = "noisy.png"
@@ -48,7 +48,7 @@ def run_demo(output: Path, seconds: float, seed: int, resume: bool, console: Con
     say(console, f"{len(train)} training crops from {_listed(train.sources)}; {len(test)} held-out crops from "
                  f"{_listed(test.sources)}. Noise {SIGMA:g}.")
     jobs: dict[str, tuple[Regularizer, float]] = {"TV": (TV(), TV_SHARE * seconds),
-                                                  "FoE": (FoE(filters=24, size=7), (1 - TV_SHARE) * seconds)}
+                                                  "FoE": (FoE(filters=24, size=5), (1 - TV_SHARE) * seconds)}
     results: dict[str, tuple[Run, Any]] = {}
     for name, (regularizer, share) in jobs.items():
         problem = BilevelProblem(Energy(physics, regularizer), train)

@@ -13,7 +13,7 @@ from .guard import guarded
 if TYPE_CHECKING:
     from rich.console import Console
 
-DEMO_SECONDS = 150.0
+DEMO_SECONDS = 170.0
 
 app = typer.Typer(name="learnreg", no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Learn the regularizer of an imaging inverse problem from data, with certified inexactness.")

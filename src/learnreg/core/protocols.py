@@ -58,7 +58,8 @@ class Solver(Protocol):
     ``select(index)``.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def init(self, f: Potential, x0: Tensor) -> Any: ...
 
@@ -74,7 +75,8 @@ class LinearSolver(Protocol):
 class Loss(Protocol):
     """Upper-level loss, one value per image."""
 
-    smoothness: float
+    @property
+    def smoothness(self) -> float: ...
 
     def value(self, x: Tensor, x_true: Tensor) -> Tensor: ...
 
@@ -86,4 +88,5 @@ class Loss(Protocol):
 class Strategy(Protocol):
     """A way to differentiate the solution map: implicit, unrolled, piggyback..."""
 
-    def gradient(self, problem: Any, energy: Any, solution: Any, delta: float, adjoint: Tensor | None = None) -> Any: ...
+    def gradient(self, problem: Any, energy: Any, solution: Any, delta: float,
+                 adjoint: Tensor | None = None) -> Any: ...

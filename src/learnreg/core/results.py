@@ -159,7 +159,8 @@ class StopReason:
     """Why a learning run ended.
 
     Attributes:
-        code: short name: ``budget``, ``stationary``, ``accuracy_floor``, ``line_search``, ``not_finite``, ``interrupted``.
+        code: short name: ``budget``, ``stationary``, ``accuracy_floor``, ``line_search``, ``not_finite``,
+            ``interrupted``.
         sentence: what the user reads.
     """
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 
-
 def constants_bound(eps: Tensor, delta: Tensor, *, mu: float, loss_smoothness: float, hessian_lipschitz: float,
                     mixed_lipschitz: float, mixed_norm: Tensor, loss_gradient: Tensor) -> Tensor:
     """The form with constants: omega = c1 eps + c2 delta + c3 eps^2 per image (b,).
 
         c1 = L_g ||J|| / mu + L_{H^-1} ||b|| ||J|| + L_J ||b|| / mu,   c2 = ||J|| / mu,   c3 = L_J L_g / mu,
-    with L_{H^-1} <= L_H / mu^2. Salehi et al., arXiv 2308.10098, Theorem 2.1 (numbering to be checked against the paper).
+    with L_{H^-1} <= L_H / mu^2. Salehi et al., arXiv 2308.10098, Theorem 2.1 (numbering to be checked against the
+    paper).
 
     Args:
         eps, delta: (b,), distance of x~ and residual of q.
@@ -64,7 +64,8 @@ def corrected_bracket(loss: Tensor, gradient_at_x: Tensor, q: Tensor, eps: Tenso
     With r = grad h(x~): g(x*) lies in [c - rho, c + rho + L_g eps^2 / 2] for convex g, where c = g(x~) - <q, r> and
         rho = delta eps + C_H(q) eps,   C_H(q) >= sup ||(H(x') - H(x~)) q|| over the ball of radius eps.
     Proof: 0 = grad h(x*) = r + H_m d with d = x* - x~ and H_m the mean of H along the segment. Then
-    <b, d> = <H q, d> + <b - H q, d> = <q, H_m d> + <(H - H_m) q, d> + <b - H q, d> = -<q, r> + R, |R| <= (C_H + delta) eps, and
+    <b, d> = <H q, d> + <b - H q, d> = <q, H_m d> + <(H - H_m) q, d> + <b - H q, d> = -<q, r> + R
+    with |R| <= (C_H + delta) eps, and
     g(x~) + <b, d> <= g(x*) <= g(x~) + <b, d> + L_g ||d||^2 / 2.
     """
     centre = loss - torch.linalg.vecdot(q.double().flatten(1), gradient_at_x.double().flatten(1))

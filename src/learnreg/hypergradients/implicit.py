@@ -16,7 +16,6 @@ from ..linear.cg import CG
 from . import error_bound
 
 
-
 @dataclass(frozen=True)
 class Implicit:
     """Hypergradient by the implicit function theorem and conjugate gradients.
@@ -98,8 +97,8 @@ def mixed_product(energy: Any, x: Tensor, y: Tensor, q: Tensor, group: int = 4) 
         part = slice(start, start + group)
         with torch.enable_grad():
             scalar = energy.directional(x[part], y[part], q[part]).sum()
-            grads = torch.autograd.grad(scalar, params, allow_unused=True)
-        grads = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, params, strict=True)]
+            found = torch.autograd.grad(scalar, params, allow_unused=True)
+        grads = [torch.zeros_like(p) if g is None else g for g, p in zip(found, params, strict=True)]
         total = grads if total is None else [a + b for a, b in zip(total, grads, strict=True)]
     assert total is not None
     return torch.cat([g.reshape(-1) for g in total])

@@ -20,8 +20,8 @@ from .implicit import Implicit
 class Reconstructor(DeepinvReconstructor):
     """x~(y) = argmin_x h(x; theta, y) up to eps, differentiable in theta and y.
 
-    Forward: ``solve`` to the certified distance eps. Backward: the implicit function theorem, one CG solve per image to a
-    relative residual, memory independent of the number of iterations. Parameters are those of the energy, so
+    Forward: ``solve`` to the certified distance eps. Backward: the implicit function theorem, one CG solve per image to
+    a relative residual, memory independent of the number of iterations. Parameters are those of the energy, so
     torch.optim, Lightning and deepinv.Trainer work.
 
     Args:
@@ -62,7 +62,7 @@ class _ImplicitSolve(torch.autograd.Function):
         return solution.value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         upstream = grads[0]
         y, x, *params = ctx.saved_tensors
         q = backward_solve(ctx.energy, y, x, upstream, ctx.linear, ctx.relative)

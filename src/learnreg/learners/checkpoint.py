@@ -34,7 +34,8 @@ def save_checkpoint(folder: Path, state: DescentState, thetas: list[Tensor], hea
     """Write ``folder/checkpoint.safetensors``."""
     point, solution = state.point, state.point.solution
     tensors = {"theta": point.theta, "value": solution.value, "error": solution.error, "steps": solution.steps,
-               "gradient_norm": solution.gradient_norm, "gradient": solution.gradient, "pairs_s": state.pairs.s, "pairs_y": state.pairs.y,
+               "gradient_norm": solution.gradient_norm, "gradient": solution.gradient,
+               "pairs_s": state.pairs.s, "pairs_y": state.pairs.y,
                "thetas": torch.stack([t.to(point.theta.dtype) for t in thetas])}
     optional = {"adjoint": state.adjoint, "last": state.last}
     tensors |= {k: v for k, v in optional.items() if v is not None}
@@ -44,7 +45,8 @@ def save_checkpoint(folder: Path, state: DescentState, thetas: list[Tensor], hea
     save_tensors(folder / FILE, tensors, {"format": FORMAT, "version": 1, "state": numbers, **header})
 
 
-def load_checkpoint(folder: Path, lower: LowerLevel, expected: str) -> tuple[DescentState, list[Tensor], dict[str, Any]]:
+def load_checkpoint(folder: Path, lower: LowerLevel,
+                    expected: str) -> tuple[DescentState, list[Tensor], dict[str, Any]]:
     """The state, the thetas so far and the header.
 
     Raises:

@@ -4,8 +4,9 @@ Source: Salehi, Mukherjee, Roberts, Ehrhardt, arXiv 2308.10098, Algorithms 3.1 a
 place of z (P positive definite from curvature pairs, P = I without) the two tests read
     descent:  |<d, z - grad f>| <= (1 - eta) <d, z>        (implies <d, grad f> >= eta <d, z> > 0),
     decrease: U(theta - alpha d) - Lw(theta) + lambda alpha <d, z> <= 0    (implies the same for the exact f),
-and for P = I they are those of the paper with |<d, z - grad f>| <= omega ||d||. The certified test uses the proven omega, the
-estimated one the change that a Newton polish makes to <d, z>. U and Lw are the certified ends of the bracket of f.
+and for P = I they are those of the paper with |<d, z - grad f>| <= omega ||d||. The certified test uses the proven
+omega, the estimated one the change that a Newton polish makes to <d, z>. U and Lw are the certified ends of the bracket
+of f.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .lower_level import LowerLevel, Point
 from .state import DescentState
 
 LARGEST_CUT = 0.02
-"""A single tightening never divides eps by more than 50, so that one wrong prediction cannot force a very tight solve."""
+"""A single tightening never divides eps by more than 50: one wrong prediction cannot force a very tight solve."""
 
 
 FOR_CURVATURE = 0.1
@@ -116,7 +117,7 @@ def _gradient(rules: DescentRules, lower: LowerLevel, state: DescentState) -> tu
 
 def _sharpen(rules: DescentRules, lower: LowerLevel, state: DescentState, z: Hypergradient,
              effort: _Effort) -> DescentState:
-    """Tighten what z suffers from: delta if the residual outweighs the distance, eps if it is the other way, else both."""
+    """Tighten what z suffers from: delta if the residual outweighs the distance, eps the other way, else both."""
     assert isinstance(rules.accuracy, Adaptive)
     factor = rules.accuracy.tighten
     distance, residual = float(state.point.solution.error.mean()), float(z.residual.mean())
@@ -191,7 +192,7 @@ def _search(rules: DescentRules, lower: LowerLevel, state: DescentState, directi
                 break  # no accuracy can make this trial acceptable
             gain = state.point.corrected(state.adjoint) - new.corrected(state.adjoint) - wanted
             slack = state.point.width + new.width
-            if gain <= 1e-2 * slack and new.eps <= state.eps:
+            if gain <= max(1e-2 * slack, 0.1 * alpha * slope) and new.eps <= state.eps:
                 break  # undecided and not promising: a shorter step is cheaper than more accuracy
             if new.eps > state.eps and not new.at_floor:
                 new = lower.refine(new, max(state.eps, new.eps * _cut(rules, gain, slack)))
@@ -247,8 +248,8 @@ def _tighten(rules: DescentRules, lower: LowerLevel, state: DescentState, factor
         raise Halt(StopReason("accuracy_floor", f"the next decision would need eps below {rules.smallest_eps:.1e}"))
     if state.point.at_floor:
         reached = float(state.point.solution.error.max())
-        raise Halt(StopReason("rounding_floor", f"the lower level cannot be solved more accurately than {reached:.1e} in "
-                                                f"{state.point.theta.dtype}; float64 would go on"))
+        raise Halt(StopReason("rounding_floor", "the lower level cannot be solved more accurately than "
+                                                f"{reached:.1e} in {state.point.theta.dtype}; float64 would go on"))
     return replace(state, eps=eps, point=_checked(lower.refine(state.point, eps)))
 
 
@@ -262,11 +263,11 @@ def _checked(point: Point) -> Point:
 
 def _accept(rules: DescentRules, state: DescentState, new: Point, alpha: float, z: Hypergradient,
             effort: _Effort) -> DescentState:
-    """theta moves; accuracies loosen, the step size grows."""
+    """theta moves; accuracies loosen, eps at least to what this step could be certified with; the step size grows."""
     loosen = rules.accuracy.loosen if isinstance(rules.accuracy, Adaptive) else 1.0
     growth = rules.growth if rules.memory == 0 else 2.0
     info = {"eps": new.eps, "delta": state.delta, "step_size": alpha, "trials": effort.trials,
             "refinements": effort.refinements, "gradient_norm": z.norm, "omega_estimated": z.estimated,
             "omega_certified": z.certified, "curvature_pairs": len(state.pairs)}
-    return DescentState(new, state.adjoint, state.eps * loosen, state.delta * loosen, alpha * growth, state.pairs,
+    return DescentState(new, state.adjoint, max(state.eps * loosen, new.eps), state.delta * loosen, alpha * growth, state.pairs,
                         torch.stack([state.point.theta, z.value]), info)

@@ -41,7 +41,8 @@ def learn(problem: Any, learner: Any, *, hypergradient: Implicit | None = None, 
         solver: lower-level solver, as in ``solve``.
         progress: called with every new row of the record.
         name: of the run in reports; the regularizer's class when empty.
-        promote: go on in float64 when float32 cannot be solved accurately enough for the next decision; False stops there.
+        promote: go on in float64 when float32 cannot be solved accurately enough for the next decision; False stops
+            there.
 
     Returns:
         Run. An interruption from the keyboard ends the run with the last accepted step, it does not lose it.
@@ -60,14 +61,16 @@ def learn(problem: Any, learner: Any, *, hypergradient: Implicit | None = None, 
                               remedy="Name the folder of the interrupted run.")
     strategy = learner.strategy(hypergradient or Implicit())
     session = _Session(problem, learner, LowerLevel(problem, strategy, solver), budget,
-                       Path(checkpoint) if checkpoint else None, fingerprint(problem, learner, strategy), progress, promote)
-    settings = {"seed": seed, "budget": vars(budget), "solver": solver, "version": __version__, "dtype": str(problem.theta.dtype),
-                "torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads(),
-                "device": str(problem.pairs.x.device)}
+                       Path(checkpoint) if checkpoint else None, fingerprint(problem, learner, strategy), progress,
+                       promote)
+    settings = {"seed": seed, "budget": vars(budget), "solver": solver, "version": __version__,
+                "dtype": str(problem.theta.dtype), "torch": torch.__version__, "python": platform.python_version(),
+                "threads": torch.get_num_threads(), "device": str(problem.pairs.x.device)}
     stop = session.run(resume)
     record = RunRecord(problem.describe(), repr(learner), problem.size, tuple(session.rows), settings,
                        tuple(n.removeprefix("regularizer.") for n in problem.parameter_names))
-    return Run(record, stop, session.thetas[-1], torch.stack([t.to(session.thetas[-1].dtype) for t in session.thetas]), problem.energy,
+    last = session.thetas[-1]
+    return Run(record, stop, last, torch.stack([t.to(last.dtype) for t in session.thetas]), problem.energy,
                name or _title(problem.energy))
 
 
@@ -82,8 +85,8 @@ def _title(energy: Any) -> str:
 class _Session:
     """One call of ``learn``."""
 
-    def __init__(self, problem: Any, learner: Any, lower: LowerLevel, budget: Budget, folder: Path | None, identity: str,
-                 progress: Callable[[dict[str, Any]], None] | None, promote: bool) -> None:
+    def __init__(self, problem: Any, learner: Any, lower: LowerLevel, budget: Budget, folder: Path | None,
+                 identity: str, progress: Callable[[dict[str, Any]], None] | None, promote: bool) -> None:
         self.problem, self.learner, self.lower, self.budget = problem, learner, lower, budget
         self.folder, self.identity, self.progress, self.promote = folder, identity, progress, promote
         self.rows: list[dict[str, Any]] = []
@@ -150,7 +153,8 @@ class _Session:
         self.rows, self.thetas = [*self.rows, row], [*self.thetas, point.theta]  # both or none, should Ctrl-C fall here
         if self.folder is not None:
             save_checkpoint(self.folder, state, self.thetas, {
-                "fingerprint": self.identity, "rows": self.rows, "total": cost.to_dict(), "wall": self.wall, "cpu": self.cpu})
+                "fingerprint": self.identity, "rows": self.rows, "total": cost.to_dict(), "wall": self.wall,
+                "cpu": self.cpu})
         if self.progress is not None:
             self.progress(row)
 

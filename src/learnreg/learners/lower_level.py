@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.batch import dot
 from ..core.cost import Cost
+from ..core.protocols import Solver
 from ..core.results import Hypergradient, Solution
 from ..core.status import Status
 from ..solvers.iterate import minimize
@@ -49,8 +50,9 @@ class Point:
     def corrected(self, q: Tensor | None) -> float:
         """Estimate of f(theta) that is of second order in eps: mean of g(x~) - <q, grad h(x~)>, free of charge.
 
-        Newton's model of h at x~ moves x~ by -H^-1 grad h(x~), which changes g by -<q, grad h(x~)> with H q = grad g; the q of a
-        nearby theta serves as well. Not a bound; ``hypergradients.error_bound.corrected_bracket`` has the proven form.
+        Newton's model of h at x~ moves x~ by -H^-1 grad h(x~), which changes g by -<q, grad h(x~)> with H q = grad g;
+        the q of a nearby theta serves as well. Not a bound; ``hypergradients.error_bound.corrected_bracket`` has the
+        proven form.
         """
         if q is None:
             return self.loss
@@ -76,7 +78,7 @@ class LowerLevel:
         max_steps: of one solve; reaching it is reported, never silent.
     """
 
-    def __init__(self, problem: Any, strategy: Any, solver: str = "auto", max_steps: int = 20000) -> None:
+    def __init__(self, problem: Any, strategy: Any, solver: str | Solver = "auto", max_steps: int = 20000) -> None:
         self.problem, self.strategy, self.max_steps = problem, strategy, max_steps
         self.solver, _ = choose(solver)
         self.cost = Cost()

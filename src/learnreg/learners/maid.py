@@ -29,9 +29,10 @@ def _check(name: str, value: object, ok: bool, expected: str) -> None:
 class MAID:
     """Method of Adaptive Inexact Descent: as accurate as necessary, as cheap as possible.
 
-    Every accepted step has a *certified* decrease of the exact loss (Lemma 3.5 of Salehi et al., arXiv 2308.10098), provided mu is
-    known: eps and delta are tightened when a decision needs it and loosened after each step. With ``memory`` > 0 the
-    direction uses limited-memory curvature (derived here; the paper's theory covers ``memory=0``, steepest descent).
+    Every accepted step has a *certified* decrease of the exact loss (Lemma 3.5 of Salehi et al., arXiv 2308.10098),
+    provided mu is known: eps and delta are tightened when a decision needs it and loosened after each step. With
+    ``memory`` > 0 the direction uses limited-memory curvature (derived here; the paper's theory covers ``memory=0``,
+    steepest descent).
 
     Args:
         eps0, delta0: first accuracies (distance and residual per image); derived at theta_0 when None.
@@ -44,8 +45,8 @@ class MAID:
         trials: line-search trials per round (one more after each failed round).
         rounds: failed rounds before the run stops.
         memory: curvature pairs kept; 0 is the method of the paper.
-        test: ``estimated`` runs the descent test with the estimated error of z, ``certified`` with the proven bound (often
-            hundreds of times larger, so eps becomes tiny); the decrease is certified in both.
+        test: ``estimated`` runs the descent test with the estimated error of z, ``certified`` with the proven bound
+            (often hundreds of times larger, so eps becomes tiny); the decrease is certified in both.
         gradient_tolerance: stop when ||z|| + error is below.
         smallest_eps: stop when a decision would need less.
 
@@ -72,7 +73,8 @@ class MAID:
         for name in ("eps0", "delta0", "alpha0"):
             value = getattr(self, name)
             if value is not None:
-                _check(name, value, isinstance(value, int | float) and value > 0, "a positive number, or None to derive it")
+                _check(name, value, isinstance(value, int | float) and value > 0,
+                       "a positive number, or None to derive it")
         _check("rho", self.rho, 0 < self.rho < 1, "a number in (0, 1)")
         _check("growth", self.growth, self.growth >= 1, "a number >= 1")
         _check("eta", self.eta, 0 < self.eta < 1, "a number in (0, 1)")
@@ -98,8 +100,8 @@ class MAID:
         return descend(self._rules(self.accuracy), lower, state)
 
     def _rules(self, accuracy: Accuracy) -> DescentRules:
-        return DescentRules(accuracy, self.rho, self.growth, self.eta, self.sufficient, self.trials, self.rounds, self.memory,
-                            self.test, self.gradient_tolerance, self.smallest_eps)
+        return DescentRules(accuracy, self.rho, self.growth, self.eta, self.sufficient, self.trials, self.rounds,
+                            self.memory, self.test, self.gradient_tolerance, self.smallest_eps)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..core.batch import norm
 from ..core.errors import InputError
-from ..core.results import Evaluation, RunRecord, Solution, StopReason
 from ..core.files import load_tensors, save_tensors
+from ..core.results import Evaluation, RunRecord, Solution, StopReason
 from ..metrics import psnr, ssim
 from ..models import load_model, save_model
 from ..solvers.solve import solve
@@ -63,13 +63,15 @@ class Run:
         Args:
             pairs: ``.x`` and ``.y``.
             eps: certified distance per image.
-            check_certificate: also compare certificates with true errors on the first image (see ``check_certificate``).
+            check_certificate: also compare certificates with true errors on the first image (see
+                ``check_certificate``).
         """
         solution = self.reconstruct(pairs.y, eps, throw=False)
         shown = self.trained.start(pairs.y)
         names = getattr(pairs, "names", None) or tuple(f"image {i}" for i in range(len(pairs)))
         quality = [tuple(f(image, pairs.x).tolist()) for image in (solution.value, shown) for f in (psnr, ssim)]
-        result = Evaluation(solution.value, pairs.x, pairs.y, quality[0], quality[1], quality[2], quality[3], solution.error, solution.kind, solution.status, float(eps), tuple(names), solution.cost)
+        result = Evaluation(solution.value, pairs.x, pairs.y, quality[0], quality[1], quality[2], quality[3],
+                            solution.error, solution.kind, solution.status, float(eps), tuple(names), solution.cost)
         return replace(result, honesty=self.check_certificate(pairs.y[:1])) if check_certificate else result
 
     def check_certificate(self, y: Tensor, grid: Sequence[float] = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3),

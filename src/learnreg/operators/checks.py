@@ -10,7 +10,8 @@ from torch import Tensor
 from ..core.batch import dot, expand, norm
 
 
-def dot_test(forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor], x: Tensor, seed: int = 0) -> float:
+def dot_test(forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor], x: Tensor,
+             seed: int = 0) -> float:
     """Relative mismatch of <A u, w> and <u, A^T w> for one random pair.
 
     Args:
@@ -31,7 +32,8 @@ def dot_test(forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Te
     return float((left - right).abs() / scale.clamp_min(torch.finfo(torch.float64).tiny))
 
 
-def taylor_test(value: Callable[[Tensor], Tensor], grad: Callable[[Tensor], Tensor], x: Tensor, seed: int = 0) -> Tensor:
+def taylor_test(value: Callable[[Tensor], Tensor], grad: Callable[[Tensor], Tensor], x: Tensor,
+                seed: int = 0) -> Tensor:
     """Observed order of the remainder |f(x + t v) - f(x) - t <grad f(x), v>| per image; 2 for a correct gradient.
 
     Args:

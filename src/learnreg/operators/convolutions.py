@@ -73,9 +73,10 @@ def symbol_bound(kernels: Tensor, weights: Tensor, padding: Padding, grid: int =
     """Rigorous upper bound of || sum_k weights_k C_k^T C_k || for images of any size.
 
     The bank acts as P^T (valid part of a convolution on Z^2) P, so the norm is at most ||P||^2 times the maximum of the
-    symbol sum_k w_k |c_k^(omega)|^2 (summed over channels: the largest eigenvalue is at most the trace). The symbol is a
-    trigonometric polynomial of degree s - 1 in each variable; its maximum over all frequencies is at most the
-    maximum over a grid of M points per axis times (1 / cos(pi (s - 1) / M))^2 (Ehlich and Zeller 1964, applied per axis).
+    symbol sum_k w_k |c_k^(omega)|^2 (summed over channels: the largest eigenvalue is at most the trace). The symbol is
+    a trigonometric polynomial of degree s - 1 in each variable; its maximum over all frequencies is at most the
+    maximum over a grid of M points per axis times (1 / cos(pi (s - 1) / M))^2 (Ehlich and Zeller 1964, applied per
+    axis).
 
     Args:
         kernels: (K, c, s, s).

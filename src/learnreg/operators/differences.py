@@ -10,7 +10,7 @@ NORM_SQUARED = 8.0
 
 
 def gradient(x: Tensor) -> Tensor:
-    """(b, c, h, w) -> (b, 2, c, h, w): (x[i+1, j] - x[i, j], x[i, j+1] - x[i, j]), zero where the neighbour is missing."""
+    """(b, c, h, w) -> (b, 2, c, h, w): (x[i+1, j] - x[i, j], x[i, j+1] - x[i, j]), zero if the neighbour is missing."""
     out = x.new_zeros(x.shape[0], 2, *x.shape[1:])
     torch.sub(x[..., 1:, :], x[..., :-1, :], out=out[:, 0, ..., :-1, :])
     torch.sub(x[..., :, 1:], x[..., :, :-1], out=out[:, 1, ..., :, :-1])

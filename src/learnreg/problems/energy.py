@@ -71,7 +71,7 @@ class Energy(nn.Module):
         clone.regularizer, clone.fidelity = regularizer, self.fidelity
         return clone
 
-    def double(self) -> Energy:  # type: ignore[override]
+    def double(self) -> Energy:
         """A float64 copy; unlike ``nn.Module.double`` it leaves this energy as it is."""
         return self._like(copy.deepcopy(self.regularizer).to(torch.float64), self.operator.double())
 

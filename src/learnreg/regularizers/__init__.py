@@ -27,11 +27,12 @@ def from_spec(spec: dict[str, Any]) -> Regularizer:
             return Sum([from_spec(t) for t in arguments["terms"]])
         if kind == "Scaled":
             return Scaled(arguments["factor"], from_spec(arguments["regularizer"]))
-        return KNOWN[kind](**arguments)  # type: ignore[index]
+        return KNOWN[kind](**arguments)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError("regularizer", given=f"{kind!r} ({type(error).__name__}: {error})",
                              expected=f"one of {', '.join([*KNOWN, 'Sum', 'Scaled'])} with its own arguments",
-                             remedy="For a regularizer of your own pass it as load_model(path, regularizer=...).") from error
+                             remedy="For a regularizer of your own pass it as load_model(path, regularizer=...)."
+                             ) from error
 
 
 __all__ = ["KNOWN", "TV", "FoE", "LinearizedHessian", "Regularizer", "Scaled", "Sum", "Tikhonov", "from_spec"]

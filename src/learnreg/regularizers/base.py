@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..core.batch import dot
 from ..core.bounds import Bound, Curvature
 from ..core.errors import InputError
+from ..core.protocols import Hessian
 
 
 class LinearizedHessian:
@@ -36,8 +36,8 @@ class Regularizer(nn.Module):
     """R(x; theta) for images x: (b, c, h, w), one value per image; theta are the module's trainable parameters.
 
     A subclass implements ``value``, ``grad``, ``linearize``, ``directional`` and ``bounds``. The certificate methods
-    ``hessian_change``, ``mixed_change``, ``mixed_norm`` return None by default: hypergradient errors are then estimated,
-    never called certified.
+    ``hessian_change``, ``mixed_change``, ``mixed_norm`` return None by default: hypergradient errors are then
+    estimated, never called certified.
     """
 
     def value(self, x: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class Regularizer(nn.Module):
         """Gradient in x: (b, c, h, w) -> (b, c, h, w); no autograd graph."""
         raise NotImplementedError
 
-    def linearize(self, x: Tensor) -> LinearizedHessian:
+    def linearize(self, x: Tensor) -> Hessian:
         """The Hessian in x at x, with its curvature weights computed once."""
         raise NotImplementedError
 
@@ -92,7 +92,7 @@ class Regularizer(nn.Module):
         raise NotImplementedError
 
     def units(self) -> Tensor:
-        """A natural step of every entry of theta (d,), in its order: learners that use curvature start from these scales."""
+        """A natural step of every entry of theta (d,), in its order: learners that use curvature start from these."""
         return torch.cat([torch.ones(p.numel()) for p in self.parameters() if p.requires_grad] or [torch.zeros(0)])
 
     def filters(self) -> dict[str, Tensor] | None:
@@ -117,7 +117,7 @@ def _total(parts: Sequence[Tensor | None]) -> Tensor | None:
 class _Combined:
     """The Hessian of a weighted sum."""
 
-    def __init__(self, parts: Sequence[tuple[float, Any]]) -> None:
+    def __init__(self, parts: Sequence[tuple[float, Hessian]]) -> None:
         self.parts = parts
 
     def __call__(self, v: Tensor) -> Tensor:
@@ -140,45 +140,49 @@ class Sum(Regularizer):
             raise InputError("terms", given="an empty list", expected="at least one regularizer")
         self.terms = nn.ModuleList(terms)
 
+    def _parts(self) -> Iterable[Regularizer]:
+        """``terms`` under the type of its elements, which a ModuleList forgets."""
+        return cast("Iterable[Regularizer]", self.terms)
+
     def value(self, x: Tensor) -> Tensor:
-        return torch.stack([r.value(x) for r in self.terms]).sum(dim=0)
+        return torch.stack([r.value(x) for r in self._parts()]).sum(dim=0)
 
     def grad(self, x: Tensor) -> Tensor:
-        return torch.stack([r.grad(x) for r in self.terms]).sum(dim=0)
+        return torch.stack([r.grad(x) for r in self._parts()]).sum(dim=0)
 
-    def linearize(self, x: Tensor) -> _Combined:  # type: ignore[override]
-        return _Combined([(1.0, r.linearize(x)) for r in self.terms])
+    def linearize(self, x: Tensor) -> _Combined:
+        return _Combined([(1.0, r.linearize(x)) for r in self._parts()])
 
     def directional(self, x: Tensor, v: Tensor) -> Tensor:
-        return torch.stack([r.directional(x, v) for r in self.terms]).sum(dim=0)
+        return torch.stack([r.directional(x, v) for r in self._parts()]).sum(dim=0)
 
     def bounds(self) -> Curvature:
-        parts = [r.bounds() for r in self.terms]
+        parts = [r.bounds() for r in self._parts()]
         return sum(parts[1:], parts[0])
 
     def hessian_lipschitz(self) -> Bound:
-        return sum((r.hessian_lipschitz() for r in self.terms), Bound.exact(0.0))
+        return sum((r.hessian_lipschitz() for r in self._parts()), Bound.exact(0.0))
 
     def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
-        return sum((r.mixed_lipschitz(reach) for r in self.terms), Bound.exact(0.0))
+        return sum((r.mixed_lipschitz(reach) for r in self._parts()), Bound.exact(0.0))
 
     def hessian_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor | None:
-        return _total([r.hessian_change(x, q, radius) for r in self.terms])
+        return _total([r.hessian_change(x, q, radius) for r in self._parts()])
 
     def mixed_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor | None:
-        return _total([r.mixed_change(x, q, radius) for r in self.terms])
+        return _total([r.mixed_change(x, q, radius) for r in self._parts()])
 
     def mixed_norm(self, x: Tensor, radius: Tensor) -> Tensor | None:
-        return _total([r.mixed_norm(x, radius) for r in self.terms])
+        return _total([r.mixed_norm(x, radius) for r in self._parts()])
 
     def units(self) -> Tensor:
-        return torch.cat([r.units() for r in self.terms])
+        return torch.cat([r.units() for r in self._parts()])
 
     def spec(self) -> dict[str, Any]:
-        return {"type": "Sum", "terms": [r.spec() for r in self.terms]}
+        return {"type": "Sum", "terms": [r.spec() for r in self._parts()]}
 
     def filters(self) -> dict[str, Tensor] | None:
-        return next((f for f in (r.filters() for r in self.terms) if f is not None), None)
+        return next((f for f in (r.filters() for r in self._parts()) if f is not None), None)
 
     def extra_repr(self) -> str:
         return f"{len(self.terms)} terms"
@@ -206,7 +210,7 @@ class Scaled(Regularizer):
     def grad(self, x: Tensor) -> Tensor:
         return self.regularizer.grad(x).mul_(self.factor)
 
-    def linearize(self, x: Tensor) -> _Combined:  # type: ignore[override]
+    def linearize(self, x: Tensor) -> _Combined:
         return _Combined([(self.factor, self.regularizer.linearize(x))])
 
     def directional(self, x: Tensor, v: Tensor) -> Tensor:

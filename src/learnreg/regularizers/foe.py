@@ -29,11 +29,12 @@ class Bank(NamedTuple):
 
 
 class FoE(Regularizer):
-    """R(x) = e^{t_0} sum_k e^{t_k} sum_p [ phi_k((c_k * x)_p) - nu_k ],  phi_k(t) = sqrt(t^2 + nu_k^2), nu_k = least + e^{s_k}.
+    """R(x) = sum_{k,p} e^{t_0+t_k} [phi_k((c_k * x)_p) - nu_k], phi_k(t) = sqrt(t^2 + nu_k^2), nu_k = least + e^{s_k}.
 
-    ``*`` is cross-correlation; weights and smoothing are positive through exp. theta = (t_0, t_1..t_K, s_1..s_K, filters
-    row-major), d = 1 + 2 K + K c s^2. The constants nu_k are subtracted so that R(constant) is 0 for zero-mean filters.
-    Roth and Black, Fields of Experts, IJCV 2009; Chen, Ranftl and Pock, IEEE TIP 2014, for its bilevel learning.
+    ``*`` is cross-correlation; weights and smoothing are positive through exp. theta = (t_0, t_1..t_K, s_1..s_K,
+    filters row-major), d = 1 + 2 K + K c s^2. The constants nu_k are subtracted so that R(constant) is 0 for zero-mean
+    filters. Roth and Black, Fields of Experts, IJCV 2009; Chen, Ranftl and Pock, IEEE TIP 2014, for its bilevel
+    learning.
 
     Args:
         filters: K.
@@ -46,8 +47,8 @@ class FoE(Regularizer):
             measured on photographs); ``random`` from Xavier-normal filters minus their mean, drawn from ``seed``.
         weight: mean of the start values of e^{t_0 + t_k}; 0.15 / K when None.
         smoothing: start value of nu_k, in intensity units.
-        least_smoothing: ``least`` above. One grey level by default: less would not change the pictures visibly, but L, and
-            with it the work of every solve, grows like 1 / nu. 0 leaves nu_k = e^{s_k}.
+        least_smoothing: ``least`` above. One grey level by default: less would not change the pictures visibly, but L,
+            and with it the work of every solve, grows like 1 / nu. 0 leaves nu_k = e^{s_k}.
         seed: of the random filters.
 
     Raises:
@@ -67,7 +68,8 @@ class FoE(Regularizer):
             raise InputError("padding", given=padding, expected="'reflect' or 'zero'")
         kernels, tilt = _initial_kernels(init, filters, size, channels, seed)
         if not 0 <= least_smoothing < positive("smoothing", smoothing):
-            raise InputError("least_smoothing", given=least_smoothing, expected=f"a number in [0, smoothing={smoothing:g})")
+            raise InputError("least_smoothing", given=least_smoothing,
+                             expected=f"a number in [0, smoothing={smoothing:g})")
         self.zero_mean, self.padding, self.least_smoothing = bool(zero_mean), padding, float(least_smoothing)
         half = 0.5 * math.log(positive("weight", 0.15 / filters if weight is None else weight))
         self.log_scale = nn.Parameter(torch.tensor(half))
@@ -83,7 +85,8 @@ class FoE(Regularizer):
 
     def _differentiable(self) -> tuple[Tensor, Tensor, Tensor]:
         """Effective kernels (K, c, s, s), weights (K,), smoothings (K,), with their graph to theta."""
-        return self._centred(), (self.log_scale + self.log_weights).exp(), self.least_smoothing + self.log_smoothings.exp()
+        return (self._centred(), (self.log_scale + self.log_weights).exp(),
+                self.least_smoothing + self.log_smoothings.exp())
 
     def effective(self) -> tuple[Tensor, Tensor, Tensor]:
         """Effective kernels (K, c, s, s), weights (K,), smoothings (K,), detached."""
@@ -91,7 +94,7 @@ class FoE(Regularizer):
         return kernels.detach(), weights.detach(), smoothings.detach()
 
     def _remember(self, name: str, make: Any) -> Any:
-        """``make()``, kept until a parameter changes; made anew on a GPU, where the comparison would stall the queue."""
+        """``make()``, kept until a parameter changes; made anew on a GPU, where comparing would stall the queue."""
         if self.kernels.is_cuda:
             return make()
         now, then = [p.detach() for p in self.parameters()], self._cache.get("theta")

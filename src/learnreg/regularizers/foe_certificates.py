@@ -1,9 +1,9 @@
 """Proven constants of Fields of Experts, from the filters alone or from the image in hand.
 
-Notation: u_k = (C_k x) / nu_k, S >= || sum_k (w_k / nu_k) C_k^T C_k ||, n_k >= ||C_k||, a_k >= ||dC|| / ||dc|| for a change dc
-of filter k (||dC|| <= sqrt(copies) ||dc||_1 <= sqrt(copies) s sqrt(c) ||dc||), row_k >= the norm of any row of C_k.
-Under reflection one pixel appears at most 4 times in a window, so row_k <= 2 ||c_k||. With nu_k = least + e^{s_k} the column of s_k
-carries the factor e^{s_k} / nu_k <= 1, so the bounds for nu_k = e^{s_k} hold as they are.
+Notation: u_k = (C_k x) / nu_k, S >= || sum_k (w_k / nu_k) C_k^T C_k ||, n_k >= ||C_k||, a_k >= ||dC|| / ||dc|| for a
+change dc of filter k (||dC|| <= sqrt(copies) ||dc||_1 <= sqrt(copies) s sqrt(c) ||dc||), row_k >= the norm of any row
+of C_k. Under reflection one pixel appears at most 4 times in a window, so row_k <= 2 ||c_k||. With nu_k = least +
+e^{s_k} the column of s_k carries the factor e^{s_k} / nu_k <= 1, so the bounds for nu_k = e^{s_k} hold as they are.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ def mixed_norm(kernels: Tensor, w: Tensor, nu: Tensor, padding: Padding, x: Tens
                zero_mean: bool) -> Tensor:
     """Bound of ||J(x')|| over the ball: root of the sum of squares over the blocks of theta; (b,).
 
-    Column t_k: w_k C_k^T s'(u_k), at most w_k n_k ||s'||; t_0: their sum; s_k: w_k n_k ||k(u_k)||. Filter block, direction
-    dc: w_k [dC^T s'(u_k) + C_k^T (s''(u_k) / nu_k) dC x], at most w_k (a_k ||s'|| + n_k min(a_k ||x||, l ||s''|| max|x|) / nu_k), where
-    x may be shifted by a constant for zero-mean filters under reflection and l = ||dc||_1 / ||dc||.
+    Column t_k: w_k C_k^T s'(u_k), at most w_k n_k ||s'||; t_0: their sum; s_k: w_k n_k ||k(u_k)||. Filter block,
+    direction dc: w_k [dC^T s'(u_k) + C_k^T (s''(u_k) / nu_k) dC x], at most
+        w_k (a_k ||s'|| + n_k min(a_k ||x||, l ||s''|| max|x|) / nu_k),
+    where x may be shifted by a constant for zero-mean filters under reflection and l = ||dc||_1 / ||dc||.
     """
     forward = (kernels / nu.view(-1, 1, 1, 1)).double()
     w, nu = w.double(), nu.double()
@@ -83,8 +84,9 @@ def mixed_change(kernels: Tensor, w: Tensor, nu: Tensor, padding: Padding, x: Te
                  zero_mean: bool) -> Tensor:
     """Bound of ||(J(x') - J(x))^T q|| over the ball; (b,).
 
-    Entries t_k and s_k change by at most w_k (n_k radius / nu_k) ||C_k q||. Filter block: w_k [ (n_k radius / nu_k) a_k ||q||
-    + max_p(M_kp |C_k q|_p / nu_k) (n_k radius / nu_k) a_k (||x|| + radius) + ||s'' C_k q|| a_k radius / nu_k ].
+    Entries t_k and s_k change by at most w_k (n_k radius / nu_k) ||C_k q||. Filter block:
+        w_k [ (n_k radius / nu_k) a_k ||q|| + max_p(M_kp |C_k q|_p / nu_k) (n_k radius / nu_k) a_k (||x|| + radius)
+              + ||s'' C_k q|| a_k radius / nu_k ].
     """
     forward = (kernels / nu.view(-1, 1, 1, 1)).double()
     w, nu = w.double(), nu.double()
@@ -106,8 +108,12 @@ def mixed_change(kernels: Tensor, w: Tensor, nu: Tensor, padding: Padding, x: Te
 
 
 def mixed_lipschitz(kernels: Tensor, w: Tensor, nu: Tensor, padding: Padding, strength: float, reach: float) -> Bound:
-    """L_J on images with |x| <= reach: t_0 contributes S, t_k and s_k contribute w_k n_k^2 / nu_k each, and the filter block
-    2 w_k n_k a_k / nu_k + w_k n_k max|s'''| n_k l reach / nu_k^2, because ||dC x||_inf <= l ||dc|| reach, l = s sqrt(c)."""
+    """L_J on images with |x| <= reach.
+
+    t_0 contributes S, t_k and s_k contribute w_k n_k^2 / nu_k each, and the filter block
+        2 w_k n_k a_k / nu_k + w_k n_k max|s'''| n_k l reach / nu_k^2,
+    because ||dC x||_inf <= l ||dc|| reach, l = s sqrt(c).
+    """
     w, nu = w.double(), nu.double()
     n, a, l1 = kernel_norm_bounds(kernels, padding), _filter_gain(kernels, padding), math.sqrt(kernels[0].numel())
     plain = w * n * n / nu

@@ -58,4 +58,5 @@ class Tikhonov(Regularizer):
         return self.mixed_lipschitz().value * (x.double().flatten(1).norm(dim=1) + radius)
 
     def spec(self) -> dict[str, Any]:
-        return {"type": "Tikhonov", "weight": math.exp(self.log_weight.item()), "learned": self.log_weight.requires_grad}
+        return {"type": "Tikhonov", "weight": math.exp(self.log_weight.item()),
+                "learned": self.log_weight.requires_grad}
