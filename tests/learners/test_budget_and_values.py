@@ -9,13 +9,15 @@ from dataclasses import dataclass, fields
 import deepinv
 import pytest
 import torch
-from tests.learners.cases import Plain, denoising, phantoms, pictures
+from tests.learners.cases import Plain, denoising, exact_loss, phantoms, pictures
 
 from learnreg.core.errors import InputError, MissingPropertyError
 from learnreg.core.status import Status
 from learnreg.learners import MAID, Adaptive, Budget, FixedAccuracy, learn
+from learnreg.learners.lower_level import LowerLevel
 from learnreg.problems import BilevelProblem, Energy
 from learnreg.regularizers import TV, Tikhonov
+from learnreg.solvers import AGD
 
 NAN, INF = math.nan, math.inf
 
@@ -92,12 +94,12 @@ def test_the_share_of_the_decrease_stays_below_that_of_the_slope():
 
 @pytest.mark.parametrize("value", ["certify", "", None, True])
 def test_an_unknown_test_is_refused(value):
-    with pytest.raises(InputError, match="test: given .*expected 'estimated' or 'certified'"):
+    with pytest.raises(InputError, match=r"test: given .*expected 'estimated' or 'certified'"):
         MAID(test=value)
 
 
 def test_a_budget_without_a_limit_is_refused():
-    with pytest.raises(InputError, match="budget: given no limit; expected seconds, work or steps.*Budget"):
+    with pytest.raises(InputError, match=r"budget: given no limit; expected seconds, work or steps.*Budget"):
         Budget()
 
 
@@ -171,7 +173,7 @@ def test_images_and_measurements_of_different_size_are_refused():
 @pytest.mark.parametrize("regularizer", [lambda: Tikhonov(0.1, learned=False), lambda: TV().requires_grad_(False)],
                          ids=["fixed", "frozen"])
 def test_something_must_be_trainable(regularizer):
-    with pytest.raises(InputError, match=r"^energy: given no trainable parameter; expected at least one.*requires_grad"):
+    with pytest.raises(InputError, match=r"^energy: given no trainable parameter; expected at least one.*grad"):
         pictures(regularizer())
 
 
@@ -180,14 +182,12 @@ def test_an_unknown_solver_is_refused():
         learn(pictures(), MAID(), budget=Budget(steps=1), solver="newton")
 
 
-class StepLimited:
-    """A solver that stands still."""
+class StandingStill:
+    """A solver that never gets anywhere."""
 
     name = "standing still"
 
     def init(self, f, x0):
-        from learnreg.solvers import AGD
-
         return AGD().init(f, x0)
 
     def step(self, f, state):
@@ -196,11 +196,9 @@ class StepLimited:
 
 def test_a_solve_that_reaches_its_step_limit_is_reported(monkeypatch):
     """Nothing is silently capped: the run ends, and its bracket still holds the exact loss."""
-    from tests.learners.cases import exact_loss
-
     problem = BilevelProblem(Energy(denoising(), TV()), phantoms()[0])
-    monkeypatch.setattr("learnreg.learners.lower_level.LowerLevel.__init__.__defaults__", ("auto", 30))
-    run = learn(problem, MAID(eps0=1e-3, delta0=1e-3), budget=Budget(steps=1), solver=StepLimited())
+    monkeypatch.setattr(LowerLevel.__init__, "__defaults__", ("auto", 30))
+    run = learn(problem, MAID(eps0=1e-3, delta0=1e-3), budget=Budget(steps=1), solver=StandingStill())
     assert Status.MAX_STEPS.value in run.stop.sentence
     row = run.record.rows[0]
     assert row["lower"] <= exact_loss(problem, run.theta) <= row["upper"]

@@ -137,7 +137,7 @@ def test_seconds_go_on_where_they_ended(tmp_path):
     assert_same(first, outcome)
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 def refused(error: pytest.ExceptionInfo, folder: Path | str, given: str, remedy: str) -> None:

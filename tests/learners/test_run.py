@@ -93,7 +93,7 @@ def test_an_accuracy_out_of_reach_is_an_error_or_a_status(runs):
 
 @pytest.mark.parametrize("eps", [0.0, -1.0, float("nan")])
 def test_an_accuracy_must_be_positive(runs, eps):
-    with pytest.raises(InputError, match="^eps: given"):
+    with pytest.raises(InputError, match=r"^eps: given"):
         runs["TV"].reconstruct(noisy(1, 1, 9, 9), eps)
 
 
@@ -194,9 +194,9 @@ def test_loading_takes_an_energy_or_a_physics(tmp_path, runs):
 
 
 def test_loading_from_nowhere_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="given no such folder; expected a folder written by Run.save"):
+    with pytest.raises(InputError, match=r"given no such folder; expected a folder written by Run\.save"):
         Run.load(tmp_path / "missing")
-    with pytest.raises(ModelFileError, match="history.safetensors: given no such file"):
+    with pytest.raises(ModelFileError, match=r"history\.safetensors: given no such file"):
         Run.load(tmp_path)
 
 

@@ -75,8 +75,8 @@ def _learn(name: str, problem: BilevelProblem, seconds: float, seed: int, output
         run = learn(problem, MAID(), budget=budget, seed=seed, checkpoint=folder, name=name, progress=progress,
                     resume=resume and (folder / FILE).exists())
     if run.stop.code == "interrupted":
-        raise Interrupted(f"Stopped after step {run.record.rows[-1]['step']} of {name}. Kept: the checkpoint in {folder}. "
-                          f"Go on with: learnreg demo --output {output} --resume")
+        raise Interrupted(f"Stopped after step {run.record.rows[-1]['step']} of {name}. "
+                          f"Kept: the checkpoint in {folder}. Go on with: learnreg demo --output {output} --resume")
     return run
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core.errors import InputError
+from ..core.ranges import check_fraction, check_number
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,8 @@ class Adaptive:
     loosen: float = 1.05
 
     def __post_init__(self) -> None:
-        if not 0 < self.tighten < 1:
-            raise InputError("tighten", given=self.tighten, expected="a factor in (0, 1)")
-        if not self.loosen >= 1:
-            raise InputError("loosen", given=self.loosen, expected="a factor >= 1")
+        check_fraction("tighten", self.tighten)
+        check_number("loosen", self.loosen, lambda v: v >= 1, "a number >= 1")
 
 
 @dataclass(frozen=True)

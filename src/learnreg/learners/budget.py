@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from ..core.errors import InputError
+from ..core.ranges import check_positive
 from ..core.results import StopReason
 
 
@@ -32,8 +32,7 @@ class Budget:
             raise InputError("budget", given="no limit", expected="seconds, work or steps",
                              remedy="For example Budget(seconds=60).")
         for name, value in limits.items():
-            if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-                raise InputError(f"budget {name}", given=value, expected="a positive finite number")
+            check_positive(f"budget {name}", value, optional=True)
 
     def spent(self, seconds: float, work_per_image: float, steps: int) -> StopReason | None:
         """The reason to stop, or None."""

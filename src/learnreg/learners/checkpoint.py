@@ -24,10 +24,33 @@ FORMAT, FILE = "learnreg-checkpoint", "checkpoint.safetensors"
 
 def fingerprint(problem: Any, learner: Any, strategy: Any) -> str:
     """Identifies problem, data, start, learner and strategy, so that a checkpoint is not continued on another run."""
-    digest = hashlib.sha256(repr((problem.describe(), learner, strategy, type(problem.loss).__name__)).encode())
-    for tensor in (problem.theta, problem.pairs.x, problem.pairs.y):
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    digest = hashlib.sha256(repr((problem.describe(), learner, strategy)).encode())
+    _feed(digest, (problem.theta, problem.pairs.x, problem.pairs.y, problem.energy, problem.loss))
     return digest.hexdigest()
+
+
+def _feed(digest: Any, part: Any, depth: int = 30) -> None:
+    """Everything that tells ``part`` from another of its kind: tensors, numbers, words, and what it is made of."""
+    if isinstance(part, Tensor):
+        digest.update(str((part.dtype, tuple(part.shape))).encode())
+        digest.update(part.detach().cpu().resolve_conj().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(part, str | int | float | complex | bool | torch.dtype | type(None)):
+        digest.update(repr(part).encode())
+    elif isinstance(part, torch.Generator | torch.device) or (callable(part) and not hasattr(part, "__dict__")):
+        return
+    elif isinstance(part, dict):
+        for key in part:
+            digest.update(repr(key).encode())
+            _feed(digest, part[key], depth - 1)
+    elif isinstance(part, list | tuple):
+        for item in part:
+            _feed(digest, item, depth - 1)
+    elif depth > 0:
+        digest.update(type(part).__qualname__.encode())
+        private = isinstance(part, torch.nn.Module)  # modules keep parameters and buffers in underscored fields
+        kept = {k: v for k, v in getattr(part, "__dict__", {}).items()
+                if not k.startswith("_") or (private and k in ("_parameters", "_buffers", "_modules"))}
+        _feed(digest, kept, depth - 1)
 
 
 def save_checkpoint(folder: Path, state: DescentState, thetas: list[Tensor], header: dict[str, Any]) -> None:

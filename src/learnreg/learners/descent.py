@@ -109,7 +109,10 @@ def _gradient(rules: DescentRules, lower: LowerLevel, state: DescentState) -> tu
     error = error or 0.0
     if not torch.isfinite(z.value).all():
         raise Halt(StopReason("not_finite", "NaN or Inf appeared in the hypergradient"))
-    if z.norm + error <= rules.gradient_tolerance:
+    if z.norm == 0 and isinstance(rules.accuracy, Fixed):
+        raise Halt(StopReason("line_search", "the hypergradient is zero at this fixed accuracy, which need not mean "
+                                             "that theta is stationary; a smaller delta or MAID would tell"))
+    if z.norm + error <= rules.gradient_tolerance and isinstance(rules.accuracy, Adaptive):
         word = "certified" if rules.test == "certified" else "estimated"
         raise Halt(StopReason("stationary", f"||grad f|| <= {z.norm + error:.2e} ({word})"))
     return state, z, error
@@ -135,7 +138,8 @@ def _learn_curvature(rules: DescentRules, state: DescentState, z: Hypergradient,
     s = state.point.theta - state.last[0]
     y = z.value - state.last[1]
     pairs = state.pairs.add(s, y, rules.memory, units)
-    return replace(state, pairs=pairs, last=None)
+    # a new pair sets the scale of the next step to 1; where the curvature was negative the steps go on growing
+    return replace(state, pairs=pairs, last=None, step_size=state.step_size if pairs is state.pairs else None)
 
 
 def _direction(rules: DescentRules, state: DescentState, z: Hypergradient,
@@ -161,7 +165,7 @@ def _first_step(state: DescentState, direction: Tensor, units: Tensor, rules: De
     length = float((direction / units).norm())
     reach = max(float((state.point.theta / units).norm()), 1.0)
     if len(state.pairs):
-        return min(1.0, 0.5 * reach / length)
+        return min(max(state.step_size or 1.0, 1.0), 0.5 * reach / length)
     if state.step_size is None:
         return 0.05 * reach / length
     return min(state.step_size, 0.5 * reach / length) if rules.memory else state.step_size
@@ -249,7 +253,9 @@ def _tighten(rules: DescentRules, lower: LowerLevel, state: DescentState, factor
     if state.point.at_floor:
         reached = float(state.point.solution.error.max())
         raise Halt(StopReason("rounding_floor", "the lower level cannot be solved more accurately than "
-                                                f"{reached:.1e} in {state.point.theta.dtype}; float64 would go on"))
+                                                f"{reached:.1e} in {state.point.theta.dtype}"
+                                                + ("" if state.point.theta.dtype == torch.float64 else
+                                                   "; float64 would go on")))
     return replace(state, eps=eps, point=_checked(lower.refine(state.point, eps)))
 
 
@@ -269,5 +275,5 @@ def _accept(rules: DescentRules, state: DescentState, new: Point, alpha: float, 
     info = {"eps": new.eps, "delta": state.delta, "step_size": alpha, "trials": effort.trials,
             "refinements": effort.refinements, "gradient_norm": z.norm, "omega_estimated": z.estimated,
             "omega_certified": z.certified, "curvature_pairs": len(state.pairs)}
-    return DescentState(new, state.adjoint, max(state.eps * loosen, new.eps), state.delta * loosen, alpha * growth, state.pairs,
-                        torch.stack([state.point.theta, z.value]), info)
+    return DescentState(new, state.adjoint, max(state.eps * loosen, new.eps), state.delta * loosen, alpha * growth,
+                        state.pairs, torch.stack([state.point.theta, z.value]), info)

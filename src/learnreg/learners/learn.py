@@ -54,8 +54,9 @@ def learn(problem: Any, learner: Any, *, hypergradient: Implicit | None = None, 
     """
     if not isinstance(budget, Budget):
         raise InputError("budget", given=budget, expected="a Budget", remedy="For example Budget(seconds=60).")
-    if not (hasattr(learner, "init") and hasattr(learner, "step")):
-        raise InputError("learner", given=type(learner).__name__, expected="a learner such as MAID()")
+    if isinstance(learner, type) or not (hasattr(learner, "init") and hasattr(learner, "step")):
+        raise InputError("learner", given=getattr(learner, "__name__", type(learner).__name__),
+                         expected="a learner such as MAID()")
     if resume and checkpoint is None:
         raise CheckpointError("resume", given="no checkpoint folder", expected="checkpoint=...",
                               remedy="Name the folder of the interrupted run.")
@@ -163,7 +164,7 @@ class _Session:
         state, self.thetas, header = load_checkpoint(self.folder, self.lower, self.identity)
         if state.point.theta.dtype != self.problem.theta.dtype:  # it had gone on in float64
             self.lower = self._double_lower()
-            state = in_double(state, self.lower)
+            state, self.thetas, header = load_checkpoint(self.folder, self.lower, self.identity)
         self.rows, self.wall, self.cpu = header["rows"], header["wall"], header["cpu"]
         self.lower.cost = Cost(**header["total"])
         return state

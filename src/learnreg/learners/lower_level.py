@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ..core.batch import dot, norm
 from ..core.cost import Cost
+from ..core.errors import InputError
 from ..core.protocols import Solver
 from ..core.results import Hypergradient, Solution
 from ..core.status import Status
 from ..solvers.iterate import minimize
 from ..solvers.solve import choose
 
-
 NEAR_ROUNDING = 0.1
-"""Of machine epsilon times L ||x||: where float32 gradients begin to be noise (measured on TV and Fields of Experts)."""
+"""Of machine epsilon times L ||x||: where float32 gradients begin to be noise (measured on TV and FoE)."""
 
 
 class OutOfBudget(Exception):
@@ -89,8 +89,17 @@ class LowerLevel:
         self.should_stop: Callable[[], bool] = lambda: False
 
     def start(self, theta: Tensor) -> Tensor:
-        """The first x0 of a run: A^T y."""
-        return self.problem.energy.with_theta(theta).start(self.problem.pairs.y)
+        """The first x0 of a run: A^T y.
+
+        Raises:
+            InputError: reconstructions would have another shape than the ground truth.
+        """
+        x0 = self.problem.energy.with_theta(theta).start(self.problem.pairs.y)
+        if x0.shape != self.problem.pairs.x.shape:
+            raise InputError("pairs", given=f"ground truth of shape {tuple(self.problem.pairs.x.shape)}",
+                             expected=f"shape {tuple(x0.shape)}, that of the reconstructions",
+                             remedy="Make the pairs with the physics of the energy.")
+        return x0
 
     def start_residual(self, theta: Tensor, x0: Tensor) -> tuple[float, float]:
         """(mean ||grad h(x0)|| / mu, mean ||grad loss(x0)||), counted as one gradient per image."""
@@ -134,7 +143,7 @@ class LowerLevel:
         return solution
 
     def _in_double(self, potential: Any, eps: float, x0: Tensor) -> Solution:
-        """Solve in float64, keep the images in the type of x0; their certificate pays for the rounding of the images."""
+        """Solve in float64, keep the images in the type of x0; the certificate pays for their rounding."""
         solution = self._minimize(potential.double(), 0.9 * eps, x0.double())
         value = solution.value.to(x0.dtype)
         error = solution.error + norm(value.double() - solution.value)

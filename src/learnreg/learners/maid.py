@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.ranges import check_fraction, check_number, check_positive
 from ..hypergradients.implicit import Implicit
 from .accuracy import Accuracy, Adaptive, Fixed
 from .curvature import CurvaturePairs
@@ -20,9 +21,16 @@ START_FRACTION = 0.02
 """eps0 and delta0, when not given, are this fraction of the start's distance bound and of ||grad loss||."""
 
 
-def _check(name: str, value: object, ok: bool, expected: str) -> None:
-    if not (isinstance(value, int | float) and math.isfinite(value) and ok):
-        raise InputError(name, given=value, expected=expected)
+def _check_descent(learner: MAID | FixedAccuracy) -> None:
+    """The settings that both learners share."""
+    check_positive("alpha0", learner.alpha0, optional=True)
+    check_fraction("rho", learner.rho)
+    check_number("growth", learner.growth, lambda v: v >= 1, "a number >= 1")
+    check_fraction("eta", learner.eta)
+    check_number("sufficient", learner.sufficient, lambda v: 0 < v < learner.eta,
+                 f"a number in (0, eta={learner.eta:g})")
+    check_number("trials", learner.trials, lambda v: v >= 1, "an integer >= 1", integer=True)
+    check_number("memory", learner.memory, lambda v: v >= 0, "an integer >= 0", integer=True)
 
 
 @dataclass(frozen=True)
@@ -70,20 +78,12 @@ class MAID:
     smallest_eps: float = 1e-11
 
     def __post_init__(self) -> None:
-        for name in ("eps0", "delta0", "alpha0"):
-            value = getattr(self, name)
-            if value is not None:
-                _check(name, value, isinstance(value, int | float) and value > 0,
-                       "a positive number, or None to derive it")
-        _check("rho", self.rho, 0 < self.rho < 1, "a number in (0, 1)")
-        _check("growth", self.growth, self.growth >= 1, "a number >= 1")
-        _check("eta", self.eta, 0 < self.eta < 1, "a number in (0, 1)")
-        _check("sufficient", self.sufficient, 0 < self.sufficient < self.eta, f"a number in (0, eta={self.eta:g})")
-        _check("trials", self.trials, self.trials >= 1, "an integer >= 1")
-        _check("rounds", self.rounds, self.rounds >= 1, "an integer >= 1")
-        _check("memory", self.memory, self.memory >= 0, "an integer >= 0")
-        _check("gradient_tolerance", self.gradient_tolerance, self.gradient_tolerance > 0, "a positive number")
-        _check("smallest_eps", self.smallest_eps, self.smallest_eps > 0, "a positive number")
+        for name in ("eps0", "delta0"):
+            check_positive(name, getattr(self, name), optional=True)
+        _check_descent(self)
+        check_number("rounds", self.rounds, lambda v: v >= 1, "an integer >= 1", integer=True)
+        check_positive("gradient_tolerance", self.gradient_tolerance)
+        check_positive("smallest_eps", self.smallest_eps)
         if self.test not in ("estimated", "certified"):
             raise InputError("test", given=self.test, expected="'estimated' or 'certified'")
 
@@ -128,10 +128,9 @@ class FixedAccuracy:
     memory: int = 20
 
     def __post_init__(self) -> None:
-        _check("eps", self.eps, self.eps > 0, "a positive number")
-        _check("delta", self.delta, self.delta > 0, "a positive number")
-        MAID(alpha0=self.alpha0, rho=self.rho, growth=self.growth, eta=self.eta, sufficient=self.sufficient,
-             trials=self.trials, memory=self.memory)
+        check_positive("eps", self.eps)
+        check_positive("delta", self.delta)
+        _check_descent(self)
 
     def strategy(self, given: Implicit) -> Implicit:
         """No error of z is needed: nothing would react to it."""
@@ -153,7 +152,7 @@ def first_state(lower: LowerLevel, theta: Tensor, eps: float | None, delta: floa
     """The start of a descent; accuracies that are not given are derived at theta_0."""
     x0 = lower.start(theta)
     if eps is None or delta is None:
-        distance, slope = lower.start_residual(theta, x0)
+        distance, slope = (v if math.isfinite(v) else 0.0 for v in lower.start_residual(theta, x0))
         scale = float(x0.flatten(1).norm(dim=1).mean())
         eps = eps or START_FRACTION * (distance or scale) or START_FRACTION
         delta = delta or START_FRACTION * slope or START_FRACTION

@@ -49,7 +49,7 @@ class Run:
     @property
     def filters(self) -> dict[str, Tensor] | None:
         """Learned filters for reports, or None."""
-        method = getattr(self.trained.regularizer, "filters", None)
+        method = getattr(getattr(self.trained, "regularizer", None), "filters", None)
         return method() if method else None
 
     def reconstruct(self, y: Tensor, eps: float, *, physics: Any = None, throw: bool = True) -> Solution:

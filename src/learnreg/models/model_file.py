@@ -48,18 +48,37 @@ def load_model(path: str | Path, *, physics: nn.Module | None = None, regularize
     if header.get("version") != VERSION:
         raise ModelFileError(str(path), given=f"version {header.get('version')}", expected=f"version {VERSION}",
                              remedy="Update learnreg.")
-    module = from_spec(header["regularizer"]) if regularizer is None else regularizer
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ModelFileError(str(path), given="weights that do not fit the regularizer",
-                             expected=f"the tensors of {type(module).__name__}",
-                             remedy=str(error).splitlines()[-1].strip()) from error
     broken = [k for k, t in tensors.items() if not bool(torch.isfinite(t).all())]
     if broken:
         raise ModelFileError(str(path), given=f"NaN or Inf in {', '.join(broken)}", expected="finite weights")
-    dtype = next(iter(tensors.values())).dtype if tensors else torch.float32
-    return Energy(physics or physics_from_description(header["physics"]), module.to(dtype), L2(header["sigma"]))
+    try:
+        module = from_spec(dict(header["regularizer"])) if regularizer is None else regularizer
+        module = _filled(module, tensors, str(path))
+        found = physics or physics_from_description(header["physics"])
+        return Energy(found, module, L2(header["sigma"]))
+    except ModelFileError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelFileError(str(path), given=f"a damaged recipe ({type(error).__name__}: {error})",
+                             expected="the header written by save_model",
+                             remedy="Restore the file from its run.") from error
+
+
+def _filled(module: nn.Module, tensors: dict[str, torch.Tensor], path: str) -> nn.Module:
+    """The module in the type of the weights and with the weights; untouched if they do not fit."""
+    own = module.state_dict()
+    if {k: t.shape for k, t in own.items()} != {k: t.shape for k, t in tensors.items()}:
+        names = sorted(set(own) ^ set(tensors)) or [k for k, t in own.items() if t.shape != tensors[k].shape]
+        raise ModelFileError(path, given="weights that do not fit the regularizer",
+                             expected=f"the tensors of {type(module).__name__}", remedy=f"Look at {', '.join(names)}.")
+    kinds = {t.dtype for t in tensors.values()}
+    if not all(k.is_floating_point for k in kinds) or len(kinds) > 1:
+        raise ModelFileError(path, given=f"weights of type {', '.join(sorted(map(str, kinds)))}",
+                             expected="weights of one floating-point type")
+    if tensors:
+        module = module.to(next(iter(tensors.values())).dtype)  # before the weights, which it would round
+    module.load_state_dict(tensors)
+    return module
 
 
 def model_notes(path: str | Path) -> dict[str, Any]:

@@ -185,7 +185,11 @@ def physics_from_description(description: dict[str, object]) -> torch.nn.Module:
     """
     from deepinv.physics import Denoising, GaussianNoise
 
+    sigma = description.get("sigma", 0.1) if isinstance(description, dict) else None
+    if not isinstance(sigma, int | float) or not sigma >= 0:
+        raise ModelFileError("physics", given=description, expected="a type and a noise level sigma >= 0",
+                             remedy="Restore the file from its run.")
     if description.get("type") != "Denoising":
         raise ModelFileError("physics", given=f"a model for {description.get('type')}", expected="physics=...",
                              remedy="Pass the deepinv physics it was trained for to load_model(path, physics=...).")
-    return Denoising(GaussianNoise(description.get("sigma", 0.1)))
+    return Denoising(GaussianNoise(sigma))

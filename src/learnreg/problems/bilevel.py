@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..core.batch import check_images
 from ..core.errors import InputError
 from ..core.params import flatten, names, trainable
 from ..core.protocols import Loss
@@ -41,6 +42,8 @@ class BilevelProblem:
         if len(pairs) == 0 or pairs.x.shape[0] != pairs.y.shape[0]:
             raise InputError("pairs", given=f"{pairs.x.shape[0]} images and {pairs.y.shape[0]} measurements",
                              expected="the same positive number of both")
+        check_images(pairs.x, "x")
+        check_images(pairs.y, "y")
         if not trainable(energy):
             raise InputError("energy", given="no trainable parameter", expected="at least one parameter to learn",
                              remedy="Set requires_grad=True on the parameters of the regularizer.")
