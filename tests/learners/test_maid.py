@@ -26,8 +26,10 @@ from tests.learners.cases import (
 )
 
 from learnreg.core.errors import InputError
+from learnreg.core.results import StopReason
 from learnreg.hypergradients import Implicit
 from learnreg.learners import MAID, Budget, FixedAccuracy, learn
+from learnreg.learners.descent import Halt
 from learnreg.learners.lower_level import LowerLevel
 from learnreg.problems import gallery
 from learnreg.regularizers import TV
@@ -57,7 +59,7 @@ def gradient_size(problem, theta) -> float:
 def test_every_accepted_step_decreases_the_exact_loss(name, method, test):
     problem = POSED[name]()
     learner = MAID(test=test, gradient_tolerance=1e-6, **METHODS[method])
-    outcome, watched, losses = watch(problem, learner, steps=8)
+    outcome, watched, losses = watch(problem, learner, steps=5 if name == "FoE" else 8)
     assert len(losses) > 4
     assert_certified(problem, watched, outcome, losses)
 
@@ -84,7 +86,7 @@ def test_the_certified_descent_test_means_what_it_says(name, method):
         assert d @ exact >= learner.eta * (d @ z) * (1 - 1e-9)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(images=st.integers(1, 3), n=st.integers(1, 5), d=st.integers(1, 5), condition=st.floats(0, 2.5),
        seed=st.integers(0, 2**20), memory=st.sampled_from([0, 1, 20]), test=st.sampled_from(TESTS),
        start=st.tuples(*[st.none() | st.floats(-4, 3).map(lambda e: 10**e)] * 3),
@@ -196,7 +198,7 @@ def test_a_bad_start_is_mended(name, test, start):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_first_step_of_a_wrong_scale_is_mended(method, alpha0, monkeypatch):
     """A trial so far out that it cannot be solved, or has no finite constants, is a failed trial, not the end."""
-    monkeypatch.setattr(LowerLevel.__init__, "__defaults__", ("auto", 1000))  # steps of one solve, to save time
+    monkeypatch.setattr(LowerLevel.__init__, "__defaults__", ("auto", 400))  # steps of one solve, to save time
     problem = pictures()
     outcome, watched, losses = watch(problem, MAID(alpha0=alpha0, trials=30, **METHODS[method]), steps=2)
     assert len(losses) == 3
@@ -295,20 +297,40 @@ def test_float32_stops_at_its_floor_and_names_it():
 def test_the_run_goes_on_in_float64():
     problem = pictures()
     short = run(problem, MAID(), promote=False)
-    outcome, watched, losses = watch(problem, MAID())
     k = len(short.thetas)
-    assert len(outcome.thetas) > k + 2
+    outcome, watched, losses = watch(problem, MAID(), steps=k + 2)
+    assert len(outcome.thetas) == k + 3
     assert outcome.theta.dtype == outcome.thetas.dtype == torch.float64
     assert outcome.thetas[:k].equal(short.thetas.double())
     assert [s.point.theta.dtype for s in watched.states[k - 1:k + 1]] == [torch.float32, torch.float64]
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[k - 1]
     assert_certified(problem, watched, outcome, losses)
-    assert outcome.record.rows[-1]["upper"] - outcome.record.rows[-1]["lower"] < 1e-8
+    widths = [row["upper"] - row["lower"] for row in outcome.record.rows]
+    assert widths[-1] < 0.1 * widths[k - 1]
+
+
+class Stuck(MAID):
+    """Every step ends at the floor of the floating-point type."""
+
+    tried = ()
+
+    def step(self, lower, state):
+        type(self).tried += (state.point.theta.dtype,)
+        raise Halt(StopReason("rounding_floor", "here"))
+
+
+def test_there_is_nothing_beyond_float64():
+    Stuck.tried = ()
+    assert run(pictures(), Stuck()).stop.sentence == "here"
+    assert Stuck.tried == (torch.float32, torch.float64)
+    Stuck.tried = ()
+    run(GALLERY["quadratic"](), Stuck())
+    assert Stuck.tried == (torch.float64,)
 
 
 def test_float64_does_not_promise_that_float64_would_go_on():
     problem = pictures(data=Plain(x=phantoms()[0].x.double(), y=phantoms()[0].y.double()))
-    outcome = run(problem, MAID(smallest_eps=1e-300, gradient_tolerance=1e-300), steps=40)
+    outcome = run(problem, MAID(eps0=1e-6, delta0=1e-6, smallest_eps=1e-300, gradient_tolerance=1e-300), steps=40)
     assert outcome.stop.code == "rounding_floor" and "torch.float64" in outcome.stop.sentence
     assert "float64 would go on" not in outcome.stop.sentence
 

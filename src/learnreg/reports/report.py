@@ -154,7 +154,7 @@ class Report:
         steps = run.record.rows[-1].get("step") if run.record.rows else None
         return (f"{name}: {_sentence(run.record.problem)} The learning took {show(steps)} accepted "
                 f"step{'' if steps == 1 else 's'}, {show(row['work'], 0)} energy evaluations per training "
-                f"image and {show(row['seconds'], 1)} seconds. {_sentence(run.stop.sentence)}")
+                f"image and {show(row['seconds'], 1)} seconds. {_reason(run.stop)}")
 
     def __str__(self) -> str:
         cells = [["method", "PSNR (dB)", "SSIM", "parameters", "work per image", "seconds"]]
@@ -236,7 +236,7 @@ class Report:
         source = files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
         page = environment.from_string(source).render(
             report=self, rows=self.table(), first=first, hardest_by=next(reversed(self.runs)),
-            sentence=_sentence,
+            reason=_reason,
             plots={k: figures.data_uri(figures.svg(plot), "image/svg+xml") for k, plot in plots.items()},
             gallery=[(i, figures.cells(self.evaluations, i)) for i in chosen],
             rest=[(i, figures.cells(self.evaluations, i)) for i in rest], banks=banks,
@@ -311,8 +311,15 @@ def slug(name: str) -> str:
 
 
 def _sentence(text: str) -> str:
+    """``text`` with a full stop at its end."""
     text = text.strip()
     return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _reason(stop: StopReason) -> str:
+    """Why a run ended, as a sentence of its own."""
+    text = _sentence(stop.sentence)
+    return text[:1].upper() + text[1:]
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
