@@ -66,5 +66,6 @@ def test_the_reference_benchmark_takes_any_file_of_its_layout(tmp_path, model, a
     wanted = {"step", "loss", "psnr", "cpu_seconds", "gradients", "hvps", "cg_steps", "eps", "delta", "step_size"}
     assert wanted <= set(document["rows"][0])
     losses = [row["loss"] for row in document["rows"]]
-    assert all(a > b for a, b in itertools.pairwise(losses))  # the exact loss never rises
+    # the exact loss never rises; a re-evaluation is accurate to a distance of 1e-6, which is about 2e-6 in the loss
+    assert all(b < a + 1e-5 for a, b in itertools.pairwise(losses)) and losses[-1] < losses[0]
     assert all(r["loss_lower"] - 1e-5 <= r["loss"] <= r["loss_upper"] + 1e-5 for r in document["rows"])

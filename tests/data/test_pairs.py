@@ -71,7 +71,7 @@ def test_photographs_change_sides_with_the_seed():
 
 def test_every_photograph_is_used_and_several_are_held_out():
     train, test = make("natural", split=(24, 8))
-    assert len(train.sources) + len(test.sources) == 8
+    assert len(train.sources) + len(test.sources) == 7
     assert len(test.sources) == 3
 
 

@@ -90,15 +90,11 @@ def test_a_run_in_parts_is_the_whole_run(name, tmp_path):
 
 def test_a_run_in_parts_goes_on_in_float64(tmp_path):
     """It ends before, between and after the two steps that the promotion falls between."""
+    k = len(run(pictures(), MAID(), promote=False).thetas)
     watched = Watched(MAID())
-    run(pictures(), watched)
-    types = [state.point.theta.dtype for state in watched.states]
-    k = types.index(torch.float64)
-    assert k > 2
-    case = Case(pictures, MAID())
-    whole = run(pictures(), MAID(), steps=k + 2)
-    assert_same(whole, in_parts(case, tmp_path, (k - 2, k - 1, k, k + 1, k + 2)))
-    assert whole.theta.dtype == torch.float64
+    whole = run(pictures(), watched, steps=k + 2)
+    assert [state.point.theta.dtype for state in watched.states[k - 1:k + 1]] == [torch.float32, torch.float64]
+    assert_same(whole, in_parts(Case(pictures, MAID()), tmp_path, (k - 2, k - 1, k, k + 1, k + 2)))
 
 
 def test_writing_checkpoints_changes_no_number(tmp_path):
@@ -288,7 +284,7 @@ def at_call(number: int, original: Callable, error: type[BaseException]):
     return wrapped
 
 
-@pytest.mark.parametrize("call", [2, 3, 5, 8])
+@pytest.mark.parametrize("call", [2, 3, 6])
 @pytest.mark.parametrize("where", ["_solve", "gradient"])
 def test_ctrl_c_inside_a_step_keeps_the_last_accepted_one(where, call, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:

@@ -80,6 +80,9 @@ def load_checkpoint(folder: Path, lower: LowerLevel,
     except ModelFileError as error:
         raise CheckpointError(str(folder), given=error.given, expected="a checkpoint of this run",
                               remedy="Start without resume.") from error
+    if header.get("version") != 1:
+        raise CheckpointError(str(folder), given=f"version {header.get('version')}", expected="version 1",
+                              remedy="Resume with the release that wrote it, or start without resume.")
     if header["fingerprint"] != expected:
         raise CheckpointError(str(folder), given="a checkpoint of another problem, data set or learner",
                               expected="the same settings as in the interrupted run",

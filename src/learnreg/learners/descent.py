@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import MissingPropertyError
-from ..core.results import Hypergradient, StopReason
+from ..core.results import Hypergradient, Solution, StopReason
 from ..hypergradients.error_bound import estimated_along
 from .accuracy import Accuracy, Adaptive, Fixed
 from .curvature import CurvaturePairs
@@ -30,6 +30,10 @@ LARGEST_CUT = 0.02
 
 FOR_CURVATURE = 0.1
 """With curvature pairs z must be known to this relative accuracy: differences of z are what the pairs are made of."""
+
+
+TRIAL_STEPS = 2000
+"""Solver steps of a trial, unless the present solution took more than a tenth of that; beyond, the trial has failed."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ def _search(rules: DescentRules, lower: LowerLevel, state: DescentState, directi
         scale = max(abs(state.point.loss), 1e-300)
         if alpha * slope <= 1e-13 * scale:
             break
-        new = _try(lower, theta, _trial_eps(rules, state, alpha * slope), state.point.solution.value)
+        new = _try(lower, theta, _trial_eps(rules, state, alpha * slope), state.point.solution)
         if new is None:
             alpha *= rules.rho
             continue
@@ -207,10 +211,13 @@ def _search(rules: DescentRules, lower: LowerLevel, state: DescentState, directi
     return state
 
 
-def _try(lower: LowerLevel, theta: Tensor, eps: float, x0: Tensor) -> Point | None:
-    """A trial point; None where the parameters are so far out that the energy has no finite constants."""
+def _try(lower: LowerLevel, theta: Tensor, eps: float, present: Solution) -> Point | None:
+    """A trial point, from the present solution, with a limit of steps so that a hopeless theta cannot cost much.
+
+    None where the parameters are so far out that the energy has no finite constants.
+    """
     try:
-        return lower.solve(theta, eps, x0)
+        return lower.solve(theta, eps, present.value, max(TRIAL_STEPS, 10 * int(present.steps.max())))
     except MissingPropertyError:
         return None
 

@@ -125,7 +125,8 @@ class _Session:
         try:
             return self.learner.step(self.lower, state)
         except Halt as halt:
-            if halt.reason.code != "rounding_floor" or not self.promote:
+            wide = state.point.theta.dtype == torch.float64
+            if halt.reason.code != "rounding_floor" or wide or not self.promote:
                 raise
         self.lower = self._double_lower()
         return self.learner.step(self.lower, in_double(state, self.lower))

@@ -108,13 +108,13 @@ class LowerLevel:
         self.cost += Cost(gradients=x0.shape[0])
         return float(residual), float(self.problem.loss.grad(x0, self.problem.pairs.x).flatten(1).norm(dim=1).mean())
 
-    def solve(self, theta: Tensor, eps: float, x0: Tensor) -> Point:
-        """Solve at theta to eps, from x0.
+    def solve(self, theta: Tensor, eps: float, x0: Tensor, max_steps: int | None = None) -> Point:
+        """Solve at theta to eps, from x0; ``max_steps`` replaces the general limit.
 
         Raises:
             OutOfBudget: the budget was used up before or during the solve.
         """
-        return self._solve(theta, self.problem.energy.with_theta(theta), eps, x0)
+        return self._solve(theta, self.problem.energy.with_theta(theta), eps, x0, max_steps)
 
     def refine(self, point: Point, eps: float) -> Point:
         """The same theta to a smaller eps, going on from its x~."""
@@ -122,29 +122,30 @@ class LowerLevel:
             return replace(point, eps=eps)
         return self._solve(point.theta, point.energy, eps, point.solution.value)
 
-    def _solve(self, theta: Tensor, energy: Any, eps: float, x0: Tensor) -> Point:
+    def _solve(self, theta: Tensor, energy: Any, eps: float, x0: Tensor, max_steps: int | None = None) -> Point:
         if self.should_stop():
             raise OutOfBudget
         potential = energy.at(self.problem.pairs.y, x0)
         narrow = x0.dtype != torch.float64
         if narrow and _near_rounding(potential, eps, x0):
-            solution = self._in_double(potential, eps, x0)
+            solution = self._in_double(potential, eps, x0, max_steps)
         else:
-            solution = self._minimize(potential, eps, x0)
+            solution = self._minimize(potential, eps, x0, max_steps)
             if narrow and any(s is Status.ROUNDING_FLOOR for s in solution.status):
-                solution = self._in_double(potential, eps, solution.value)
+                solution = self._in_double(potential, eps, solution.value, max_steps)
         if any(s is Status.BUDGET for s in solution.status):
             raise OutOfBudget
         return self.point(theta, energy, solution, eps)
 
-    def _minimize(self, potential: Any, eps: float, x0: Tensor) -> Solution:
-        solution = minimize(potential, eps, self.solver, x0, max_steps=self.max_steps, should_stop=self.should_stop)
+    def _minimize(self, potential: Any, eps: float, x0: Tensor, max_steps: int | None) -> Solution:
+        solution = minimize(potential, eps, self.solver, x0, max_steps=max_steps or self.max_steps,
+                            should_stop=self.should_stop)
         self.cost += solution.cost
         return solution
 
-    def _in_double(self, potential: Any, eps: float, x0: Tensor) -> Solution:
+    def _in_double(self, potential: Any, eps: float, x0: Tensor, max_steps: int | None) -> Solution:
         """Solve in float64, keep the images in the type of x0; the certificate pays for their rounding."""
-        solution = self._minimize(potential.double(), 0.9 * eps, x0.double())
+        solution = self._minimize(potential.double(), 0.9 * eps, x0.double(), max_steps)
         value = solution.value.to(x0.dtype)
         error = solution.error + norm(value.double() - solution.value)
         status = tuple(Status.ROUNDING_FLOOR if s.ok and not e <= eps else s
