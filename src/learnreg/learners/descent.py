@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..core.errors import MissingPropertyError
 from ..core.results import Hypergradient, Solution, StopReason
+from ..core.status import Status
 from ..hypergradients.error_bound import estimated_along
 from .accuracy import Accuracy, Adaptive, Fixed
 from .curvature import CurvaturePairs
@@ -130,6 +131,8 @@ def _sharpen(rules: DescentRules, lower: LowerLevel, state: DescentState, z: Hyp
     distance, residual = float(state.point.solution.error.mean()), float(z.residual.mean())
     if residual <= 4 * distance:
         state = _tighten(rules, lower, state, factor, effort)
+    elif any(s is Status.ROUNDING_FLOOR for s in z.status):
+        raise _floor(state, f"the linear system cannot be solved more accurately than {residual:.1e}")
     else:
         effort.refinements += 1
     return replace(state, delta=state.delta * factor) if distance <= 4 * residual else state
@@ -259,11 +262,15 @@ def _tighten(rules: DescentRules, lower: LowerLevel, state: DescentState, factor
         raise Halt(StopReason("accuracy_floor", f"the next decision would need eps below {rules.smallest_eps:.1e}"))
     if state.point.at_floor:
         reached = float(state.point.solution.error.max())
-        raise Halt(StopReason("rounding_floor", "the lower level cannot be solved more accurately than "
-                                                f"{reached:.1e} in {state.point.theta.dtype}"
-                                                + ("" if state.point.theta.dtype == torch.float64 else
-                                                   "; float64 would go on")))
+        raise _floor(state, f"the lower level cannot be solved more accurately than {reached:.1e}")
     return replace(state, eps=eps, point=_checked(lower.refine(state.point, eps)))
+
+
+def _floor(state: DescentState, limit: str) -> Halt:
+    """The floating-point type is exhausted; the upper loop may go on in float64."""
+    dtype = state.point.theta.dtype
+    return Halt(StopReason("rounding_floor",
+                           f"{limit} in {dtype}" + ("" if dtype == torch.float64 else "; float64 would go on")))
 
 
 def _checked(point: Point) -> Point:
