@@ -12,7 +12,8 @@ from torch.nn import functional as F
 Padding = Literal["reflect", "zero"]
 
 COPIES = {"reflect": 4.0, "zero": 1.0}
-"""How often the padding can copy one pixel (a corner pixel's neighbour under reflection): ||P||^2 <= COPIES."""
+"""||E||^2 of the extension behind the padding: reflection continues to an even periodic image in which every pixel
+appears at most twice per axis and period; zero padding copies nothing."""
 
 
 def pad(x: Tensor, margin: int, padding: Padding) -> Tensor:
@@ -72,9 +73,10 @@ def correlate_adjoint(p: Tensor, rearranged: Tensor, padding: Padding) -> Tensor
 def symbol_bound(kernels: Tensor, weights: Tensor, padding: Padding, grid: int = 128) -> float:
     """Rigorous upper bound of || sum_k weights_k C_k^T C_k || for images of any size.
 
-    The bank acts as P^T (valid part of a convolution on Z^2) P, so the norm is at most ||P||^2 times the maximum of the
-    symbol sum_k w_k |c_k^(omega)|^2 (summed over channels: the largest eigenvalue is at most the trace). The symbol is
-    a trigonometric polynomial of degree s - 1 in each variable; its maximum over all frequencies is at most the
+    The outputs of the bank are some of those of a periodic convolution of the extended image E x (period 2 (h - 1)
+    under reflection, a zero frame otherwise), so the norm is at most ||E||^2 times the maximum of the symbol
+    sum_k w_k |c_k^(omega)|^2 (summed over channels: the largest eigenvalue is at most the trace). The symbol is a
+    trigonometric polynomial of degree s - 1 in each variable; its maximum over all frequencies is at most the
     maximum over a grid of M points per axis times (1 / cos(pi (s - 1) / M))^2 (Ehlich and Zeller 1964, applied per
     axis).
 
