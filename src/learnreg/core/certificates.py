@@ -16,11 +16,6 @@ def distance_from_gradient(gradient_norm: Tensor, mu: Bound) -> Tensor:
     return gradient_norm / mu.value
 
 
-def linear_error(residual: Tensor, mu: Bound) -> Tensor:
-    """||q - q*|| <= ||H q - b|| / mu for a symmetric H >= mu I; (b,) -> (b,)."""
-    return residual / mu.value
-
-
 def squared_error_bracket(distance_to_truth: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     """Range of 1/2 ||x - x_true||^2 over the ball ||x - x~|| <= eps; (b,), (b,) -> lower (b,), upper (b,).
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..core.batch import dot
 from ..core.bounds import Curvature
-from ..core.errors import InputError
+from ..core.ranges import check_positive
 from ..operators.physics import LinearMap
 
 
@@ -24,8 +23,7 @@ class L2:
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.sigma, int | float) and math.isfinite(self.sigma) and self.sigma > 0):
-            raise InputError("sigma", given=self.sigma, expected="a positive finite number")
+        check_positive("sigma", self.sigma)
 
     def value(self, operator: LinearMap, x: Tensor, y: Tensor) -> Tensor:
         """(b, ...) -> (b,)."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..core.bounds import Bound, Curvature
 from ..core.errors import InputError
 from ..core.protocols import Hessian
+from ..core.ranges import check_positive
 
 
 class LinearizedHessian:
@@ -256,6 +257,5 @@ def positive(name: str, value: float) -> float:
     Raises:
         InputError: otherwise, naming the argument.
     """
-    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-        raise InputError(name, given=value, expected="a positive finite number")
+    check_positive(name, value)
     return float(value)
