@@ -54,8 +54,8 @@ class Potential(Protocol):
 class Solver(Protocol):
     """One step of a lower-level algorithm; the loop is in ``solvers/iterate.py``.
 
-    The state offers ``point`` (b, ...), the candidate solution, ``evidence`` (b,), the gradient norm there, and
-    ``select(index)``.
+    The state offers ``point`` (b, ...), the candidate solution, ``evidence`` (b,), the gradient norm there, ``cost``,
+    what the call that made it has spent (a Cost, summed over the images of the running batch), and ``select(index)``.
     """
 
     @property

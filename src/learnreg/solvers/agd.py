@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.batch import dot, expand, norm
+from ..core.cost import Cost
 from ..core.protocols import Potential
 
 
@@ -27,9 +28,10 @@ class AGDState:
     x: Tensor
     L: Tensor
     evidence: Tensor
+    cost: Cost
 
     def select(self, index: Tensor) -> AGDState:
-        return AGDState(*(getattr(self, f)[index] for f in ("point", "g", "x", "L", "evidence")))
+        return AGDState(*(getattr(self, f)[index] for f in ("point", "g", "x", "L", "evidence")), self.cost)
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class AGD:
         curvature = f.bounds()
         start = max(curvature.mu.value, self.optimism * curvature.L.value)
         g = f.grad(x0)
-        return AGDState(x0, g, x0, torch.full((x0.shape[0],), start, dtype=x0.dtype, device=x0.device), norm(g))
+        return AGDState(x0, g, x0, torch.full((x0.shape[0],), start, dtype=x0.dtype, device=x0.device), norm(g),
+                        Cost(gradients=x0.shape[0]))
 
     def step(self, f: Potential, state: AGDState) -> AGDState:
         """One gradient step with momentum."""
@@ -62,4 +65,4 @@ class AGD:
         g = f.grad(point)
         ratio = norm(g - state.g) / norm(point - state.point)
         raised = torch.where(ratio > state.L, (1.05 * ratio).clamp_max(curvature.L.value), state.L)
-        return AGDState(point, g, x, raised, norm(g))
+        return AGDState(point, g, x, raised, norm(g), Cost(gradients=x.shape[0]))

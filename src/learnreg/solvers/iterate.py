@@ -67,7 +67,7 @@ def minimize(f: Potential, eps: float | Tensor, solver: Solver, x0: Tensor, *, m
     loop = _Loop(f, per_image(eps, x0), x0)
     interval = GPU_INTERVAL if x0.is_cuda else 1
     current, state = f, solver.init(f, x0)
-    loop.gradients += x0.shape[0]
+    loop.cost += state.cost
     for count in range(max_steps + 1):
         if count % interval == 0 or count == max_steps:
             keep = loop.examine(current, state)
@@ -79,11 +79,11 @@ def minimize(f: Potential, eps: float | Tensor, solver: Solver, x0: Tensor, *, m
                 loop.give_up(current, state, MAX_STEPS if count == max_steps else BUDGET)
                 break
         state = solver.step(current, state)
-        loop.gradients += state.evidence.shape[0]
+        loop.cost += state.cost
         loop.steps[loop.index] += 1
     error = distance_from_gradient(loop.closing, mu)
     return Solution(loop.value, error, mu.kind, tuple(CODES[i] for i in loop.code.tolist()), loop.steps,
-                    Cost(gradients=loop.gradients), solver.name, loop.closing, loop.gradient)
+                    loop.cost, solver.name, loop.closing, loop.gradient)
 
 
 class _Loop:
@@ -107,7 +107,7 @@ class _Loop:
         condition = curvature.L.value / curvature.mu.value
         self.patience = int(30 + 4 * min(condition, 1e8) ** 0.5)
         self.rounding = 100 * torch.finfo(x0.dtype).eps * curvature.L.value
-        self.gradients = 0
+        self.cost = Cost()
 
     def examine(self, f: Potential, state: Any) -> Tensor:
         """Certify the images that look finished; positions (within the running batch) of those that go on."""
@@ -153,6 +153,6 @@ class _Loop:
         sub = f if positions.numel() == point.shape[0] else f.select(positions)
         gradient = sub.double().grad(x.double())
         closing = norm(gradient)
-        self.gradients += positions.numel()
+        self.cost += Cost(gradients=positions.numel())
         self.value[chosen], self.closing[chosen], self.gradient[chosen] = x, closing, gradient.to(x.dtype)
         return closing
