@@ -27,7 +27,7 @@ COUNTERS = tuple(Cost().to_dict())
 def runs() -> dict[str, Run]:
     """Three short runs, one of which ended in float64; not to be changed."""
     return {"TV": run(pictures(), MAID(), steps=3), "FoE": run(pictures(IMAGES["FoE"]()), MAID(), steps=2),
-            "promoted": run(pictures(), MAID(eps0=1e-9, smallest_eps=1e-8), steps=30)}
+            "promoted": run(pictures(), MAID(eps0=1e-9, smallest_eps=1e-10), steps=30)}
 
 
 @pytest.fixture(params=["TV", "FoE", "promoted"])
@@ -232,7 +232,7 @@ def as_json(data: object) -> str:
 def test_work_is_the_sum_of_its_counters_and_never_falls(learned):
     rows = learned.record.rows
     for row in rows:
-        evaluations = ("values", "gradients", "hessian_products", "mixed_products")
+        evaluations = ("values", "gradients", "linearizations", "hessian_products", "mixed_products")
         assert row["work"] == sum(row[name] for name in evaluations) == Cost(*(row[c] for c in COUNTERS)).work
         assert row["cg_steps"] <= row["hessian_products"]
     for name in (*COUNTERS, "work", *CLOCKS, "step"):

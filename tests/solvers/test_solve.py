@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import deepinv
 import pytest
@@ -182,7 +183,7 @@ def test_nothing_lent_is_changed(energy):
 
 def test_a_solution_speaks_and_names_the_solver(energy):
     solution = solve(energy, pairs(2).y, 1e-3)
-    assert solution.solver.startswith("agd (auto: ")
+    assert re.match(r"(agd|lbfgs) \(auto: L/mu = ", solution.solver)
     assert "2 images, certified distance <= " in repr(solution) and "all 2: the accuracy asked for" in repr(solution)
     assert set(solution.to_dict()) >= {"error", "kind", "status", "steps", "cost", "solver"}
     assert solve(energy, pairs(2).y, 1e-3, solver="agd").solver == "agd"

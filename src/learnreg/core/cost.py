@@ -16,6 +16,7 @@ class Cost:
         values: energy values.
         gradients: energy gradients (the closing float64 ones included).
         hessian_products: Hessian-vector products (CG, residual checks, power iterations, error estimates).
+        linearizations: Hessians made ready at a point, and averages of them for preconditioners.
         mixed_products: products with the mixed derivative, one reverse-mode call each.
         cg_steps: conjugate-gradient steps.
         power_iterations: power iterations (each is a Hessian product as well).
@@ -27,6 +28,7 @@ class Cost:
     mixed_products: int = 0
     cg_steps: int = 0
     power_iterations: int = 0
+    linearizations: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -37,7 +39,7 @@ class Cost:
     @property
     def work(self) -> int:
         """All evaluations of the energy, summed over images."""
-        return self.values + self.gradients + self.hessian_products + self.mixed_products
+        return self.values + self.gradients + self.linearizations + self.hessian_products + self.mixed_products
 
     def per_image(self, images: int) -> dict[str, float]:
         """Mean per image of every counter, and of ``work``."""

@@ -13,6 +13,8 @@ from ..core.cost import Cost
 from ..core.params import trainable
 from ..core.results import Hypergradient, Solution
 from ..linear.cg import CG
+from ..linear.circulant import Preconditioner
+from ..solvers.select import adjoint_preconditioner
 from . import error_bound
 
 
@@ -51,10 +53,11 @@ class Implicit:
         curvature, size = potential.bounds(), x.shape[0]
         hessian = potential.linearize(x)
         b = loss.grad(x, x_true)
-        system = self.linear(hessian, b, delta, adjoint)
+        P, spent = adjoint_preconditioner(potential, x)
+        system = self.linear(hessian, b, delta, adjoint, P)
         q = system.value
         z = -mixed_product(energy, x, y, q, self.group) / size
-        cost = system.cost + Cost(mixed_products=size)
+        cost = spent + system.cost + Cost(mixed_products=size, linearizations=size)
         mu, eps = curvature.mu, solution.error
         residual = torch.where(torch.isfinite(system.residual), system.residual, torch.inf)
         lower, upper = loss.bracket(x, x_true, eps)
@@ -64,7 +67,7 @@ class Implicit:
             certified = None if bound is None else float(bound.mean())
         estimated = correction = None
         if self.estimate:
-            polished, q, extra = self._polished(energy, potential, hessian, x, y, x_true, q, system.residual, loss)
+            polished, q, extra = self._polished(energy, potential, hessian, P, x, y, x_true, q, system.residual, loss)
             correction, cost = z - polished, cost + extra
             estimated, z = error_bound.estimated_error(correction), polished
             if certified is not None:  # triangle inequality: the bound was for z before the polish
@@ -74,19 +77,21 @@ class Implicit:
                              (float(lower.mean()), float(upper.mean())), mu.kind, certified, estimated, correction, q,
                              system.residual, system.status, cost)
 
-    def _polished(self, energy: Any, potential: Any, hessian: Any, x: Tensor, y: Tensor, x_true: Tensor, q: Tensor,
-                  residual: Tensor, loss: Any) -> tuple[Tensor, Tensor, Cost]:
+    def _polished(self, energy: Any, potential: Any, hessian: Any, P: Preconditioner | None, x: Tensor, y: Tensor,
+                  x_true: Tensor, q: Tensor, residual: Tensor, loss: Any) -> tuple[Tensor, Tensor, Cost]:
         """The hypergradient at x - w, w one truncated Newton step, and the q corrected there."""
         few = replace(self.linear, max_steps=self.polish_steps, restarts=0)
         r = potential.grad(x)
         tiny = torch.finfo(x.dtype).tiny
-        step = few(hessian, r, (0.02 * norm(r)).clamp_min(tiny))
+        step = few(hessian, r, (0.02 * norm(r)).clamp_min(tiny), None, P)
         moved = x - step.value
         there = potential.linearize(moved)
         b = loss.grad(moved, x_true)
-        corrected = few(there, b, (0.1 * residual).clamp_min(tiny), q)
-        z = -mixed_product(energy, moved, y, corrected.value, self.group) / x.shape[0]
-        return z, corrected.value, step.cost + corrected.cost + Cost(gradients=x.shape[0], mixed_products=x.shape[0])
+        corrected = few(there, b, (0.1 * residual).clamp_min(tiny), q, P)
+        size = x.shape[0]
+        z = -mixed_product(energy, moved, y, corrected.value, self.group) / size
+        extra = Cost(gradients=size, mixed_products=size, linearizations=size)
+        return z, corrected.value, step.cost + corrected.cost + extra
 
 
 def mixed_product(energy: Any, x: Tensor, y: Tensor, q: Tensor, group: int = 4) -> Tensor:

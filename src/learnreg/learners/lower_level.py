@@ -9,17 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.batch import dot, norm
+from ..core.batch import dot
 from ..core.cost import Cost
 from ..core.errors import InputError
 from ..core.protocols import Solver
 from ..core.results import Hypergradient, Solution
 from ..core.status import Status
-from ..solvers.iterate import minimize
-from ..solvers.solve import choose
-
-NEAR_ROUNDING = 0.1
-"""Of machine epsilon times L ||x||: where float32 gradients begin to be noise (measured on TV and FoE)."""
+from ..solvers.select import check_solver
+from ..solvers.solve import solve_potential
 
 
 class OutOfBudget(Exception):
@@ -84,7 +81,8 @@ class LowerLevel:
 
     def __init__(self, problem: Any, strategy: Any, solver: str | Solver = "auto", max_steps: int = 20000) -> None:
         self.problem, self.strategy, self.max_steps = problem, strategy, max_steps
-        self.solver, _ = choose(solver)
+        check_solver(solver)
+        self.solver = solver
         self.cost = Cost()
         self.should_stop: Callable[[], bool] = lambda: False
 
@@ -126,31 +124,12 @@ class LowerLevel:
         if self.should_stop():
             raise OutOfBudget
         potential = energy.at(self.problem.pairs.y, x0)
-        narrow = x0.dtype != torch.float64
-        if narrow and _near_rounding(potential, eps, x0):
-            solution = self._in_double(potential, eps, x0, max_steps)
-        else:
-            solution = self._minimize(potential, eps, x0, max_steps)
-            if narrow and any(s is Status.ROUNDING_FLOOR for s in solution.status):
-                solution = self._in_double(potential, eps, solution.value, max_steps)
+        solution = solve_potential(potential, eps, x0, self.solver, max_steps=max_steps or self.max_steps,
+                                   should_stop=self.should_stop)
+        self.cost += solution.cost
         if any(s is Status.BUDGET for s in solution.status):
             raise OutOfBudget
         return self.point(theta, energy, solution, eps)
-
-    def _minimize(self, potential: Any, eps: float, x0: Tensor, max_steps: int | None) -> Solution:
-        solution = minimize(potential, eps, self.solver, x0, max_steps=max_steps or self.max_steps,
-                            should_stop=self.should_stop)
-        self.cost += solution.cost
-        return solution
-
-    def _in_double(self, potential: Any, eps: float, x0: Tensor, max_steps: int | None) -> Solution:
-        """Solve in float64, keep the images in the type of x0; the certificate pays for their rounding."""
-        solution = self._minimize(potential.double(), 0.9 * eps, x0.double(), max_steps)
-        value = solution.value.to(x0.dtype)
-        error = solution.error + norm(value.double() - solution.value)
-        status = tuple(Status.ROUNDING_FLOOR if s.ok and not e <= eps else s
-                       for s, e in zip(solution.status, error.tolist(), strict=True))
-        return replace(solution, value=value, error=error, status=status, gradient=solution.gradient.to(x0.dtype))
 
     def point(self, theta: Tensor, energy: Any, solution: Solution, eps: float) -> Point:
         """Bracket the loss at a solution."""
@@ -172,9 +151,3 @@ class LowerLevel:
         self.cost += result.cost
         return result
 
-
-def _near_rounding(potential: Any, eps: float, x0: Tensor) -> bool:
-    """Whether the gradient norm that certifies eps is lost in the rounding of gradients in the type of x0."""
-    curvature = potential.bounds()
-    level = torch.finfo(x0.dtype).eps * curvature.L.value * float(norm(x0).mean())
-    return curvature.mu.value * eps < NEAR_ROUNDING * level

@@ -103,3 +103,17 @@ def kernel_norm_bounds(kernels: Tensor, padding: Padding, grid: int = 128) -> Te
     grid = max(grid, 16 * degree, 1)
     largest = torch.fft.rfft2(c, s=(grid, grid)).abs().square().sum(dim=1).flatten(1).amax(dim=1)
     return (COPIES[padding] * largest).sqrt() / math.cos(math.pi * degree / grid) * (1 + 1e-12)
+
+
+def mean_symbol(kernels: Tensor, weights: Tensor, shape: tuple[int, int]) -> Tensor:
+    """sum_k weights_k |c_k^(omega)|^2 for every image: (K, c, s, s), (b, K) -> (b, c, h, w // 2 + 1), as ``rfft2``.
+
+    The weighted sum of the autocorrelations (2 s - 1 per axis) is transformed, one transform per image.
+    """
+    k, c, s, _ = kernels.shape
+    flat = kernels.reshape(1, k * c, s, s)
+    correlations = F.conv2d(flat, kernels.reshape(k * c, 1, s, s), padding=s - 1, groups=k * c)
+    total = torch.einsum("bk,kcij->bcij", weights, correlations.view(k, c, 2 * s - 1, 2 * s - 1))
+    shifts = torch.arange(1 - s, s, device=kernels.device)
+    rows, columns = (F.one_hot(shifts % n, n).to(kernels) for n in shape)  # wraps around images smaller than 2 s - 1
+    return torch.fft.rfft2(rows.mT @ total @ columns).real.clamp_min(0)

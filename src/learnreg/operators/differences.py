@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,3 +28,25 @@ def gradient_adjoint(p: Tensor) -> Tensor:
     out[..., :, 1:] += columns
     out[..., :, :-1] -= columns
     return out
+
+
+def spread(c: Tensor) -> Tensor:
+    """The diagonal of gradient_adjoint(c * gradient(.)): (b, 2, c, h, w) -> (b, c, h, w)."""
+    rows, columns = c[:, 0, ..., :-1, :], c[:, 1, ..., :, :-1]
+    out = c.new_zeros(c.shape[0], *c.shape[2:])
+    out[..., 1:, :] += rows
+    out[..., :-1, :] += rows
+    out[..., :, 1:] += columns
+    out[..., :, :-1] += columns
+    return out
+
+
+def symbols(x: Tensor) -> tuple[Tensor, Tensor]:
+    """|1 - exp(i omega)|^2 on the grid of ``torch.fft.rfft2`` for images like x: rows (h, 1), columns (1, w // 2 + 1).
+
+    Those of periodic differences; the boundary makes a difference of low rank, which a preconditioner may ignore.
+    """
+    h, w = x.shape[-2:]
+    rows = 2 - 2 * torch.cos(2 * math.pi / h * torch.arange(h, dtype=x.dtype, device=x.device))
+    columns = 2 - 2 * torch.cos(2 * math.pi / w * torch.arange(w // 2 + 1, dtype=x.dtype, device=x.device))
+    return rows[:, None], columns[None, :]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.bounds import Bound, Curvature, Kind
+from ..core.curvature import MeanCurvature
 from ..core.errors import AdjointError, InputError, MissingPropertyError, ModelFileError
 from .checks import dot_test
 
@@ -42,6 +43,7 @@ class LinearMap:
         self.is_identity = type(physics) is Denoising
         self._checked: set[tuple] = set()
         self._spectrum: dict[tuple, Curvature] = {}
+        self._mean: dict[tuple, MeanCurvature] = {}
         self._double: LinearMap | None = None
         self._seen: list[tuple[Tensor, int]] = []
 
@@ -50,7 +52,7 @@ class LinearMap:
         now = [(t, t._version) for t in (*self.physics.parameters(), *self.physics.buffers())]
         if len(now) != len(self._seen) or any(a is not c or b != d for (a, b), (c, d) in
                                               zip(now, self._seen, strict=True)):
-            self._checked, self._spectrum, self._double, self._seen = set(), {}, None, now
+            self._checked, self._spectrum, self._mean, self._double, self._seen = set(), {}, {}, None, now
 
     def forward(self, x: Tensor) -> Tensor:
         """A x."""
@@ -129,6 +131,38 @@ class LinearMap:
             self._spectrum[key] = self._singular_values(x[:1]) or Curvature(
                 Bound.proven(0.0), Bound.estimate(1.02 * self._power_iterations(x[:1].detach())))
         return self._spectrum[key]
+
+    def mean_curvature(self, x: Tensor) -> MeanCurvature:
+        """Averages of A^T A for images like ``x`` (b, c, h, w), as one image (1, ...) that broadcasts.
+
+        Exact for the identity, for masks of pixels, and where A^T A is a periodic convolution; otherwise the response
+        to one pixel in the middle stands for all of them (good for tomography, whose A^T A is nearly a convolution).
+        """
+        self._refresh()
+        key = (tuple(x.shape[1:]), x.dtype, x.device)
+        if key not in self._mean:
+            self._mean[key] = self._averages(x[:1].detach())
+        return self._mean[key]
+
+    @torch.no_grad()
+    def _averages(self, x: Tensor) -> MeanCurvature:
+        from deepinv.physics import Inpainting
+
+        half = x.new_ones(*x.shape[:-1], x.shape[-1] // 2 + 1)
+        if self.is_identity:
+            return MeanCurvature(torch.ones_like(x), half)
+        if isinstance(self.physics, Inpainting):
+            diagonal = self.normal(torch.ones_like(x))
+            return MeanCurvature(diagonal, half * diagonal.mean(dim=(-2, -1), keepdim=True))
+        h, w = x.shape[-2:]
+        symbols = []
+        for channel in range(x.shape[1]):
+            pixel = torch.zeros_like(x)
+            pixel[:, channel, h // 2, w // 2] = 1
+            response = self.normal(pixel)[:, channel].roll((-(h // 2), -(w // 2)), dims=(-2, -1))
+            symbols.append(torch.fft.rfft2(response).real.clamp_min(0))
+        symbol = torch.stack(symbols, dim=1)
+        return MeanCurvature(symbol.mean(dim=(-2, -1), keepdim=True).expand_as(x), symbol)
 
     def _singular_values(self, x: Tensor) -> Curvature | None:
         """The spectrum of a decomposable physics A = U diag(mask) V^T; None when it is not one."""

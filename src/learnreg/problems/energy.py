@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 from ..core.batch import check_images
 from ..core.bounds import Bound, Curvature
+from ..core.curvature import MeanCurvature
 from ..core.errors import InputError
 from ..core.params import with_theta
 from ..core.protocols import Hessian
 from ..operators.physics import LinearMap
 from .fidelity import L2
+
+OPERATOR_EFFORT = 30.0
+"""A pass through A and A^T, in operations on one vector of pixels: about that of a blur or an FFT."""
 
 
 class RegularizerLike(Protocol):
@@ -172,6 +176,18 @@ class EnergyAt:
     @torch.no_grad()
     def linearize(self, x: Tensor) -> _DataPlusRegularizer:
         return _DataPlusRegularizer(self.energy, self.energy.regularizer.linearize(x))
+
+    @torch.no_grad()
+    def mean_curvature(self, x: Tensor) -> MeanCurvature | None:
+        """Averages of the Hessian around x, for preconditioners; None when the regularizer does not offer them."""
+        of_data = self.energy.fidelity.mean_curvature(self.energy.operator, x)
+        of_regularizer = self.energy.certificate("mean_curvature", x)
+        return None if of_regularizer is None else of_data + of_regularizer
+
+    def effort(self) -> float:
+        """What a gradient costs, in operations on one vector of pixels; a rough number that steers ``auto``."""
+        of_data = 2.0 if self.energy.operator.is_identity else OPERATOR_EFFORT
+        return of_data + float(getattr(self.energy.regularizer, "effort", 10.0))
 
     def bounds(self) -> Curvature:
         return self._curvature

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..core.batch import dot
 from ..core.bounds import Curvature
+from ..core.curvature import MeanCurvature
 from ..core.ranges import check_positive
 from ..operators.physics import LinearMap
 
@@ -48,3 +49,7 @@ class L2:
     def bounds(self, operator: LinearMap, x: Tensor) -> Curvature:
         """mu and L of D for images like ``x``."""
         return operator.spectrum(x) * (1 / self.sigma**2)
+
+    def mean_curvature(self, operator: LinearMap, x: Tensor) -> MeanCurvature:
+        """Averages of the Hessian for images like ``x``, for preconditioners."""
+        return operator.mean_curvature(x) * (1 / self.sigma**2)

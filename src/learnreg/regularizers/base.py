@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.bounds import Bound, Curvature
+from ..core.curvature import MeanCurvature
 from ..core.errors import InputError
 from ..core.protocols import Hessian
 from ..core.ranges import check_positive
@@ -41,6 +42,11 @@ class Regularizer(nn.Module):
     estimated, never called certified.
     """
 
+    @property
+    def effort(self) -> float:
+        """What a gradient costs, in operations on one vector of pixels; roughly, to steer ``auto``."""
+        return 10.0
+
     def value(self, x: Tensor) -> Tensor:
         """(b, c, h, w) -> (b,)."""
         raise NotImplementedError
@@ -67,6 +73,10 @@ class Regularizer(nn.Module):
     def bounds(self) -> Curvature:
         """mu <= Hessian <= L for every image, at the present theta."""
         raise NotImplementedError
+
+    def mean_curvature(self, x: Tensor) -> MeanCurvature | None:
+        """Averages of the Hessian around x (b, c, h, w), for preconditioners; None if not offered."""
+        return None
 
     def hessian_lipschitz(self) -> Bound:
         """Lipschitz constant of x -> Hessian of R in the spectral norm, for every x."""
@@ -145,6 +155,10 @@ class Sum(Regularizer):
         """``terms`` under the type of its elements, which a ModuleList forgets."""
         return cast("Iterable[Regularizer]", self.terms)
 
+    @property
+    def effort(self) -> float:
+        return sum(r.effort for r in self._parts())
+
     def value(self, x: Tensor) -> Tensor:
         return torch.stack([r.value(x) for r in self._parts()]).sum(dim=0)
 
@@ -160,6 +174,10 @@ class Sum(Regularizer):
     def bounds(self) -> Curvature:
         parts = [r.bounds() for r in self._parts()]
         return sum(parts[1:], parts[0])
+
+    def mean_curvature(self, x: Tensor) -> MeanCurvature | None:
+        known = [m for m in (r.mean_curvature(x) for r in self._parts()) if m is not None]
+        return sum(known[1:], known[0]) if len(known) == len(self.terms) else None
 
     def hessian_lipschitz(self) -> Bound:
         return sum((r.hessian_lipschitz() for r in self._parts()), Bound.exact(0.0))
@@ -205,6 +223,10 @@ class Scaled(Regularizer):
         self.factor = float(factor)
         self.regularizer = regularizer
 
+    @property
+    def effort(self) -> float:
+        return self.regularizer.effort
+
     def value(self, x: Tensor) -> Tensor:
         return self.factor * self.regularizer.value(x)
 
@@ -219,6 +241,10 @@ class Scaled(Regularizer):
 
     def bounds(self) -> Curvature:
         return self.factor * self.regularizer.bounds()
+
+    def mean_curvature(self, x: Tensor) -> MeanCurvature | None:
+        mean = self.regularizer.mean_curvature(x)
+        return None if mean is None else self.factor * mean
 
     def hessian_lipschitz(self) -> Bound:
         return self.factor * self.regularizer.hessian_lipschitz()

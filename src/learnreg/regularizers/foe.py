@@ -9,8 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from ..core.bounds import Bound, Curvature
+from ..core.curvature import MeanCurvature
 from ..core.errors import InputError
-from ..operators.convolutions import Padding, adjoint_kernels, correlate, correlate_adjoint, symbol_bound
+from ..operators.convolutions import (
+    Padding,
+    adjoint_kernels,
+    correlate,
+    correlate_adjoint,
+    mean_symbol,
+    symbol_bound,
+)
 from . import foe_certificates as certificates
 from . import profiles
 from .base import LinearizedHessian, Regularizer, positive
@@ -127,6 +135,12 @@ class FoE(Regularizer):
         step = b if x.is_cuda else max(1, CHUNK_BYTES // one)
         return [slice(i, i + step) for i in range(0, b, step)]
 
+    @property
+    def effort(self) -> float:
+        """Measured: 24 filters 7x7 take as long as 250 operations on the image."""
+        k, c, s, _ = self.kernels.shape
+        return 0.2 * k * c * s * s
+
     # --- the function -----------------------------------------------------------------------------------------------
 
     def value(self, x: Tensor) -> Tensor:
@@ -160,6 +174,19 @@ class FoE(Regularizer):
         slopes = correlate(x, forward, self.padding)
         slopes = slopes * torch.rsqrt(1 + slopes * slopes)
         return torch.einsum("bkhw,bkhw,k->b", slopes, correlate(v, kernels, self.padding), w)
+
+    def mean_curvature(self, x: Tensor) -> MeanCurvature:
+        """Weights (w_k / nu_k) / (1 + u^2): the geometric mean of the Hessian, s^-3, and of its majorant, 1 / s."""
+        self._check(x)
+        bank, (kernels, w, nu) = self._bank(), self.effective()
+        squares = self._remember("squares", lambda: adjoint_kernels(kernels.square() * (w / nu).view(-1, 1, 1, 1)))
+        diagonals, means = [], []
+        for i in self._chunks(x):
+            soft = correlate(x[i], bank.forward, self.padding).square_().add_(1).reciprocal_()
+            diagonals.append(correlate_adjoint(soft, squares, self.padding))
+            means.append(soft.mean(dim=(-2, -1)))
+        shape = (x.shape[-2], x.shape[-1])
+        return MeanCurvature(torch.cat(diagonals), mean_symbol(kernels, torch.cat(means) * (w / nu), shape))
 
     # --- what is known of it ----------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core.batch import dot
 from ..core.bounds import Bound, Curvature
+from ..core.curvature import MeanCurvature
 from .base import LinearizedHessian, Regularizer, positive
 
 
@@ -24,6 +25,10 @@ class Tikhonov(Regularizer):
     def __init__(self, weight: float = 1e-3, learned: bool = True) -> None:
         super().__init__()
         self.log_weight = nn.Parameter(torch.tensor(math.log(positive("weight", weight))), requires_grad=learned)
+
+    @property
+    def effort(self) -> float:
+        return 2.0
 
     def value(self, x: Tensor) -> Tensor:
         return 0.5 * self.log_weight.exp().detach() * dot(x, x)
@@ -41,6 +46,10 @@ class Tikhonov(Regularizer):
     def bounds(self) -> Curvature:
         weight = Bound.exact(math.exp(self.log_weight.item()))
         return Curvature(weight, weight)
+
+    def mean_curvature(self, x: Tensor) -> MeanCurvature:
+        weight = math.exp(self.log_weight.item())
+        return MeanCurvature(torch.full_like(x, weight), x.new_full((*x.shape[:-1], x.shape[-1] // 2 + 1), weight))
 
     def hessian_lipschitz(self) -> Bound:
         return Bound.exact(0.0)

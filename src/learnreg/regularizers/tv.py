@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..core.batch import norm
 from ..core.bounds import Bound, Curvature
+from ..core.curvature import MeanCurvature
 from ..core.errors import InputError
-from ..operators.differences import NORM_SQUARED, gradient, gradient_adjoint
+from ..operators.differences import NORM_SQUARED, gradient, gradient_adjoint, spread, symbols
 from . import profiles
 from .base import LinearizedHessian, Regularizer, positive
 
@@ -92,6 +93,16 @@ class TV(Regularizer):
         u = self._differences(x) / self.log_smoothing.exp()
         inner = u.square().sum(dim=1, keepdim=True) if self.isotropic else u.square()
         return self.log_weight.exp() * (u * torch.rsqrt(1 + inner) * gradient(v)).flatten(1).sum(dim=1)
+
+    def mean_curvature(self, x: Tensor) -> MeanCurvature:
+        """Weights (w / nu) / (1 + |u|^2): the geometric mean of the Hessian, s^-3, and of its majorant, 1 / s."""
+        w, nu = self._scales()
+        u = self._differences(x).div_(nu)
+        square = u.square().sum(dim=1, keepdim=True).expand_as(u) if self.isotropic else u.square()
+        weights = (w / nu) / (1 + square)
+        rows, columns = symbols(x)
+        means = weights.mean(dim=(-2, -1), keepdim=True)
+        return MeanCurvature(spread(weights), means[:, 0] * rows + means[:, 1] * columns)
 
     def _strength(self) -> float:
         """S = w ||D||^2 / nu, the bound of the Hessian."""

@@ -2,6 +2,7 @@
 
 from .agd import AGD
 from .iterate import minimize
+from .lbfgs import LBFGS
 from .solve import solve
 
-__all__ = ["AGD", "minimize", "solve"]
+__all__ = ["AGD", "LBFGS", "minimize", "solve"]

@@ -31,7 +31,7 @@ class AGDState:
     cost: Cost
 
     def select(self, index: Tensor) -> AGDState:
-        return AGDState(*(getattr(self, f)[index] for f in ("point", "g", "x", "L", "evidence")), self.cost)
+        return AGDState(self.point[index], self.g[index], self.x[index], self.L[index], self.evidence[index], self.cost)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ from ..core.status import Status
 CODES = (Status.MAX_STEPS, Status.CONVERGED, Status.ROUNDING_FLOOR, Status.NOT_FINITE, Status.BUDGET)
 MAX_STEPS, CONVERGED, FLOOR, NOT_FINITE, BUDGET = range(5)
 
+STALL_INTERVAL = 8
+"""The host looks for images that no longer improve every so many steps."""
+
 GPU_INTERVAL = 8
 """On a GPU the host looks at the stopping test every so many steps, so that the queue never runs dry."""
 
@@ -70,17 +73,18 @@ def minimize(f: Potential, eps: float | Tensor, solver: Solver, x0: Tensor, *, m
     loop.cost += state.cost
     for count in range(max_steps + 1):
         if count % interval == 0 or count == max_steps:
-            keep = loop.examine(current, state)
-            if not keep.numel():
-                break
-            if keep.numel() < state.evidence.shape[0]:
-                state, current = state.select(keep), current.select(keep)
+            keep = loop.examine(current, state, count)
+            if keep is not None:
+                if not keep.numel():
+                    break
+                if keep.numel() < state.evidence.shape[0]:
+                    state, current = state.select(keep), current.select(keep)
             if count == max_steps or (should_stop is not None and should_stop()):
                 loop.give_up(current, state, MAX_STEPS if count == max_steps else BUDGET)
                 break
         state = solver.step(current, state)
         loop.cost += state.cost
-        loop.steps[loop.index] += 1
+        loop.running += 1
     error = distance_from_gradient(loop.closing, mu)
     return Solution(loop.value, error, mu.kind, tuple(CODES[i] for i in loop.code.tolist()), loop.steps,
                     loop.cost, solver.name, loop.closing, loop.gradient)
@@ -105,25 +109,25 @@ class _Loop:
         self.waiting = torch.zeros(size, dtype=torch.int64, device=device)
         self.failures = torch.zeros(size, dtype=torch.int64, device=device)
         condition = curvature.L.value / curvature.mu.value
+        self.level = self.wanted.to(x0.dtype)  # of the running images, in the working precision
+        self.running = 0
         self.patience = int(30 + 4 * min(condition, 1e8) ** 0.5)
         self.rounding = 100 * torch.finfo(x0.dtype).eps * curvature.L.value
         self.cost = Cost()
 
-    def examine(self, f: Potential, state: Any) -> Tensor:
-        """Certify the images that look finished; positions (within the running batch) of those that go on."""
+    def examine(self, f: Potential, state: Any, count: int) -> Tensor | None:
+        """Certify the images that look finished; positions (within the running batch) of those that go on.
+
+        None when nothing has changed, found with as few operations as possible: this runs at every step.
+        """
+        if count % STALL_INTERVAL and bool(((state.evidence > self.level) & (state.evidence < torch.inf)).all()):
+            return None
         evidence, index = state.evidence.double(), self.index
         broken = ~torch.isfinite(evidence)
-        better = evidence < 0.9 * self.best[index]
-        self.best[index] = torch.where(better, evidence, self.best[index])
-        self.waiting[index] = torch.where(better, 0, self.waiting[index] + 1)
         nominated = evidence <= self.wanted[index]
-        stalled = ~nominated & ~broken & (self.waiting[index] > self.patience)
+        stalled = self._stalled(evidence, state.point, count) & ~nominated & ~broken
         if not bool((nominated | stalled | broken).any()):
-            return torch.arange(index.numel(), device=index.device)
-        if bool(stalled.any()):  # no progress: the floor if the level is that of rounding, otherwise go on
-            level = self.rounding * norm(state.point).double()
-            self.waiting[index[stalled & (evidence > level)]] = 0
-            stalled &= evidence <= level
+            return None
         done = broken.clone()
         if bool((nominated | stalled).any()):
             asked = torch.nonzero(nominated | stalled).flatten()
@@ -135,15 +139,32 @@ class _Loop:
             self.code[index[asked[passed]]] = CONVERGED
             self.code[index[asked[floor]]] = FLOOR
             done[asked[passed | floor]] = True
+        self.steps[index] = self.running
         if bool(broken.any()):  # keep the start, which was finite, and say so
             self.code[index[broken]] = NOT_FINITE
         keep = torch.nonzero(~done).flatten()
         self.index = index[keep]
+        self.level = self.wanted[self.index].to(state.evidence.dtype)
         return keep
+
+    def _stalled(self, evidence: Tensor, point: Tensor, count: int) -> Tensor:
+        """Images whose evidence has not fallen for long, at a level where only rounding can be the reason."""
+        if count % STALL_INTERVAL:
+            return torch.zeros_like(evidence, dtype=torch.bool)
+        best, waiting = self.best[self.index], self.waiting[self.index]
+        better = evidence < 0.9 * best
+        waiting = torch.where(better, 0, waiting + STALL_INTERVAL)
+        stalled = waiting > self.patience
+        if bool(stalled.any()):
+            low = evidence <= self.rounding * norm(point).double()
+            waiting, stalled = torch.where(stalled & ~low, 0, waiting), stalled & low
+        self.best[self.index], self.waiting[self.index] = torch.where(better, evidence, best), waiting
+        return stalled
 
     def give_up(self, f: Potential, state: Any, code: int) -> None:
         """Certify what the unfinished images have reached."""
         everyone = torch.arange(self.index.numel(), device=self.index.device)
+        self.steps[self.index] = self.running
         closing = self._close(f, state.point, everyone)
         self.code[self.index] = torch.where(closing <= self.target[self.index], CONVERGED, code)
 

@@ -4,34 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.batch import check_images, per_image
+from ..core.batch import check_images, norm, per_image
+from ..core.bounds import Kind
+from ..core.cost import Cost
 from ..core.errors import InputError
-from ..core.protocols import Solver
+from ..core.protocols import Potential, Solver
 from ..core.results import Solution
-from .agd import AGD
+from ..core.status import Status
 from .iterate import minimize, require_strong_convexity
+from .select import check_solver, choose
 
-SOLVERS: dict[str, Callable[[], Solver]] = {"agd": AGD}
-
-
-def choose(name: str | Solver) -> tuple[Solver, str]:
-    """The solver object and the words that name it in results; ``auto`` says why.
-
-    Raises:
-        InputError: unknown name.
-    """
-    if not isinstance(name, str):
-        return name, name.name
-    if name == "auto":
-        return AGD(), "agd (auto: smooth and strongly convex with known mu)"
-    if name not in SOLVERS:
-        raise InputError("solver", given=repr(name), expected=f"'auto' or one of {', '.join(map(repr, SOLVERS))}")
-    return SOLVERS[name](), name
+NEAR_ROUNDING = 0.1
+"""Of machine epsilon times L ||x||: where float32 gradients begin to be noise (measured on TV and FoE)."""
 
 
 def solve(energy: Any, y: Tensor, eps: float | Tensor, *, solver: str | Solver = "auto", x0: Tensor | None = None,
@@ -66,9 +56,83 @@ def solve(energy: Any, y: Tensor, eps: float | Tensor, *, solver: str | Solver =
     per_image(eps, start)
     if budget is not None and not (isinstance(budget, int) and budget > 0):
         raise InputError("budget", given=budget, expected="a positive number of solver steps")
+    check_solver(solver)
     potential = energy.at(y) if x0 is None else energy.at(y, start)
     require_strong_convexity(potential)
-    method, words = choose(solver)
-    with torch.no_grad():
-        solution = replace(minimize(potential, eps, method, start.detach(), max_steps=budget or 20000), solver=words)
+    solution = solve_potential(potential, eps, start.detach(), solver, max_steps=budget or 20000)
     return solution.raise_if_failed() if throw else solution
+
+
+@torch.no_grad()
+def solve_potential(f: Potential, eps: float | Tensor, x0: Tensor, solver: str | Solver = "auto", *,
+                    max_steps: int = 20000, should_stop: Callable[[], bool] | None = None) -> Solution:
+    """``minimize`` with the solver chosen, and in float64 what cannot be certified in the precision of x0.
+
+    Where the gradients of x0's type would be noise at the accuracy asked for, or turn out to be, the solve goes on in
+    float64; the images keep their type, and the certificate pays for their rounding.
+
+    Args:
+        f: the potentials.
+        eps, x0, max_steps, should_stop: as in ``minimize``.
+        solver: name or object.
+    """
+    method, words = choose(solver, f)
+    eps = per_image(eps, x0)
+    run = partial(_part, f, eps, x0, method, max_steps=max_steps, should_stop=should_stop)
+    everyone = torch.arange(x0.shape[0], device=x0.device)
+    if x0.dtype == torch.float64:
+        return replace(run(everyone, x0), solver=words)
+    noisy = _near_rounding(f, eps, x0)
+    parts = [(i, run(i, x0[i])) for i in (everyone[~noisy],) if i.numel()]
+    again = noisy.clone()
+    for index, solution in parts:
+        again[index] = torch.tensor([s is Status.ROUNDING_FLOOR for s in solution.status], device=x0.device)
+    result = _merged(parts, x0, words)
+    if bool(again.any()) and not any(s is Status.BUDGET for s in result.status):
+        index = everyone[again]
+        solution = run(index, result.value[index].double())
+        parts.append((index, _narrowed(solution, eps[index], x0.dtype)))
+        result = _merged(parts, x0, words)
+    return result
+
+
+def _part(f: Potential, eps: Tensor, x0: Tensor, method: Solver, index: Tensor, start: Tensor,
+          **limits: Any) -> Solution:
+    """``minimize`` for some images of the batch, in the type of ``start``; part of eps is kept for rounding them back."""
+    potential = f if index.numel() == x0.shape[0] else f.select(index)
+    if start.dtype == x0.dtype:
+        return minimize(potential, eps[index], method, start, **limits)
+    wanted, rounding = eps[index], 0.5 * torch.finfo(x0.dtype).eps * norm(start)
+    return minimize(potential.double(), (wanted - rounding).clamp(0.1 * wanted, 0.9 * wanted), method, start, **limits)
+
+
+def _merged(parts: list[tuple[Tensor, Solution]], x0: Tensor, words: str) -> Solution:
+    """One Solution of the whole batch; a later part replaces an earlier one, and costs and steps add up."""
+    size = x0.shape[0]
+    value, gradient = x0.clone(), torch.zeros_like(x0)
+    error, closing = (torch.full((size,), torch.inf, dtype=torch.float64, device=x0.device) for _ in range(2))
+    steps = torch.zeros(size, dtype=torch.int64, device=x0.device)
+    status, cost, kind = [Status.MAX_STEPS] * size, Cost(), Kind.UNKNOWN
+    for index, part in parts:
+        value[index], gradient[index] = part.value, part.gradient
+        error[index], closing[index] = part.error, part.gradient_norm
+        steps[index] += part.steps
+        cost, kind = cost + part.cost, part.kind
+        for i, s in zip(index.tolist(), part.status, strict=True):
+            status[i] = s
+    return Solution(value, error, kind, tuple(status), steps, cost, words, closing, gradient)
+
+
+def _narrowed(solution: Solution, eps: Tensor, dtype: torch.dtype) -> Solution:
+    """The images rounded to ``dtype``; the certificate pays for it."""
+    value = solution.value.to(dtype)
+    error = solution.error + norm(value.double() - solution.value)
+    status = tuple(Status.ROUNDING_FLOOR if s.ok and not e <= wanted else s
+                   for s, e, wanted in zip(solution.status, error.tolist(), eps.tolist(), strict=True))
+    return replace(solution, value=value, error=error, status=status, gradient=solution.gradient.to(dtype))
+
+
+def _near_rounding(f: Potential, eps: Tensor, x0: Tensor) -> Tensor:
+    """Images (b,) whose certifying gradient norm is lost in the rounding of gradients in the type of x0."""
+    curvature = f.bounds()
+    return curvature.mu.value * eps < NEAR_ROUNDING * torch.finfo(x0.dtype).eps * curvature.L.value * norm(x0).double()

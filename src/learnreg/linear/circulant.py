@@ -1,0 +1,63 @@
+"""Preconditioners for imaging: the diagonal, a circulant matrix through the FFT, and the two combined."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..core.curvature import MeanCurvature
+
+Kind = Literal["diagonal", "circulant", "scaled"]
+
+SMALLEST = 1e-6
+"""Curvatures below this fraction of the largest count as that much: the preconditioner stays positive definite."""
+
+
+@dataclass(frozen=True)
+class Preconditioner:
+    """r -> S F^-1 diag(1 / symbol) F S r with a diagonal scaling S; either part may be missing (None).
+
+    Every part is per image, so an image does not see its neighbours, and symmetric positive definite.
+
+    Args:
+        scaling: (b, c, h, w), positive.
+        inverse_symbol: (b, c, h, w // 2 + 1), positive.
+    """
+
+    scaling: Tensor | None
+    inverse_symbol: Tensor | None
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, h, w)."""
+        out = r if self.scaling is None else r * self.scaling
+        if self.inverse_symbol is not None:
+            out = torch.fft.irfft2(torch.fft.rfft2(out).mul_(self.inverse_symbol), s=r.shape[-2:])
+        return out if self.scaling is None else out * self.scaling
+
+    def select(self, index: Tensor) -> Preconditioner:
+        """The images ``index`` of the batch."""
+        return Preconditioner(*(None if t is None else t[index] for t in (self.scaling, self.inverse_symbol)))
+
+
+def preconditioner(mean: MeanCurvature, kind: Kind = "scaled") -> Preconditioner:
+    """The inverse of a Hessian as far as its averages show it.
+
+    ``diagonal``: D^-1. ``circulant``: C^-1 with the mean symbol, as T. Chan (SIAM J. Sci. Stat. Comput. 1988) does for
+    Toeplitz matrices. ``scaled``: with d = D / mean(D), d^-1/2 C^-1 d^-1/2, for curvature that varies over the image:
+    edges are soft, flat parts stiff. Measured on Fields of Experts it needs the fewest steps of the three.
+    """
+    d, symbol = _floored(mean.diagonal), _floored(mean.symbol)
+    if kind == "diagonal":
+        return Preconditioner(d.rsqrt(), None)
+    if kind == "circulant":
+        return Preconditioner(None, symbol.reciprocal())
+    average = d.flatten(1).mean(dim=1).view(-1, *[1] * (d.dim() - 1))
+    return Preconditioner((average / d).sqrt_(), symbol.reciprocal())
+
+
+def _floored(t: Tensor) -> Tensor:
+    largest = t.flatten(1).amax(dim=1).view(-1, *[1] * (t.dim() - 1))
+    return torch.maximum(t, SMALLEST * largest)

@@ -1,0 +1,160 @@
+"""L-BFGS with a history and a line search of its own for every image, started from a preconditioner that fits imaging.
+
+Recursion (Nocedal and Wright, Numerical Optimization, Algorithms 7.4 and 7.5), g_k = grad h(x_k):
+    d_k = -H_k g_k,   x_{k+1} = x_k + alpha d_k,   s = x_{k+1} - x_k,   y = g_{k+1} - g_k,
+with H_k the BFGS update of gamma P over the last pairs (s, y), gamma = <s, y> / <y, P y>. P is the inverse of averaged
+curvature (``linear.circulant``), made anew at x_k every few steps; the identity where the potential offers no averages.
+
+Line search, gradients only: with slope(alpha) = <grad h(x_k + alpha d_k), d_k> a trial is accepted when
+    slope(alpha) <= RISE |slope(0)|
+(the approximate Wolfe condition of Hager and Zhang, SIAM J. Optim. 2005), otherwise alpha is cut by the secant rule.
+An image whose gradient norm has not halved for a while is held to slope(alpha) <= DESCENT slope(0) < 0 instead, which
+for a convex h implies the Armijo decrease h(x_{k+1}) <= h(x_k) + DESCENT alpha slope(0).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..core.batch import dot, expand, norm
+from ..core.cost import Cost
+from ..core.protocols import Potential
+from ..core.ranges import check_number
+from ..linear.circulant import Preconditioner, preconditioner
+
+RISE, DESCENT = 0.8, 1e-4
+PATIENCE = 15
+"""Trials without a halved gradient norm after which an image is held to the proven decrease."""
+
+REJECTIONS = 12
+"""Rejected trials in a row after which the history of an image is dropped."""
+
+Pair = tuple[Tensor, Tensor, Tensor]
+"""s (b, ...), y (b, ...), 1 / <s, y> (b,); zero in the last place switches the pair off for that image."""
+
+
+@dataclass
+class LBFGSState:
+    """``point`` with its gradient ``g``; the direction d, its slope and the next step size; the rest is bookkeeping."""
+
+    point: Tensor
+    g: Tensor
+    d: Tensor
+    slope: Tensor
+    alpha: Tensor
+    evidence: Tensor
+    best: Tensor
+    waiting: Tensor
+    rejected: Tensor
+    pairs: tuple[Pair, ...]
+    P: Preconditioner | None
+    count: int
+    cost: Cost
+
+    def select(self, index: Tensor) -> LBFGSState:
+        """The images ``index`` of the running batch."""
+        names = ("point", "g", "d", "slope", "alpha", "evidence", "best", "waiting", "rejected")
+        pairs = tuple((s[index], y[index], rho[index]) for s, y, rho in self.pairs)
+        return replace(self, **{n: getattr(self, n)[index] for n in names}, pairs=pairs,
+                       P=None if self.P is None else self.P.select(index))
+
+
+@dataclass(frozen=True)
+class LBFGS:
+    """Limited-memory BFGS; one gradient per step, no function values.
+
+    Args:
+        memory: pairs kept, >= 1.
+        refresh: steps after which the preconditioner is made anew (it costs about one gradient), >= 1.
+
+    Raises:
+        InputError: a setting out of range.
+    """
+
+    memory: int = 5
+    refresh: int = 8
+    name: str = "lbfgs"
+
+    def __post_init__(self) -> None:
+        check_number("memory", self.memory, lambda v: v >= 1, "an integer >= 1", integer=True)
+        check_number("refresh", self.refresh, lambda v: v >= 1, "an integer >= 1", integer=True)
+
+    def init(self, f: Potential, x0: Tensor) -> LBFGSState:
+        """One gradient, and the averages of the curvature, at x0."""
+        g = f.grad(x0)
+        P, cost = averaged(f, x0)
+        size, zeros = norm(g), torch.zeros(x0.shape[0], dtype=torch.int64, device=x0.device)
+        d = -g * _blind(f) if P is None else -P(g)
+        return LBFGSState(x0, g, d, dot(g, d), torch.ones_like(size), size, size, zeros, zeros, (), P, 0,
+                          cost + Cost(gradients=x0.shape[0]))
+
+    def step(self, f: Potential, state: LBFGSState) -> LBFGSState:
+        """One trial of the line search; where it is accepted, the next direction."""
+        move = expand(state.alpha, state.d) * state.d
+        trial = state.point + move
+        g = f.grad(trial)
+        slope = dot(g, state.d)
+        safe = state.waiting > PATIENCE
+        accepted = ~(slope > torch.where(safe, DESCENT, -RISE) * state.slope)  # a NaN passes, for the loop to see
+        count, cost, P = state.count + 1, Cost(gradients=trial.shape[0]), state.P
+        keep = expand(accepted, trial)
+        pair = _pair(move, g - state.g, accepted)
+        point, g = torch.where(keep, trial, state.point), torch.where(keep, g, state.g)
+        if P is not None and count % self.refresh == 0:
+            P, extra = averaged(f, point)
+            cost += extra
+        rejected = torch.where(accepted, 0, state.rejected + 1)
+        hopeless = rejected >= REJECTIONS
+        pairs = tuple((s, y, torch.where(hopeless, 0.0, rho)) for s, y, rho in (*state.pairs[1 - self.memory:], pair)
+                      ) if self.memory > 1 else (pair,)
+        anew = accepted | hopeless
+        d = torch.where(expand(anew, g), -_apply(pairs, P, g, 1.0 if P else _blind(f)), state.d)
+        size = norm(g)
+        halved = size < 0.5 * state.best
+        cut = (state.slope / (state.slope - slope)).clamp(0.1, 0.5).nan_to_num(0.1)
+        return LBFGSState(point, g, d, dot(g, d), torch.where(anew, 1.0, state.alpha * cut), size,
+                          torch.where(halved, size, state.best), torch.where(halved, 0, state.waiting + 1),
+                          torch.where(hopeless, 0, rejected), pairs, P, count, cost)
+
+
+def _blind(f: Potential) -> float:
+    """The first step size without any curvature: four times the safe one, since the secant rule can cut it."""
+    return 4.0 / f.bounds().L.value
+
+
+def averaged(f: Potential, x: Tensor) -> tuple[Preconditioner | None, Cost]:
+    """The preconditioner at x and what it cost; None where the potential offers no averages."""
+    offer = getattr(f, "mean_curvature", None)
+    mean = None if offer is None else offer(x)
+    return (None, Cost()) if mean is None else (preconditioner(mean), Cost(linearizations=x.shape[0]))
+
+
+def _pair(s: Tensor, y: Tensor, accepted: Tensor) -> Pair:
+    """The pair of a step; switched off where the trial was rejected or rounding has eaten the curvature."""
+    curvature = dot(s, y)
+    good = accepted & (curvature > 10 * torch.finfo(s.dtype).eps * norm(s) * norm(y))
+    return s, y, torch.where(good, 1 / curvature, 0.0)
+
+
+def _apply(pairs: tuple[Pair, ...], P: Preconditioner | None, g: Tensor, blind: float) -> Tensor:
+    """H g by the two-loop recursion; a pair with 1 / <s, y> = 0 does nothing."""
+    q, factors = g, []
+    for s, y, rho in reversed(pairs):
+        a = rho * dot(s, q)
+        q = torch.addcmul(q, expand(-a, y), y)
+        factors.append(a)
+    z = _scaled(pairs[-1], P, q, blind)
+    for (s, y, rho), a in zip(pairs, reversed(factors), strict=True):
+        z = torch.addcmul(z, expand(a - rho * dot(y, z), s), s)
+    return z
+
+
+def _scaled(newest: Pair, P: Preconditioner | None, q: Tensor, blind: float) -> Tensor:
+    """gamma P q with gamma from the newest pair, ``blind`` for an image where that is switched off."""
+    _, y, rho = newest
+    gamma = torch.where(rho > 0, 1 / (rho * dot(y, y if P is None else P(y))), blind)
+    z = q if P is None else P(q)
+    return z * expand(gamma, z)
