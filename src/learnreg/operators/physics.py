@@ -72,7 +72,7 @@ class LinearMap:
             return self
         self._refresh()
         if self._double is None:
-            self._double = LinearMap(copy.deepcopy(self.physics)._apply(_promoted))
+            self._double = LinearMap(_widened(copy.deepcopy(self.physics)))
         return self._double
 
     def check(self, x: Tensor) -> None:
@@ -111,6 +111,8 @@ class LinearMap:
         u = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
         try:
             exact = self.double().forward(u.double())
+            if exact.dtype not in (torch.float64, torch.complex128):
+                raise RuntimeError(f"it gives {exact.dtype}")
             difference = float((self.forward(u).to(exact.dtype) - exact).norm() / exact.norm().clamp_min(1e-300))
             given = f"a float64 copy that differs by {difference:.2e} (relative)"
         except RuntimeError as error:  # torch refuses to mix precisions
@@ -193,6 +195,16 @@ class LinearMap:
 
     def __repr__(self) -> str:
         return f"LinearMap({type(self.physics).__name__})"
+
+
+def _widened(physics: torch.nn.Module) -> torch.nn.Module:
+    """``physics`` with its tensors in float64; deepinv's tomography also keeps a dtype and an adjoint made for it."""
+    for module in physics.modules():
+        if getattr(module, "dtype", None) == torch.float32:
+            module.dtype = torch.float64
+        if getattr(module, "_auto_grad_adjoint_fn", None) is not None:
+            module._auto_grad_adjoint_fn = None
+    return physics._apply(_promoted)
 
 
 def _promoted(t: Tensor) -> Tensor:
