@@ -1,15 +1,16 @@
 """Batched minimal residuals for symmetric matrices that need not be definite: what ``cg`` promises, without its need.
 
 Recursion (Paige and Saunders 1975; preconditioned: Elman, Silvester and Wathen, Finite Elements and Fast Iterative
-Solvers, Algorithm 6.1; the residual: Choi, Paige and Saunders 2011, section 2), per image and step, from v = r,
-beta = <v, M v>^(1/2), eta = beta, c = c_old = 1 and everything else 0:
+Solvers, 2nd edition 2014, p. 192), per image and step, from v = r, beta = eta = <v, M v>^(1/2),
+c = c_old = beta_old = 1 and everything else 0:
     Lanczos:   z = M v / beta,  v_new = H z - (beta / beta_old) v_old,  delta = <v_new, z>,  v_new -= (delta / beta) v,
                beta_new = <v_new, M v_new>^(1/2)
     rotation:  pivot = c delta - c_old s beta,  rho = (pivot^2 + beta_new^2)^(1/2),
                c_new = pivot / rho,  s_new = beta_new / rho
     update:    w_new = (z - s_old beta w_old - (s delta + c_old c beta) w) / rho,
                q += c_new eta w_new,  r = s_new^2 r - (c_new eta / rho) v_new,  eta = -s_new eta.
-|eta| is the residual in the norm <r, M r>^(1/2), which never grows; the Euclidean one is that of r, and may.
+r is eta times the last vector of the Lanczos basis after the rotations, so it needs no product and no update of its own
+from H w. |eta| is its norm <r, M r>^(1/2), which never grows; the Euclidean one, which has to stop, may.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..core.batch import dot, expand, norm
 from ..core.protocols import Hessian
 from ..core.results import LinearSolution
 from .precondition import Preconditioner, narrowed
-from .restarts import INDEFINITE, NOT_FINITE, restarted
+from .restarts import FLOOR, INDEFINITE, NOT_FINITE, restarted
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,13 @@ def _recursion(op: Hessian, r: Tensor, tol: Tensor, active: Tensor, q: Tensor, s
     tol = 0.9 * tol  # a margin, so that rounding in the recursion rarely costs a restart
     index, used = active, 0
     state, indefinite = _start(r, preconditioner)
-    halt = indefinite
+    fitted = torch.zeros_like(indefinite)
     while True:
         size = norm(state.r).double()
-        finite = torch.isfinite(size) & torch.isfinite(state.beta) | halt  # a halted step has changed nothing
-        code[index[indefinite]], code[index[~finite]] = INDEFINITE, NOT_FINITE
+        finite = torch.isfinite(size) & torch.isfinite(state.beta)  # an infinite beta may pass as fitted, with r intact
+        code[index[fitted]], code[index[indefinite]], code[index[~finite]] = FLOOR, INDEFINITE, NOT_FINITE
         drifted = state.eta.abs() <= state.gap  # r is smaller than its distance from the truth: no use in going on
-        stop = (size <= tol) | drifted | ~finite | halt | (steps[index] >= max_steps)
+        stop = (size <= tol) | drifted | ~finite | indefinite | fitted | (steps[index] >= max_steps)
         if bool(stop.any()):
             keep = ~stop
             q[index[stop & finite]] += state.x[stop & finite]
@@ -114,7 +115,7 @@ def _recursion(op: Hessian, r: Tensor, tol: Tensor, active: Tensor, q: Tensor, s
             index, tol, state = index[keep], tol[keep], _State(*(t[keep] for t in state))
             kept = torch.nonzero(keep).flatten()
             op, preconditioner = op.select(kept), narrowed(preconditioner, kept)
-        state, indefinite, halt = _step(state, op, preconditioner)
+        state, indefinite, fitted = _step(state, op, preconditioner)
         used += index.numel()
         steps[index] += 1
 
@@ -129,7 +130,10 @@ def _start(r: Tensor, preconditioner: Preconditioner | None) -> tuple[_State, Te
 
 
 def _step(state: _State, op: Hessian, preconditioner: Preconditioner | None) -> tuple[_State, Tensor, Tensor]:
-    """One step; where the preconditioner is not positive definite (k,), and where x and r had to stay (k,)."""
+    """One step; where the preconditioner is not positive definite (k,), and where r had nothing left to lose (k,).
+
+    In both places x and r stay as they are.
+    """
     b, x, r, v, v_old, mv, w, w_old, beta, beta_old, c, c_old, s, s_old, eta, column, gap = state
     z = mv / expand(beta, mv)
     hz = op(z)
@@ -143,16 +147,17 @@ def _step(state: _State, op: Hessian, preconditioner: Preconditioner | None) -> 
     column = torch.maximum(column, torch.hypot(delta, beta_new))
     pivot = c * delta - c_old * s * beta
     # |eta| times this is ||H r|| before the step. Once it is all rounding, r is orthogonal to the range of a singular
-    # H: there is nothing left to gain, and pivot / rho would be noise that is multiplied by a vector of the null space.
+    # H: x is a least-squares solution, and pivot / rho would be noise that is multiplied by a vector of the null space.
     slope = torch.hypot(pivot, c * beta_new)
-    halt = indefinite | (slope <= 100 * torch.finfo(r.dtype).eps * column) & torch.isfinite(slope)
+    fitted = slope <= 100 * torch.finfo(r.dtype).eps * column
+    halt = indefinite | fitted
     rho = torch.where(halt, 1.0, torch.hypot(pivot, beta_new))
     c_new, s_new = torch.where(halt, 0.0, pivot / rho), torch.where(halt, 1.0, beta_new / rho)
     w_new = (z - expand(s_old * beta, w) * w_old - expand(s * delta + c_old * c * beta, w) * w) / expand(rho, w)
     x = x + expand(c_new * eta, x) * w_new
     r = expand(s_new * s_new, r) * r - expand(c_new * eta / rho, r) * v_new
     state = _State(b, x, r, v_new, v, mv, w_new, w, beta_new, beta, c_new, c, s_new, s, -s_new * eta, column, gap)
-    return state, indefinite, halt
+    return state, indefinite, fitted
 
 
 def _weighted(v: Tensor, preconditioner: Preconditioner | None) -> tuple[Tensor, Tensor, Tensor]:

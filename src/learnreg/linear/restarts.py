@@ -19,7 +19,7 @@ CONVERGED, MAX_STEPS, NOT_FINITE, INDEFINITE, FLOOR = range(5)
 
 # recursion(op, r, tol, active, q, steps, code, preconditioner, max_steps) -> Hessian products spent: one run from the
 # residual r (k, ...) of the k images ``active``, whose entries of q (b, ...), steps (b,) and code (b,) it writes in
-# place. It only nominates an image as solved; its verdicts are NOT_FINITE and INDEFINITE. One product is one step.
+# place. It only nominates an image as solved: its verdicts are those of failure. One product is one step.
 Recursion = Callable[
     [Hessian, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Preconditioner | None, int], int]
 
@@ -51,7 +51,7 @@ def restarted(recursion: Recursion, matvec: Hessian, b: Tensor, tol: float | Ten
             break
         op = matvec if active.numel() == size else matvec.select(active)
         if fresh:  # q = 0: the residual is b itself
-            r = b[active].clone()
+            r = b[active]
         else:
             r = b[active] - op(q[active])
             products += active.numel()

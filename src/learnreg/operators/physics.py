@@ -201,9 +201,9 @@ def _widened(physics: torch.nn.Module) -> torch.nn.Module:
     """``physics`` with its tensors in float64; deepinv's tomography also keeps a dtype and an adjoint made for it."""
     for module in physics.modules():
         if getattr(module, "dtype", None) == torch.float32:
-            module.dtype = torch.float64
+            setattr(module, "dtype", torch.float64)  # noqa: B010 - not one of torch's own attributes
         if getattr(module, "_auto_grad_adjoint_fn", None) is not None:
-            module._auto_grad_adjoint_fn = None
+            setattr(module, "_auto_grad_adjoint_fn", None)  # noqa: B010
     return physics._apply(_promoted)
 
 

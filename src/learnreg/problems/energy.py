@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..core.batch import check_images
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
-from ..core.errors import InputError
+from ..core.errors import InputError, MissingPropertyError
 from ..core.params import with_theta
 from ..core.protocols import Hessian
 from ..operators.physics import LinearMap
@@ -183,6 +183,29 @@ class EnergyAt:
         of_data = self.energy.fidelity.mean_curvature(self.energy.operator, x)
         of_regularizer = self.energy.certificate("mean_curvature", x)
         return None if of_regularizer is None else of_data + of_regularizer
+
+    @torch.no_grad()
+    def dual_start(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The slopes of the regularizer's potentials at x as variables of their own (see ``solvers.newton``)."""
+        return self._dual("dual_start")(x)
+
+    @torch.no_grad()
+    def dual_linearize(self, x: Tensor, dual: tuple[Tensor, ...]) -> _DataPlusRegularizer:
+        """The Hessian of the primal-dual Newton method."""
+        return _DataPlusRegularizer(self.energy, self._dual("dual_linearize")(x, dual))
+
+    @torch.no_grad()
+    def dual_update(self, x: Tensor, dual: tuple[Tensor, ...], move: Tensor) -> tuple[Tensor, ...]:
+        """The dual variable after x has moved by ``move``."""
+        return self._dual("dual_update")(x, dual, move)
+
+    def _dual(self, name: str) -> Any:
+        method = getattr(self.energy.regularizer, name, None)
+        if method is None:
+            raise MissingPropertyError(
+                "regularizer", given=f"{type(self.energy.regularizer).__name__} without {name}",
+                expected="a dual variable", remedy="Use solver='newton' or solver='lbfgs', which need none.")
+        return method
 
     def effort(self) -> float:
         """What a gradient costs, in operations on one vector of pixels; a rough number that steers ``auto``."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
-from ..core.errors import InputError
+from ..core.errors import InputError, MissingPropertyError
 from ..core.protocols import Hessian
 from ..core.ranges import check_positive
 
@@ -77,6 +77,24 @@ class Regularizer(nn.Module):
     def mean_curvature(self, x: Tensor) -> MeanCurvature | None:
         """Averages of the Hessian around x (b, c, h, w), for preconditioners; None if not offered."""
         return None
+
+    def dual_start(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Slopes p of the potentials at x, for the primal-dual Newton method; tensors (b, ...).
+
+        Raises:
+            MissingPropertyError: this regularizer has no such splitting.
+        """
+        raise MissingPropertyError("regularizer", given=f"{type(self).__name__}, which has no dual variable",
+                                   expected="potentials of linear maps of x, as TV and FoE",
+                                   remedy="Use solver='newton' or solver='lbfgs'.")
+
+    def dual_linearize(self, x: Tensor, dual: tuple[Tensor, ...]) -> Hessian:
+        """The Hessian with the curvatures of the primal-dual Newton method."""
+        raise NotImplementedError
+
+    def dual_update(self, x: Tensor, dual: tuple[Tensor, ...], move: Tensor) -> tuple[Tensor, ...]:
+        """p after x has moved, by its linearized equation, kept in |p| <= 1."""
+        raise NotImplementedError
 
     def hessian_lipschitz(self) -> Bound:
         """Lipschitz constant of x -> Hessian of R in the spectral norm, for every x."""
@@ -179,6 +197,23 @@ class Sum(Regularizer):
         known = [m for m in (r.mean_curvature(x) for r in self._parts()) if m is not None]
         return sum(known[1:], known[0]) if len(known) == len(self.terms) else None
 
+    def _shares(self, x: Tensor, dual: tuple[Tensor, ...]) -> Iterable[tuple[Regularizer, tuple[Tensor, ...]]]:
+        """Every term with its part of the dual variable; a term without potentials has none."""
+        rest = list(dual)
+        for r in self._parts():
+            count = len(r.dual_start(x[:1]))
+            yield r, tuple(rest[:count])
+            rest = rest[count:]
+
+    def dual_start(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(p for r in self._parts() for p in r.dual_start(x))
+
+    def dual_linearize(self, x: Tensor, dual: tuple[Tensor, ...]) -> _Combined:
+        return _Combined([(1.0, r.dual_linearize(x, p)) for r, p in self._shares(x, dual)])
+
+    def dual_update(self, x: Tensor, dual: tuple[Tensor, ...], move: Tensor) -> tuple[Tensor, ...]:
+        return tuple(new for r, p in self._shares(x, dual) for new in r.dual_update(x, p, move))
+
     def hessian_lipschitz(self) -> Bound:
         return sum((r.hessian_lipschitz() for r in self._parts()), Bound.exact(0.0))
 
@@ -245,6 +280,15 @@ class Scaled(Regularizer):
     def mean_curvature(self, x: Tensor) -> MeanCurvature | None:
         mean = self.regularizer.mean_curvature(x)
         return None if mean is None else self.factor * mean
+
+    def dual_start(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.regularizer.dual_start(x)
+
+    def dual_linearize(self, x: Tensor, dual: tuple[Tensor, ...]) -> _Combined:
+        return _Combined([(self.factor, self.regularizer.dual_linearize(x, dual))])
+
+    def dual_update(self, x: Tensor, dual: tuple[Tensor, ...], move: Tensor) -> tuple[Tensor, ...]:
+        return self.regularizer.dual_update(x, dual, move)
 
     def hessian_lipschitz(self) -> Bound:
         return self.factor * self.regularizer.hessian_lipschitz()

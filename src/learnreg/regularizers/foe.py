@@ -158,14 +158,29 @@ class FoE(Regularizer):
 
     def linearize(self, x: Tensor) -> LinearizedHessian:
         self._check(x)
-        bank, padding = self._bank(), self.padding
-        weights = torch.cat([profiles.curvature(correlate(x[i], bank.forward, padding)) for i in self._chunks(x)])
+        bank = self._bank()
+        return LinearizedHessian(self._product, torch.cat(
+            [profiles.curvature(correlate(x[i], bank.forward, self.padding)) for i in self._chunks(x)]))
 
-        def product(v: Tensor, curvature: Tensor) -> Tensor:
-            return torch.cat([correlate_adjoint(correlate(v[i], bank.forward, padding).mul_(curvature[i]),
-                                                bank.adjoint, padding) for i in self._chunks(v)])
+    def _product(self, v: Tensor, curvature: Tensor) -> Tensor:
+        """sum_k (w_k / nu_k) C_k^T (curvature_k * C_k v)."""
+        bank = self._bank()
+        return torch.cat([correlate_adjoint(correlate(v[i], bank.forward, self.padding).mul_(curvature[i]),
+                                            bank.adjoint, self.padding) for i in self._chunks(v)])
 
-        return LinearizedHessian(product, weights)
+    def _features(self, x: Tensor) -> Tensor:
+        """u_k = C_k x / nu_k of all images at once, (b, K, h, w)."""
+        self._check(x)
+        return correlate(x, self._bank().forward, self.padding)
+
+    def dual_start(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (profiles.slope(self._features(x)),)
+
+    def dual_linearize(self, x: Tensor, dual: tuple[Tensor, ...]) -> LinearizedHessian:
+        return LinearizedHessian(self._product, profiles.dual_curvature(self._features(x), dual[0]))
+
+    def dual_update(self, x: Tensor, dual: tuple[Tensor, ...], move: Tensor) -> tuple[Tensor, ...]:
+        return (profiles.dual_step(self._features(x), dual[0], self._features(move)),)
 
     def directional(self, x: Tensor, v: Tensor) -> Tensor:
         self._check(x)

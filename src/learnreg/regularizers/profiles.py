@@ -62,5 +62,17 @@ def third_sup_radial(size: Tensor, radius: Tensor | float) -> Tensor:
     return (2 / math.sqrt(3) / (1 + nearest * nearest)).clamp_max(THIRD_MAX)
 
 
+def dual_curvature(u: Tensor, p: Tensor) -> Tensor:
+    """(1 - p u / s) / s: the curvature with the slope p as a variable of its own; s^-3 where p = u / s."""
+    s = torch.sqrt(1 + u * u)
+    return (1 - p * u / s) / s
+
+
+def dual_step(u: Tensor, p: Tensor, du: Tensor) -> Tensor:
+    """p after u has moved by du: s p + (u / s) p du = u + du solved for the new p, kept in [-1, 1]."""
+    s = torch.sqrt(1 + u * u)
+    return ((u + du - p * u / s * du) / s).clamp_(-1, 1)
+
+
 def _one(u: Tensor) -> Tensor:
     return torch.ones((), dtype=u.dtype, device=u.device)

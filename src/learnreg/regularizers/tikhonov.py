@@ -51,6 +51,15 @@ class Tikhonov(Regularizer):
         weight = math.exp(self.log_weight.item())
         return MeanCurvature(torch.full_like(x, weight), x.new_full((*x.shape[:-1], x.shape[-1] // 2 + 1), weight))
 
+    def dual_start(self, x: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+    def dual_linearize(self, x: Tensor, dual: tuple[Tensor, ...]) -> LinearizedHessian:
+        return self.linearize(x)
+
+    def dual_update(self, x: Tensor, dual: tuple[Tensor, ...], move: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
     def hessian_lipschitz(self) -> Bound:
         return Bound.exact(0.0)
 

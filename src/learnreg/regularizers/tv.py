@@ -89,6 +89,35 @@ class TV(Regularizer):
 
         return LinearizedHessian(product, scale * inverse, u * inverse)
 
+    def dual_start(self, x: Tensor) -> tuple[Tensor, ...]:
+        _, nu = self._scales()
+        return (self._flux(self._differences(x).div_(nu)),)
+
+    def dual_linearize(self, x: Tensor, dual: tuple[Tensor, ...]) -> LinearizedHessian:
+        """Weights (w / nu) (1 - sym(p u^T) / s) / s; positive semidefinite as long as |p| <= 1."""
+        w, nu = self._scales()
+        u, p = self._differences(x).div_(nu), dual[0]
+        if not self.isotropic:
+            return LinearizedHessian(lambda v, c: gradient_adjoint(gradient(v).mul_(c)),
+                                     profiles.dual_curvature(u, p).mul_(w / nu))
+        inverse = torch.rsqrt(1 + u.square().sum(dim=1, keepdim=True))
+
+        def product(v: Tensor, weight: Tensor, unit: Tensor, p: Tensor) -> Tensor:
+            d = gradient(v)
+            along, across = (unit * d).sum(dim=1, keepdim=True), (p * d).sum(dim=1, keepdim=True)
+            return gradient_adjoint((d - 0.5 * (p * along + unit * across)).mul_(weight))
+
+        return LinearizedHessian(product, w / nu * inverse, u * inverse, p)
+
+    def dual_update(self, x: Tensor, dual: tuple[Tensor, ...], move: Tensor) -> tuple[Tensor, ...]:
+        _, nu = self._scales()
+        u, du, p = self._differences(x).div_(nu), self._differences(move).div_(nu), dual[0]
+        if not self.isotropic:
+            return (profiles.dual_step(u, p, du),)
+        inverse = torch.rsqrt(1 + u.square().sum(dim=1, keepdim=True))
+        new = (u + du - p * (u * du).sum(dim=1, keepdim=True) * inverse) * inverse
+        return (new / torch.linalg.vector_norm(new, dim=1, keepdim=True).clamp_min(1.0),)
+
     def directional(self, x: Tensor, v: Tensor) -> Tensor:
         u = self._differences(x) / self.log_smoothing.exp()
         inner = u.square().sum(dim=1, keepdim=True) if self.isotropic else u.square()

@@ -3,6 +3,8 @@
 from .agd import AGD
 from .iterate import minimize
 from .lbfgs import LBFGS
+from .newton import NewtonCG, PrimalDualNewton
+from .nmapg import NmAPG
 from .solve import solve
 
-__all__ = ["AGD", "LBFGS", "minimize", "solve"]
+__all__ = ["AGD", "LBFGS", "NewtonCG", "PrimalDualNewton", "NmAPG", "minimize", "solve"]

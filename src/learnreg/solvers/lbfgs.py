@@ -5,11 +5,7 @@ Recursion (Nocedal and Wright, Numerical Optimization, Algorithms 7.4 and 7.5), 
 with H_k the BFGS update of gamma P over the last pairs (s, y), gamma = <s, y> / <y, P y>. P is the inverse of averaged
 curvature (``linear.circulant``), made anew at x_k every few steps; the identity where the potential offers no averages.
 
-Line search, gradients only: with slope(alpha) = <grad h(x_k + alpha d_k), d_k> a trial is accepted when
-    slope(alpha) <= RISE |slope(0)|
-(the approximate Wolfe condition of Hager and Zhang, SIAM J. Optim. 2005), otherwise alpha is cut by the secant rule.
-An image whose gradient norm has not halved for a while is held to slope(alpha) <= DESCENT slope(0) < 0 instead, which
-for a convex h implies the Armijo decrease h(x_{k+1}) <= h(x_k) + DESCENT alpha slope(0).
+The line search is that of ``linesearch``: gradients only, one trial a step.
 """
 
 from __future__ import annotations
@@ -24,10 +20,7 @@ from ..core.cost import Cost
 from ..core.protocols import Potential
 from ..core.ranges import check_number
 from ..linear.circulant import Preconditioner, preconditioner
-
-RISE, DESCENT = 0.8, 1e-4
-PATIENCE = 15
-"""Trials without a halved gradient norm after which an image is held to the proven decrease."""
+from .linesearch import accepts, shorter, watch
 
 REJECTIONS = 12
 """Rejected trials in a row after which the history of an image is dropped."""
@@ -97,8 +90,7 @@ class LBFGS:
         trial = state.point + move
         g = f.grad(trial)
         slope = dot(g, state.d)
-        safe = state.waiting > PATIENCE
-        accepted = ~(slope > torch.where(safe, DESCENT, -RISE) * state.slope)  # a NaN passes, for the loop to see
+        accepted = accepts(slope, state.slope, state.waiting)
         count, cost, P = state.count + 1, Cost(gradients=trial.shape[0]), state.P
         keep = expand(accepted, trial)
         pair = _pair(move, g - state.g, accepted)
@@ -113,11 +105,11 @@ class LBFGS:
         anew = accepted | hopeless
         d = torch.where(expand(anew, g), -_apply(pairs, P, g, 1.0 if P else _blind(f)), state.d)
         size = norm(g)
-        halved = size < 0.5 * state.best
-        cut = (state.slope / (state.slope - slope)).clamp(0.1, 0.5).nan_to_num(0.1)
-        return LBFGSState(point, g, d, dot(g, d), torch.where(anew, 1.0, state.alpha * cut), size,
-                          torch.where(halved, size, state.best), torch.where(halved, 0, state.waiting + 1),
-                          torch.where(hopeless, 0, rejected), pairs, P, count, cost)
+        best, waiting = watch(size, state.best, state.waiting)
+        alpha = torch.where(anew, 1.0, shorter(state.alpha, slope, state.slope))
+        return LBFGSState(point, g, d, dot(g, d), alpha, size, best, waiting, torch.where(hopeless, 0, rejected), pairs,
+                          P, count, cost)
+
 
 
 def _blind(f: Potential) -> float:

@@ -12,8 +12,12 @@ from ..core.protocols import Potential, Solver
 from ..linear.circulant import Preconditioner
 from .agd import AGD
 from .lbfgs import LBFGS, averaged
+from .newton import NewtonCG, PrimalDualNewton
+from .nmapg import NmAPG
 
-SOLVERS: dict[str, Callable[[], Solver]] = {"agd": AGD, "lbfgs": LBFGS}
+SOLVERS: dict[str, Callable[[], Solver]] = {
+    "agd": AGD, "lbfgs": LBFGS, "newton": NewtonCG, "primal_dual_newton": PrimalDualNewton,
+    "nmapg": NmAPG}
 
 OWN_WORK = {"agd": 6.0, "lbfgs": 35.0}
 """What a step costs besides its gradient, in operations on one vector of pixels (measured)."""

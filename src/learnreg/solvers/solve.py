@@ -98,7 +98,7 @@ def solve_potential(f: Potential, eps: float | Tensor, x0: Tensor, solver: str |
 
 def _part(f: Potential, eps: Tensor, x0: Tensor, method: Solver, index: Tensor, start: Tensor,
           **limits: Any) -> Solution:
-    """``minimize`` for some images of the batch, in the type of ``start``; part of eps is kept for rounding them back."""
+    """``minimize`` for some images of the batch, in the type of ``start``; part of eps pays for rounding them back."""
     potential = f if index.numel() == x0.shape[0] else f.select(index)
     if start.dtype == x0.dtype:
         return minimize(potential, eps[index], method, start, **limits)
