@@ -6,44 +6,12 @@ import math
 
 import pytest
 import torch
+from tests.linear.cases import Matrices, normal, residual, spd
 from torch import Tensor
 
 from learnreg.core.errors import InputError
 from learnreg.core.status import Status
 from learnreg.linear import CG, cg
-
-
-class Matrices:
-    """H_i v per image, and how often each image was asked for."""
-
-    def __init__(self, h: Tensor, calls: Tensor | None = None, index: Tensor | None = None) -> None:
-        self.h = h
-        self.calls = torch.zeros(h.shape[0], dtype=torch.int64) if calls is None else calls
-        self.index = torch.arange(h.shape[0]) if index is None else index
-
-    def __call__(self, v: Tensor) -> Tensor:
-        assert v.shape[0] == self.h.shape[0]
-        self.calls[self.index] += 1
-        return torch.einsum("bij,bj->bi", self.h, v)
-
-    def select(self, index: Tensor) -> Matrices:
-        return Matrices(self.h[index], self.calls, self.index[index])
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def spd(images: int, n: int, condition: float | Tensor, seed: int = 0) -> Tensor:
-    """Symmetric matrices with eigenvalues spread geometrically over [1, condition]."""
-    exponent = torch.linspace(0, 1, n, dtype=torch.float64)
-    spectrum = torch.as_tensor(condition, dtype=torch.float64).view(-1, 1) ** exponent
-    basis = torch.linalg.qr(normal(images, n, n, seed=seed)).Q
-    return (basis * spectrum[:, None, :]) @ basis.mT
-
-
-def residual(h: Tensor, q: Tensor, b: Tensor) -> Tensor:
-    return (b.double() - torch.einsum("bij,bj->bi", h.double(), q.double())).norm(dim=1)
 
 
 @pytest.mark.parametrize("condition", [1.0, 30.0, 1e4, 1e6])

@@ -18,7 +18,7 @@ class Cost:
         hessian_products: Hessian-vector products (CG, residual checks, power iterations, error estimates).
         linearizations: Hessians made ready at a point, and averages of them for preconditioners.
         mixed_products: products with the mixed derivative, one reverse-mode call each.
-        cg_steps: conjugate-gradient steps.
+        cg_steps: steps of conjugate gradients or MINRES.
         power_iterations: power iterations (each is a Hessian product as well).
     """
 

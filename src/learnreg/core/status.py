@@ -15,7 +15,7 @@ class Status(Enum):
                       "ask for a larger eps or use float64")
     MAX_STEPS = "the largest number of steps was reached before the accuracy; raise max_steps or loosen eps"
     NOT_FINITE = "NaN or Inf appeared; check the input and the parameters"
-    INDEFINITE = "the matrix is not positive definite, so conjugate gradients do not apply"
+    INDEFINITE = "the matrix or its preconditioner is not positive definite; MINRES takes any symmetric matrix"
     BUDGET = "the budget was used up before the accuracy was reached"
 
     @property

@@ -13,7 +13,7 @@ from ..core.cost import Cost
 from ..core.params import trainable
 from ..core.results import Hypergradient, Solution
 from ..linear.cg import CG
-from ..linear.circulant import Preconditioner
+from ..linear.precondition import Preconditioner
 from ..solvers.select import adjoint_preconditioner
 from . import error_bound
 

@@ -70,7 +70,7 @@ def _recursion(op: Hessian, r: Tensor, tol: Tensor, active: Tensor, q: Tensor, s
         used += index.numel()
         steps[index] += 1
         curvature = dot(p, h)
-        indefinite = ~(curvature > 0) & torch.isfinite(curvature)
+        indefinite = ~((curvature > 0) & (rz > 0)) & torch.isfinite(curvature)  # of H, or of the preconditioner
         alpha = torch.where(indefinite, 0.0, rz / curvature)
         x = x + expand(alpha, x) * p
         r = r - expand(alpha, r) * h

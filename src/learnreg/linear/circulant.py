@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..core.batch import expand
 from ..core.curvature import MeanCurvature
 
 Kind = Literal["diagonal", "circulant", "scaled"]
@@ -17,7 +18,7 @@ SMALLEST = 1e-6
 
 
 @dataclass(frozen=True)
-class Preconditioner:
+class ImagePreconditioner:
     """r -> S F^-1 diag(1 / symbol) F S r with a diagonal scaling S; either part may be missing (None).
 
     Every part is per image, so an image does not see its neighbours, and symmetric positive definite.
@@ -37,12 +38,12 @@ class Preconditioner:
             out = torch.fft.irfft2(torch.fft.rfft2(out).mul_(self.inverse_symbol), s=r.shape[-2:])
         return out if self.scaling is None else out * self.scaling
 
-    def select(self, index: Tensor) -> Preconditioner:
+    def select(self, index: Tensor) -> ImagePreconditioner:
         """The images ``index`` of the batch."""
-        return Preconditioner(*(None if t is None else t[index] for t in (self.scaling, self.inverse_symbol)))
+        return ImagePreconditioner(*(None if t is None else t[index] for t in (self.scaling, self.inverse_symbol)))
 
 
-def preconditioner(mean: MeanCurvature, kind: Kind = "scaled") -> Preconditioner:
+def preconditioner(mean: MeanCurvature, kind: Kind = "scaled") -> ImagePreconditioner:
     """The inverse of a Hessian as far as its averages show it.
 
     ``diagonal``: D^-1. ``circulant``: C^-1 with the mean symbol, as T. Chan (SIAM J. Sci. Stat. Comput. 1988) does for
@@ -51,13 +52,13 @@ def preconditioner(mean: MeanCurvature, kind: Kind = "scaled") -> Preconditioner
     """
     d, symbol = _floored(mean.diagonal), _floored(mean.symbol)
     if kind == "diagonal":
-        return Preconditioner(d.rsqrt(), None)
+        return ImagePreconditioner(d.rsqrt(), None)
     if kind == "circulant":
-        return Preconditioner(None, symbol.reciprocal())
-    average = d.flatten(1).mean(dim=1).view(-1, *[1] * (d.dim() - 1))
-    return Preconditioner((average / d).sqrt_(), symbol.reciprocal())
+        return ImagePreconditioner(None, symbol.reciprocal())
+    average = expand(d.flatten(1).mean(dim=1), d)
+    return ImagePreconditioner((average / d).sqrt_(), symbol.reciprocal())
 
 
 def _floored(t: Tensor) -> Tensor:
-    largest = t.flatten(1).amax(dim=1).view(-1, *[1] * (t.dim() - 1))
-    return torch.maximum(t, SMALLEST * largest)
+    largest = t.flatten(1).amax(dim=1).clamp_min(torch.finfo(t.dtype).tiny / SMALLEST)
+    return torch.maximum(t, SMALLEST * expand(largest, t))

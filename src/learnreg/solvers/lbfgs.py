@@ -19,7 +19,7 @@ from ..core.batch import dot, expand, norm
 from ..core.cost import Cost
 from ..core.protocols import Potential
 from ..core.ranges import check_number
-from ..linear.circulant import Preconditioner, preconditioner
+from ..linear.circulant import ImagePreconditioner, preconditioner
 from .linesearch import accepts, shorter, watch
 
 REJECTIONS = 12
@@ -43,7 +43,7 @@ class LBFGSState:
     waiting: Tensor
     rejected: Tensor
     pairs: tuple[Pair, ...]
-    P: Preconditioner | None
+    P: ImagePreconditioner | None
     count: int
     cost: Cost
 
@@ -117,7 +117,7 @@ def _blind(f: Potential) -> float:
     return 4.0 / f.bounds().L.value
 
 
-def averaged(f: Potential, x: Tensor) -> tuple[Preconditioner | None, Cost]:
+def averaged(f: Potential, x: Tensor) -> tuple[ImagePreconditioner | None, Cost]:
     """The preconditioner at x and what it cost; None where the potential offers no averages."""
     offer = getattr(f, "mean_curvature", None)
     mean = None if offer is None else offer(x)
@@ -131,7 +131,7 @@ def _pair(s: Tensor, y: Tensor, accepted: Tensor) -> Pair:
     return s, y, torch.where(good, 1 / curvature, 0.0)
 
 
-def _apply(pairs: tuple[Pair, ...], P: Preconditioner | None, g: Tensor, blind: float) -> Tensor:
+def _apply(pairs: tuple[Pair, ...], P: ImagePreconditioner | None, g: Tensor, blind: float) -> Tensor:
     """H g by the two-loop recursion; a pair with 1 / <s, y> = 0 does nothing."""
     q, factors = g, []
     for s, y, rho in reversed(pairs):
@@ -144,7 +144,7 @@ def _apply(pairs: tuple[Pair, ...], P: Preconditioner | None, g: Tensor, blind: 
     return z
 
 
-def _scaled(newest: Pair, P: Preconditioner | None, q: Tensor, blind: float) -> Tensor:
+def _scaled(newest: Pair, P: ImagePreconditioner | None, q: Tensor, blind: float) -> Tensor:
     """gamma P q with gamma from the newest pair, ``blind`` for an image where that is switched off."""
     _, y, rho = newest
     gamma = torch.where(rho > 0, 1 / (rho * dot(y, y if P is None else P(y))), blind)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core.cost import Cost
 from ..core.errors import InputError
 from ..core.protocols import Potential, Solver
-from ..linear.circulant import Preconditioner
+from ..linear.precondition import Preconditioner
 from .agd import AGD
 from .lbfgs import LBFGS, averaged
 from .newton import NewtonCG, PrimalDualNewton
