@@ -1,10 +1,11 @@
 """Lower-level solvers: one step of an algorithm each, one loop for all."""
 
 from .agd import AGD
+from .certify import Distance, certify
 from .iterate import minimize
 from .lbfgs import LBFGS
 from .newton import NewtonCG, PrimalDualNewton
 from .nmapg import NmAPG
 from .solve import solve
 
-__all__ = ["AGD", "LBFGS", "NewtonCG", "PrimalDualNewton", "NmAPG", "minimize", "solve"]
+__all__ = ["AGD", "LBFGS", "NewtonCG", "PrimalDualNewton", "NmAPG", "Distance", "certify", "minimize", "solve"]

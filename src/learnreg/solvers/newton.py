@@ -111,7 +111,8 @@ class PrimalDualNewton:
     def step(self, f: Any, state: NewtonState) -> NewtonState:
         """One Newton step of x, and p by its linearized equation."""
         moved, move = _step(self, f, state, lambda x: f.dual_linearize(x, state.dual))
-        return replace(moved, dual=f.dual_update(state.point, state.dual, move))
+        cost = moved.cost + Cost(linearizations=move.shape[0])
+        return replace(moved, dual=f.dual_update(state.point, state.dual, move), cost=cost)
 
 
 def _check(settings: NewtonCG | PrimalDualNewton) -> None:
@@ -122,7 +123,7 @@ def _check(settings: NewtonCG | PrimalDualNewton) -> None:
 def _start(f: Potential, x0: Tensor, dual: tuple[Tensor, ...]) -> NewtonState:
     g = f.grad(x0)
     size, waiting = norm(g), torch.zeros(x0.shape[0], dtype=torch.int64, device=x0.device)
-    return NewtonState(x0, g, size, size, waiting, dual, Cost(gradients=x0.shape[0], linearizations=bool(dual)))
+    return NewtonState(x0, g, size, size, waiting, dual, Cost(gradients=x0.shape[0], linearizations=x0.shape[0] * bool(dual)))
 
 
 def _step(settings: NewtonCG | PrimalDualNewton, f: Potential, state: NewtonState,
