@@ -15,9 +15,10 @@ _ROOMS = ("core", "data", "hypergradients", "learners", "linear", "metrics", "mo
 _HOME = {
     "Bound": "core", "Kind": "core", "Cost": "core", "Status": "core", "LearnregError": "core", "InputError": "core",
     "SolveError": "core", "Energy": "problems", "L2": "problems", "SquaredError": "problems",
-    "BilevelProblem": "problems", "solve": "solvers", "certify": "solvers", "hypergradient": "hypergradients", "Implicit": "hypergradients",
-    "Reconstructor": "hypergradients.layer", "learn": "learners", "MAID": "learners", "FixedAccuracy": "learners",
-    "Budget": "learners", "Run": "learners", "Report": "reports", "load_model": "models", "save_model": "models",
+    "BilevelProblem": "problems", "solve": "solvers", "certify": "solvers", "hypergradient": "hypergradients",
+    "Implicit": "hypergradients", "Reconstructor": "hypergradients.layer", "learn": "learners", "MAID": "learners",
+    "FixedAccuracy": "learners", "Budget": "learners", "Run": "learners", "Report": "reports",
+    "load_model": "models", "save_model": "models",
 }
 
 __all__ = [*_ROOMS, *_HOME]  # names resolved by __getattr__

@@ -50,7 +50,7 @@ class Distance:
 
     def __repr__(self) -> str:
         low, high = float(self.at_least.max()), float(self.certified.max())
-        return (f"Distance({self.certified.numel()} images; the farthest: {self.kind.label} in [{low:.2e}, {high:.2e}], "
+        return (f"Distance({self.certified.numel()} images, the farthest {self.kind.label} in [{low:.2e}, {high:.2e}], "
                 f"estimated {float(self.estimated.max()):.2e}, from the gradient alone "
                 f"{float(self.from_gradient.max()):.2e}; {self.cost})")
 

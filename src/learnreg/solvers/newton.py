@@ -123,7 +123,9 @@ def _check(settings: NewtonCG | PrimalDualNewton) -> None:
 def _start(f: Potential, x0: Tensor, dual: tuple[Tensor, ...]) -> NewtonState:
     g = f.grad(x0)
     size, waiting = norm(g), torch.zeros(x0.shape[0], dtype=torch.int64, device=x0.device)
-    return NewtonState(x0, g, size, size, waiting, dual, Cost(gradients=x0.shape[0], linearizations=x0.shape[0] * bool(dual)))
+    images = x0.shape[0]
+    cost = Cost(gradients=images, linearizations=images if dual else 0)
+    return NewtonState(x0, g, size, size, waiting, dual, cost)
 
 
 def _step(settings: NewtonCG | PrimalDualNewton, f: Potential, state: NewtonState,
