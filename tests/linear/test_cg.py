@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
@@ -229,3 +230,19 @@ def test_one_tolerance_or_one_per_image():
 def test_solutions_speak():
     solution = cg(Matrices(spd(2, 4, 2.0)), normal(2, 4), 1e-8)
     assert "2 images" in repr(solution) and "hessian products" in repr(solution)
+
+
+@pytest.mark.parametrize("interval", [3, 8])
+def test_looking_seldom_changes_no_answer(interval, monkeypatch):
+    """As on a GPU: between two looks of the host, finished images wait, exact zeros and indefinite ones included."""
+    module = importlib.import_module("learnreg.linear.cg")
+    h, b = spd(5, 12, torch.tensor([1.0, 3, 10, 30, 100])), normal(5, 12)
+    h[3] = 2 * torch.eye(12).double()  # solved exactly in one step
+    often = cg(Matrices(h), b, 1e-6)
+    h[4, 0, 0] = -50.0
+    monkeypatch.setattr(module, "CPU_INTERVAL", interval)
+    seldom = cg(Matrices(h), b, 1e-6)
+    assert seldom.status == (*[Status.CONVERGED] * 4, Status.INDEFINITE)
+    assert (seldom.residual[:4] <= 1e-6).all() and torch.isfinite(seldom.value).all()
+    torch.testing.assert_close(seldom.value[:4], often.value[:4], rtol=0, atol=2e-6)
+    assert ((seldom.steps[:4] >= often.steps[:4]) & (seldom.steps[:4] < often.steps[:4] + interval)).all()

@@ -17,6 +17,9 @@ from ..core.results import LinearSolution
 from .precondition import Preconditioner, narrowed
 from .restarts import INDEFINITE, NOT_FINITE, restarted
 
+CPU_INTERVAL, GPU_INTERVAL = 1, 8
+"""The host looks at the residuals every so many steps; on a GPU seldom, so that the queue never runs dry."""
+
 
 @dataclass(frozen=True)
 class CG:
@@ -64,30 +67,39 @@ def _recursion(op: Hessian, r: Tensor, tol: Tensor, active: Tensor, q: Tensor, s
     x = q[active]
     z = r if preconditioner is None else preconditioner(r)
     p, rz = z.clone(), dot(r, z)
-    index, used = active, 0
+    index, used, since = active, 0, 0
+    indefinite = torch.zeros_like(rz, dtype=torch.bool)
+    frozen = indefinite.clone()  # images that are done but not yet looked at
+    interval = GPU_INTERVAL if r.is_cuda else CPU_INTERVAL
     while True:
         h = op(p)
-        used += index.numel()
-        steps[index] += 1
+        used, since = used + index.numel(), since + 1
         curvature = dot(p, h)
-        indefinite = ~((curvature > 0) & (rz > 0)) & torch.isfinite(curvature)  # of H, or of the preconditioner
-        alpha = torch.where(indefinite, 0.0, rz / curvature)
-        x = x + expand(alpha, x) * p
-        r = r - expand(alpha, r) * h
-        size = norm(r).double()
-        finite = torch.isfinite(size)
-        code[index[indefinite]] = INDEFINITE
-        stop = (size <= tol) | ~finite | indefinite | (steps[index] >= max_steps)
-        if bool(stop.any()):
-            keep = ~stop
-            q[index[stop & finite]] = x[stop & finite]
-            code[index[~finite]] = NOT_FINITE
-            if not bool(keep.any()):
-                return used
-            index, tol, x, r, p, rz = index[keep], tol[keep], x[keep], r[keep], p[keep], rz[keep]
-            kept = torch.nonzero(keep).flatten()
-            op, preconditioner = op.select(kept), narrowed(preconditioner, kept)
+        indefinite |= ~((curvature > 0) & (rz > 0) | frozen) & torch.isfinite(curvature)  # H, or the preconditioner
+        alpha = torch.where(indefinite | frozen, 0.0, rz / curvature)
+        x = torch.addcmul(x, expand(alpha, x), p)
+        r = torch.addcmul(r, expand(-alpha, r), h)
+        size = norm(r)
+        if interval > 1:
+            frozen = frozen | indefinite | (size <= tol)
+        if since == interval:
+            steps[index] += since
+            since = 0
+            finite = torch.isfinite(size)
+            stop = (size <= tol) | ~finite | indefinite | (steps[index] >= max_steps)
+            if bool(stop.any()):
+                keep = ~stop
+                q[index[stop & finite]] = x[stop & finite]
+                code[index[indefinite]], code[index[~finite]] = INDEFINITE, NOT_FINITE
+                if not bool(keep.any()):
+                    return used
+                kept = torch.nonzero(keep).flatten()
+                index, tol, x, r, p, rz, indefinite, frozen = (
+                    t[kept] for t in (index, tol, x, r, p, rz, indefinite, frozen))
+                op, preconditioner = op.select(kept), narrowed(preconditioner, kept)
         z = r if preconditioner is None else preconditioner(r)
         new = dot(r, z)
-        p = z + expand(new / rz, p) * p
+        p = torch.addcmul(z, expand(new / rz, p), p)
         rz = new
+        if interval > 1:
+            p = torch.where(expand(frozen, p), 0.0, p)
