@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from learnreg.problems import BilevelProblem, Energy
-from learnreg.regularizers import TV, FoE, Regularizer, Scaled, Sum, Tikhonov
+from learnreg.regularizers import TV, FoE, HuberTV, Regularizer, Scaled, Sum, Tikhonov
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,15 @@ def _plain_tv(r: TV, x: Tensor) -> Tensor:
     return w * sum((torch.sqrt(s + nu**2) - nu).sum(dim=(1, 2, 3)) for s in sizes)
 
 
+def _plain_huber(r: HuberTV, x: Tensor) -> Tensor:
+    w, nu = r.log_weight.exp(), r.log_smoothing.exp()
+    rows, columns = _differences(x)
+    square = rows**2 + columns**2
+    beyond = square > nu**2
+    size = torch.sqrt(torch.where(beyond, square, torch.ones_like(square)))
+    return w * torch.where(beyond, size - nu / 2, square / (2 * nu)).sum(dim=(1, 2, 3))
+
+
 def _plain_foe(r: FoE, x: Tensor) -> Tensor:
     c = r.kernels - r.kernels.mean(dim=(2, 3), keepdim=True) if r.zero_mean else r.kernels
     margin = c.shape[-1] // 2
@@ -108,6 +117,7 @@ def _plain_foe(r: FoE, x: Tensor) -> Tensor:
 PLAIN: dict[type, Callable] = {
     Tikhonov: lambda r, x: 0.5 * r.log_weight.exp() * (x * x).sum(dim=(1, 2, 3)),
     TV: _plain_tv,
+    HuberTV: _plain_huber,
     FoE: _plain_foe,
     Sum: lambda r, x: sum(plain(term, x) for term in r.terms),
     Scaled: lambda r, x: r.factor * plain(r.regularizer, x),

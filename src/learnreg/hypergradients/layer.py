@@ -13,6 +13,7 @@ from ..core.errors import SolveError
 from ..core.params import trainable
 from ..core.status import summarize
 from ..linear.cg import CG
+from ..solvers.select import adjoint_preconditioner
 from ..solvers.solve import solve
 from .implicit import Implicit
 
@@ -82,7 +83,9 @@ class _ImplicitSolve(torch.autograd.Function):
 def backward_solve(energy: Any, y: Tensor, x: Tensor, upstream: Tensor, linear: CG, relative: float) -> Tensor:
     """q with ||H q - upstream|| <= relative ||upstream|| per image."""
     floor = torch.finfo(x.dtype).tiny
-    system = linear(energy.at(y, x).linearize(x), upstream, (relative * norm(upstream)).clamp_min(floor))
+    potential = energy.at(y, x)
+    P, _ = adjoint_preconditioner(potential, x)
+    system = linear(potential.linearize(x), upstream, (relative * norm(upstream)).clamp_min(floor), None, P)
     if not system.ok:
         raise SolveError(f"backward pass: {summarize(system.status)}", system)
     return system.value

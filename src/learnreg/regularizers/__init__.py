@@ -7,10 +7,11 @@ from typing import Any
 from ..core.errors import ModelFileError
 from .base import LinearizedHessian, Regularizer, Scaled, Sum
 from .foe import FoE
+from .huber import HuberTV
 from .tikhonov import Tikhonov
 from .tv import TV
 
-KNOWN: dict[str, type[Regularizer]] = {"TV": TV, "FoE": FoE, "Tikhonov": Tikhonov}
+KNOWN: dict[str, type[Regularizer]] = {"TV": TV, "HuberTV": HuberTV, "FoE": FoE, "Tikhonov": Tikhonov}
 """Classes that a model file can name. A new regularizer adds one line here."""
 
 
@@ -35,4 +36,5 @@ def from_spec(spec: dict[str, Any]) -> Regularizer:
                              ) from error
 
 
-__all__ = ["KNOWN", "TV", "FoE", "LinearizedHessian", "Regularizer", "Scaled", "Sum", "Tikhonov", "from_spec"]
+__all__ = [
+    "KNOWN", "TV", "FoE", "HuberTV", "LinearizedHessian", "Regularizer", "Scaled", "Sum", "Tikhonov", "from_spec"]
