@@ -15,11 +15,12 @@ from learnreg.operators.convolutions import (
     correlate,
     correlate_adjoint,
     kernel_norm_bounds,
+    mean_symbol,
     pad,
     pad_adjoint,
     symbol_bound,
 )
-from learnreg.operators.differences import NORM_SQUARED, gradient, gradient_adjoint
+from learnreg.operators.differences import NORM_SQUARED, gradient, gradient_adjoint, spread, symbols
 
 PADDINGS = ("reflect", "zero")
 
@@ -124,3 +125,38 @@ def test_differences_have_an_exact_adjoint_and_a_bounded_norm(shape):
     assert norm**2 < NORM_SQUARED
     if shape == (1, 12, 12):
         assert norm**2 > 0.95 * NORM_SQUARED
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("shape", [(9, 12), (5, 5), (4, 7), (3, 3), (2, 3), (1, 6), (6, 1), (1, 1)])
+def test_the_mean_symbol_is_that_of_the_periodic_filter_bank(size, channels, shape):
+    """Every filter laid on the periodic image, which wraps around images smaller than the filter."""
+    kernels, weights = normal(3, channels, size, size), normal(2, 3, seed=1).abs()
+    laid = torch.zeros(3, channels, *shape, dtype=torch.float64)
+    for i in range(size):
+        for j in range(size):
+            laid[:, :, i % shape[0], j % shape[1]] += kernels[:, :, i, j]
+    wanted = torch.einsum("bk,kchw->bchw", weights, torch.fft.rfft2(laid).abs().square())
+    symbol = mean_symbol(kernels, weights, shape)
+    torch.testing.assert_close(symbol, wanted, rtol=1e-12, atol=1e-12)
+    assert (symbol >= 0).all() and mean_symbol(kernels.float(), weights.float(), shape).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 6), (1, 5, 1), (2, 4, 3)])
+def test_spread_is_the_diagonal_of_weighted_differences(shape):
+    weights = normal(1, 2, *shape).abs()
+    hessian = matrix(lambda v: gradient_adjoint(weights * gradient(v)), shape)
+    torch.testing.assert_close(spread(weights).flatten(), hessian.diagonal(), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (5, 1), (2, 3), (4, 5), (6, 4)])
+def test_symbols_are_those_of_periodic_differences(shape):
+    rows, columns = symbols(torch.zeros(1, 1, *shape, dtype=torch.float64))
+    assert rows.shape == (shape[0], 1) and columns.shape == (1, shape[1] // 2 + 1)
+    spike = torch.zeros(shape, dtype=torch.float64)
+    spike[0, 0] = 1
+    for symbol, axis in ((rows, 0), (columns, 1)):
+        difference = spike.roll(-1, dims=axis) - spike
+        wanted = torch.fft.rfft2(difference).abs().square()
+        torch.testing.assert_close(symbol.expand_as(wanted), wanted, rtol=1e-12, atol=1e-12)

@@ -12,7 +12,7 @@ from torch import Tensor
 from learnreg.core.bounds import Kind
 from learnreg.core.errors import AdjointError, InputError, MissingPropertyError, ModelFileError
 from learnreg.operators.physics import LinearMap, describe_physics, physics_from_description
-from learnreg.problems import Energy
+from learnreg.problems import L2, Energy
 from learnreg.regularizers import TV, Tikhonov
 from learnreg.solvers import solve
 
@@ -37,9 +37,13 @@ PHYSICS = {
     "blur_fft": (lambda: dphysics.BlurFFT(GREY, filter=uniform(1, 1, 3, 3)), GREY, Kind.EXACT),
     "blur_fft_even": (lambda: dphysics.BlurFFT((1, 6, 6), filter=uniform(1, 1, 3, 3)), (1, 6, 6), Kind.EXACT),
     "blur": (lambda: dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="reflect"), GREY, Kind.ESTIMATE),
+    "blur_circular": (lambda: dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="circular"), GREY, Kind.ESTIMATE),
+    "blur_colours": (lambda: dphysics.Blur(filter=uniform(1, 3, 3, 3), padding="circular"), (3, 4, 5), Kind.ESTIMATE),
     "blur_valid": (lambda: dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="valid"), GREY, Kind.ESTIMATE),
     "decolorize": (lambda: dphysics.Decolorize(), (3, 4, 4), Kind.EXACT),
     "mri": (lambda: dphysics.MRI(mask=(uniform(1, 2, 6, 5) > 0.4).float(), img_size=(2, 6, 5)), (2, 6, 5), Kind.EXACT),
+    "mri_one_mask": (lambda: dphysics.MRI(mask=(uniform(6, 5) > 0.4).float().expand(1, 2, 6, 5).clone(),
+                                          img_size=(2, 6, 5)), (2, 6, 5), Kind.EXACT),
     "mri_coils": (lambda: dphysics.MultiCoilMRI(mask=torch.ones(1, 1, 6, 5), coil_maps=coil_maps(),
                                                 img_size=(2, 6, 5)), (2, 6, 5), Kind.ESTIMATE),
 }
@@ -102,6 +106,158 @@ def test_the_float64_copy_is_the_same_operator(kind):
     after = physics.state_dict()
     assert all(after[k].dtype == t.dtype and torch.equal(after[k], t) for k, t in before.items()), "the lent physics"
     assert operator.double() is exact
+
+
+# --- averages of A^T A, for preconditioners ---------------------------------------------------------------------------
+
+
+def normal_matrix(operator: LinearMap, shape: tuple[int, ...]) -> Tensor:
+    """A^T A as (c, h, w, c, h, w)."""
+    a = dense(operator, shape)
+    return (a.T @ a).view(*shape, *shape)
+
+
+def test_averages_have_the_shapes_of_one_image_and_no_negative_curvature(kind):
+    make, shape, _ = PHYSICS[kind]
+    operator = LinearMap(make())
+    mean = operator.mean_curvature(uniform(3, *shape))
+    assert mean.diagonal.shape == (1, *shape) and mean.symbol.shape == (1, *shape[:-1], shape[-1] // 2 + 1)
+    for t in (mean.diagonal, mean.symbol):
+        assert t.dtype == torch.float32 and t.isfinite().all() and (t >= 0).all() and not t.requires_grad
+    assert operator.mean_curvature(uniform(1, *shape, seed=1)) is mean, "one for all images of a shape"
+    double = operator.double().mean_curvature(uniform(1, *shape).double())
+    assert double.diagonal.dtype == double.symbol.dtype == torch.float64
+    torch.testing.assert_close(double.symbol.float(), mean.symbol, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["denoising", "inpainting", "weighting", "weighting_broadcast"])
+def test_averages_of_a_diagonal_are_that_diagonal_and_its_mean(name):
+    make, shape, _ = PHYSICS[name]
+    operator = LinearMap(make())
+    mean, n = operator.mean_curvature(torch.zeros(2, *shape)), math.prod(shape)
+    diagonal = normal_matrix(operator, shape).view(n, n).diagonal().view(1, *shape).float()
+    torch.testing.assert_close(mean.diagonal, diagonal)
+    torch.testing.assert_close(mean.symbol, diagonal.mean(dim=(-2, -1), keepdim=True).expand_as(mean.symbol))
+
+
+PERIODIC = ("denoising", "blur_fft", "blur_fft_even", "blur_circular", "blur_colours", "mri_one_mask")
+
+
+@pytest.mark.parametrize("name", PERIODIC)
+def test_the_symbol_of_a_periodic_convolution_is_exact(name):
+    """MRI mixes real and imaginary parts; each alone sees a convolution as well."""
+    make, shape, _ = PHYSICS[name]
+    operator = LinearMap(make())
+    mean, full = operator.mean_curvature(torch.zeros(1, *shape)), normal_matrix(operator, shape)
+    for channel in range(shape[0]):
+        block = full[channel, :, :, channel]
+        column = block[:, :, 0, 0]
+        torch.testing.assert_close(block[:, :, 2, 3], column.roll((2, 3), dims=(0, 1)), rtol=0, atol=1e-6)
+        torch.testing.assert_close(mean.symbol[0, channel].double(), torch.fft.rfft2(column).real, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PERIODIC)
+def test_the_diagonal_of_a_periodic_convolution_is_exact(name):
+    make, shape, _ = PHYSICS[name]
+    operator, n = LinearMap(make()), math.prod(shape)
+    exact = normal_matrix(operator, shape).view(n, n).diagonal().view(1, *shape).float()
+    torch.testing.assert_close(operator.mean_curvature(torch.zeros(1, *shape)).diagonal, exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(6, 5), (8, 8), (3, 4)])
+@pytest.mark.parametrize("make", [lambda f, s: dphysics.Blur(filter=f, padding="circular"),
+                                  lambda f, s: dphysics.BlurFFT((1, *s), filter=f)], ids=["blur", "blur_fft"])
+def test_the_symbol_of_a_blur_is_the_squared_transform_of_its_kernel(make, size):
+    kernel = uniform(1, 1, 3, 3, seed=8).double()
+    padded = torch.zeros(size, dtype=torch.float64)
+    padded[:3, :3] = kernel[0, 0]  # where the kernel lies changes the phase only
+    x = torch.zeros(1, 1, *size, dtype=torch.float64)
+    symbol = LinearMap(make(kernel, size)).double().mean_curvature(x).symbol
+    torch.testing.assert_close(symbol[0, 0], torch.fft.rfft2(padded).abs().square(), rtol=1e-6, atol=1e-7)
+
+
+def test_the_symbol_of_mri_is_its_mask_seen_by_real_images():
+    """A real image has equal shares of the frequencies k and -k; deepinv centres the mask."""
+    mask = (uniform(6, 5, seed=3) > 0.4).float()
+    physics = dphysics.MRI(mask=mask.expand(1, 2, 6, 5), img_size=(2, 6, 5))
+    symbol = LinearMap(physics).mean_curvature(torch.zeros(1, 2, 6, 5)).symbol
+    there = torch.fft.ifftshift(mask)
+    back = there.flip(0, 1).roll((1, 1), dims=(0, 1))
+    wanted = 0.5 * (there + back)[:, :3].expand_as(symbol)
+    torch.testing.assert_close(symbol, wanted, rtol=0, atol=1e-5)
+
+
+def tomography(**settings) -> dphysics.Tomography:
+    return dphysics.Tomography(angles=20, img_width=24, circle=False, device="cpu", normalize=True, **settings)
+
+
+def test_the_symbol_of_tomography_is_roughly_right():
+    """A^T A is nearly a convolution that blurs: smooth pictures keep more energy than rough ones."""
+    operator, x = LinearMap(tomography(adjoint_via_backprop=True)), torch.zeros(1, 1, 24, 24)
+    mean = operator.mean_curvature(x)
+    assert (mean.symbol >= 0).all() and (mean.diagonal > 0).all()
+    t = torch.linspace(-1, 1, 24)
+    window = torch.exp(-4 * (t[:, None] ** 2 + t[None, :] ** 2))
+    quotients = []
+    for waves in (0.0, 2.0, 4.0):
+        v = (window * torch.cos(waves * math.pi * t))[None, None]
+        exact = float((v * operator.normal(v)).sum())
+        told = float((v * torch.fft.irfft2(torch.fft.rfft2(v) * mean.symbol, s=(24, 24))).sum())
+        assert 0.5 < told / exact < 2, waves
+        quotients.append(exact / float(v.square().sum()))
+    assert quotients[0] > 3 * quotients[1] and mean.symbol[0, 0, 0, 0] > 3 * mean.symbol[0, 0, 0, 4]
+    truth = torch.stack([operator.normal(e)[e > 0].sum() for e in torch.eye(576)[::29].view(-1, 1, 1, 24, 24)]).mean()
+    assert 0.5 < float(mean.diagonal.mean() / truth) < 2
+
+
+def test_averages_are_kept_until_the_physics_is_updated():
+    mask, kernel = 0.5 + uniform(*SHAPE, seed=3), uniform(1, 1, 3, 3, seed=9)
+    for physics, change in ((dphysics.Inpainting(GREY, mask=torch.ones(GREY)), {"mask": mask}),
+                            (dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="circular"), {"filter": kernel})):
+        operator, x = LinearMap(physics), uniform(*SHAPE, seed=2)
+        before, double = operator.mean_curvature(x), operator.double().mean_curvature(x.double())
+        assert operator.mean_curvature(x) is before
+        physics.update(**change)
+        after, fresh = operator.mean_curvature(x), LinearMap(physics).mean_curvature(x)
+        assert torch.equal(after.diagonal, fresh.diagonal) and torch.equal(after.symbol, fresh.symbol)
+        assert not torch.allclose(after.symbol, before.symbol)
+        assert not torch.allclose(operator.double().mean_curvature(x.double()).symbol, double.symbol)
+        other = operator.mean_curvature(uniform(1, 1, 7, 7)) if "filter" in change else after
+        assert other.symbol.shape[-2:] == ((7, 4) if "filter" in change else (6, 3)), "another shape has its own"
+
+
+def test_averages_of_a_data_term_carry_its_noise_level():
+    blur = dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="circular")
+    x = uniform(2, *GREY, seed=1)
+    plain = Energy(blur, Tikhonov(0.1)).at(x).mean_curvature(x)
+    scaled = Energy(blur, Tikhonov(0.1), L2(sigma=0.5)).at(x).mean_curvature(x)
+    torch.testing.assert_close(scaled.symbol, 4 * (plain.symbol - 0.1) + 0.1)
+    torch.testing.assert_close(scaled.diagonal, 4 * (plain.diagonal - 0.1) + 0.1)
+    assert plain.symbol.shape[0] == plain.diagonal.shape[0] == 2
+
+
+# --- float64 copies and adjoints --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backprop", [True, False])
+def test_a_tomography_in_use_is_promoted(backprop):
+    """deepinv keeps the adjoint it made for the first dtype it saw; a copy must not inherit it."""
+    physics = tomography(adjoint_via_backprop=backprop)
+    operator, x = LinearMap(physics), uniform(1, 1, 24, 24)
+    y = operator.forward(x)
+    back = operator.adjoint(y)
+    assert y.dtype == back.dtype == torch.float32
+    exact = operator.double()
+    y64 = exact.forward(x.double())
+    back64 = exact.adjoint(y64)
+    assert y64.dtype == back64.dtype == torch.float64
+    torch.testing.assert_close(y64.float(), y, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(back64.float(), back, rtol=1e-4, atol=1e-5)
+    if backprop:  # the adjoint without it is an approximation of deepinv's
+        exact.check(x.double())
+        operator.check(x)
+    assert operator.adjoint(operator.forward(x)).dtype == torch.float32, "the lent physics goes on as before"
+    torch.testing.assert_close(operator.adjoint(y), back)
 
 
 class Plain(dphysics.LinearPhysics):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -25,18 +26,20 @@ def pad(x: Tensor, margin: int, padding: Padding) -> Tensor:
 
 def pad_adjoint(p: Tensor, margin: int, padding: Padding) -> Tensor:
     """The exact adjoint of ``pad``: margins are folded back (reflect) or dropped (zero)."""
+    return _fold(p.clone(), margin, padding)
+
+
+def _fold(p: Tensor, margin: int, padding: Padding) -> Tensor:
+    """``pad_adjoint`` that overwrites p: (b, c, h + 2 margin, w + 2 margin) -> (b, c, h, w)."""
     if margin == 0:
         return p
-    m, h, w = margin, p.shape[-2], p.shape[-1]
-    if padding == "zero":
-        return p[..., m:-m, m:-m]
-    rows = p[..., m:-m, :].clone()
-    rows[..., 1:m + 1, :] += p[..., :m, :].flip(-2)
-    rows[..., h - 3 * m - 1:h - 2 * m - 1, :] += p[..., h - m:, :].flip(-2)
-    out = rows[..., m:-m].clone()
-    out[..., 1:m + 1] += rows[..., :m].flip(-1)
-    out[..., w - 3 * m - 1:w - 2 * m - 1] += rows[..., w - m:].flip(-1)
-    return out
+    m, h, w = margin, p.shape[-2] - 2 * margin, p.shape[-1] - 2 * margin
+    if padding == "reflect":
+        p[..., m + 1:2 * m + 1, :] += p[..., :m, :].flip(-2)
+        p[..., h - 1:h + m - 1, :] += p[..., h + m:, :].flip(-2)
+        p[..., m + 1:2 * m + 1] += p[..., :m].flip(-1)
+        p[..., w - 1:w + m - 1] += p[..., w + m:].flip(-1)
+    return p[..., m:-m, m:-m].contiguous()
 
 
 def correlate(x: Tensor, kernels: Tensor, padding: Padding) -> Tensor:
@@ -52,22 +55,79 @@ def adjoint_kernels(kernels: Tensor) -> Tensor:
 def correlate_adjoint(p: Tensor, rearranged: Tensor, padding: Padding) -> Tensor:
     """Exact adjoint of ``correlate``: p (b, K, h, w) -> (b, c, h, w).
 
+    Args:
+        rearranged: from ``adjoint_kernels``, (c, s, s, K).
+    """
+    b, _, h, w = p.shape
+    c, s = rearranged.shape[:2]
+    out = p.new_zeros(b, c, h + s - 1, w + s - 1)
+    add_adjoint(out, p, rearranged)
+    return _fold(out, s // 2, padding)
+
+
+def add_adjoint(out: Tensor, p: Tensor, rearranged: Tensor, start: int = 0) -> None:
+    """Add the adjoint of the unpadded correlation of p (b, K, n, w), rows ``start`` on, to ``out``, a padded picture.
+
     A transposed convolution with few output channels is slow on CPUs (measured: 10 times the forward one). One matrix
     product spreads every p over the window instead, and 2 s shifted additions gather the copies.
+    """
+    b, k, n, w = p.shape
+    c, s = rearranged.shape[:2]
+    copies = torch.matmul(rearranged.view(-1, k), p.reshape(b, k, n * w)).view(b, c, s, s, n, w)
+    rows = p.new_zeros(b, c, s, n, w + s - 1)
+    for j in range(s):
+        rows.narrow(-1, j, w).add_(copies.select(3, j))
+    for i in range(s):
+        out.narrow(2, start + i, n).add_(rows.select(2, i))
+
+
+def sandwich(x: Tensor, forward: Tensor, rearranged: Tensor, padding: Padding, limit: int,
+             between: Callable[[Tensor, slice, slice], Tensor]) -> Tensor:
+    """A^T between(C x), tile by tile, so that no more than ``limit`` bytes of feature maps exist at a time.
 
     Args:
-        rearranged: from ``adjoint_kernels``, shape (c, s, s, K).
+        x: (b, c, h, w).
+        forward: kernels of C, (K, c, s, s).
+        rearranged: kernels of A from ``adjoint_kernels``, (c, s, s, K).
+        limit: bytes of the feature maps of a tile.
+        between: (maps, images, rows) -> maps; may overwrite what it is given.
     """
-    b, k, h, w = p.shape
-    c, s = rearranged.shape[:2]
-    spread = torch.matmul(rearranged.view(-1, k), p.reshape(b, k, h * w)).view(b, c, s, s, h, w)
-    rows = p.new_zeros(b, c, s, h, w + s - 1)
-    for j in range(s):
-        rows[..., j:j + w] += spread[:, :, :, j]
-    out = p.new_zeros(b, c, h + s - 1, w + s - 1)
-    for i in range(s):
-        out[:, :, i:i + h] += rows[:, :, i]
-    return pad_adjoint(out, s // 2, padding)
+    margin = forward.shape[-1] // 2
+    out = x.new_zeros(*x.shape[:2], x.shape[2] + 2 * margin, x.shape[3] + 2 * margin)
+    for images, rows, maps in responses(x, forward, padding, limit):
+        add_adjoint(out[images], between(maps, images, rows), rearranged, rows.start)
+    return _fold(out, margin, padding)
+
+
+def responses(x: Tensor, forward: Tensor, padding: Padding, limit: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """C x in tiles of at most ``limit`` bytes: (images, rows, maps (b', K, n, w)); on a GPU one tile of everything."""
+    k, _, s, _ = forward.shape
+    padded = pad(x, s // 2, padding)
+    for images, rows in tiles(x, k, limit):
+        yield images, rows, F.conv2d(padded[images, :, rows.start:rows.stop + s - 1], forward)
+
+
+def tiles(x: Tensor, filters: int, limit: int) -> list[tuple[slice, slice]]:
+    """(images, rows) of a batch (b, c, h, w) in pieces whose feature maps fit in ``limit`` bytes.
+
+    Whole images if they fit, otherwise rows of one image, as even as can be; on a GPU everything at once.
+    """
+    b, _, h, w = x.shape
+    row = filters * w * x.element_size()
+    if x.is_cuda or b * h * row <= limit:
+        return [(slice(0, b), slice(0, h))]
+    if h * row <= limit:
+        step = limit // (h * row)
+        return [(slice(i, min(i + step, b)), slice(0, h)) for i in range(0, b, step)]
+    step = -(-h // -(-h // max(1, limit // row)))
+    return [(slice(i, i + 1), slice(r, min(r + step, h))) for i in range(b) for r in range(0, h, step)]
+
+
+def windows(p: Tensor, rows: slice, size: int) -> Tensor:
+    """The windows of the rows ``rows`` of a padded picture, copied: (b, c, h + s - 1, w + s - 1) -> (b, c s s, n w)."""
+    b, c, _, width = p.shape
+    n, w, s, (sb, sc, sh, sw) = rows.stop - rows.start, width - size + 1, size, p.stride()
+    return p[:, :, rows.start:].as_strided((b, c, s, s, n, w), (sb, sc, sh, sw, sh, sw)).reshape(b, c * s * s, n * w)
 
 
 def symbol_bound(kernels: Tensor, weights: Tensor, padding: Padding, grid: int = 128) -> float:

@@ -30,6 +30,32 @@ def gradient_adjoint(p: Tensor) -> Tensor:
     return out
 
 
+def differences(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Backward signs, two arrays: x[i, j] - x[i+1, j] and x[i, j] - x[i, j+1], each like x, zero at missing neighbours.
+
+    The subtractions run over whole images as one line, which is faster than over rows of a stack; what they write
+    across an edge is overwritten.
+    """
+    x = x.contiguous()
+    w, flat = x.shape[-1], x.flatten(1)
+    rows, columns = torch.empty_like(x), torch.empty_like(x)
+    torch.sub(flat[:, :-w], flat[:, w:], out=rows.flatten(1)[:, :-w])
+    torch.sub(flat[:, :-1], flat[:, 1:], out=columns.flatten(1)[:, :-1])
+    rows[..., -1, :] = 0
+    columns[..., -1] = 0
+    return rows, columns
+
+
+def differences_adjoint(rows: Tensor, columns: Tensor) -> Tensor:
+    """The adjoint of ``differences`` for contiguous arguments that are zero where the neighbour is missing."""
+    w = rows.shape[-1]
+    out = rows + columns
+    flat = out.flatten(1)
+    flat[:, w:] -= rows.flatten(1)[:, :-w]
+    flat[:, 1:] -= columns.flatten(1)[:, :-1]
+    return out
+
+
 def spread(c: Tensor) -> Tensor:
     """The diagonal of gradient_adjoint(c * gradient(.)): (b, 2, c, h, w) -> (b, c, h, w)."""
     rows, columns = c[:, 0, ..., :-1, :], c[:, 1, ..., :, :-1]

@@ -157,14 +157,14 @@ class LinearMap:
             diagonal = self.normal(torch.ones_like(x))
             return MeanCurvature(diagonal, half * diagonal.mean(dim=(-2, -1), keepdim=True))
         h, w = x.shape[-2:]
-        symbols = []
+        symbols, centres = [], []
         for channel in range(x.shape[1]):
             pixel = torch.zeros_like(x)
             pixel[:, channel, h // 2, w // 2] = 1
             response = self.normal(pixel)[:, channel].roll((-(h // 2), -(w // 2)), dims=(-2, -1))
+            centres.append(response[..., :1, :1])
             symbols.append(torch.fft.rfft2(response).real.clamp_min(0))
-        symbol = torch.stack(symbols, dim=1)
-        return MeanCurvature(symbol.mean(dim=(-2, -1), keepdim=True).expand_as(x), symbol)
+        return MeanCurvature(torch.stack(centres, dim=1).clamp_min(0).expand_as(x), torch.stack(symbols, dim=1))
 
     def _singular_values(self, x: Tensor) -> Curvature | None:
         """The spectrum of a decomposable physics A = U diag(mask) V^T; None when it is not one."""

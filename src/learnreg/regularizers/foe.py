@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -15,18 +16,21 @@ from ..operators.convolutions import (
     Padding,
     adjoint_kernels,
     correlate,
-    correlate_adjoint,
     mean_symbol,
+    responses,
+    sandwich,
     symbol_bound,
 )
 from . import foe_certificates as certificates
 from . import profiles
 from .base import LinearizedHessian, Regularizer, positive
+from .foe_mixed import MixedProduct
 
 Init = Literal["dct", "random"]
 
 CHUNK_BYTES = 2**21
-"""Feature maps are made for as many images at a time as fit here: they stay in the cache, and memory stays bounded."""
+"""Feature maps are made for as many images, or rows of one image, at a time as fit here: they stay in the cache, and
+memory stays bounded whatever the size of the images."""
 
 
 class Bank(NamedTuple):
@@ -129,12 +133,6 @@ class FoE(Regularizer):
             raise InputError("x", given=x.dtype, expected=f"{self.kernels.dtype}, as the parameters",
                              remedy="Convert the images, or the regularizer with .to(dtype).")
 
-    def _chunks(self, x: Tensor) -> list[slice]:
-        """Slices of the batch whose feature maps fit in CHUNK_BYTES; on a GPU one slice of everything."""
-        b, one = x.shape[0], self.kernels.shape[0] * x[0, 0].numel() * x.element_size()
-        step = b if x.is_cuda else max(1, CHUNK_BYTES // one)
-        return [slice(i, i + step) for i in range(0, b, step)]
-
     @property
     def effort(self) -> float:
         """Measured: 24 filters 7x7 take as long as 250 operations on the image."""
@@ -145,28 +143,35 @@ class FoE(Regularizer):
 
     def value(self, x: Tensor) -> Tensor:
         self._check(x)
-        bank, (_, w, nu) = self._bank(), self.effective()
+        (_, w, nu), total = self.effective(), x.new_zeros(x.shape[0])
         scale = (w * nu).view(-1, 1, 1)
-        return torch.cat([(scale * profiles.size_minus_one(correlate(x[i], bank.forward, self.padding)))
-                          .flatten(1).sum(dim=1) for i in self._chunks(x)])
+        for i, _, maps in self._responses(x):
+            total[i] += (scale * profiles.size_minus_one(maps)).flatten(1).sum(dim=1)
+        return total
+
+    def _responses(self, x: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+        """u_k = C_k x / nu_k tile by tile."""
+        return responses(x, self._bank().forward, self.padding, CHUNK_BYTES)
+
+    def _sandwich(self, x: Tensor, between: Callable[[Tensor, slice, slice], Tensor]) -> Tensor:
+        """sum_k w_k C_k^T between(u)_k."""
+        bank = self._bank()
+        return sandwich(x, bank.forward, bank.adjoint, self.padding, CHUNK_BYTES, between)
 
     def grad(self, x: Tensor) -> Tensor:
         self._check(x)
-        bank = self._bank()
-        return torch.cat([correlate_adjoint(profiles.slope(correlate(x[i], bank.forward, self.padding)),
-                                            bank.adjoint, self.padding) for i in self._chunks(x)])
+        return self._sandwich(x, lambda maps, i, r: profiles.slope_(maps))
 
     def linearize(self, x: Tensor) -> LinearizedHessian:
         self._check(x)
-        bank = self._bank()
-        return LinearizedHessian(self._product, torch.cat(
-            [profiles.curvature(correlate(x[i], bank.forward, self.padding)) for i in self._chunks(x)]))
+        weights = x.new_empty(x.shape[0], self.kernels.shape[0], *x.shape[-2:])
+        for i, r, maps in self._responses(x):
+            profiles.curvature_(maps, weights[i, :, r])
+        return LinearizedHessian(self._product, weights)
 
     def _product(self, v: Tensor, curvature: Tensor) -> Tensor:
         """sum_k (w_k / nu_k) C_k^T (curvature_k * C_k v)."""
-        bank = self._bank()
-        return torch.cat([correlate_adjoint(correlate(v[i], bank.forward, self.padding).mul_(curvature[i]),
-                                            bank.adjoint, self.padding) for i in self._chunks(v)])
+        return self._sandwich(v, lambda maps, i, r: maps.mul_(curvature[i, :, r]))
 
     def _features(self, x: Tensor) -> Tensor:
         """u_k = C_k x / nu_k of all images at once, (b, K, h, w)."""
@@ -184,24 +189,23 @@ class FoE(Regularizer):
 
     def directional(self, x: Tensor, v: Tensor) -> Tensor:
         self._check(x)
-        kernels, w, nu = self._differentiable()
-        forward = kernels / nu.view(-1, 1, 1, 1)
-        slopes = correlate(x, forward, self.padding)
-        slopes = slopes * torch.rsqrt(1 + slopes * slopes)
-        return torch.einsum("bkhw,bkhw,k->b", slopes, correlate(v, kernels, self.padding), w)
+        return MixedProduct.apply(x, v, *self._differentiable(), self.padding, CHUNK_BYTES)
 
     def mean_curvature(self, x: Tensor) -> MeanCurvature:
         """Weights (w_k / nu_k) / (1 + u^2): the geometric mean of the Hessian, s^-3, and of its majorant, 1 / s."""
         self._check(x)
         bank, (kernels, w, nu) = self._bank(), self.effective()
         squares = self._remember("squares", lambda: adjoint_kernels(kernels.square() * (w / nu).view(-1, 1, 1, 1)))
-        diagonals, means = [], []
-        for i in self._chunks(x):
-            soft = correlate(x[i], bank.forward, self.padding).square_().add_(1).reciprocal_()
-            diagonals.append(correlate_adjoint(soft, squares, self.padding))
-            means.append(soft.mean(dim=(-2, -1)))
+        total = x.new_zeros(x.shape[0], kernels.shape[0])
+
+        def soft(u: Tensor, i: slice, r: slice) -> Tensor:
+            u = u.square_().add_(1).reciprocal_()
+            total[i] += u.sum(dim=(-2, -1))
+            return u
+
+        diagonal = sandwich(x, bank.forward, squares, self.padding, CHUNK_BYTES, soft)
         shape = (x.shape[-2], x.shape[-1])
-        return MeanCurvature(torch.cat(diagonals), mean_symbol(kernels, torch.cat(means) * (w / nu), shape))
+        return MeanCurvature(diagonal, mean_symbol(kernels, total / (shape[0] * shape[1]) * (w / nu), shape))
 
     # --- what is known of it ----------------------------------------------------------------------------------------
 

@@ -27,6 +27,17 @@ def curvature(u: Tensor) -> Tensor:
     return inverse.square().mul_(inverse)
 
 
+def slope_(u: Tensor) -> Tensor:
+    """``slope`` that overwrites u."""
+    return u.mul_(torch.addcmul(_one(u), u, u).rsqrt_())
+
+
+def curvature_(u: Tensor, out: Tensor) -> Tensor:
+    """``curvature`` into ``out``; overwrites u."""
+    inverse = torch.addcmul(_one(u), u, u, out=u).rsqrt_()
+    return torch.mul(inverse.square(), inverse, out=out)
+
+
 def smoothing_slope(u: Tensor) -> Tensor:
     """k(u) = u (1 + u^2)^(-3/2): minus the derivative of s'(t / nu) with respect to log nu."""
     return u * curvature(u)

@@ -12,7 +12,15 @@ from ..core.batch import norm
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
 from ..core.errors import InputError
-from ..operators.differences import NORM_SQUARED, gradient, gradient_adjoint, spread, symbols
+from ..operators.differences import (
+    NORM_SQUARED,
+    differences,
+    differences_adjoint,
+    gradient,
+    gradient_adjoint,
+    spread,
+    symbols,
+)
 from . import profiles
 from .base import LinearizedHessian, Regularizer, positive
 
@@ -54,10 +62,13 @@ class TV(Regularizer):
 
     def _differences(self, x: Tensor) -> Tensor:
         """gradient(x), once x looks like images."""
-        if x.dim() < 3:
-            raise InputError("x", given=f"shape {tuple(x.shape)}", expected="(b, c, h, w)",
-                             remedy="Add batch and channel dimensions, for example x[None, None].")
+        _check(x)
         return gradient(x)
+
+    def _pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """differences(x), once x looks like images."""
+        _check(x)
+        return differences(x)
 
     def value(self, x: Tensor) -> Tensor:
         w, nu = self._scales()
@@ -71,23 +82,32 @@ class TV(Regularizer):
 
     def grad(self, x: Tensor) -> Tensor:
         w, nu = self._scales()
-        return gradient_adjoint(self._flux(self._differences(x).div_(nu))).mul_(w)
+        rows, columns = self._pair(x)
+        square = nu * nu
+        if not self.isotropic:
+            fluxes = (d.mul_(torch.addcmul(square, d, d).rsqrt_().mul_(w)) for d in (rows, columns))
+            return differences_adjoint(*fluxes)
+        inverse = torch.addcmul(square, rows, rows).addcmul_(columns, columns).rsqrt_().mul_(w)
+        return differences_adjoint(rows.mul_(inverse), columns.mul_(inverse))
 
     def linearize(self, x: Tensor) -> LinearizedHessian:
         w, nu = self._scales()
-        scale = w / nu
-        u = self._differences(x).div_(nu)
+        rows, columns = self._pair(x)
         if not self.isotropic:
-            return LinearizedHessian(lambda v, c: gradient_adjoint(gradient(v).mul_(c)),
-                                     profiles.curvature(u).mul_(scale))
-        inverse = torch.rsqrt(1 + u.square().sum(dim=1, keepdim=True))
+            def separate(v: Tensor, a: Tensor, b: Tensor) -> Tensor:
+                r, c = differences(v)
+                return differences_adjoint(r.mul_(a), c.mul_(b))
 
-        def product(v: Tensor, weight: Tensor, unit: Tensor) -> Tensor:
-            d = gradient(v)
-            d = d - unit * (unit * d).sum(dim=1, keepdim=True)
-            return gradient_adjoint(d.mul_(weight))
+            return LinearizedHessian(separate, *((w / nu) * profiles.curvature(d.div_(nu)) for d in (rows, columns)))
+        across, along = (torch.addcmul(nu * nu, d, d) for d in (columns, rows))
+        inverse = torch.addcmul(along, columns, columns).rsqrt_()
+        scale = inverse.square().mul_(inverse).mul_(w)  # w / (nu s)^3; no 1 - u^2, which cancels at sharp edges
 
-        return LinearizedHessian(product, scale * inverse, u * inverse)
+        def product(v: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+            r, s = differences(v)
+            return differences_adjoint((a * r).addcmul_(b, s, value=-1), s.mul_(c).addcmul_(b, r, value=-1))
+
+        return LinearizedHessian(product, across.mul_(scale), rows.mul_(columns).mul_(scale), along.mul_(scale))
 
     def dual_start(self, x: Tensor) -> tuple[Tensor, ...]:
         _, nu = self._scales()
@@ -191,3 +211,9 @@ class TV(Regularizer):
                 f"smoothing={math.exp(self.log_smoothing.item()):.4g}")
 
 
+
+
+def _check(x: Tensor) -> None:
+    if x.dim() < 3:
+        raise InputError("x", given=f"shape {tuple(x.shape)}", expected="(b, c, h, w)",
+                         remedy="Add batch and channel dimensions, for example x[None, None].")
