@@ -20,11 +20,13 @@ from learnreg.regularizers import TV, FoE, HuberTV, Regularizer, Scaled, Sum, Ti
 
 @dataclass(frozen=True)
 class Case:
-    """``make()`` gives a fresh regularizer in float64; ``shape`` (c, h, w) is that of its images."""
+    """``make()`` gives a fresh regularizer in float64, ``shape`` (c, h, w) is that of its images, ``certified`` whether it
+    bounds the change of its derivatives."""
 
     name: str
     make: Callable[[], Regularizer]
     shape: tuple[int, int, int] = (1, 6, 5)
+    certified: bool = True
 
     @property
     def pixels(self) -> int:
@@ -67,6 +69,7 @@ CASES = (
     Case("tv_one_row", lambda: tv(True), (1, 1, 7)),
     Case("tv_anisotropic", lambda: tv(False)),
     Case("tv_sharp", lambda: tv(False, smoothing=0.01)),
+    Case("huber_tv", lambda: perturbed(HuberTV(0.3, 0.2)), certified=False),
     Case("foe", lambda: foe()),
     Case("foe_zero_padding_free_mean", lambda: foe(init="random", padding="zero", zero_mean=False)),
     Case("foe_reflect_free_mean", lambda: foe(init="random", zero_mean=False)),
