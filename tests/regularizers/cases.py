@@ -20,8 +20,8 @@ from learnreg.regularizers import TV, FoE, HuberTV, Regularizer, Scaled, Sum, Ti
 
 @dataclass(frozen=True)
 class Case:
-    """``make()`` gives a fresh regularizer in float64, ``shape`` (c, h, w) is that of its images, ``certified`` whether it
-    bounds the change of its derivatives."""
+    """``make()`` gives a fresh regularizer in float64, ``shape`` (c, h, w) is that of its images, ``certified`` tells
+    whether it bounds the change of its derivatives."""
 
     name: str
     make: Callable[[], Regularizer]

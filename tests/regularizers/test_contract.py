@@ -248,7 +248,8 @@ def test_no_mixed_derivative_is_larger_than_certified(certified_case, radius):
         def size(points: Tensor) -> Tensor:
             return torch.tensor([spectral(mixed_matrix(r, p[None])) for p in points], dtype=torch.float64)
 
-        few = torch.cat([x, on_sphere(x, torch.cat([q, torch.ones_like(x), x, normal(1, *certified_case.shape)]), radius)])
+        directions = torch.cat([q, torch.ones_like(x), x, normal(1, *certified_case.shape)])
+        few = torch.cat([x, on_sphere(x, directions, radius)])
         certified = float(r.mixed_norm(x, torch.tensor([radius], dtype=torch.float64)))
         assert worst(size, x, radius, few, tries=3) <= certified * (1 + 1e-9) + 1e-14
 

@@ -14,9 +14,9 @@ from learnreg.core.params import flatten, trainable
 from learnreg.metrics import honesty
 from learnreg.problems import Energy, gallery
 from learnreg.regularizers import TV, Tikhonov
-from learnreg.solvers import AGD, solve
+from learnreg.solvers import AGD, LBFGS, solve
 
-SOLVERS = {"auto": "auto", "agd_safe": AGD(optimism=1.0), "agd_bold": AGD(optimism=0.02)}
+SOLVERS = {"auto": "auto", "agd_safe": AGD(optimism=1.0), "agd_bold": AGD(optimism=0.02), "lbfgs": LBFGS()}
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 EPS = (1e-1, 1e-3, 1e-6)
 
