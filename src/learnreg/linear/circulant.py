@@ -60,5 +60,6 @@ def preconditioner(mean: MeanCurvature, kind: Kind = "scaled") -> ImagePrecondit
 
 
 def _floored(t: Tensor) -> Tensor:
-    largest = t.flatten(1).amax(dim=1).clamp_min(torch.finfo(t.dtype).tiny / SMALLEST)
+    largest = t.flatten(1).amax(dim=1)
+    largest = torch.where(largest > 0, largest, 1.0)  # an image of which nothing is known: any number will do
     return torch.maximum(t, SMALLEST * expand(largest, t))

@@ -17,9 +17,6 @@ from ..core.protocols import Hessian
 from ..operators.physics import LinearMap
 from .fidelity import L2
 
-OPERATOR_EFFORT = 30.0
-"""A pass through A and A^T, in operations on one vector of pixels: about that of a blur or an FFT."""
-
 
 class RegularizerLike(Protocol):
     """What an Energy needs of a regularizer; any ``nn.Module`` that offers it will do."""
@@ -177,6 +174,11 @@ class EnergyAt:
     def linearize(self, x: Tensor) -> _DataPlusRegularizer:
         return _DataPlusRegularizer(self.energy, self.energy.regularizer.linearize(x))
 
+    @property
+    def averages(self) -> bool:
+        """Whether ``mean_curvature`` has an answer."""
+        return bool(getattr(self.energy.regularizer, "averages", hasattr(self.energy.regularizer, "mean_curvature")))
+
     @torch.no_grad()
     def mean_curvature(self, x: Tensor) -> MeanCurvature | None:
         """Averages of the Hessian around x, for preconditioners; None when the regularizer does not offer them."""
@@ -207,10 +209,18 @@ class EnergyAt:
                 expected="a dual variable", remedy="Use solver='newton' or solver='lbfgs', which need none.")
         return method
 
+    def hessian_lipschitz(self) -> Bound:
+        """Lipschitz constant of the Hessian."""
+        return self.energy.hessian_lipschitz()
+
+    @property
+    def uniform(self) -> bool:
+        """Whether the data term treats all pixels alike."""
+        return not self.energy.operator.is_mask
+
     def effort(self) -> float:
         """What a gradient costs, in operations on one vector of pixels; a rough number that steers ``auto``."""
-        of_data = 2.0 if self.energy.operator.is_identity else OPERATOR_EFFORT
-        return of_data + float(getattr(self.energy.regularizer, "effort", 10.0))
+        return self.energy.operator.effort + float(getattr(self.energy.regularizer, "effort", 10.0))
 
     def bounds(self) -> Curvature:
         return self._curvature

@@ -74,6 +74,11 @@ class Regularizer(nn.Module):
         """mu <= Hessian <= L for every image, at the present theta."""
         raise NotImplementedError
 
+    @property
+    def averages(self) -> bool:
+        """Whether ``mean_curvature`` has an answer."""
+        return type(self).mean_curvature is not Regularizer.mean_curvature
+
     def mean_curvature(self, x: Tensor) -> MeanCurvature | None:
         """Averages of the Hessian around x (b, c, h, w), for preconditioners; None if not offered."""
         return None
@@ -193,6 +198,10 @@ class Sum(Regularizer):
         parts = [r.bounds() for r in self._parts()]
         return sum(parts[1:], parts[0])
 
+    @property
+    def averages(self) -> bool:
+        return all(r.averages for r in self._parts())
+
     def mean_curvature(self, x: Tensor) -> MeanCurvature | None:
         known = [m for m in (r.mean_curvature(x) for r in self._parts()) if m is not None]
         return sum(known[1:], known[0]) if len(known) == len(self.terms) else None
@@ -276,6 +285,10 @@ class Scaled(Regularizer):
 
     def bounds(self) -> Curvature:
         return self.factor * self.regularizer.bounds()
+
+    @property
+    def averages(self) -> bool:
+        return self.regularizer.averages
 
     def mean_curvature(self, x: Tensor) -> MeanCurvature | None:
         mean = self.regularizer.mean_curvature(x)

@@ -55,7 +55,6 @@ class Distance:
                 f"{float(self.from_gradient.max()):.2e}; {self.cost})")
 
 
-@torch.no_grad()
 def certify(energy: Any, y: Tensor, x: Tensor, *, sharpness: float = 0.1) -> Distance:
     """The distance of x, from wherever it comes, to the exact minimizer of h(.; y).
 
@@ -79,8 +78,14 @@ def certify(energy: Any, y: Tensor, x: Tensor, *, sharpness: float = 0.1) -> Dis
     check_fraction("sharpness", sharpness)
     if x.shape[0] != y.shape[0]:
         raise InputError("x", given=f"{x.shape[0]} images", expected=f"{y.shape[0]}, one per measurement")
-    f = energy.at(y, x).double()
+    return certify_potential(energy.at(y, x), x, sharpness)
+
+
+@torch.no_grad()
+def certify_potential(f: Potential, x: Tensor, sharpness: float = 0.1) -> Distance:
+    """``certify`` for potentials f; x: (b, ...)."""
     require_strong_convexity(f)
+    f = f.double()
     wide, mu = x.double(), f.bounds().mu
     g = f.grad(wide)
     plain = distance_from_gradient(norm(g), mu)

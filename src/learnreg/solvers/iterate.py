@@ -46,8 +46,8 @@ def require_strong_convexity(f: Potential) -> float:
 
 
 @torch.no_grad()
-def minimize(f: Potential, eps: float | Tensor, solver: Solver, x0: Tensor, *, max_steps: int = 20000,
-             should_stop: Callable[[], bool] | None = None) -> Solution:
+def minimize(f: Potential, eps: float | Tensor, solver: Solver, x0: Tensor, *,
+             max_steps: int | Tensor = 20000, should_stop: Callable[[], bool] | None = None) -> Solution:
     """Minimize every potential of the batch to a certified distance eps.
 
     The evidence of the solver (a gradient norm in the working precision) only nominates an image; the certificate is
@@ -59,7 +59,7 @@ def minimize(f: Potential, eps: float | Tensor, solver: Solver, x0: Tensor, *, m
         eps: positive distance, one value or one per image (b,).
         solver: provides the steps.
         x0: (b, ...), the start; not modified.
-        max_steps: steps per image.
+        max_steps: steps, one limit for all images or one per image (b,).
         should_stop: asked between steps; True ends the solve with status ``BUDGET``.
 
     Returns:
@@ -69,25 +69,37 @@ def minimize(f: Potential, eps: float | Tensor, solver: Solver, x0: Tensor, *, m
     require_strong_convexity(f)
     loop = _Loop(f, per_image(eps, x0), x0)
     interval = GPU_INTERVAL if x0.is_cuda else 1
+    limits = torch.as_tensor(max_steps, device=x0.device).expand(x0.shape[0])
+    ends = set(limits.tolist())
     current, state = f, solver.init(f, x0)
     loop.cost += state.cost
-    for count in range(max_steps + 1):
-        if count % interval == 0 or count == max_steps:
+    for count in range(max(ends) + 1):
+        if count % interval == 0 or count in ends:
             keep = loop.examine(current, state, count)
-            if keep is not None:
-                if not keep.numel():
-                    break
-                if keep.numel() < state.evidence.shape[0]:
-                    state, current = state.select(keep), current.select(keep)
-            if count == max_steps or (should_stop is not None and should_stop()):
-                loop.give_up(current, state, MAX_STEPS if count == max_steps else BUDGET)
+            state, current = _kept(keep, state, current)
+            if state is None:
                 break
+            if should_stop is not None and should_stop():
+                loop.give_up(current, state, torch.ones_like(loop.index, dtype=torch.bool), BUDGET)
+                break
+            if count in ends:
+                keep = loop.give_up(current, state, limits[loop.index] <= count, MAX_STEPS)
+                state, current = _kept(keep, state, current)
+                if state is None:
+                    break
         state = solver.step(current, state)
         loop.cost += state.cost
         loop.running += 1
     error = distance_from_gradient(loop.closing, mu)
     return Solution(loop.value, error, mu.kind, tuple(CODES[i] for i in loop.code.tolist()), loop.steps,
                     loop.cost, solver.name, loop.closing, loop.gradient)
+
+
+def _kept(keep: Tensor | None, state: Any, f: Potential) -> tuple[Any, Potential]:
+    """State and potentials of the images at positions ``keep``; a state of None when there are none, all for None."""
+    if keep is None or keep.numel() == state.evidence.shape[0]:
+        return state, f
+    return (state.select(keep), f.select(keep)) if keep.numel() else (None, f)
 
 
 class _Loop:
@@ -161,12 +173,18 @@ class _Loop:
         self.best[self.index], self.waiting[self.index] = torch.where(better, evidence, best), waiting
         return stalled
 
-    def give_up(self, f: Potential, state: Any, code: int) -> None:
-        """Certify what the unfinished images have reached."""
-        everyone = torch.arange(self.index.numel(), device=self.index.device)
-        self.steps[self.index] = self.running
-        closing = self._close(f, state.point, everyone)
-        self.code[self.index] = torch.where(closing <= self.target[self.index], CONVERGED, code)
+    def give_up(self, f: Potential, state: Any, ending: Tensor, code: int) -> Tensor:
+        """Certify what the unfinished images ``ending`` (a mask) have reached; positions of those that go on."""
+        positions = torch.nonzero(ending).flatten()
+        if positions.numel():
+            index = self.index[positions]
+            self.steps[index] = self.running
+            closing = self._close(f, state.point, positions)
+            self.code[index] = torch.where(closing <= self.target[index], CONVERGED, code)
+        keep = torch.nonzero(~ending).flatten()
+        self.index = self.index[keep]
+        self.level = self.wanted[self.index].to(state.evidence.dtype)
+        return keep
 
     def _close(self, f: Potential, point: Tensor, positions: Tensor) -> Tensor:
         """Closing gradient norms in float64 at the chosen images; stores the points and the norms."""

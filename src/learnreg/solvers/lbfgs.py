@@ -106,7 +106,10 @@ class LBFGS:
         d = torch.where(expand(anew, g), -_apply(pairs, P, g, 1.0 if P else _blind(f)), state.d)
         size = norm(g)
         best, waiting = watch(size, state.best, state.waiting)
-        alpha = torch.where(anew, 1.0, shorter(state.alpha, slope, state.slope))
+        # after the history has been dropped the search goes on at the length it had come down to
+        cut = shorter(state.alpha, slope, state.slope, rejected)
+        same_length = cut * norm(state.d) / norm(d).clamp_min(torch.finfo(d.dtype).tiny)
+        alpha = torch.where(accepted, 1.0, torch.where(hopeless, same_length, cut))
         return LBFGSState(point, g, d, dot(g, d), alpha, size, best, waiting, torch.where(hopeless, 0, rejected), pairs,
                           P, count, cost)
 

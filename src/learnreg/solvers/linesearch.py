@@ -26,9 +26,13 @@ def accepts(slope: Tensor, first: Tensor, waiting: Tensor) -> Tensor:
     return ~(slope > torch.where(waiting > PATIENCE, DESCENT, -RISE) * first)
 
 
-def shorter(alpha: Tensor, slope: Tensor, first: Tensor) -> Tensor:
-    """The next step size by the secant rule, between a tenth and a half of ``alpha``; (b,)."""
-    return alpha * (first / (first - slope)).clamp(0.1, 0.5).nan_to_num(0.1)
+def shorter(alpha: Tensor, slope: Tensor, first: Tensor, rejected: Tensor | int = 0) -> Tensor:
+    """The next step size by the secant rule, between a tenth and a half of ``alpha``; (b,).
+
+    A tenth after ``rejected`` > 2 trials in a row: beyond a kink the slope says nothing of the distance.
+    """
+    cut = (first / (first - slope)).clamp(0.1, 0.5).nan_to_num(0.1)
+    return alpha * torch.where(torch.as_tensor(rejected) > 2, 0.1, cut)
 
 
 def watch(size: Tensor, best: Tensor, waiting: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -21,6 +22,14 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
 
 OWN_WORK = {"agd": 6.0, "lbfgs": 35.0}
 """What a step costs besides its gradient, in operations on one vector of pixels (measured)."""
+
+SHARPEST = 600.0
+"""Relative change of the Hessian over a step of ``SCALE``; beyond, quadratic models mislead. Measured with smoothed TV:
+deblurring, L-BFGS needs a third of the evaluations of accelerated gradient at 60, half at 660, all at 2200; inpainting,
+where averages say less, five sixths at 40 and more from 200 on."""
+
+SCALE = 0.4
+"""The root mean square of photographs with intensities in [0, 1]."""
 
 PLAIN_GRADIENT = 10.0
 """The same for a gradient whose energy does not tell."""
@@ -53,11 +62,15 @@ def choose(name: str | Solver, f: Potential) -> tuple[Solver, str]:
 def _automatic(f: Potential) -> tuple[Solver, str]:
     """L-BFGS where the steps it saves are worth more than its own operations, accelerated gradient elsewhere.
 
-    Steps of accelerated gradient over those of preconditioned L-BFGS, measured on denoising and deblurring with TV and
-    Fields of Experts: about kappa^(1/6) for kappa = L / mu.
+    Steps of accelerated gradient over those of preconditioned L-BFGS, measured with TV and Fields of Experts: about
+    kappa^(1/6) for kappa = L / mu, and the root of that where pixels are missing, which averages cannot tell apart.
     """
     kappa, gradient = _condition(f), _effort(f)
-    if _averages(f) and gradient + OWN_WORK["lbfgs"] < kappa ** (1 / 6) * (gradient + OWN_WORK["agd"]):
+    saved = kappa ** (1 / 6 if getattr(f, "uniform", True) else 1 / 12)
+    if _averages(f) and gradient + OWN_WORK["lbfgs"] < saved * (gradient + OWN_WORK["agd"]):
+        sharp = _sharpness(f)
+        if sharp > SHARPEST:
+            return AGD(), f"agd (auto: L/mu = {kappa:.0f}, kinks of sharpness {sharp:.0f} mislead quadratic models)"
         return LBFGS(), f"lbfgs (auto: L/mu = {kappa:.0f}, preconditioned steps are fewer and pay off)"
     return AGD(), f"agd (auto: L/mu = {kappa:.0f}, gradients are cheap and momentum knows mu)"
 
@@ -73,6 +86,13 @@ def adjoint_preconditioner(f: Potential, x: Tensor) -> tuple[Preconditioner | No
     return None, Cost()
 
 
+def _sharpness(f: Potential) -> float:
+    """Lip(Hessian) / L times ``SCALE``, 0 where it is not known."""
+    offer = getattr(f, "hessian_lipschitz", None)
+    change = math.inf if offer is None else offer().value
+    return change / f.bounds().L.value * SCALE if math.isfinite(change) else 0.0
+
+
 def _condition(f: Potential) -> float:
     curvature = f.bounds()
     return max(curvature.L.value / max(curvature.mu.value, 1e-300), 1.0)
@@ -84,4 +104,4 @@ def _effort(f: Potential) -> float:
 
 
 def _averages(f: Potential) -> bool:
-    return getattr(f, "mean_curvature", None) is not None
+    return getattr(f, "mean_curvature", None) is not None and getattr(f, "averages", True)

@@ -88,9 +88,9 @@ def solve_potential(f: Potential, eps: float | Tensor, x0: Tensor, solver: str |
     for index, solution in parts:
         again[index] = torch.tensor([s is Status.ROUNDING_FLOOR for s in solution.status], device=x0.device)
     result = _merged(parts, x0, words)
-    if bool(again.any()) and not any(s is Status.BUDGET for s in result.status):
+    if bool(again.any()):  # with the budget used up this ends at once, but not without a distance
         index = everyone[again]
-        solution = run(index, result.value[index].double())
+        solution = run(index, result.value[index].double(), max_steps=max_steps - result.steps[index])
         parts.append((index, _narrowed(solution, eps[index], x0.dtype)))
         result = _merged(parts, x0, words)
     return result
