@@ -209,15 +209,6 @@ class EnergyAt:
                 expected="a dual variable", remedy="Use solver='newton' or solver='lbfgs', which need none.")
         return method
 
-    def hessian_lipschitz(self) -> Bound:
-        """Lipschitz constant of the Hessian."""
-        return self.energy.hessian_lipschitz()
-
-    @property
-    def uniform(self) -> bool:
-        """Whether the data term treats all pixels alike."""
-        return not self.energy.operator.is_mask
-
     def effort(self) -> float:
         """What a gradient costs, in operations on one vector of pixels; a rough number that steers ``auto``."""
         return self.energy.operator.effort + float(getattr(self.energy.regularizer, "effort", 10.0))
