@@ -52,9 +52,9 @@ def size_minus_one(u: Tensor) -> Tensor:
 def third_sup(u: Tensor, radius: Tensor | float) -> Tensor:
     """sup |s'''| over [u - radius, u + radius], elementwise: |s'''| rises up to |u| = 1/2 and falls beyond."""
     a = u.abs()
-    nearest, farthest = (a - radius).clamp_min(0), a + radius
-    at = torch.where(nearest > 0.5, nearest, farthest.clamp_max(0.5))
-    return 3 * at * (1 + at * at).pow(-2.5)
+    at = torch.maximum(a - radius, (a + radius).clamp_max_(0.5))
+    t = torch.addcmul(_one(u), at, at).rsqrt_()
+    return t.square().square_().mul_(t).mul_(at).mul_(3)  # 3 at (1 + at^2)^(-5/2)
 
 
 def curvature_sup(u: Tensor, radius: Tensor | float) -> Tensor:
