@@ -54,7 +54,7 @@ def solve(energy: Any, y: Tensor, eps: float | Tensor, *, solver: str | Solver =
         raise InputError("x0", given=f"shape {tuple(x0.shape)}, {x0.dtype}",
                          expected=f"shape {tuple(energy.start(y).shape)}, {y.dtype}")
     per_image(eps, start)
-    if budget is not None and not (isinstance(budget, int) and budget > 0):
+    if budget is not None and not (isinstance(budget, int) and not isinstance(budget, bool) and budget > 0):
         raise InputError("budget", given=budget, expected="a positive number of solver steps")
     check_solver(solver)
     potential = energy.at(y) if x0 is None else energy.at(y, start)
