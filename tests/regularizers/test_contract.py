@@ -17,7 +17,7 @@ from learnreg.core.bounds import Kind
 from learnreg.core.errors import InputError, ModelFileError
 from learnreg.core.params import flatten, trainable, with_theta
 from learnreg.operators import taylor_test
-from learnreg.regularizers import TV, FoE, Regularizer, Scaled, Sum, Tikhonov, from_spec, profiles
+from learnreg.regularizers import TV, FoE, HuberTV, Regularizer, Scaled, Sum, Tikhonov, from_spec, profiles
 
 RADII = (1e-3, 3e-2, 0.3, 1.0)
 
@@ -388,9 +388,9 @@ def test_where_curvature_is_constant_the_averages_are_exact(case, size):
 
 
 def reflected(r: Regularizer) -> int:
-    """How far from the edge pixels have a second copy in the padding: their curvature is that of the sum of both."""
-    return max((p.kernels.shape[-1] // 2 + 1 for p in r.modules() if isinstance(p, FoE) and p.padding == "reflect"),
-               default=0)
+    """How far from the edge the diagonal is another: copies in the padding (FoE), fewer neighbours (TV)."""
+    return max((p.kernels.shape[-1] // 2 + 1 if isinstance(p, FoE) else 1 for p in r.modules()
+                if isinstance(p, TV | HuberTV) or (isinstance(p, FoE) and p.padding == "reflect")), default=0)
 
 
 @pytest.mark.parametrize("make", [lambda: tv(True), lambda: tv(False), lambda: foe(padding="zero", init="random"),
@@ -401,8 +401,10 @@ def test_where_curvature_varies_its_weights_are_those_between_hessian_and_majora
     diagonal, symbol = averages(r, x)
     for i in range(x.shape[0]):
         weights, operator = squared_weights(r, x[i:i + 1])
-        same(diagonal[i].flatten(), (operator.square() * weights.reshape(-1, 1)).sum(dim=0))
-        if not getattr(r, "isotropic", False):  # where potentials are of vectors, s^-3 holds along them only
+        if isinstance(r, TV):  # its diagonal is flat: that of the mean weights, away from the edges
+            same(diagonal[i].flatten(), (2 * weights.sum(dim=0).mean(dim=(-2, -1)).sum()).expand(x[0].numel()))
+        else:
+            same(diagonal[i].flatten(), (operator.square() * weights.reshape(-1, 1)).sum(dim=0))
             assert (diagonal[i].flatten() >= dense(r, x[i:i + 1]).diagonal() * (1 - 1e-12)).all()
     flat = averages(r, torch.zeros_like(x))
     assert (diagonal <= flat[0] * (1 + 1e-12)).all() and (symbol <= flat[1] + 1e-12).all()

@@ -470,7 +470,7 @@ def test_averages_that_are_not_finite_end_only_their_image():
             mean = super()._mean_curvature(x)
             diagonal = mean.diagonal.clone()
             diagonal[self.index == 1] = math.nan
-            return MeanCurvature(diagonal, mean.symbol, uneven=True)
+            return MeanCurvature(diagonal, mean.symbol)
 
         def _like(self, inner, index: Tensor) -> Spoiled:
             return Spoiled(inner, counts=self.counts, index=index)

@@ -43,19 +43,13 @@ class ImagePreconditioner:
         return ImagePreconditioner(*(None if t is None else t[index] for t in (self.scaling, self.inverse_symbol)))
 
 
-def preconditioner(mean: MeanCurvature, kind: Kind | None = None) -> ImagePreconditioner:
+def preconditioner(mean: MeanCurvature, kind: Kind = "scaled") -> ImagePreconditioner:
     """The inverse of a Hessian as far as its averages show it.
 
     ``diagonal``: D^-1. ``circulant``: C^-1 with the mean symbol, as T. Chan (SIAM J. Sci. Stat. Comput. 1988) does for
     Toeplitz matrices. ``scaled``: with d = D / mean(D), d^-1/2 C^-1 d^-1/2, for curvature that varies over the image:
     edges are soft, flat parts stiff.
-
-    Args:
-        mean: of the Hessian.
-        kind: one of the three; None takes ``scaled`` where the curvature says that it is worth following
-            (``MeanCurvature.uneven``), else ``circulant``.
     """
-    kind = kind or ("scaled" if mean.uneven else "circulant")
     d, symbol = _floored(mean.diagonal), _floored(mean.symbol)
     if kind == "diagonal":
         return ImagePreconditioner(d.rsqrt(), None)

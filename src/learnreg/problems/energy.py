@@ -209,6 +209,16 @@ class EnergyAt:
                 expected="a dual variable", remedy="Use solver='newton' or solver='lbfgs', which need none.")
         return method
 
+    def noise(self) -> float:
+        """Rounding of a gradient over machine epsilon times ||x||, measured.
+
+        1 per unit of curvature of an operator that works by FFT or interpolation, 0.1 of everything else.
+        """
+        energy = self.energy
+        simple = energy.operator.is_identity or energy.operator.is_mask
+        of_regularizer = energy.regularizer.bounds().L.value
+        return 0.1 * of_regularizer + (0.1 if simple else 1.0) * (self._curvature.L.value - of_regularizer)
+
     def effort(self) -> float:
         """What a gradient costs, in operations on one vector of pixels; a rough number that steers ``auto``."""
         return self.energy.operator.effort + float(getattr(self.energy.regularizer, "effort", 10.0))

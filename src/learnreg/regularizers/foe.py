@@ -205,8 +205,7 @@ class FoE(Regularizer):
 
         diagonal = sandwich(x, bank.forward, squares, self.padding, CHUNK_BYTES, soft)
         shape = (x.shape[-2], x.shape[-1])
-        return MeanCurvature(diagonal, mean_symbol(kernels, total / (shape[0] * shape[1]) * (w / nu), shape),
-                             uneven=True)
+        return MeanCurvature(diagonal, mean_symbol(kernels, total / (shape[0] * shape[1]) * (w / nu), shape))
 
     # --- what is known of it ----------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
-from ..operators.differences import NORM_SQUARED, gradient, gradient_adjoint, spread, symbols
+from ..operators.differences import NORM_SQUARED, gradient, gradient_adjoint, symbols
 from .base import LinearizedHessian, Regularizer, positive
 
 
@@ -92,12 +92,13 @@ class HuberTV(Regularizer):
         return Curvature(Bound.exact(0.0), Bound.proven(NORM_SQUARED * float(strength)))
 
     def mean_curvature(self, x: Tensor) -> MeanCurvature:
-        """Weights (w / nu) / max(1, |u|), those of the majorant."""
+        """Weights (w / nu) / max(1, |u|), those of the majorant, averaged; the diagonal as for ``TV``."""
         w, nu = self._scales()
         weights = (w / nu / self._split(x)[1]).expand(-1, 2, *x.shape[1:])
         rows, columns = symbols(x)
         means = weights.mean(dim=(-2, -1), keepdim=True)
-        return MeanCurvature(spread(weights), means[:, 0] * rows + means[:, 1] * columns)
+        diagonal = (2 * means.sum(dim=1)).expand_as(x)  # every pixel takes part in two differences per direction
+        return MeanCurvature(diagonal, means[:, 0] * rows + means[:, 1] * columns)
 
     def spec(self) -> dict[str, Any]:
         return {"type": "HuberTV"}

@@ -18,7 +18,6 @@ from ..operators.differences import (
     differences_adjoint,
     gradient,
     gradient_adjoint,
-    spread,
     symbols,
 )
 from . import profiles
@@ -144,14 +143,19 @@ class TV(Regularizer):
         return self.log_weight.exp() * (u * torch.rsqrt(1 + inner) * gradient(v)).flatten(1).sum(dim=1)
 
     def mean_curvature(self, x: Tensor) -> MeanCurvature:
-        """Weights (w / nu) / (1 + |u|^2): the geometric mean of the Hessian, s^-3, and of its majorant, 1 / s."""
+        """Weights (w / nu) / (1 + |u|^2), the geometric mean of the Hessian, s^-3, and of its majorant, 1 / s.
+
+        The diagonal shows their average only: TV's curvature varies by orders of magnitude from one pixel to the
+        next, and following it costs L-BFGS up to four times the evaluations (measured on inpainting).
+        """
         w, nu = self._scales()
         u = self._differences(x).div_(nu)
         square = u.square().sum(dim=1, keepdim=True).expand_as(u) if self.isotropic else u.square()
         weights = (w / nu) / (1 + square)
         rows, columns = symbols(x)
         means = weights.mean(dim=(-2, -1), keepdim=True)
-        return MeanCurvature(spread(weights), means[:, 0] * rows + means[:, 1] * columns)
+        diagonal = (2 * means.sum(dim=1)).expand_as(x)  # every pixel takes part in two differences per direction
+        return MeanCurvature(diagonal, means[:, 0] * rows + means[:, 1] * columns)
 
     def _strength(self) -> float:
         """S = w ||D||^2 / nu, the bound of the Hessian."""

@@ -22,6 +22,9 @@ MAX_STEPS, CONVERGED, FLOOR, NOT_FINITE, BUDGET = range(5)
 STALL_INTERVAL = 8
 """The host looks for images that no longer improve every so many steps."""
 
+NOISE_PATIENCE = 24
+"""Steps without progress after which an image is at the floor, where gradients can be nothing but rounding noise."""
+
 GPU_INTERVAL = 8
 """On a GPU the host looks at the stopping test every so many steps, so that the queue never runs dry."""
 
@@ -124,7 +127,7 @@ class _Loop:
         self.level = self.wanted.to(x0.dtype)  # of the running images, in the working precision
         self.running = 0
         self.patience = int(30 + 4 * min(condition, 1e8) ** 0.5)
-        self.rounding = 100 * torch.finfo(x0.dtype).eps * curvature.L.value
+        self.rounding = torch.finfo(x0.dtype).eps * curvature.L.value
         self.cost = Cost()
 
     def examine(self, f: Potential, state: Any, count: int) -> Tensor | None:
@@ -166,10 +169,13 @@ class _Loop:
         best, waiting = self.best[self.index], self.waiting[self.index]
         better = evidence < 0.9 * best
         waiting = torch.where(better, 0, waiting + STALL_INTERVAL)
-        stalled = waiting > self.patience
-        if bool(stalled.any()):
-            low = evidence <= self.rounding * norm(point).double()
-            waiting, stalled = torch.where(stalled & ~low, 0, waiting), stalled & low
+        if bool((waiting > NOISE_PATIENCE).any()):
+            level = self.rounding * norm(point).double()
+            noise, late = evidence <= level, waiting > self.patience
+            stalled = (waiting > NOISE_PATIENCE) & noise | late & (evidence <= 100 * level)
+            waiting = torch.where(late & ~stalled, 0, waiting)
+        else:
+            stalled = torch.zeros_like(better)
         self.best[self.index], self.waiting[self.index] = torch.where(better, evidence, best), waiting
         return stalled
 

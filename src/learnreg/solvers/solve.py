@@ -21,7 +21,7 @@ from .iterate import minimize, require_strong_convexity
 from .select import check_solver, choose
 
 NEAR_ROUNDING = 0.1
-"""Of machine epsilon times L ||x||: where float32 gradients begin to be noise (measured on TV and FoE)."""
+"""Of machine epsilon times L ||x||: where float32 gradients begin to be noise, if the potential has no ``noise()``."""
 
 
 def solve(energy: Any, y: Tensor, eps: float | Tensor, *, solver: str | Solver = "auto", x0: Tensor | None = None,
@@ -134,5 +134,6 @@ def _narrowed(solution: Solution, eps: Tensor, dtype: torch.dtype) -> Solution:
 
 def _near_rounding(f: Potential, eps: Tensor, x0: Tensor) -> Tensor:
     """Images (b,) whose certifying gradient norm is lost in the rounding of gradients in the type of x0."""
-    curvature = f.bounds()
-    return curvature.mu.value * eps < NEAR_ROUNDING * torch.finfo(x0.dtype).eps * curvature.L.value * norm(x0).double()
+    curvature, offer = f.bounds(), getattr(f, "noise", None)
+    noise = NEAR_ROUNDING * curvature.L.value if offer is None else offer()
+    return curvature.mu.value * eps < noise * torch.finfo(x0.dtype).eps * norm(x0).double()
