@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
-from ..operators.differences import NORM_SQUARED, gradient, gradient_adjoint, symbols
+from ..operators.differences import NORM_SQUARED, gradient, gradient_adjoint
 from .base import LinearizedHessian, Regularizer, positive
+from .tv import flat_averages, radial_product
 
 
 class HuberTV(Regularizer):
@@ -67,13 +68,7 @@ class HuberTV(Regularizer):
         w, nu = self._scales()
         u, m = self._split(x)
         beyond = u / m * (m > 1)
-
-        def product(v: Tensor, weight: Tensor, unit: Tensor, p: Tensor) -> Tensor:
-            d = gradient(v)
-            along, across = (unit * d).sum(dim=1, keepdim=True), (p * d).sum(dim=1, keepdim=True)
-            return gradient_adjoint((d - 0.5 * (p * along + unit * across)).mul_(weight))
-
-        return LinearizedHessian(product, w / nu / m, beyond, dual[0])
+        return LinearizedHessian(radial_product, w / nu / m, beyond, dual[0])
 
     def dual_update(self, x: Tensor, dual: tuple[Tensor, ...], move: Tensor) -> tuple[Tensor, ...]:
         u, m = self._split(x)
@@ -95,10 +90,7 @@ class HuberTV(Regularizer):
         """Weights (w / nu) / max(1, |u|), those of the majorant, averaged; the diagonal as for ``TV``."""
         w, nu = self._scales()
         weights = (w / nu / self._split(x)[1]).expand(-1, 2, *x.shape[1:])
-        rows, columns = symbols(x)
-        means = weights.mean(dim=(-2, -1), keepdim=True)
-        diagonal = (2 * means.sum(dim=1)).expand_as(x)  # every pixel takes part in two differences per direction
-        return MeanCurvature(diagonal, means[:, 0] * rows + means[:, 1] * columns)
+        return flat_averages(weights, x)
 
     def spec(self) -> dict[str, Any]:
         return {"type": "HuberTV"}

@@ -121,12 +121,7 @@ class TV(Regularizer):
                                      profiles.dual_curvature(u, p).mul_(w / nu))
         inverse = torch.rsqrt(1 + u.square().sum(dim=1, keepdim=True))
 
-        def product(v: Tensor, weight: Tensor, unit: Tensor, p: Tensor) -> Tensor:
-            d = gradient(v)
-            along, across = (unit * d).sum(dim=1, keepdim=True), (p * d).sum(dim=1, keepdim=True)
-            return gradient_adjoint((d - 0.5 * (p * along + unit * across)).mul_(weight))
-
-        return LinearizedHessian(product, w / nu * inverse, u * inverse, p)
+        return LinearizedHessian(radial_product, w / nu * inverse, u * inverse, p)
 
     def dual_update(self, x: Tensor, dual: tuple[Tensor, ...], move: Tensor) -> tuple[Tensor, ...]:
         _, nu = self._scales()
@@ -152,10 +147,7 @@ class TV(Regularizer):
         u = self._differences(x).div_(nu)
         square = u.square().sum(dim=1, keepdim=True).expand_as(u) if self.isotropic else u.square()
         weights = (w / nu) / (1 + square)
-        rows, columns = symbols(x)
-        means = weights.mean(dim=(-2, -1), keepdim=True)
-        diagonal = (2 * means.sum(dim=1)).expand_as(x)  # every pixel takes part in two differences per direction
-        return MeanCurvature(diagonal, means[:, 0] * rows + means[:, 1] * columns)
+        return flat_averages(weights, x)
 
     def _strength(self) -> float:
         """S = w ||D||^2 / nu, the bound of the Hessian."""
@@ -221,3 +213,18 @@ def _check(x: Tensor) -> None:
     if x.dim() < 3:
         raise InputError("x", given=f"shape {tuple(x.shape)}", expected="(b, c, h, w)",
                          remedy="Add batch and channel dimensions, for example x[None, None].")
+
+
+def radial_product(v: Tensor, weight: Tensor, unit: Tensor, p: Tensor) -> Tensor:
+    """D^T weight (1 - sym(p unit^T)) D v, the primal-dual Hessian of a potential of the length of both differences."""
+    d = gradient(v)
+    along, across = (unit * d).sum(dim=1, keepdim=True), (p * d).sum(dim=1, keepdim=True)
+    return gradient_adjoint((d - 0.5 * (p * along + unit * across)).mul_(weight))
+
+
+def flat_averages(weights: Tensor, x: Tensor) -> MeanCurvature:
+    """Of D^T weights D, weights (b, 2, c, h, w), for images like x; every pixel gets the mean of the diagonal."""
+    rows, columns = symbols(x)
+    means = weights.mean(dim=(-2, -1), keepdim=True)
+    diagonal = (2 * means.sum(dim=1)).expand_as(x)  # every pixel takes part in two differences per direction
+    return MeanCurvature(diagonal, means[:, 0] * rows + means[:, 1] * columns)

@@ -21,7 +21,7 @@ from .lbfgs import averaged
 from .solve import solve_potential
 
 ESTIMATE_RESIDUAL = 0.1
-"""Relative residual of the Newton system behind the estimate: it then was 1 to 6 % off (measured; see ``certify``)."""
+"""Relative residual of the Newton system behind the estimate, then up to 12 % off (benchmarks/certificates.py)."""
 
 ROUNDS = 12
 

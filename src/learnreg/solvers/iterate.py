@@ -110,7 +110,6 @@ class _Loop:
 
     def __init__(self, f: Potential, eps: Tensor, x0: Tensor) -> None:
         size, device = x0.shape[0], x0.device
-        self.whole = f
         curvature = f.bounds()
         self.target = curvature.mu.value * eps  # gradient norm that certifies eps, float64
         self.wanted = 0.95 * self.target  # what the working precision must show before a closing gradient is paid for

@@ -100,8 +100,7 @@ class LBFGS:
             cost += extra
         rejected = torch.where(accepted, 0, state.rejected + 1)
         hopeless = rejected >= REJECTIONS
-        pairs = tuple((s, y, torch.where(hopeless, 0.0, rho)) for s, y, rho in (*state.pairs[1 - self.memory:], pair)
-                      ) if self.memory > 1 else (pair,)
+        pairs = tuple((s, y, torch.where(hopeless, 0.0, rho)) for s, y, rho in (*state.pairs, pair)[-self.memory:])
         anew = accepted | hopeless
         d = torch.where(expand(anew, g), -_apply(pairs, P, g, 1.0 if P else _blind(f)), state.d)
         size = norm(g)
@@ -112,7 +111,6 @@ class LBFGS:
         alpha = torch.where(accepted, 1.0, torch.where(hopeless, same_length, cut))
         return LBFGSState(point, g, d, dot(g, d), alpha, size, best, waiting, torch.where(hopeless, 0, rejected), pairs,
                           P, count, cost)
-
 
 
 def _blind(f: Potential) -> float:
