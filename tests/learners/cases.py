@@ -60,8 +60,12 @@ class Watched:
     def strategy(self, given):
         return self.learner.strategy(given)
 
-    def init(self, lower, theta):
-        self.states = [self.learner.init(lower, theta)]
+    def init(self, lower, theta, seed):
+        self.states = [self.learner.init(lower, theta, seed)]
+        return self.states[0]
+
+    def restore(self, lower, packed):
+        self.states = [self.learner.restore(lower, packed)]
         return self.states[0]
 
     def step(self, lower, state):

@@ -197,7 +197,7 @@ class StandingStill:
 def test_a_solve_that_reaches_its_step_limit_is_reported(monkeypatch):
     """Nothing is silently capped: the run ends, and its bracket still holds the exact loss."""
     problem = BilevelProblem(Energy(denoising(), TV()), phantoms()[0])
-    monkeypatch.setattr(LowerLevel.__init__, "__defaults__", ("auto", 30))
+    monkeypatch.setattr(LowerLevel.__init__, "__defaults__", ("auto", 30, None))
     run = learn(problem, MAID(eps0=1e-3, delta0=1e-3), budget=Budget(steps=1), solver=StandingStill())
     assert Status.MAX_STEPS.value in run.stop.sentence
     row = run.record.rows[0]

@@ -198,7 +198,7 @@ def test_a_bad_start_is_mended(name, test, start):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_first_step_of_a_wrong_scale_is_mended(method, alpha0, monkeypatch):
     """A trial so far out that it cannot be solved, or has no finite constants, is a failed trial, not the end."""
-    monkeypatch.setattr(LowerLevel.__init__, "__defaults__", ("auto", 400))  # steps of one solve, to save time
+    monkeypatch.setattr(LowerLevel.__init__, "__defaults__", ("auto", 400, None))  # steps of one solve, to save time
     problem = pictures()
     outcome, watched, losses = watch(problem, MAID(alpha0=alpha0, trials=30, **METHODS[method]), steps=2)
     assert len(losses) == 3

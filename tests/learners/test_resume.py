@@ -309,8 +309,10 @@ def test_ctrl_c_inside_a_write_leaves_the_old_checkpoint(function, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(function, at_call(3, getattr(os, function[3:]), KeyboardInterrupt))
         outcome = run(pictures(), MAID(), checkpoint=tmp_path)
-    assert outcome.stop.code == "interrupted" and len(outcome.record.rows) == len(outcome.thetas) == 3
-    assert_resumes(tmp_path, 2)
+    assert outcome.stop.code == "interrupted" and len(outcome.record.rows) == len(outcome.thetas)
+    kept = len(load_tensors(tmp_path / FILE, FORMAT)[1]["rows"])  # the second write, which need not be the second step
+    assert 2 <= kept < len(outcome.record.rows)
+    assert_resumes(tmp_path, kept)
 
 
 @pytest.mark.parametrize("function", ["os.replace", "os.fsync"])

@@ -11,11 +11,12 @@ from ..core.batch import per_image
 from ..core.results import Hypergradient
 from ..solvers.solve import solve
 from .implicit import Implicit
+from .penalty import penalized
 
 
 def hypergradient(problem: Any, eps: float, delta: float, *, strategy: Implicit | None = None,
                   theta: torch.Tensor | None = None, solver: str = "auto") -> Hypergradient:
-    """Gradient of f(theta) = mean_i loss(x_i(theta)) with its error bound and its bracket of f.
+    """Gradient of f(theta) = mean_i loss(x_i(theta)) + penalty(theta) with its error bound and its bracket of f.
 
     Args:
         problem: a BilevelProblem.
@@ -30,7 +31,8 @@ def hypergradient(problem: Any, eps: float, delta: float, *, strategy: Implicit 
     """
     strategy = strategy or Implicit(estimate=True)
     per_image(delta, problem.pairs.x, "delta")
-    energy = problem.energy.with_theta(problem.theta if theta is None else theta)
+    theta = problem.theta if theta is None else theta
+    energy = problem.energy.with_theta(theta)
     solution = solve(energy, problem.pairs.y, eps, solver=solver)
     result = strategy.gradient(problem, energy, solution, delta)
-    return replace(result, cost=result.cost + solution.cost)
+    return penalized(replace(result, cost=result.cost + solution.cost), problem, theta)

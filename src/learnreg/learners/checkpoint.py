@@ -1,31 +1,28 @@
-"""Checkpoints: the state after every accepted step in one file, written atomically; resuming gives the same numbers."""
+"""Checkpoints: the latest state in one file, written atomically; resuming gives the same numbers."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.bounds import Kind
-from ..core.cost import Cost
 from ..core.errors import CheckpointError, ModelFileError
 from ..core.files import load_tensors, save_tensors
-from ..core.results import Solution
-from ..core.status import Status
-from .curvature import CurvaturePairs
-from .lower_level import LowerLevel
-from .state import DescentState
+from .state import Packed
 
-FORMAT, FILE = "learnreg-checkpoint", "checkpoint.safetensors"
+FORMAT, VERSION, FILE = "learnreg-checkpoint", 2, "checkpoint.safetensors"
 
 
 def fingerprint(problem: Any, learner: Any, strategy: Any) -> str:
     """Identifies problem, data, start, learner and strategy, so that a checkpoint is not continued on another run."""
     digest = hashlib.sha256(repr((problem.describe(), learner, strategy)).encode())
     _feed(digest, (problem.theta, problem.pairs.x, problem.pairs.y, problem.energy, problem.loss))
+    if problem.penalty is not None:
+        _feed(digest, problem.penalty)
     return digest.hexdigest()
 
 
@@ -33,9 +30,14 @@ def _feed(digest: Any, part: Any, depth: int = 30) -> None:
     """Everything that tells ``part`` from another of its kind: tensors, numbers, words, and what it is made of."""
     if isinstance(part, Tensor):
         digest.update(str((part.dtype, tuple(part.shape))).encode())
-        digest.update(part.detach().cpu().resolve_conj().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        for piece in part.detach().split(64) if part.dim() else [part.detach()]:  # data may be larger than memory
+            digest.update(piece.cpu().resolve_conj().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     elif isinstance(part, str | int | float | complex | bool | torch.dtype | type(None)):
         digest.update(repr(part).encode())
+    elif isinstance(part, FunctionType):
+        constants = [c for c in part.__code__.co_consts if not isinstance(c, CodeType)]  # whose repr is an address
+        digest.update(part.__code__.co_code + repr((constants, part.__code__.co_names)).encode())
+        _feed(digest, [cell.cell_contents for cell in part.__closure__ or ()], depth - 1)
     elif isinstance(part, torch.Generator | torch.device) or (callable(part) and not hasattr(part, "__dict__")):
         return
     elif isinstance(part, dict):
@@ -53,23 +55,13 @@ def _feed(digest: Any, part: Any, depth: int = 30) -> None:
         _feed(digest, kept, depth - 1)
 
 
-def save_checkpoint(folder: Path, state: DescentState, thetas: list[Tensor], header: dict[str, Any]) -> None:
+def save_checkpoint(folder: Path, packed: Packed, thetas: list[Tensor], header: dict[str, Any]) -> None:
     """Write ``folder/checkpoint.safetensors``."""
-    point, solution = state.point, state.point.solution
-    tensors = {"theta": point.theta, "value": solution.value, "error": solution.error, "steps": solution.steps,
-               "gradient_norm": solution.gradient_norm, "gradient": solution.gradient,
-               "pairs_s": state.pairs.s, "pairs_y": state.pairs.y,
-               "thetas": torch.stack([t.to(point.theta.dtype) for t in thetas])}
-    optional = {"adjoint": state.adjoint, "last": state.last}
-    tensors |= {k: v for k, v in optional.items() if v is not None}
-    numbers = {"eps": state.eps, "delta": state.delta, "step_size": state.step_size,
-               "point_eps": point.eps, "kind": int(solution.kind), "status": [s.name for s in solution.status],
-               "solver": solution.solver, "cost": solution.cost.to_dict(), "info": state.info}
-    save_tensors(folder / FILE, tensors, {"format": FORMAT, "version": 1, "state": numbers, **header})
+    tensors = packed.tensors | {"thetas": torch.stack([t.to(thetas[-1].dtype) for t in thetas])}
+    save_tensors(folder / FILE, tensors, {"format": FORMAT, "version": VERSION, "state": packed.numbers, **header})
 
 
-def load_checkpoint(folder: Path, lower: LowerLevel,
-                    expected: str) -> tuple[DescentState, list[Tensor], dict[str, Any]]:
+def load_checkpoint(folder: Path, device: torch.device, expected: str) -> tuple[Packed, list[Tensor], dict[str, Any]]:
     """The state, the thetas so far and the header.
 
     Raises:
@@ -80,18 +72,13 @@ def load_checkpoint(folder: Path, lower: LowerLevel,
     except ModelFileError as error:
         raise CheckpointError(str(folder), given=error.given, expected="a checkpoint of this run",
                               remedy="Start without resume.") from error
-    if header.get("version") != 1:
-        raise CheckpointError(str(folder), given=f"version {header.get('version')}", expected="version 1",
+    if header.get("version") != VERSION:
+        raise CheckpointError(str(folder), given=f"version {header.get('version')}", expected=f"version {VERSION}",
                               remedy="Resume with the release that wrote it, or start without resume.")
     if header["fingerprint"] != expected:
         raise CheckpointError(str(folder), given="a checkpoint of another problem, data set or learner",
                               expected="the same settings as in the interrupted run",
                               remedy="Use the same configuration, or another checkpoint folder.")
-    device = lower.problem.pairs.x.device
-    t, n = {k: v.to(device) for k, v in tensors.items()}, header["state"]
-    solution = Solution(t["value"], t["error"], Kind(n["kind"]), tuple(Status[s] for s in n["status"]), t["steps"],
-                        Cost(**n["cost"]), n["solver"], t["gradient_norm"], t["gradient"])
-    point = lower.point(t["theta"], lower.problem.energy.with_theta(t["theta"]), solution, n["point_eps"])
-    state = DescentState(point, t.get("adjoint"), n["eps"], n["delta"], n["step_size"],
-                         CurvaturePairs(t["pairs_s"], t["pairs_y"]), t.get("last"), n["info"])
-    return state, list(t["thetas"]), header
+    tensors = {k: v.to(device) for k, v in tensors.items()}
+    thetas = list(tensors.pop("thetas"))
+    return Packed(tensors, header["state"]), thetas, header

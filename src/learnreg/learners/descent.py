@@ -23,7 +23,7 @@ from ..hypergradients.error_bound import estimated_along
 from .accuracy import Accuracy, Adaptive, Fixed
 from .curvature import CurvaturePairs
 from .lower_level import LowerLevel, Point
-from .state import DescentState
+from .state import DescentState, Halt, checked, rounding_floor
 
 LARGEST_CUT = 0.02
 """A single tightening never divides eps by more than 50: one wrong prediction cannot force a very tight solve."""
@@ -52,14 +52,6 @@ class DescentRules:
     test: str
     gradient_tolerance: float
     smallest_eps: float
-
-
-class Halt(Exception):
-    """A step cannot be completed; carries the reason for the upper loop."""
-
-    def __init__(self, reason: StopReason) -> None:
-        self.reason = reason
-        super().__init__(reason.sentence)
 
 
 @dataclass
@@ -104,7 +96,7 @@ def descend(rules: DescentRules, lower: LowerLevel, state: DescentState) -> Desc
 
 def _gradient(rules: DescentRules, lower: LowerLevel, state: DescentState) -> tuple[DescentState, Hypergradient, float]:
     """The hypergradient at theta_k with the present accuracies, and its error."""
-    point = _checked(lower.refine(state.point, state.eps))
+    point = checked(lower.refine(state.point, state.eps))
     z = lower.gradient(point, state.delta, state.adjoint)
     state = replace(state, point=point, adjoint=z.adjoint)
     error = z.certified if rules.test == "certified" else z.estimated
@@ -132,7 +124,8 @@ def _sharpen(rules: DescentRules, lower: LowerLevel, state: DescentState, z: Hyp
     if residual <= 4 * distance:
         state = _tighten(rules, lower, state, factor, effort)
     elif any(s is Status.ROUNDING_FLOOR for s in z.status):
-        raise _floor(state, f"the linear system cannot be solved more accurately than {residual:.1e}")
+        raise rounding_floor(state.theta.dtype,
+                             f"the linear system cannot be solved more accurately than {residual:.1e}")
     else:
         effort.refinements += 1
     return replace(state, delta=state.delta * factor) if distance <= 4 * residual else state
@@ -209,7 +202,7 @@ def _search(rules: DescentRules, lower: LowerLevel, state: DescentState, directi
                 new = lower.refine(new, max(state.eps, new.eps * _cut(rules, gain, slack)))
             else:
                 state = _tighten(rules, lower, state, _cut(rules, gain, slack), effort)
-                new = _checked(lower.refine(new, state.eps))
+                new = checked(lower.refine(new, state.eps))
         alpha *= rules.rho if new.failed else _shrink(rules, state, new, alpha * slope)
     return state
 
@@ -262,23 +255,8 @@ def _tighten(rules: DescentRules, lower: LowerLevel, state: DescentState, factor
         raise Halt(StopReason("accuracy_floor", f"the next decision would need eps below {rules.smallest_eps:.1e}"))
     if state.point.at_floor:
         reached = float(state.point.solution.error.max())
-        raise _floor(state, f"the lower level cannot be solved more accurately than {reached:.1e}")
-    return replace(state, eps=eps, point=_checked(lower.refine(state.point, eps)))
-
-
-def _floor(state: DescentState, limit: str) -> Halt:
-    """The floating-point type is exhausted; the upper loop may go on in float64."""
-    dtype = state.point.theta.dtype
-    return Halt(StopReason("rounding_floor",
-                           f"{limit} in {dtype}" + ("" if dtype == torch.float64 else "; float64 would go on")))
-
-
-def _checked(point: Point) -> Point:
-    """The point, or Halt when some image has no certificate; at the rounding floor the one reached is used."""
-    if point.failed:
-        raise Halt(StopReason("not_finite", "the lower level could not be solved at the present parameters: "
-                                            f"{next(s.value for s in point.solution.status if not s.ok)}"))
-    return point
+        raise rounding_floor(state.theta.dtype, f"the lower level cannot be solved more accurately than {reached:.1e}")
+    return replace(state, eps=eps, point=checked(lower.refine(state.point, eps)))
 
 
 def _accept(rules: DescentRules, state: DescentState, new: Point, alpha: float, z: Hypergradient,

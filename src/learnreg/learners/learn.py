@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -16,13 +17,11 @@ from ..core.cost import Cost
 from ..core.errors import CheckpointError, InputError
 from ..core.results import RunRecord, StopReason
 from ..hypergradients.implicit import Implicit
-from ..metrics import psnr
 from .budget import Budget
 from .checkpoint import FILE, fingerprint, load_checkpoint, save_checkpoint
-from .descent import Halt
 from .lower_level import LowerLevel, OutOfBudget
 from .run import Run
-from .state import in_double
+from .state import Halt
 
 
 def learn(problem: Any, learner: Any, *, hypergradient: Implicit | None = None, budget: Budget, seed: int = 0,
@@ -32,11 +31,12 @@ def learn(problem: Any, learner: Any, *, hypergradient: Implicit | None = None, 
 
     Args:
         problem: a BilevelProblem.
-        learner: MAID(), FixedAccuracy(), ...
+        learner: MAID(), HOAG(), LBFGSB(), Stochastic(), DFO() ...
         hypergradient: the strategy; the learner switches on the error estimate that it needs.
         budget: when to stop.
-        seed: recorded; the descent learners draw no random numbers.
-        checkpoint: a folder; the state is written there after every accepted step.
+        seed: of everything that a learner draws at random; the descent learners draw nothing.
+        checkpoint: a folder; the state is written there after every step (less often where writing would take more
+            than a twentieth of the time) and at the end, whatever ends the run.
         resume: continue from ``checkpoint`` if it holds a state, to the same numbers as an uninterrupted run.
         solver: lower-level solver, as in ``solve``.
         progress: called with every new row of the record.
@@ -61,7 +61,7 @@ def learn(problem: Any, learner: Any, *, hypergradient: Implicit | None = None, 
         raise CheckpointError("resume", given="no checkpoint folder", expected="checkpoint=...",
                               remedy="Name the folder of the interrupted run.")
     strategy = learner.strategy(hypergradient or Implicit())
-    session = _Session(problem, learner, LowerLevel(problem, strategy, solver), budget,
+    session = _Session(problem, learner, LowerLevel(problem, strategy, solver), budget, seed,
                        Path(checkpoint) if checkpoint else None, fingerprint(problem, learner, strategy), progress,
                        promote)
     settings = {"seed": seed, "budget": vars(budget), "solver": solver, "version": __version__,
@@ -86,30 +86,37 @@ def _title(energy: Any) -> str:
 class _Session:
     """One call of ``learn``."""
 
-    def __init__(self, problem: Any, learner: Any, lower: LowerLevel, budget: Budget, folder: Path | None,
+    def __init__(self, problem: Any, learner: Any, lower: LowerLevel, budget: Budget, seed: int, folder: Path | None,
                  identity: str, progress: Callable[[dict[str, Any]], None] | None, promote: bool) -> None:
-        self.problem, self.learner, self.lower, self.budget = problem, learner, lower, budget
+        self.problem, self.learner, self.lower, self.budget, self.seed = problem, learner, lower, budget, seed
         self.folder, self.identity, self.progress, self.promote = folder, identity, progress, promote
+        self.meter = lower.meter
+        self.state: Any = None
+        self.header: dict[str, Any] = {}
         self.rows: list[dict[str, Any]] = []
         self.thetas: list[Tensor] = []
         self.wall = self.cpu = 0.0
         self._last_wall, self._last_cpu = time.perf_counter(), time.process_time()
+        self._saved_rows, self._saved_at, self._saving = 0, -math.inf, 0.0
 
     def run(self, resume: bool) -> StopReason:
-        """Steps until something ends them."""
+        """Steps until something ends them; whatever that is, the latest state is kept."""
+        try:
+            return self._run(resume)
+        finally:
+            if self._saved_rows < len(self.rows):
+                self._save()
+
+    def _run(self, resume: bool) -> StopReason:
         stop = None
-        self.lower.should_stop = lambda: self._spent() is not None
         try:
             if resume and self.folder is not None and (self.folder / FILE).exists():
-                state = self._resume()
-            else:
-                self.lower.should_stop = lambda: False  # there is always a theta_0 with its loss
-                state = self.learner.init(self.lower, self.problem.theta)
-                self.lower.should_stop = lambda: self._spent() is not None
-                self._record(state)
+                self._resume()
+            else:  # without a budget yet: there is always a theta_0 with its loss
+                self._record(self.learner.init(self.lower, self.problem.theta, self.seed))
+            self.meter.should_stop = lambda: self._spent() is not None
             while (stop := self._spent()) is None:
-                state = self._step(state)
-                self._record(state)
+                self._record(self._step(self.state))
         except OutOfBudget:
             stop = self._spent()
         except Halt as halt:
@@ -125,17 +132,11 @@ class _Session:
         try:
             return self.learner.step(self.lower, state)
         except Halt as halt:
-            wide = state.point.theta.dtype == torch.float64
+            wide = state.theta.dtype == torch.float64
             if halt.reason.code != "rounding_floor" or wide or not self.promote:
                 raise
-        self.lower = self._double_lower()
-        return self.learner.step(self.lower, in_double(state, self.lower))
-
-    def _double_lower(self) -> LowerLevel:
-        """The same lower level in float64, with the counters so far."""
-        lower = LowerLevel(self.problem.to(torch.float64), self.lower.strategy, self.lower.solver, self.lower.max_steps)
-        lower.cost, lower.should_stop = self.lower.cost, self.lower.should_stop
-        return lower
+        self.lower = self.lower.on(self.problem.to(torch.float64))
+        return self.learner.step(self.lower, state.double(self.lower))
 
     def _clock(self) -> None:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -144,28 +145,38 @@ class _Session:
 
     def _spent(self) -> StopReason | None:
         self._clock()
-        return self.budget.spent(self.wall, self.lower.cost.work / self.problem.size, len(self.rows) - 1)
+        return self.budget.spent(self.wall, self.meter.cost.work / self.problem.size, len(self.rows) - 1)
 
     def _record(self, state: Any) -> None:
         self._clock()
-        point, cost = state.point, self.lower.cost
-        row = {"step": len(self.rows), "loss": point.loss, "lower": point.lower, "upper": point.upper,
-               "psnr": float(psnr(point.solution.value, self.problem.pairs.x).mean()), **state.info, **cost.to_dict(),
-               "work": cost.work, "seconds": self.wall, "cpu_seconds": self.cpu}
-        self.rows, self.thetas = [*self.rows, row], [*self.thetas, point.theta]  # both or none, should Ctrl-C fall here
-        if self.folder is not None:
-            save_checkpoint(self.folder, state, self.thetas, {
-                "fingerprint": self.identity, "rows": self.rows, "total": cost.to_dict(), "wall": self.wall,
-                "cpu": self.cpu})
+        cost = self.meter.cost
+        row = {"step": len(self.rows), **state.row(self.problem), **cost.to_dict(), "work": cost.work,
+               "seconds": self.wall, "cpu_seconds": self.cpu}
+        self.rows.append(row)
+        self.thetas.append(state.theta)
+        self.state = state
+        self.header = {"fingerprint": self.identity, "rows": self.rows, "total": cost.to_dict(), "wall": self.wall,
+                       "cpu": self.cpu}  # what a step in progress spends is not part of it
+        # after every step, unless that would take more than a twentieth of the time
+        if self.wall - self._saved_at >= 20 * self._saving:
+            self._save()
         if self.progress is not None:
             self.progress(row)
 
-    def _resume(self) -> Any:
+    def _save(self) -> None:
+        self._saved_rows = len(self.rows)  # a write that failed is not tried again
+        if self.folder is None:
+            return
+        begin = time.perf_counter()
+        save_checkpoint(self.folder, self.state.pack(), self.thetas, self.header)
+        self._saved_at, self._saving = self.wall, time.perf_counter() - begin
+
+    def _resume(self) -> None:
         assert self.folder is not None
-        state, self.thetas, header = load_checkpoint(self.folder, self.lower, self.identity)
-        if state.point.theta.dtype != self.problem.theta.dtype:  # it had gone on in float64
-            self.lower = self._double_lower()
-            state, self.thetas, header = load_checkpoint(self.folder, self.lower, self.identity)
+        packed, self.thetas, header = load_checkpoint(self.folder, self.problem.pairs.x.device, self.identity)
+        if self.thetas[-1].dtype != self.problem.theta.dtype:  # it had gone on in float64
+            self.lower = self.lower.on(self.problem.to(torch.float64))
+        self.state = self.learner.restore(self.lower, packed)
         self.rows, self.wall, self.cpu = header["rows"], header["wall"], header["cpu"]
-        self.lower.cost = Cost(**header["total"])
-        return state
+        self.meter.cost = Cost(**header["total"])
+        self._saved_rows = len(self.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,8 +16,12 @@ from ..core.errors import InputError
 from ..core.protocols import Solver
 from ..core.results import Hypergradient, Solution
 from ..core.status import Status
+from ..hypergradients.penalty import penalized
 from ..solvers.select import check_solver
 from ..solvers.solve import solve_potential
+
+START_FRACTION = 0.02
+"""eps0 and delta0, when not given, are this fraction of the start's distance bound and of ||grad loss||."""
 
 
 class OutOfBudget(Exception):
@@ -32,7 +37,7 @@ class Point:
         energy: the lower level at theta.
         solution: x~ with certified distances.
         eps: the distance that was asked for.
-        loss: mean loss at x~.
+        loss: mean loss at x~, penalty included.
         lower, upper: certified bracket of f(theta).
     """
 
@@ -69,6 +74,14 @@ class Point:
         return any(s in (Status.NOT_FINITE, Status.MAX_STEPS) for s in self.solution.status)
 
 
+class Meter:
+    """What a run has spent, and the question whether it may go on; shared by all parts of a lower level."""
+
+    def __init__(self) -> None:
+        self.cost = Cost()
+        self.should_stop: Callable[[], bool] = lambda: False
+
+
 class LowerLevel:
     """Solves and differentiates the lower level at any theta, and counts.
 
@@ -77,14 +90,24 @@ class LowerLevel:
         strategy: how to differentiate.
         solver: name or object, as in ``solve``.
         max_steps: of one solve; reaching it is reported, never silent.
+        meter: counters and budget; new ones when None.
     """
 
-    def __init__(self, problem: Any, strategy: Any, solver: str | Solver = "auto", max_steps: int = 20000) -> None:
+    def __init__(self, problem: Any, strategy: Any, solver: str | Solver = "auto", max_steps: int = 20000,
+                 meter: Meter | None = None) -> None:
         self.problem, self.strategy, self.max_steps = problem, strategy, max_steps
         check_solver(solver)
         self.solver = solver
-        self.cost = Cost()
-        self.should_stop: Callable[[], bool] = lambda: False
+        self.meter = meter or Meter()
+
+    @property
+    def cost(self) -> Cost:
+        """Everything evaluated so far, summed over images."""
+        return self.meter.cost
+
+    def on(self, problem: Any) -> LowerLevel:
+        """The same for another problem (some of the images, or another type of number), with the same counters."""
+        return LowerLevel(problem, self.strategy, self.solver, self.max_steps, self.meter)
 
     def start(self, theta: Tensor) -> Tensor:
         """The first x0 of a run: A^T y.
@@ -103,7 +126,7 @@ class LowerLevel:
         """(mean ||grad h(x0)|| / mu, mean ||grad loss(x0)||), counted as one gradient per image."""
         potential = self.problem.energy.with_theta(theta).at(self.problem.pairs.y, x0)
         residual = potential.grad(x0).flatten(1).norm(dim=1).mean() / potential.bounds().mu.value
-        self.cost += Cost(gradients=x0.shape[0])
+        self.meter.cost += Cost(gradients=x0.shape[0])
         return float(residual), float(self.problem.loss.grad(x0, self.problem.pairs.x).flatten(1).norm(dim=1).mean())
 
     def solve(self, theta: Tensor, eps: float, x0: Tensor, max_steps: int | None = None) -> Point:
@@ -121,23 +144,24 @@ class LowerLevel:
         return self._solve(point.theta, point.energy, eps, point.solution.value)
 
     def _solve(self, theta: Tensor, energy: Any, eps: float, x0: Tensor, max_steps: int | None = None) -> Point:
-        if self.should_stop():
+        if self.meter.should_stop():
             raise OutOfBudget
         potential = energy.at(self.problem.pairs.y, x0)
         solution = solve_potential(potential, eps, x0, self.solver, max_steps=max_steps or self.max_steps,
-                                   should_stop=self.should_stop)
-        self.cost += solution.cost
+                                   should_stop=self.meter.should_stop)
+        self.meter.cost += solution.cost
         if any(s is Status.BUDGET for s in solution.status):
             raise OutOfBudget
         return self.point(theta, energy, solution, eps)
 
     def point(self, theta: Tensor, energy: Any, solution: Solution, eps: float) -> Point:
-        """Bracket the loss at a solution."""
+        """Bracket the loss, penalty included, at a solution."""
         x_true, loss = self.problem.pairs.x, self.problem.loss
         lower, upper = loss.bracket(solution.value, x_true, solution.error)
         values = loss.value(solution.value.double(), x_true.double())
-        summary = torch.stack([values.mean(), lower.mean(), upper.mean()]).tolist()
-        return Point(theta, energy, solution, eps, *summary)
+        penalty = self.problem.penalty_at(theta)[0]
+        mean, low, high = (torch.stack([values.mean(), lower.mean(), upper.mean()]) + penalty).tolist()
+        return Point(theta, energy, solution, eps, mean, low, high)
 
     def gradient(self, point: Point, delta: float, adjoint: Tensor | None) -> Hypergradient:
         """The hypergradient at a point.
@@ -145,9 +169,19 @@ class LowerLevel:
         Raises:
             OutOfBudget: the budget was used up before it.
         """
-        if self.should_stop():
+        if self.meter.should_stop():
             raise OutOfBudget
         result = self.strategy.gradient(self.problem, point.energy, point.solution, delta, adjoint)
-        self.cost += result.cost
-        return result
+        self.meter.cost += result.cost
+        return penalized(result, self.problem, point.theta)
 
+
+def first_point(lower: LowerLevel, theta: Tensor, eps: float | None, delta: float | None) -> tuple[Point, float]:
+    """theta_0 solved to eps, and delta; accuracies that are not given are derived there."""
+    x0 = lower.start(theta)
+    if eps is None or delta is None:
+        distance, slope = (v if math.isfinite(v) else 0.0 for v in lower.start_residual(theta, x0))
+        scale = float(x0.flatten(1).norm(dim=1).mean())
+        eps = eps or START_FRACTION * (distance or scale) or START_FRACTION
+        delta = delta or START_FRACTION * slope or START_FRACTION
+    return lower.solve(theta, eps, x0), delta

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -14,11 +13,8 @@ from ..hypergradients.implicit import Implicit
 from .accuracy import Accuracy, Adaptive, Fixed
 from .curvature import CurvaturePairs
 from .descent import DescentRules, descend
-from .lower_level import LowerLevel
+from .lower_level import LowerLevel, first_point
 from .state import DescentState
-
-START_FRACTION = 0.02
-"""eps0 and delta0, when not given, are this fraction of the start's distance bound and of ||grad loss||."""
 
 
 def _check_descent(learner: MAID | FixedAccuracy) -> None:
@@ -91,8 +87,10 @@ class MAID:
         """The hypergradient strategy with the error that the test needs switched on."""
         return replace(given, estimate=self.test == "estimated", certify=self.test == "certified")
 
-    def init(self, lower: LowerLevel, theta: Tensor) -> DescentState:
-        """Solve at theta_0 to eps0."""
+    restore = staticmethod(DescentState.restore)
+
+    def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> DescentState:
+        """Solve at theta_0 to eps0; nothing is drawn at random."""
         return first_state(lower, theta, self.eps0, self.delta0, self.alpha0)
 
     def step(self, lower: LowerLevel, state: DescentState) -> DescentState:
@@ -136,8 +134,10 @@ class FixedAccuracy:
         """No error of z is needed: nothing would react to it."""
         return replace(given, estimate=False, certify=False)
 
-    def init(self, lower: LowerLevel, theta: Tensor) -> DescentState:
-        """Solve at theta_0."""
+    restore = staticmethod(DescentState.restore)
+
+    def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> DescentState:
+        """Solve at theta_0; nothing is drawn at random."""
         return first_state(lower, theta, self.eps, self.delta, self.alpha0)
 
     def step(self, lower: LowerLevel, state: DescentState) -> DescentState:
@@ -150,13 +150,8 @@ class FixedAccuracy:
 def first_state(lower: LowerLevel, theta: Tensor, eps: float | None, delta: float | None,
                 alpha: float | None) -> DescentState:
     """The start of a descent; accuracies that are not given are derived at theta_0."""
-    x0 = lower.start(theta)
-    if eps is None or delta is None:
-        distance, slope = (v if math.isfinite(v) else 0.0 for v in lower.start_residual(theta, x0))
-        scale = float(x0.flatten(1).norm(dim=1).mean())
-        eps = eps or START_FRACTION * (distance or scale) or START_FRACTION
-        delta = delta or START_FRACTION * slope or START_FRACTION
-    point = lower.solve(theta, eps, x0)
+    point, delta = first_point(lower, theta, eps, delta)
+    eps = point.eps
     info = {"eps": eps, "delta": delta, "step_size": None, "trials": 0, "refinements": 0, "gradient_norm": None,
             "omega_estimated": None, "omega_certified": None, "curvature_pairs": 0}
     return DescentState(point, None, eps, delta, alpha, CurvaturePairs.empty(theta), None, info)

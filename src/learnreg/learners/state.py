@@ -1,20 +1,110 @@
-"""State of a descent learner between two accepted steps: everything a checkpoint needs, nothing else."""
+"""What a learner keeps between two steps: everything a checkpoint needs, nothing else."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, Protocol, Self
 
+import torch
 from torch import Tensor
 
+from ..core.bounds import Kind
+from ..core.cost import Cost
+from ..core.results import Solution, StopReason
 from ..core.status import Status
+from ..metrics import psnr
 from .curvature import CurvaturePairs
 from .lower_level import LowerLevel, Point
 
 
+class Halt(Exception):
+    """A step cannot be completed; carries the reason for the upper loop."""
+
+    def __init__(self, reason: StopReason) -> None:
+        self.reason = reason
+        super().__init__(reason.sentence)
+
+
+class Packed(NamedTuple):
+    """A state as a checkpoint keeps it.
+
+    Attributes:
+        tensors: to any depth of one.
+        numbers: plain JSON values.
+    """
+
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
+
+
+class State(Protocol):
+    """What the upper loop asks of the state of a learner.
+
+    ``pack`` and the learner's ``restore(lower, packed)`` are inverse to each other to the last bit, so that a resumed
+    run gives the same numbers. ``double`` goes on in float64.
+    """
+
+    @property
+    def theta(self) -> Tensor: ...
+
+    def row(self, problem: Any) -> dict[str, Any]:
+        """What the record shows: at least ``loss``, ``lower``, ``upper`` and ``psnr``, None for what is not known."""
+        ...
+
+    def pack(self) -> Packed: ...
+
+    def double(self, lower: LowerLevel) -> State: ...
+
+
+def point_row(point: Point, problem: Any, info: dict[str, Any]) -> dict[str, Any]:
+    """The row of a state whose theta has been solved on all images."""
+    quality = float(psnr(point.solution.value, problem.pairs.x).mean())
+    return {"loss": point.loss, "lower": point.lower, "upper": point.upper, "psnr": quality, **info}
+
+
+def pack_point(point: Point) -> Packed:
+    """theta and its solution."""
+    s = point.solution
+    tensors = {"theta": point.theta, "value": s.value, "error": s.error, "steps": s.steps,
+               "gradient_norm": s.gradient_norm, "gradient": s.gradient}
+    numbers = {"point_eps": point.eps, "kind": int(s.kind), "status": [v.name for v in s.status], "solver": s.solver,
+               "cost": s.cost.to_dict()}
+    return Packed(tensors, numbers)
+
+
+def restore_point(lower: LowerLevel, packed: Packed) -> Point:
+    """The inverse of ``pack_point``."""
+    t, n = packed
+    solution = Solution(t["value"], t["error"], Kind(n["kind"]), tuple(Status[s] for s in n["status"]), t["steps"],
+                        Cost(**n["cost"]), n["solver"], t["gradient_norm"], t["gradient"])
+    return lower.point(t["theta"], lower.problem.energy.with_theta(t["theta"]), solution, n["point_eps"])
+
+
+def double_point(point: Point, lower: LowerLevel) -> Point:
+    """The point for a float64 lower level; its certificate stays valid, a float32 image is one in float64 too."""
+    status = tuple(Status.CONVERGED if s is Status.ROUNDING_FLOOR else s for s in point.solution.status)
+    solution = replace(point.solution, value=point.solution.value.double(),
+                       gradient=point.solution.gradient.double(), status=status)
+    theta = point.theta.double()
+    return lower.point(theta, lower.problem.energy.with_theta(theta), solution, point.eps)
+
+
+def doubled(tensor: Tensor | None) -> Tensor | None:
+    """In float64; None stays None."""
+    return None if tensor is None else tensor.double()
+
+
+def checked(point: Point) -> Point:
+    """The point, or Halt when some image has no certificate; at the rounding floor the one reached is used."""
+    if point.failed:
+        raise Halt(StopReason("not_finite", "the lower level could not be solved at the present parameters: "
+                                            f"{next(s.value for s in point.solution.status if not s.ok)}"))
+    return point
+
+
 @dataclass(frozen=True)
 class DescentState:
-    """Between two steps.
+    """Of MAID and its fixed-accuracy baseline.
 
     Attributes:
         point: theta_k with its lower-level solution.
@@ -35,14 +125,37 @@ class DescentState:
     last: Tensor | None
     info: dict[str, Any]
 
+    @property
+    def theta(self) -> Tensor:
+        return self.point.theta
 
-def in_double(state: DescentState, lower: LowerLevel) -> DescentState:
-    """The same state for a float64 lower level; the certificates stay valid, a float32 image is one in float64 too."""
-    solution = state.point.solution
-    status = tuple(Status.CONVERGED if s is Status.ROUNDING_FLOOR else s for s in solution.status)
-    solution = replace(solution, value=solution.value.double(), gradient=solution.gradient.double(), status=status)
-    theta = state.point.theta.double()
-    point = lower.point(theta, lower.problem.energy.with_theta(theta), solution, state.point.eps)
-    pairs = CurvaturePairs(state.pairs.s.double(), state.pairs.y.double())
-    return replace(state, point=point, pairs=pairs, adjoint=None if state.adjoint is None else state.adjoint.double(),
-                   last=None if state.last is None else state.last.double())
+    def row(self, problem: Any) -> dict[str, Any]:
+        """The point, and how the step was made."""
+        return point_row(self.point, problem, self.info)
+
+    def pack(self) -> Packed:
+        """For a checkpoint."""
+        tensors, numbers = pack_point(self.point)
+        tensors |= {"pairs_s": self.pairs.s, "pairs_y": self.pairs.y}
+        tensors |= {k: v for k, v in (("adjoint", self.adjoint), ("last", self.last)) if v is not None}
+        return Packed(tensors, numbers | {"eps": self.eps, "delta": self.delta, "step_size": self.step_size,
+                                          "info": self.info})
+
+    @classmethod
+    def restore(cls, lower: LowerLevel, packed: Packed) -> Self:
+        """The inverse of ``pack``."""
+        t, n = packed
+        return cls(restore_point(lower, packed), t.get("adjoint"), n["eps"], n["delta"], n["step_size"],
+                   CurvaturePairs(t["pairs_s"], t["pairs_y"]), t.get("last"), n["info"])
+
+    def double(self, lower: LowerLevel) -> DescentState:
+        """The same state for a float64 lower level."""
+        pairs = CurvaturePairs(self.pairs.s.double(), self.pairs.y.double())
+        return replace(self, point=double_point(self.point, lower), pairs=pairs, adjoint=doubled(self.adjoint),
+                       last=doubled(self.last))
+
+
+def rounding_floor(dtype: torch.dtype, limit: str) -> Halt:
+    """The floating-point type is exhausted; the upper loop may go on in float64."""
+    more = "" if dtype == torch.float64 else "; float64 would go on"
+    return Halt(StopReason("rounding_floor", f"{limit} in {dtype}{more}"))

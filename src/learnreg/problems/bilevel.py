@@ -1,7 +1,9 @@
-"""BilevelProblem: min over theta of mean_i loss(x_i(theta)), x_i(theta) = argmin_x h(x; theta, y_i)."""
+"""BilevelProblem: min over theta of mean_i g(x_i(theta)) + p(theta), x_i(theta) = argmin_x h(x; theta, y_i)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -26,19 +28,32 @@ class PairsLike(Protocol):
     def __len__(self) -> int: ...
 
 
+@dataclass(eq=False)
+class _Images:
+    """Ground truth and measurements, nothing else."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+
 class BilevelProblem:
-    """The learning problem f(theta) = mean_i g(x_i(theta)).
+    """The learning problem f(theta) = mean_i g(x_i(theta)) + p(theta).
 
     Args:
         energy: the lower level, with trainable parameters.
         pairs: training pairs ``.x`` (n, c, h, w) and ``.y``.
         loss: g per image; ``SquaredError()`` when None.
+        penalty: p, from theta (d,) to a scalar >= 0 that autograd can differentiate; none when None.
 
     Raises:
         InputError: no images, images and measurements of different number, or nothing to learn.
     """
 
-    def __init__(self, energy: Any, pairs: PairsLike, loss: Loss | None = None) -> None:
+    def __init__(self, energy: Any, pairs: PairsLike, loss: Loss | None = None,
+                 penalty: Callable[[Tensor], Tensor] | None = None) -> None:
         if len(pairs) == 0 or pairs.x.shape[0] != pairs.y.shape[0]:
             raise InputError("pairs", given=f"{pairs.x.shape[0]} images and {pairs.y.shape[0]} measurements",
                              expected="the same positive number of both")
@@ -47,7 +62,7 @@ class BilevelProblem:
         if not trainable(energy):
             raise InputError("energy", given="no trainable parameter", expected="at least one parameter to learn",
                              remedy="Set requires_grad=True on the parameters of the regularizer.")
-        self.energy, self.pairs, self.loss = energy, pairs, loss or SquaredError()
+        self.energy, self.pairs, self.loss, self.penalty = energy, pairs, loss or SquaredError(), penalty
 
     @property
     def theta(self) -> Tensor:
@@ -71,14 +86,35 @@ class BilevelProblem:
 
     def to(self, dtype: torch.dtype) -> BilevelProblem:
         """The same problem with data in another floating-point type."""
-        from types import SimpleNamespace
+        return self._on(self.pairs.x.to(dtype), self.pairs.y.to(dtype))
 
-        class _Cast(SimpleNamespace):
-            def __len__(self) -> int:
-                return self.x.shape[0]
+    def select(self, index: Tensor) -> BilevelProblem:
+        """The problem of the images ``index`` (k,): f is then their mean."""
+        return self._on(self.pairs.x[index], self.pairs.y[index])
 
-        cast = _Cast(x=self.pairs.x.to(dtype), y=self.pairs.y.to(dtype))
-        return BilevelProblem(self.energy, cast, self.loss)
+    def _on(self, x: Tensor, y: Tensor) -> BilevelProblem:
+        """With other images, which come from those that were checked."""
+        other = BilevelProblem.__new__(BilevelProblem)
+        other.energy, other.pairs, other.loss, other.penalty = self.energy, _Images(x, y), self.loss, self.penalty
+        return other
+
+    def penalty_at(self, theta: Tensor) -> tuple[float, Tensor]:
+        """p(theta) and its gradient (d,); zero without a penalty.
+
+        Raises:
+            InputError: a penalty that is no finite scalar >= 0, or cannot be differentiated.
+        """
+        if self.penalty is None:
+            return 0.0, torch.zeros_like(theta)
+        with torch.enable_grad():
+            at = theta.detach().clone().requires_grad_()
+            value = self.penalty(at)
+            usable = isinstance(value, Tensor) and value.numel() == 1 and bool(torch.isfinite(value)) and value >= 0
+            if not usable or not value.requires_grad:
+                raise InputError("penalty", given=value, expected="a finite scalar >= 0 that depends on theta",
+                                 remedy="Compute it from theta with torch operations.")
+            (gradient,) = torch.autograd.grad(value.squeeze(), at)
+        return float(value), gradient
 
     def describe(self) -> str:
         shape = "x".join(str(s) for s in self.pairs.x.shape[1:])
