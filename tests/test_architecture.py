@@ -40,6 +40,8 @@ DOORS = {
     "deepinv": "operators/physics.py problems/fidelity.py hypergradients/layer.py data/pairs.py"
     " metrics/image.py cli/physics.py",
     "scipy": "learners/",
+    "optuna": "learners/search.py",
+    "dfols": "learners/dfols.py",
     "skimage": "data/",
     "tifffile": "data/",
     "matplotlib": "reports/figures.py",

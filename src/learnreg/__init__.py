@@ -16,9 +16,11 @@ _HOME = {
     "Bound": "core", "Kind": "core", "Cost": "core", "Status": "core", "LearnregError": "core", "InputError": "core",
     "SolveError": "core", "Energy": "problems", "L2": "problems", "SquaredError": "problems",
     "BilevelProblem": "problems", "solve": "solvers", "certify": "solvers", "hypergradient": "hypergradients",
-    "Implicit": "hypergradients", "Reconstructor": "hypergradients.layer", "learn": "learners", "MAID": "learners",
-    "FixedAccuracy": "learners", "Budget": "learners", "Run": "learners", "Report": "reports",
-    "load_model": "models", "save_model": "models",
+    "Implicit": "hypergradients", "JacobianFree": "hypergradients", "Unrolled": "hypergradients",
+    "Reconstructor": "hypergradients.layer", "learn": "learners", "MAID": "learners",
+    "FixedAccuracy": "learners", "HOAG": "learners", "LBFGSB": "learners", "Stochastic": "learners",
+    "GridSearch": "learners", "RandomSearch": "learners", "OptunaSearch": "learners", "Budget": "learners",
+    "Run": "learners", "Report": "reports", "load_model": "models", "save_model": "models",
 }
 
 __all__ = [*_ROOMS, *_HOME]  # names resolved by __getattr__

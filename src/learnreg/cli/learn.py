@@ -98,8 +98,9 @@ def _learn(config: Config, problem: BilevelProblem, folder: Path, console: Conso
     budget = config.build_budget()
     try:
         with LearnProgress(console, budget, problem.size) as progress:
-            return learn(problem, config.build_learner(), budget=budget, seed=config.run.seed,
-                         checkpoint=folder / CHECKPOINT, resume=resume, progress=progress, name=config.name)
+            return learn(problem, config.build_learner(), hypergradient=config.build_hypergradient(), budget=budget,
+                         seed=config.run.seed, checkpoint=folder / CHECKPOINT, resume=resume, solver=config.run.solver,
+                         progress=progress, name=config.name)
     except KeyboardInterrupt:
         held = f"The checkpoint in {folder} is as it was." if resume else "No step was finished, so nothing was kept."
         raise Interrupted(held) from None

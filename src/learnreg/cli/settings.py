@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model
 
 from ..core.errors import ConfigError, InputError
-from ..learners import MAID, Budget, FixedAccuracy
+from ..hypergradients import Implicit, JacobianFree, Unrolled
+from ..learners import (
+    HOAG,
+    LBFGSB,
+    MAID,
+    Budget,
+    FixedAccuracy,
+    GridSearch,
+    OptunaSearch,
+    RandomSearch,
+    Stochastic,
+)
 from ..regularizers import KNOWN, Scaled, Sum
 
 INHERITED = {"channels": "those of [data] when left out", "seed": "that of [run] when left out"}
@@ -159,6 +170,8 @@ class Settings(Section):
     """precision of the computations (closing gradients are float64 in any case)"""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; resuming to the same numbers needs the same number of them"""
+    solver: str = "auto"
+    """lower-level solver: "auto" chooses; agd, lbfgs, newton, primal_dual_newton, nmapg"""
     eps_evaluate: float = Field(default=1e-2, gt=0)
     """certified distance of the held-out reconstructions, over all pixels of one image"""
     output: str = Field(default="report", min_length=1)
@@ -167,15 +180,21 @@ class Settings(Section):
 
 _SCALE = (float, Field(1.0, gt=0, description="constant factor in front of the regularizer"))
 REGULARIZERS = {name: described(kind, name, scale=_SCALE) for name, kind in KNOWN.items()}
-LEARNERS = {"maid": described(MAID, "maid"), "fixed": described(FixedAccuracy, "fixed")}
+LEARNERS = {tag: described(kind, tag) for tag, kind in {
+    "maid": MAID, "fixed": FixedAccuracy, "hoag": HOAG, "lbfgsb": LBFGSB, "stochastic": Stochastic, "grid": GridSearch,
+    "random": RandomSearch, "optuna": OptunaSearch}.items()}
+STRATEGIES = {tag: described(kind, tag) for tag, kind in {
+    "implicit": Implicit, "unrolled": Unrolled, "jacobian_free": JacobianFree}.items()}
 
 if TYPE_CHECKING:
     Learner: TypeAlias = Built
+    Strategy: TypeAlias = Built
     Term: TypeAlias = Built
     Regularizer: TypeAlias = Built
     BudgetSection: TypeAlias = Built
 else:  # unions of classes that are made above, which a type checker cannot follow
     Learner = one_of(LEARNERS, default="maid")
+    Strategy = one_of(STRATEGIES, default="implicit")
     Term = one_of(REGULARIZERS)
     BudgetSection = described(Budget)
 

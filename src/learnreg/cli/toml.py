@@ -15,8 +15,12 @@ WIDTH = 116
 def write(section: BaseModel, comments: bool) -> str:
     """The tables of a configuration, one per field; keys without a value are written as comments."""
     lines: list[str] = []
-    for name in type(section).model_fields:
-        lines += ["", *_table(name, getattr(section, name), comments)]
+    for name, field in type(section).model_fields.items():
+        given = getattr(section, name)
+        if given is not None:
+            lines += ["", *_table(name, given, comments)]
+        elif comments:
+            lines += ["", *_commented(f"# [{name}]", _notes(field))]
     return "\n".join(lines).strip() + "\n"
 
 

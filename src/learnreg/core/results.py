@@ -212,7 +212,8 @@ class RunRecord:
         if not self.rows:
             return f"RunRecord({self.problem}: empty)"
         first, last = self.rows[0], self.rows[-1]
-        return (f"RunRecord({self.problem}: {last['step']} steps, loss {first['loss']:.6g} -> {last['loss']:.6g}, "
+        start, end = ("not known" if row["loss"] is None else f"{row['loss']:.6g}" for row in (first, last))
+        return (f"RunRecord({self.problem}: {last['step']} steps, loss {start} -> {end}, "
                 f"{last['work'] / self.images:.0f} evaluations per image, {last['seconds']:.1f} s)")
 
 

@@ -8,31 +8,41 @@ from typing import Any
 import torch
 
 from ..core.batch import per_image
-from ..core.results import Hypergradient
+from ..core.protocols import Strategy
+from ..core.results import Hypergradient, Solution
 from ..solvers.solve import solve
 from .implicit import Implicit
 from .penalty import penalized
 
 
-def hypergradient(problem: Any, eps: float, delta: float, *, strategy: Implicit | None = None,
+def hypergradient(problem: Any, eps: float, delta: float, *, strategy: Strategy | None = None,
                   theta: torch.Tensor | None = None, solver: str = "auto") -> Hypergradient:
     """Gradient of f(theta) = mean_i loss(x_i(theta)) + penalty(theta) with its error bound and its bracket of f.
 
     Args:
         problem: a BilevelProblem.
-        eps: lower-level distance per image.
+        eps: lower-level distance per image; a strategy that fixes the steps of the lower level has no use for it.
         delta: residual of the adjoint system per image.
         strategy: how to differentiate; ``Implicit(estimate=True)`` when None.
         theta: (d,), the present parameters of the energy when None.
 
     Raises:
         InputError: eps or delta not positive.
-        SolveError: an image missed eps.
+        SolveError: an image missed eps, or is not finite after fixed steps.
     """
     strategy = strategy or Implicit(estimate=True)
+    per_image(eps, problem.pairs.x)
     per_image(delta, problem.pairs.x, "delta")
     theta = problem.theta if theta is None else theta
     energy = problem.energy.with_theta(theta)
-    solution = solve(energy, problem.pairs.y, eps, solver=solver)
+    solution = _solution(strategy, energy, problem.pairs.y, eps, solver)
     result = strategy.gradient(problem, energy, solution, delta)
     return penalized(replace(result, cost=result.cost + solution.cost), problem, theta)
+
+
+def _solution(strategy: Any, energy: Any, y: torch.Tensor, eps: float, solver: str) -> Solution:
+    """The reconstruction: to eps, or as the strategy prescribes it."""
+    if not getattr(strategy, "fixed", False):
+        return solve(energy, y, eps, solver=solver)
+    x0 = energy.start(y)
+    return strategy.reconstruct(energy.at(y, x0), x0).raise_if_failed()

@@ -1,9 +1,14 @@
-"""Upper-level learners: one loop, MAID, the fixed-accuracy baseline, and what a run leaves behind."""
+"""Upper-level learners: one loop, the methods that decide its steps, and what a run leaves behind."""
 
 from .accuracy import Adaptive, Fixed
 from .budget import Budget
+from .hoag import HOAG
 from .learn import learn
 from .maid import MAID, FixedAccuracy
+from .quasi_newton import LBFGSB
 from .run import Run
+from .search import GridSearch, OptunaSearch, RandomSearch
+from .stochastic import Stochastic
 
-__all__ = ["MAID", "Adaptive", "Budget", "Fixed", "FixedAccuracy", "Run", "learn"]
+__all__ = ["HOAG", "LBFGSB", "MAID", "Adaptive", "Budget", "Fixed", "FixedAccuracy", "GridSearch", "OptunaSearch",
+           "RandomSearch", "Run", "Stochastic", "learn"]

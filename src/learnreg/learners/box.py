@@ -67,7 +67,8 @@ def box_of(ranges: Ranges, problem: Any) -> Box:
         chosen = [i for i, n in enumerate(names) if key is None or key in (n, n.partition("[")[0])]
         if not chosen:
             known = sorted({n.partition("[")[0] for n in names})
-            raise InputError(f"box {key!r}", given="a name that no parameter has", expected=f"one of {', '.join(known)}")
+            raise InputError(f"box {key!r}", given="a name that no parameter has",
+                             expected=f"one of {', '.join(known)}")
         lower[chosen], upper[chosen] = low, high
     outside = [names[i] for i in torch.nonzero((theta < lower) | (theta > upper)).flatten().tolist()]
     if outside:

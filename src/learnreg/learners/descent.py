@@ -22,7 +22,7 @@ from ..core.status import Status
 from ..hypergradients.error_bound import estimated_along
 from .accuracy import Accuracy, Adaptive, Fixed
 from .curvature import CurvaturePairs
-from .lower_level import LowerLevel, Point
+from .lower_level import TRIAL_STEPS, LowerLevel, Point
 from .state import DescentState, Halt, checked, rounding_floor
 
 LARGEST_CUT = 0.02
@@ -31,10 +31,6 @@ LARGEST_CUT = 0.02
 
 FOR_CURVATURE = 0.1
 """With curvature pairs z must be known to this relative accuracy: differences of z are what the pairs are made of."""
-
-
-TRIAL_STEPS = 2000
-"""Solver steps of a trial, unless the present solution took more than a tenth of that; beyond, the trial has failed."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ from ..solvers.solve import solve_potential
 START_FRACTION = 0.02
 """eps0 and delta0, when not given, are this fraction of the start's distance bound and of ||grad loss||."""
 
+TRIAL_STEPS = 2000
+"""Solver steps of a trial, unless the present solution took more than a tenth of that; beyond, the trial has failed."""
+
 
 class OutOfBudget(Exception):
     """Raised between or inside solves when the budget is used up; the upper loop turns it into a stop reason."""
@@ -105,6 +108,11 @@ class LowerLevel:
         """Everything evaluated so far, summed over images."""
         return self.meter.cost
 
+    @property
+    def _fixed(self) -> bool:
+        """Whether the strategy prescribes the reconstruction (see ``hypergradients.Unrolled``)."""
+        return bool(getattr(self.strategy, "fixed", False))
+
     def on(self, problem: Any) -> LowerLevel:
         """The same for another problem (some of the images, or another type of number), with the same counters."""
         return LowerLevel(problem, self.strategy, self.solver, self.max_steps, self.meter)
@@ -138,7 +146,9 @@ class LowerLevel:
         return self._solve(theta, self.problem.energy.with_theta(theta), eps, x0, max_steps)
 
     def refine(self, point: Point, eps: float) -> Point:
-        """The same theta to a smaller eps, going on from its x~."""
+        """The same theta to a smaller eps, going on from its x~; a fixed number of steps has nothing to go on with."""
+        if self._fixed:
+            return point
         if point.at_floor or bool((point.solution.error <= eps).all()):
             return replace(point, eps=eps)
         return self._solve(point.theta, point.energy, eps, point.solution.value)
@@ -147,8 +157,11 @@ class LowerLevel:
         if self.meter.should_stop():
             raise OutOfBudget
         potential = energy.at(self.problem.pairs.y, x0)
-        solution = solve_potential(potential, eps, x0, self.solver, max_steps=max_steps or self.max_steps,
-                                   should_stop=self.meter.should_stop)
+        if self._fixed:  # neither eps nor a warm start may change the map that is differentiated
+            solution = self.strategy.reconstruct(potential, energy.start(self.problem.pairs.y))
+        else:
+            solution = solve_potential(potential, eps, x0, self.solver, max_steps=max_steps or self.max_steps,
+                                       should_stop=self.meter.should_stop)
         self.meter.cost += solution.cost
         if any(s is Status.BUDGET for s in solution.status):
             raise OutOfBudget
@@ -176,12 +189,18 @@ class LowerLevel:
         return penalized(result, self.problem, point.theta)
 
 
+def first_accuracies(lower: LowerLevel, theta: Tensor, eps: float | None, delta: float | None) -> tuple[float, float]:
+    """eps0 and delta0 as given, or derived at theta_0 from how far the first x0 is from the solution."""
+    if eps is not None and delta is not None:
+        return eps, delta
+    x0 = lower.start(theta)
+    distance, slope = (v if math.isfinite(v) else 0.0 for v in lower.start_residual(theta, x0))
+    scale = float(x0.flatten(1).norm(dim=1).mean())
+    return (eps or START_FRACTION * (distance or scale) or START_FRACTION,
+            delta or START_FRACTION * slope or START_FRACTION)
+
+
 def first_point(lower: LowerLevel, theta: Tensor, eps: float | None, delta: float | None) -> tuple[Point, float]:
     """theta_0 solved to eps, and delta; accuracies that are not given are derived there."""
-    x0 = lower.start(theta)
-    if eps is None or delta is None:
-        distance, slope = (v if math.isfinite(v) else 0.0 for v in lower.start_residual(theta, x0))
-        scale = float(x0.flatten(1).norm(dim=1).mean())
-        eps = eps or START_FRACTION * (distance or scale) or START_FRACTION
-        delta = delta or START_FRACTION * slope or START_FRACTION
-    return lower.solve(theta, eps, x0), delta
+    eps, delta = first_accuracies(lower, theta, eps, delta)
+    return lower.solve(theta, eps, lower.start(theta)), delta

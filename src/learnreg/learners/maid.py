@@ -7,9 +7,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..core.errors import InputError
+from ..core.errors import InputError, MissingPropertyError
+from ..core.protocols import Strategy
 from ..core.ranges import check_fraction, check_number, check_positive
 from ..hypergradients.implicit import Implicit
+from ..hypergradients.unrolled import refuse_fixed
 from .accuracy import Accuracy, Adaptive, Fixed
 from .curvature import CurvaturePairs
 from .descent import DescentRules, descend
@@ -83,9 +85,24 @@ class MAID:
         if self.test not in ("estimated", "certified"):
             raise InputError("test", given=self.test, expected="'estimated' or 'certified'")
 
-    def strategy(self, given: Implicit) -> Implicit:
-        """The hypergradient strategy with the error that the test needs switched on."""
-        return replace(given, estimate=self.test == "estimated", certify=self.test == "certified")
+    def strategy(self, given: Strategy) -> Strategy:
+        """The hypergradient strategy with the error that the test needs switched on.
+
+        Others than ``Implicit`` are taken as they are. They do not estimate their error, so that every direction
+        passes the descent test; the decrease is certified all the same.
+
+        Raises:
+            MissingPropertyError: a fixed number of lower-level steps, or no error that tightening could make small
+                enough for ``test="certified"``.
+        """
+        if isinstance(given, Implicit):
+            return replace(given, estimate=self.test == "estimated", certify=self.test == "certified")
+        refuse_fixed("MAID", given)
+        if self.test == "certified":
+            raise MissingPropertyError("hypergradient", given=repr(given),
+                                       expected="an error bound that eps and delta make as small as the test asks for",
+                                       remedy="Use Implicit(), or MAID(test='estimated').")
+        return given
 
     restore = staticmethod(DescentState.restore)
 
@@ -130,9 +147,14 @@ class FixedAccuracy:
         check_positive("delta", self.delta)
         _check_descent(self)
 
-    def strategy(self, given: Implicit) -> Implicit:
-        """No error of z is needed: nothing would react to it."""
-        return replace(given, estimate=False, certify=False)
+    def strategy(self, given: Strategy) -> Strategy:
+        """No error of z is needed: nothing would react to it.
+
+        Raises:
+            MissingPropertyError: a fixed number of lower-level steps, with which no decrease can be certified.
+        """
+        refuse_fixed("FixedAccuracy", given)
+        return replace(given, estimate=False, certify=False) if isinstance(given, Implicit) else given
 
     restore = staticmethod(DescentState.restore)
 

@@ -126,9 +126,16 @@ class Run:
     def __repr__(self) -> str:
         if not self.record.rows:
             return f"Run({self.name}: {self.stop})"
-        last = self.record.rows[-1]
+        first, last = self.record.rows[0], self.record.rows[-1]
+        loss, start, lower, upper = (_show(v, ".5g") for v in (last["loss"], first["loss"], last["lower"],
+                                                              last["upper"]))
+        bracket = "no exact value known" if last["upper"] is None else f"exact value certified in [{lower}, {upper}]"
         return (f"Run({self.name}: {self.record.problem})\n"
                 f"  stopped after {last['step']} steps because {self.stop}\n"
-                f"  loss {self.record.rows[0]['loss']:.5g} -> {last['loss']:.5g}, exact value certified in "
-                f"[{last['lower']:.5g}, {last['upper']:.5g}]; training PSNR {last['psnr']:.2f} dB\n"
+                f"  loss {start} -> {loss}, {bracket}; training PSNR {_show(last['psnr'], '.2f')} dB\n"
                 f"  {last['work'] / self.record.images:.0f} evaluations per image, {last['seconds']:.1f} s")
+
+
+def _show(value: float | None, spec: str) -> str:
+    """A number, or the words for one that the learner did not need."""
+    return "not known" if value is None else format(value, spec)

@@ -114,7 +114,7 @@ class BilevelProblem:
                 raise InputError("penalty", given=value, expected="a finite scalar >= 0 that depends on theta",
                                  remedy="Compute it from theta with torch operations.")
             (gradient,) = torch.autograd.grad(value.squeeze(), at)
-        return float(value), gradient
+        return float(value.detach()), gradient
 
     def describe(self) -> str:
         shape = "x".join(str(s) for s in self.pairs.x.shape[1:])

@@ -1,0 +1,219 @@
+"""HOAG: gradient descent whose accuracy follows a summable schedule and whose step adapts to the observed decrease."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from ..core.errors import InputError
+from ..core.ranges import check_fraction, check_number, check_positive
+from ..core.results import StopReason
+from ..hypergradients.unrolled import refuse_fixed
+from .box import Ranges, box_of, check_ranges
+from .lower_level import LowerLevel, Point, first_point
+from .state import Halt, Packed, checked, double_point, doubled, pack_point, point_row, restore_point, rounding_floor
+
+SMALLEST_EPS = 1e-12
+"""No schedule goes below (Pedregosa's code has the same floor)."""
+
+GROWTH_REJECTED = 1.2
+"""A step after which the loss is this many times larger is undone."""
+
+
+@dataclass(frozen=True)
+class HOAG:
+    """Hyperparameter optimization with approximate gradients (Pedregosa 2016, arXiv 1602.02355).
+
+    Pass k, at theta_k solved to eps_k with loss g_k: first the last move is judged, incr = ||theta_k - theta_k-1||,
+        g_k <= g_k-1 + C eps_k+1 + eps_k (C + 1) incr - L incr^2:   L becomes 0.95 L;
+        g_k >= 1.2 g_k-1:   theta_k-1 is restored, L becomes 2 L, the next eps is halved, and nothing else happens;
+    then theta_k+1 = theta_k - z_k / L (projected on the box), which is the only move of the pass. At the first pass
+    L = ||z_0|| / sqrt(d) unless ``alpha0`` is given. The public code moves twice when the first test passes and leaves
+    the rejected theta in place; both are avoided here.
+
+    Convergence needs summable eps and a step 1 / L_f (ibid.); all three schedules are summable. No decrease is
+    certified.
+
+    Args:
+        schedule: ``quadratic`` eps0 / (k + 1)^2, ``cubic`` eps0 / (k + 1)^3, ``geometric`` eps0 ratio^k.
+        eps0: first accuracy, a distance per image; derived at theta_0 when None.
+        delta0: first residual of the linear system, which follows the same schedule; derived at theta_0 when None.
+        ratio: of the geometric schedule, in (0, 1).
+        alpha0: first step size 1 / L; a first move of length sqrt(d) when None.
+        constant: C of the test above.
+        box: [lower, upper] of the parameters, or a table by name.
+        gradient_tolerance: stop when ||z|| is below.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    schedule: Literal["quadratic", "cubic", "geometric"] = "quadratic"
+    eps0: float | None = None
+    delta0: float | None = None
+    ratio: float = 0.9
+    alpha0: float | None = None
+    constant: float = 0.25
+    box: Ranges = None
+    gradient_tolerance: float = 1e-9
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("quadratic", "cubic", "geometric"):
+            raise InputError("schedule", given=self.schedule, expected="'quadratic', 'cubic' or 'geometric'")
+        for name in ("eps0", "delta0", "alpha0"):
+            check_positive(name, getattr(self, name), optional=True)
+        check_fraction("ratio", self.ratio)
+        check_number("constant", self.constant, lambda v: v >= 0, "a number >= 0")
+        check_ranges("box", self.box)
+        check_positive("gradient_tolerance", self.gradient_tolerance)
+
+    def strategy(self, given: Any) -> Any:
+        """No error of z is needed: nothing would react to it."""
+        refuse_fixed("HOAG", given)
+        return without_errors(given)
+
+    def factor(self, k: int) -> float:
+        """eps_k / eps_0 of the schedule."""
+        powers = {"quadratic": 2, "cubic": 3}
+        return self.ratio**k if self.schedule == "geometric" else (k + 1.0) ** -powers[self.schedule]
+
+    def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> HOAGState:
+        """Solve at theta_0 to eps_0; nothing is drawn at random."""
+        box_of(self.box, lower.problem)
+        point, delta = first_point(lower, theta, self.eps0, self.delta0)
+        info = {"eps": point.eps, "delta": delta, "step_size": None, "gradient_norm": None, "undone": False}
+        return HOAGState(checked(point), None, point.eps, delta, point.eps, delta / point.eps, 0, None, None, info)
+
+    def restore(self, lower: LowerLevel, packed: Packed) -> HOAGState:
+        """The state of a checkpoint."""
+        return HOAGState.restore(lower, packed)
+
+    def step(self, lower: LowerLevel, state: HOAGState) -> HOAGState:
+        """One pass: judge the last move, then move once or undo."""
+        later = max(min(state.eps, state.eps0 * self.factor(state.k + 1)), SMALLEST_EPS)
+        curvature = state.curvature
+        if state.last is not None and curvature is not None:
+            verdict = self._judge(state, curvature, later)
+            if verdict == "undo":
+                return self._undone(lower, state, 2 * curvature, 0.5 * later)
+            curvature = 0.95 * curvature if verdict == "lengthen" else curvature
+        z = lower.gradient(state.point, state.delta, state.adjoint)
+        if not torch.isfinite(z.value).all():
+            raise Halt(StopReason("not_finite", "NaN or Inf appeared in the hypergradient"))
+        if z.norm <= self.gradient_tolerance:
+            raise Halt(StopReason("stationary", f"the inexact hypergradient has norm {z.norm:.2e}"))
+        curvature = curvature or self._first_curvature(z.norm, z.value.numel())
+        theta = box_of(self.box, lower.problem).project(state.theta - z.value / curvature)
+        point = settled(lower.solve(theta, later, state.point.solution.value))
+        info = {"eps": later, "delta": later * state.ratio, "step_size": 1 / curvature, "gradient_norm": z.norm,
+                "undone": False}
+        return replace(state, point=point, adjoint=z.adjoint, eps=later, delta=later * state.ratio, k=state.k + 1,
+                       curvature=curvature, last=state.point, info=info)
+
+    def _first_curvature(self, norm: float, d: int) -> float:
+        """L of the first move."""
+        if self.alpha0 is not None:
+            return 1 / self.alpha0
+        return norm / math.sqrt(d) if norm > 1e-3 else 1.0
+
+    def _judge(self, state: HOAGState, curvature: float, later: float) -> Literal["lengthen", "keep", "undo"]:
+        """What the losses say about the move from ``last`` to the present theta."""
+        assert state.last is not None
+        before, now = state.last.loss, state.point.loss
+        move = float((state.theta - state.last.theta).norm())
+        slack = self.constant * later + state.eps * (self.constant + 1) * move
+        if now <= before + slack - curvature * move**2:
+            return "lengthen"
+        return "undo" if now >= GROWTH_REJECTED * before else "keep"
+
+    def _undone(self, lower: LowerLevel, state: HOAGState, curvature: float, later: float) -> HOAGState:
+        """Back at the theta before the move, more accurately."""
+        assert state.last is not None
+        later = max(later, SMALLEST_EPS)
+        point = settled(lower.refine(state.last, later))
+        info = {"eps": later, "delta": later * state.ratio, "step_size": 1 / curvature, "gradient_norm": None,
+                "undone": True}
+        return replace(state, point=point, eps=later, delta=later * state.ratio, k=state.k + 1, curvature=curvature,
+                       last=None, info=info)
+
+
+@dataclass(frozen=True)
+class HOAGState:
+    """Between two passes.
+
+    Attributes:
+        point: theta_k with its solution.
+        adjoint: (b, ...), the latest q.
+        eps, delta: present accuracies.
+        eps0, ratio: where the schedule started, and delta / eps.
+        k: passes so far.
+        curvature: L, None before the first move.
+        last: theta_{k-1} with its solution, None where there is no move to judge.
+        info: what the record shows.
+    """
+
+    point: Point
+    adjoint: Tensor | None
+    eps: float
+    delta: float
+    eps0: float
+    ratio: float
+    k: int
+    curvature: float | None
+    last: Point | None
+    info: dict[str, Any]
+
+    @property
+    def theta(self) -> Tensor:
+        return self.point.theta
+
+    def row(self, problem: Any) -> dict[str, Any]:
+        """The point, and how the pass went."""
+        return point_row(self.point, problem, self.info)
+
+    def pack(self) -> Packed:
+        """For a checkpoint."""
+        tensors, numbers = pack_point(self.point)
+        if self.adjoint is not None:
+            tensors["adjoint"] = self.adjoint
+        names = ("eps", "delta", "eps0", "ratio", "k", "curvature", "info")
+        numbers |= {name: getattr(self, name) for name in names}
+        if self.last is not None:
+            more, numbers["last"] = pack_point(self.last)
+            tensors |= {f"last.{k}": v for k, v in more.items()}
+        return Packed(tensors, numbers)
+
+    @classmethod
+    def restore(cls, lower: LowerLevel, packed: Packed) -> Self:
+        """The inverse of ``pack``."""
+        t, n = packed
+        last = None
+        if "last" in n:
+            last = restore_point(lower, Packed({k.removeprefix("last."): v for k, v in t.items()
+                                                if k.startswith("last.")}, n["last"]))
+        return cls(restore_point(lower, packed), t.get("adjoint"), n["eps"], n["delta"], n["eps0"], n["ratio"], n["k"],
+                   n["curvature"], last, n["info"])
+
+    def double(self, lower: LowerLevel) -> HOAGState:
+        """The same state for a float64 lower level."""
+        last = None if self.last is None else double_point(self.last, lower)
+        return replace(self, point=double_point(self.point, lower), adjoint=doubled(self.adjoint), last=last)
+
+
+def settled(point: Point) -> Point:
+    """The point, or Halt: where float32 ends the run may go on in float64, elsewhere it ends."""
+    checked(point)
+    if point.at_floor and point.theta.dtype != torch.float64:
+        raise rounding_floor(point.theta.dtype, f"the lower level cannot be solved more accurately than "
+                                                f"{float(point.solution.error.max()):.1e}")
+    return point
+
+
+def without_errors(strategy: Any) -> Any:
+    """The strategy with its error bounds switched off, where it has such switches."""
+    off = {name: False for name in ("estimate", "certify") if hasattr(strategy, name)}
+    return replace(strategy, **off) if off else strategy

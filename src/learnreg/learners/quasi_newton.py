@@ -1,0 +1,224 @@
+"""L-BFGS-B on implicit hypergradients: every lower level solved to one accuracy, SciPy decides the steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.errors import MissingPropertyError
+from ..core.ranges import check_number, check_positive
+from ..core.results import StopReason
+from .box import Ranges, box_of, check_ranges
+from .hoag import settled, without_errors
+from .inverted import Evaluate, Inverted
+from .lower_level import TRIAL_STEPS, LowerLevel, Point
+from .state import Halt, Packed, checked, double_point, doubled, pack_point, point_row, restore_point
+
+WALL = 1e3
+"""Curvature of the paraboloid that stands for a theta at which the lower level cannot be solved."""
+
+
+@dataclass(frozen=True)
+class LBFGSB:
+    """SciPy's L-BFGS-B with box constraints, fed with losses and implicit hypergradients at one fixed accuracy.
+
+    Its line search takes losses and gradients for exact, so eps and delta must be small enough in advance: where they
+    are not, it ends early, which the record shows. No decrease is certified. Theta is scaled by its natural units.
+    Source of the method: Byrd, Lu, Nocedal, Zhu, SIAM J. Sci. Comput. 16, 1995.
+
+    Args:
+        eps: distance per image.
+        delta: residual of the linear systems per image.
+        memory: curvature pairs.
+        box: [lower, upper] of the parameters, or a table by name.
+        loss_tolerance: stop when the relative decrease of the loss is below (``ftol``).
+        gradient_tolerance: stop when the projected gradient is below in every entry, in units (``gtol``).
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    eps: float = 1e-3
+    delta: float = 1e-3
+    memory: int = 20
+    box: Ranges = None
+    loss_tolerance: float = 1e-10
+    gradient_tolerance: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_positive("eps", self.eps)
+        check_positive("delta", self.delta)
+        check_number("memory", self.memory, lambda v: v >= 1, "an integer >= 1", integer=True)
+        check_ranges("box", self.box)
+        for name in ("loss_tolerance", "gradient_tolerance"):
+            check_number(name, getattr(self, name), lambda v: v >= 0, "a number >= 0")
+
+    def strategy(self, given: Any) -> Any:
+        """No error of z is needed: nothing would react to it."""
+        return without_errors(given)
+
+    def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> LBFGSBState:
+        """Solve at theta_0; nothing is drawn at random."""
+        box_of(self.box, lower.problem)
+        point = checked(lower.solve(theta, self.eps, lower.start(theta)))
+        info = {"eps": self.eps, "delta": self.delta, "step_size": None, "trials": 0, "gradient_norm": None}
+        return LBFGSBState(point, None, _Log.empty(theta), 0, info)
+
+    def restore(self, lower: LowerLevel, packed: Packed) -> LBFGSBState:
+        """The state of a checkpoint."""
+        return LBFGSBState.restore(lower, packed)
+
+    def step(self, lower: LowerLevel, state: LBFGSBState) -> LBFGSBState:
+        """Evaluate until SciPy moves to another theta."""
+        units = lower.problem.units.double().cpu()
+        dialogue, log, adjoint = self._dialogue(lower, state, units), state.log, state.adjoint
+        latest, trials, norm = state.point, 0, None
+        while (x := dialogue.ask()) is not None and dialogue.moves <= state.moves:
+            theta = (torch.from_numpy(x) * units).to(state.theta) if len(log) else state.theta
+            found = self._evaluate(lower, theta, latest, adjoint)
+            trials += 1
+            if found is None:
+                value, gradient = _wall(x, log)
+            else:
+                latest, z = found
+                adjoint, norm, value, gradient = z.adjoint, z.norm, latest.loss, (units * z.value.double().cpu())
+            log = log.add(torch.from_numpy(x), value, gradient)
+            dialogue.tell((value, gradient.numpy()))
+        if dialogue.moves <= state.moves:
+            raise Halt(StopReason("line_search" if dialogue.result.status == 2 else "stationary",
+                                  f"L-BFGS-B ended: {dialogue.result.message}"))
+        assert dialogue.accepted is not None
+        theta = (torch.from_numpy(dialogue.accepted) * units).to(state.theta)
+        if not torch.equal(theta, latest.theta):  # SciPy went back to an earlier point
+            latest = settled(lower.solve(theta, self.eps, latest.solution.value))
+        move = float(((theta - state.theta).cpu().double() / units).norm())
+        info = {"eps": self.eps, "delta": self.delta, "step_size": move, "trials": trials, "gradient_norm": norm}
+        return LBFGSBState(latest, adjoint, log, state.moves + 1, info, dialogue)
+
+    def _evaluate(self, lower: LowerLevel, theta: Tensor, near: Point, adjoint: Tensor | None) -> Any:
+        """(Point, Hypergradient) at theta; None where the lower level cannot be solved."""
+        limit = max(TRIAL_STEPS, 10 * int(near.solution.steps.max()))
+        try:
+            point = (lower.refine(near, self.eps) if torch.equal(theta, near.theta) else
+                     lower.solve(theta, self.eps, near.solution.value, limit))
+        except MissingPropertyError:  # no finite constants so far out
+            return None
+        if point.failed:
+            return None
+        z = lower.gradient(settled(point), self.delta, adjoint)
+        return (point, z) if torch.isfinite(z.value).all() else None
+
+    def _dialogue(self, lower: LowerLevel, state: LBFGSBState, units: Tensor) -> Inverted:
+        """SciPy at the point where the state left it: the one that is running, or a new one that is told the log."""
+        running = state.dialogue
+        if running is not None and running.told == len(state.log) and running.moves >= state.moves:
+            return running
+        box = box_of(self.box, lower.problem)
+        bounds = list(zip((box.lower.cpu() / units).tolist(), (box.upper.cpu() / units).tolist(), strict=True))
+        start = (lower.problem.theta.double().cpu() / units).numpy()
+        options = {"maxcor": self.memory, "ftol": self.loss_tolerance, "gtol": self.gradient_tolerance,
+                   "maxiter": 10**9, "maxfun": 10**9}
+
+        def run(evaluate: Evaluate, accept: Any) -> Any:
+            from scipy.optimize import minimize
+
+            return minimize(evaluate, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options,
+                            callback=accept)
+
+        dialogue = Inverted(run)
+        for x, value, gradient in state.log.rows():
+            asked = dialogue.ask()
+            if asked is None or not np.array_equal(asked, x):
+                raise Halt(StopReason("line_search", "this version of SciPy takes other steps than the one that "
+                                                     "wrote the checkpoint; start without resume"))
+            dialogue.tell((value, gradient))
+        return dialogue
+
+
+def _wall(x: np.ndarray, log: _Log) -> tuple[float, Tensor]:
+    """A steep paraboloid around the best point so far: the line search comes back from where nothing can be solved."""
+    best = int(log.values.argmin())
+    away = torch.from_numpy(x) - log.points[best]
+    return float(log.values[best] + WALL * away @ away), 2 * WALL * away
+
+
+@dataclass(frozen=True)
+class _Log:
+    """Everything that SciPy was told, in units: with it a run can be brought back to where it was.
+
+    Attributes:
+        points, gradients: (m, d) float64.
+        values: (m,) float64.
+    """
+
+    points: Tensor
+    values: Tensor
+    gradients: Tensor
+
+    @classmethod
+    def empty(cls, theta: Tensor) -> Self:
+        none = torch.zeros(0, theta.numel(), dtype=torch.float64)
+        return cls(none, torch.zeros(0, dtype=torch.float64), none)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def add(self, point: Tensor, value: float, gradient: Tensor) -> _Log:
+        values = torch.cat([self.values, torch.tensor([value], dtype=torch.float64)])
+        return _Log(torch.cat([self.points, point[None]]), values, torch.cat([self.gradients, gradient[None]]))
+
+    def rows(self) -> Any:
+        """(point, value, gradient) in the order in which they were asked for."""
+        return zip(self.points.numpy(), self.values.tolist(), self.gradients.numpy(), strict=True)
+
+
+@dataclass(frozen=True)
+class LBFGSBState:
+    """Between two moves.
+
+    Attributes:
+        point: theta_k with its solution.
+        adjoint: (b, ...), the latest q.
+        log: what SciPy knows.
+        moves: how often it has moved.
+        info: what the record shows.
+        dialogue: the running SciPy, not part of a checkpoint.
+    """
+
+    point: Point
+    adjoint: Tensor | None
+    log: _Log
+    moves: int
+    info: dict[str, Any]
+    dialogue: Inverted | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def theta(self) -> Tensor:
+        return self.point.theta
+
+    def row(self, problem: Any) -> dict[str, Any]:
+        """The point, and how the step was made."""
+        return point_row(self.point, problem, self.info)
+
+    def pack(self) -> Packed:
+        """For a checkpoint."""
+        tensors, numbers = pack_point(self.point)
+        tensors |= {f"log.{k}": getattr(self.log, k) for k in ("points", "values", "gradients")}
+        if self.adjoint is not None:
+            tensors["adjoint"] = self.adjoint
+        return Packed(tensors, numbers | {"moves": self.moves, "info": self.info})
+
+    @classmethod
+    def restore(cls, lower: LowerLevel, packed: Packed) -> Self:
+        """The inverse of ``pack``."""
+        t, n = packed
+        log = _Log(*(t[f"log.{k}"].cpu() for k in ("points", "values", "gradients")))
+        return cls(restore_point(lower, packed), t.get("adjoint"), log, n["moves"], n["info"])
+
+    def double(self, lower: LowerLevel) -> LBFGSBState:
+        """The same state for a float64 lower level."""
+        return replace(self, point=double_point(self.point, lower), adjoint=doubled(self.adjoint))
