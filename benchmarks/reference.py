@@ -28,6 +28,13 @@ LEARNERS = {
     "maid": lambda: lr.MAID(),
     "maid-paper": lambda: lr.MAID(memory=0, eps0=0.1 / 2, delta0=0.1 / 2, alpha0=0.01, eta=1e-4, sufficient=1e-8),
     "fixed": lambda: lr.FixedAccuracy(eps=1e-3, delta=1e-3),
+    "lbfgsb": lambda: lr.LBFGSB(eps=1e-3, delta=1e-3),
+    "lbfgsb-tight": lambda: lr.LBFGSB(eps=1e-6, delta=1e-6),
+    "hoag-quadratic": lambda: lr.HOAG("quadratic"),
+    "hoag-cubic": lambda: lr.HOAG("cubic"),
+    "hoag-geometric": lambda: lr.HOAG("geometric"),
+    "sgd": lambda: lr.Stochastic("sgd", batch=1),
+    "adam": lambda: lr.Stochastic("adam", batch=1),
 }
 TIGHT = 1e-6
 """Distance per image of the re-evaluation: the loss is then known to about 1e-5 of its value."""
@@ -67,11 +74,12 @@ def report(args: argparse.Namespace, problem: lr.BilevelProblem, run: lr.Run) ->
     n = problem.size
     rows = []
     for row, loss in zip(run.record.rows, exact_losses(problem, run.thetas), strict=True):
-        rows.append({"step": row["step"], "loss": loss, "psnr": row["psnr"], "cpu_seconds": row["cpu_seconds"],
-                     "gradients": row["gradients"] / n, "hvps": row["hessian_products"] / n,
-                     "mixed_products": row["mixed_products"] / n, "cg_steps": row["cg_steps"] / n, "eps": row["eps"],
-                     "delta": row["delta"], "step_size": row["step_size"], "trials": row["trials"],
-                     "loss_lower": row["lower"], "loss_upper": row["upper"], "omega_estimated": row["omega_estimated"]})
+        counters = {"gradients": "gradients", "hvps": "hessian_products", "mixed_products": "mixed_products",
+                    "cg_steps": "cg_steps", "work": "work"}
+        shown = {"psnr": "psnr", "cpu_seconds": "cpu_seconds", "eps": "eps", "delta": "delta", "step_size": "step_size",
+                 "trials": "trials", "loss_lower": "lower", "loss_upper": "upper", "omega_estimated": "omega_estimated"}
+        rows.append({"step": row["step"], "loss": loss, **{k: row[v] / n for k, v in counters.items()},
+                     **{k: row.get(v) for k, v in shown.items()}})
     return {"problem": args.problem.stem, "model": args.model, "learner": args.learner, "threads": args.threads,
             "seed": args.seed, "dtype": args.dtype, "stop": str(run.stop), "rows": rows, "theta": run.theta.tolist()}
 

@@ -47,7 +47,8 @@ class Unrolled:
     (1 + sqrt(mu tau)) (``agd``; Nesterov, Lectures on Convex Optimization, scheme 2.2.22), or gradient steps with
     tau = 2 / (L + mu) and beta = 0 (``gd``). tau and beta are held constant in the differentiation, although L and mu
     may depend on theta: z is the derivative at frozen step sizes. With ``step`` given it is the exact derivative of
-    the loss of K steps (for ``agd`` as long as mu does not depend on theta).
+    the loss of K steps (for ``agd`` as long as mu does not depend on theta). Learners that search along lines want it
+    with ``start="data"``: after few steps the frozen derivative is not the slope of the loss that they see.
 
     Nothing is differentiated by autograd but grad h in theta. Only the iterates at the starts of segments are kept,
     and those inside a segment are computed again when their turn comes: about 3 sqrt(K) images per image of the batch

@@ -106,7 +106,8 @@ def _gradient(rules: DescentRules, lower: LowerLevel, state: DescentState) -> tu
         raise Halt(StopReason("line_search", "the hypergradient is zero at this fixed accuracy, which need not mean "
                                              "that theta is stationary; a smaller delta or MAID would tell"))
     if z.norm + error <= rules.gradient_tolerance and isinstance(rules.accuracy, Adaptive):
-        word = "certified" if rules.test == "certified" else "estimated"
+        word = ("certified" if rules.test == "certified" else
+                "not estimated by this strategy" if z.estimated is None else "estimated")
         raise Halt(StopReason("stationary", f"||grad f|| <= {z.norm + error:.2e} ({word})"))
     return state, z, error
 
@@ -122,6 +123,8 @@ def _sharpen(rules: DescentRules, lower: LowerLevel, state: DescentState, z: Hyp
     elif any(s is Status.ROUNDING_FLOOR for s in z.status):
         raise rounding_floor(state.theta.dtype,
                              f"the linear system cannot be solved more accurately than {residual:.1e}")
+    elif any(s is Status.MAX_STEPS for s in z.status):  # a smaller delta would end at the same limit, again and again
+        raise Halt(StopReason("linear_steps", f"the linear system ended at its step limit with residual {residual:.1e}"))
     else:
         effort.refinements += 1
     return replace(state, delta=state.delta * factor) if distance <= 4 * residual else state

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import __version__
 from ..core.cost import Cost
 from ..core.errors import CheckpointError, InputError
+from ..core.protocols import Strategy
 from ..core.results import RunRecord, StopReason
 from ..hypergradients.implicit import Implicit
 from .budget import Budget
@@ -24,7 +25,7 @@ from .run import Run
 from .state import Halt
 
 
-def learn(problem: Any, learner: Any, *, hypergradient: Implicit | None = None, budget: Budget, seed: int = 0,
+def learn(problem: Any, learner: Any, *, hypergradient: Strategy | None = None, budget: Budget, seed: int = 0,
           checkpoint: str | Path | None = None, resume: bool = False, solver: str = "auto",
           progress: Callable[[dict[str, Any]], None] | None = None, name: str = "", promote: bool = True) -> Run:
     """Learn theta: min_theta mean_i loss(x_i(theta)).
@@ -32,7 +33,7 @@ def learn(problem: Any, learner: Any, *, hypergradient: Implicit | None = None, 
     Args:
         problem: a BilevelProblem.
         learner: MAID(), HOAG(), LBFGSB(), Stochastic(), DFO() ...
-        hypergradient: the strategy; the learner switches on the error estimate that it needs.
+        hypergradient: the strategy, ``Implicit()`` when None; the learner switches on the error estimate that it needs.
         budget: when to stop.
         seed: of everything that a learner draws at random; the descent learners draw nothing.
         checkpoint: a folder; the state is written there after every step (less often where writing would take more
