@@ -18,7 +18,7 @@ from learnreg.cli.main import app
 from learnreg.cli.progress import LearnProgress
 from learnreg.learners import Budget
 
-COMMANDS = ("demo", "learn", "reconstruct", "report", "version")
+COMMANDS = ("demo", "learn", "compare", "reconstruct", "report", "version")
 
 
 # --- help and version -------------------------------------------------------------------------------------------------

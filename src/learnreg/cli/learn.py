@@ -54,9 +54,9 @@ def run_learn(path: Path, console: Console, *, output: str | None = None, second
     _check_output(folder, path, resume, overwrite)
     resume = resume and _has_checkpoint(folder)
     keep_large_blocks()
-    with _threads(config.run.threads):
+    with limited_threads(config.run.threads):
         problem, test = prepare(config)
-        _claim(folder)
+        claim(folder)
         if not resume:  # the settings of a run that can be resumed are replaced only when it has been
             _copy_config(config, path, folder)
         say(console, f"{'Resuming' if resume else 'Learning'} {config.name}: {problem.describe()}")
@@ -140,7 +140,7 @@ def _check_output(folder: Path, path: Path, resume: bool, overwrite: bool) -> No
                          remedy="Choose another --output, or replace it with --overwrite.")
 
 
-def _claim(folder: Path) -> None:
+def claim(folder: Path) -> None:
     """Make the folder; find out now, and not after the learning, that it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def _copy_config(config: Config, path: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _threads(number: int | None) -> Iterator[None]:
+def limited_threads(number: int | None) -> Iterator[None]:
     """Within this block torch uses so many CPU threads; None leaves it as it is."""
     before = torch.get_num_threads()
     try:

@@ -79,6 +79,39 @@ def learn(config: Annotated[Path | None, typer.Argument(help="Configuration file
 
 @app.command()
 @guarded
+def compare(config: Annotated[Path | None, typer.Argument(help="Configuration file (TOML).",
+                                                          show_default=False)] = None,
+            output: Annotated[str | None, typer.Option("--output", "-o", show_default=False,
+                                                       help="Folder for the results; replaces that of the file.")
+                              ] = None,
+            seconds: Annotated[float | None, typer.Option(
+                show_default=False, help="Budget of each run in seconds; replaces that of the file.")] = None,
+            processes: Annotated[int | None, typer.Option(
+                show_default=False, help="Runs at a time; replaces that of the file.")] = None,
+            resume: Annotated[bool, typer.Option(
+                "--resume", help="Skip the finished runs in the output folder, go on with the others.")] = False,
+            overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the runs in the output folder.")
+                                 ] = False,
+            example: Annotated[bool, typer.Option("--example", help="Print a commented configuration and exit.")
+                               ] = False,
+            debug: Debug = False) -> None:
+    """Run several learners from several starts with several seeds on one problem, and report who did best."""
+    if example:
+        from .compare_config import example as text
+
+        typer.echo(text(), nl=False)
+        return
+    if config is None:
+        raise typer.BadParameter("name a configuration file, or make one: learnreg compare --example > config.toml",
+                                 param_hint="CONFIG")
+    from .compare import run_compare
+
+    run_compare(config, _console(), output=output, seconds=seconds, processes=processes, resume=resume,
+                overwrite=overwrite)
+
+
+@app.command()
+@guarded
 def reconstruct(inputs: Annotated[list[Path], typer.Argument(show_default=False, help="Noisy images, or folders.")],
                 model: Annotated[Path, typer.Option("--model", "-m", help="The model.safetensors of a run.",
                                                     show_default=False)],
@@ -99,9 +132,10 @@ def reconstruct(inputs: Annotated[list[Path], typer.Argument(show_default=False,
 
 @app.command()
 @guarded
-def report(folder: Annotated[Path, typer.Argument(help="Folder of an earlier run.", show_default=False)],
+def report(folder: Annotated[Path, typer.Argument(help="Folder of an earlier run or comparison.",
+                                                  show_default=False)],
            debug: Debug = False) -> None:
-    """Render the page of an earlier run again, without computing anything."""
+    """Render the page of an earlier run or comparison again, without computing anything."""
     from .report import run_report
 
     run_report(folder, _console())

@@ -1,11 +1,12 @@
-"""The command ``report``: the page of a run that was learned before; nothing is solved again."""
+"""The command ``report``: the page of an earlier run or comparison; nothing is solved again."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..reports import Report
+from ..reports import Comparison, Report
+from ..reports.comparison import FILE
 from .guard import say
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ def run_report(folder: Path, console: Console) -> None:
 
     Raises:
         InputError: ``run.json`` or ``run.safetensors`` is missing.
-        ModelFileError: they are damaged, or do not belong together.
+        ModelFileError: they, or ``comparison.json``, are damaged, or do not belong together.
     """
-    report = Report.load(folder)
+    report = Comparison.load(folder) if (folder / FILE).exists() else Report.load(folder)
     page = report.save(folder)
     say(console, f"{report}\n\nReport: {page}")

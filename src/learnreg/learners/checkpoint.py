@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -20,39 +21,64 @@ FORMAT, VERSION, FILE = "learnreg-checkpoint", 2, "checkpoint.safetensors"
 def fingerprint(problem: Any, learner: Any, strategy: Any) -> str:
     """Identifies problem, data, start, learner and strategy, so that a checkpoint is not continued on another run."""
     digest = hashlib.sha256(repr((problem.describe(), learner, strategy)).encode())
-    _feed(digest, (problem.theta, problem.pairs.x, problem.pairs.y, problem.energy, problem.loss))
-    if problem.penalty is not None:
-        _feed(digest, problem.penalty)
+    _feed(digest, (problem.theta, problem.pairs.x, problem.pairs.y, problem.energy, problem.loss, problem.penalty), {})
     return digest.hexdigest()
 
 
-def _feed(digest: Any, part: Any, depth: int = 30) -> None:
-    """Everything that tells ``part`` from another of its kind: tensors, numbers, words, and what it is made of."""
+def _feed(digest: Any, part: Any, seen: dict[int, int]) -> None:
+    """Everything that tells ``part`` from another of its kind: tensors, numbers, words, and what it is made of.
+
+    ``seen`` numbers the objects met so far, so that those that refer to each other come to an end.
+    """
     if isinstance(part, Tensor):
         digest.update(str((part.dtype, tuple(part.shape))).encode())
         for piece in part.detach().split(64) if part.dim() else [part.detach()]:  # data may be larger than memory
             digest.update(piece.cpu().resolve_conj().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     elif isinstance(part, str | int | float | complex | bool | torch.dtype | type(None)):
         digest.update(repr(part).encode())
-    elif isinstance(part, FunctionType):
-        constants = [c for c in part.__code__.co_consts if not isinstance(c, CodeType)]  # whose repr is an address
-        digest.update(part.__code__.co_code + repr((constants, part.__code__.co_names)).encode())
-        _feed(digest, [cell.cell_contents for cell in part.__closure__ or ()], depth - 1)
-    elif isinstance(part, torch.Generator | torch.device) or (callable(part) and not hasattr(part, "__dict__")):
-        return
+    elif isinstance(part, ModuleType | type):
+        digest.update(part.__name__.encode())
     elif isinstance(part, dict):
         for key in part:
             digest.update(repr(key).encode())
-            _feed(digest, part[key], depth - 1)
+            _feed(digest, part[key], seen)
     elif isinstance(part, list | tuple):
         for item in part:
-            _feed(digest, item, depth - 1)
-    elif depth > 0:
+            _feed(digest, item, seen)
+    elif isinstance(part, MethodType):
+        _feed(digest, (part.__func__, part.__self__), seen)
+    elif isinstance(part, torch.Generator | torch.device) or (callable(part) and not hasattr(part, "__dict__")):
+        return
+    elif id(part) in seen:
+        digest.update(f"object {seen[id(part)]}".encode())
+    else:
+        seen[id(part)] = len(seen)
+        _feed_object(digest, part, seen)
+
+
+def _feed_object(digest: Any, part: Any, seen: dict[int, int]) -> None:
+    """A function with what it has caught, or the public fields of anything else."""
+    if isinstance(part, FunctionType):
+        _feed_code(digest, part.__code__)
+        caught = tuple(cell.cell_contents for cell in part.__closure__ or ())
+        _feed(digest, (caught, part.__defaults__, part.__kwdefaults__), seen)
+    elif isinstance(part, partial):
+        _feed(digest, (part.func, part.args, part.keywords), seen)
+    else:
         digest.update(type(part).__qualname__.encode())
         private = isinstance(part, torch.nn.Module)  # modules keep parameters and buffers in underscored fields
-        kept = {k: v for k, v in getattr(part, "__dict__", {}).items()
-                if not k.startswith("_") or (private and k in ("_parameters", "_buffers", "_modules"))}
-        _feed(digest, kept, depth - 1)
+        _feed(digest, {k: v for k, v in getattr(part, "__dict__", {}).items()
+                       if not k.startswith("_") or (private and k in ("_parameters", "_buffers", "_modules"))}, seen)
+
+
+def _feed_code(digest: Any, code: CodeType) -> None:
+    """What a function does, the functions inside it included."""
+    constants = [sorted(map(repr, c)) if isinstance(c, frozenset) else c  # in an order that differs between processes
+                 for c in code.co_consts if not isinstance(c, CodeType)]  # whose repr is an address
+    digest.update(code.co_code + repr((constants, code.co_names)).encode())
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            _feed_code(digest, inner)
 
 
 def save_checkpoint(folder: Path, packed: Packed, thetas: list[Tensor], header: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError
+from ..core.errors import InputError, MissingPropertyError
 from ..core.ranges import check_fraction, check_number, check_positive
 from ..core.results import StopReason
 from ..hypergradients.unrolled import refuse_fixed
@@ -31,9 +31,9 @@ class HOAG:
     Pass k, at theta_k solved to eps_k with loss g_k: first the last move is judged, incr = ||theta_k - theta_k-1||,
         g_k <= g_k-1 + C eps_k+1 + eps_k (C + 1) incr - L incr^2:   L becomes 0.95 L;
         g_k >= 1.2 g_k-1:   theta_k-1 is restored, L becomes 2 L, the next eps is halved, and nothing else happens;
-    then theta_k+1 = theta_k - z_k / L (projected on the box), which is the only move of the pass. At the first pass
-    L = ||z_0|| / sqrt(d) unless ``alpha0`` is given. The public code moves twice when the first test passes and leaves
-    the rejected theta in place; both are avoided here.
+    then theta_k+1 = theta_k - z_k / L (projected on the box), which is the only move of the pass; it is undone at once
+    where the lower level cannot be solved. At the first pass L = ||z_0|| / sqrt(d) unless ``alpha0`` is given. The
+    public code moves twice when the first test passes and leaves the rejected theta in place; both are avoided here.
 
     Convergence needs summable eps and a step 1 / L_f (ibid.); all three schedules are summable. No decrease is
     certified.
@@ -86,7 +86,7 @@ class HOAG:
         box_of(self.box, lower.problem)
         point, delta = first_point(lower, theta, self.eps0, self.delta0)
         info = {"eps": point.eps, "delta": delta, "step_size": None, "gradient_norm": None, "undone": False}
-        return HOAGState(checked(point), None, point.eps, delta, point.eps, delta / point.eps, 0, None, None, info)
+        return HOAGState(point, None, point.eps, delta, point.eps, delta / point.eps, 0, None, None, info)
 
     def restore(self, lower: LowerLevel, packed: Packed) -> HOAGState:
         """The state of a checkpoint."""
@@ -95,24 +95,30 @@ class HOAG:
     def step(self, lower: LowerLevel, state: HOAGState) -> HOAGState:
         """One pass: judge the last move, then move once or undo."""
         later = max(min(state.eps, state.eps0 * self.factor(state.k + 1)), SMALLEST_EPS)
+        state = replace(state, point=settled(lower.refine(state.point, state.eps)))
         curvature = state.curvature
         if state.last is not None and curvature is not None:
             verdict = self._judge(state, curvature, later)
             if verdict == "undo":
-                return self._undone(lower, state, 2 * curvature, 0.5 * later)
+                return _undone(lower, state, state.last, curvature, later)
             curvature = 0.95 * curvature if verdict == "lengthen" else curvature
         z = lower.gradient(state.point, state.delta, state.adjoint)
         if not torch.isfinite(z.value).all():
             raise Halt(StopReason("not_finite", "NaN or Inf appeared in the hypergradient"))
+        state = replace(state, adjoint=z.adjoint)
+        if z.norm == 0 and later > SMALLEST_EPS:  # q = 0 may have met delta, which says nothing about theta
+            return _after(state, settled(lower.refine(state.point, later)), later, curvature, None, z.norm)
         if z.norm <= self.gradient_tolerance:
             raise Halt(StopReason("stationary", f"the inexact hypergradient has norm {z.norm:.2e}"))
         curvature = curvature or self._first_curvature(z.norm, z.value.numel())
         theta = box_of(self.box, lower.problem).project(state.theta - z.value / curvature)
-        point = settled(lower.solve(theta, later, state.point.solution.value))
-        info = {"eps": later, "delta": later * state.ratio, "step_size": 1 / curvature, "gradient_norm": z.norm,
-                "undone": False}
-        return replace(state, point=point, adjoint=z.adjoint, eps=later, delta=later * state.ratio, k=state.k + 1,
-                       curvature=curvature, last=state.point, info=info)
+        try:
+            point = lower.solve(theta, later, state.point.solution.value)
+        except MissingPropertyError:  # no finite constants so far out
+            return _undone(lower, state, state.point, curvature, later, z.norm)
+        if point.failed:
+            return _undone(lower, state, state.point, curvature, later, z.norm)
+        return _after(state, settled(point), later, curvature, state.point, z.norm)
 
     def _first_curvature(self, norm: float, d: int) -> float:
         """L of the first move."""
@@ -129,16 +135,6 @@ class HOAG:
         if now <= before + slack - curvature * move**2:
             return "lengthen"
         return "undo" if now >= GROWTH_REJECTED * before else "keep"
-
-    def _undone(self, lower: LowerLevel, state: HOAGState, curvature: float, later: float) -> HOAGState:
-        """Back at the theta before the move, more accurately."""
-        assert state.last is not None
-        later = max(later, SMALLEST_EPS)
-        point = settled(lower.refine(state.last, later))
-        info = {"eps": later, "delta": later * state.ratio, "step_size": 1 / curvature, "gradient_norm": None,
-                "undone": True}
-        return replace(state, point=point, eps=later, delta=later * state.ratio, k=state.k + 1, curvature=curvature,
-                       last=None, info=info)
 
 
 @dataclass(frozen=True)
@@ -202,6 +198,22 @@ class HOAGState:
         """The same state for a float64 lower level."""
         last = None if self.last is None else double_point(self.last, lower)
         return replace(self, point=double_point(self.point, lower), adjoint=doubled(self.adjoint), last=last)
+
+
+def _after(state: HOAGState, point: Point, eps: float, curvature: float | None, last: Point | None,
+           norm: float | None, undone: bool = False) -> HOAGState:
+    """The state one pass later."""
+    delta = eps * state.ratio
+    info = {"eps": eps, "delta": delta, "step_size": 1 / curvature if curvature else None, "gradient_norm": norm,
+            "undone": undone}
+    return replace(state, point=point, eps=eps, delta=delta, k=state.k + 1, curvature=curvature, last=last, info=info)
+
+
+def _undone(lower: LowerLevel, state: HOAGState, point: Point, curvature: float, later: float,
+            norm: float | None = None) -> HOAGState:
+    """Back at ``point``, where theta was before the move, more accurately."""
+    eps = max(0.5 * later, SMALLEST_EPS)
+    return _after(state, settled(lower.refine(point, eps)), eps, 2 * curvature, None, norm, undone=True)
 
 
 def settled(point: Point) -> Point:

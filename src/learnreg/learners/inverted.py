@@ -69,7 +69,7 @@ class Inverted:
         """The next point to evaluate, the same one until ``tell`` is called; None when the optimizer has ended.
 
         Raises:
-            Exception: whatever ended the optimizer.
+            BaseException: whatever ended the optimizer.
         """
         while self._pending is None and not self._finished:
             event = self._events.get()
@@ -112,5 +112,5 @@ def _work(run: Run, events: SimpleQueue[Any], answers: SimpleQueue[Any]) -> None
         events.put(_Finished(run(evaluate, accept), None))
     except _Closed:
         pass
-    except Exception as error:
+    except BaseException as error:  # whoever asks would wait for ever
         events.put(_Finished(None, error))

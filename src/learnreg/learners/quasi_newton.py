@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -16,11 +16,7 @@ from .box import Ranges, box_of, check_ranges
 from .hoag import settled, without_errors
 from .inverted import Evaluate, Inverted
 from .lower_level import TRIAL_STEPS, LowerLevel, Point
-from .state import Halt, Packed, checked, double_point, doubled, pack_point, point_row, restore_point
-
-WALL = 1e3
-"""Curvature of the paraboloid that stands for a theta at which the lower level cannot be solved."""
-
+from .state import Halt, Packed, double_point, doubled, pack_point, point_row, restore_point
 
 @dataclass(frozen=True)
 class LBFGSB:
@@ -35,7 +31,7 @@ class LBFGSB:
         delta: residual of the linear systems per image.
         memory: curvature pairs.
         box: [lower, upper] of the parameters, or a table by name.
-        loss_tolerance: stop when the relative decrease of the loss is below (``ftol``).
+        loss_tolerance: stop when the decrease of the loss, relative to max(loss, 1), is below (``ftol``).
         gradient_tolerance: stop when the projected gradient is below in every entry, in units (``gtol``).
 
     Raises:
@@ -64,9 +60,9 @@ class LBFGSB:
     def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> LBFGSBState:
         """Solve at theta_0; nothing is drawn at random."""
         box_of(self.box, lower.problem)
-        point = checked(lower.solve(theta, self.eps, lower.start(theta)))
+        point = lower.solve(theta, self.eps, lower.start(theta))
         info = {"eps": self.eps, "delta": self.delta, "step_size": None, "trials": 0, "gradient_norm": None}
-        return LBFGSBState(point, None, _Log.empty(theta), 0, info)
+        return LBFGSBState(point, None, _Log.empty(lower.problem), 0, info)
 
     def restore(self, lower: LowerLevel, packed: Packed) -> LBFGSBState:
         """The state of a checkpoint."""
@@ -74,15 +70,18 @@ class LBFGSB:
 
     def step(self, lower: LowerLevel, state: LBFGSBState) -> LBFGSBState:
         """Evaluate until SciPy moves to another theta."""
-        units = lower.problem.units.double().cpu()
-        dialogue, log, adjoint = self._dialogue(lower, state, units), state.log, state.adjoint
+        units, log, adjoint = state.log.units, state.log, state.adjoint
+        dialogue = self._dialogue(lower, state)
         latest, trials, norm = state.point, 0, None
         while (x := dialogue.ask()) is not None and dialogue.moves <= state.moves:
             theta = (torch.from_numpy(x) * units).to(state.theta) if len(log) else state.theta
             found = self._evaluate(lower, theta, latest, adjoint)
             trials += 1
             if found is None:
-                value, gradient = _wall(x, log)
+                if not len(log):
+                    raise Halt(StopReason("not_finite", "the lower level could not be solved and differentiated at the "
+                                                        "present parameters"))
+                value, gradient = _wall(x, log, dialogue.accepted)
             else:
                 latest, z = found
                 adjoint, norm, value, gradient = z.adjoint, z.norm, latest.loss, (units * z.value.double().cpu())
@@ -112,14 +111,14 @@ class LBFGSB:
         z = lower.gradient(settled(point), self.delta, adjoint)
         return (point, z) if torch.isfinite(z.value).all() else None
 
-    def _dialogue(self, lower: LowerLevel, state: LBFGSBState, units: Tensor) -> Inverted:
+    def _dialogue(self, lower: LowerLevel, state: LBFGSBState) -> Inverted:
         """SciPy at the point where the state left it: the one that is running, or a new one that is told the log."""
         running = state.dialogue
         if running is not None and running.told == len(state.log) and running.moves >= state.moves:
             return running
-        box = box_of(self.box, lower.problem)
+        box, units = box_of(self.box, lower.problem), state.log.units
         bounds = list(zip((box.lower.cpu() / units).tolist(), (box.upper.cpu() / units).tolist(), strict=True))
-        start = (lower.problem.theta.double().cpu() / units).numpy()
+        start = state.log.start.numpy()
         options = {"maxcor": self.memory, "ftol": self.loss_tolerance, "gtol": self.gradient_tolerance,
                    "maxiter": 10**9, "maxfun": 10**9}
 
@@ -139,11 +138,18 @@ class LBFGSB:
         return dialogue
 
 
-def _wall(x: np.ndarray, log: _Log) -> tuple[float, Tensor]:
-    """A steep paraboloid around the best point so far: the line search comes back from where nothing can be solved."""
-    best = int(log.values.argmin())
-    away = torch.from_numpy(x) - log.points[best]
-    return float(log.values[best] + WALL * away @ away), 2 * WALL * away
+def _wall(x: np.ndarray, log: _Log, origin: np.ndarray | None) -> tuple[float, Tensor]:
+    """What stands for a theta at which nothing can be solved: a paraboloid through the origin of the line search.
+
+    Its value and gradient there are the true ones, and at x it has risen by as much as the gradient promised to fall,
+    so that no line search accepts x, and the next trial is a quarter of the way there.
+    """
+    known = [] if origin is None else (log.points == torch.from_numpy(origin)).all(dim=1).nonzero()
+    k = int(known[-1]) if len(known) else 0
+    away, slope = torch.from_numpy(x) - log.points[k], log.gradients[k]
+    fall, length = float(slope @ away), float(away @ away)
+    curvature = 2 * max(abs(fall), 1e-12 * float(log.values[k])) / max(length, 1e-300)
+    return float(log.values[k]) + fall + curvature * length, slope + 2 * curvature * away
 
 
 @dataclass(frozen=True)
@@ -151,29 +157,38 @@ class _Log:
     """Everything that SciPy was told, in units: with it a run can be brought back to where it was.
 
     Attributes:
+        units: (d,) float64, theta is units times a point; those of the start, also where the run goes on in float64.
+        start: (d,) float64.
         points, gradients: (m, d) float64.
         values: (m,) float64.
     """
 
+    units: Tensor
+    start: Tensor
     points: Tensor
     values: Tensor
     gradients: Tensor
 
     @classmethod
-    def empty(cls, theta: Tensor) -> Self:
-        none = torch.zeros(0, theta.numel(), dtype=torch.float64)
-        return cls(none, torch.zeros(0, dtype=torch.float64), none)
+    def empty(cls, problem: Any) -> Self:
+        units = problem.units.double().cpu()
+        none = torch.zeros(0, units.numel(), dtype=torch.float64)
+        return cls(units, problem.theta.double().cpu() / units, none, torch.zeros(0, dtype=torch.float64), none)
 
     def __len__(self) -> int:
         return len(self.values)
 
     def add(self, point: Tensor, value: float, gradient: Tensor) -> _Log:
         values = torch.cat([self.values, torch.tensor([value], dtype=torch.float64)])
-        return _Log(torch.cat([self.points, point[None]]), values, torch.cat([self.gradients, gradient[None]]))
+        return replace(self, points=torch.cat([self.points, point[None]]), values=values,
+                       gradients=torch.cat([self.gradients, gradient[None]]))
 
     def rows(self) -> Any:
         """(point, value, gradient) in the order in which they were asked for."""
         return zip(self.points.numpy(), self.values.tolist(), self.gradients.numpy(), strict=True)
+
+
+LOGGED = tuple(f.name for f in fields(_Log))
 
 
 @dataclass(frozen=True)
@@ -207,7 +222,7 @@ class LBFGSBState:
     def pack(self) -> Packed:
         """For a checkpoint."""
         tensors, numbers = pack_point(self.point)
-        tensors |= {f"log.{k}": getattr(self.log, k) for k in ("points", "values", "gradients")}
+        tensors |= {f"log.{k}": getattr(self.log, k) for k in LOGGED}
         if self.adjoint is not None:
             tensors["adjoint"] = self.adjoint
         return Packed(tensors, numbers | {"moves": self.moves, "info": self.info})
@@ -216,7 +231,7 @@ class LBFGSBState:
     def restore(cls, lower: LowerLevel, packed: Packed) -> Self:
         """The inverse of ``pack``."""
         t, n = packed
-        log = _Log(*(t[f"log.{k}"].cpu() for k in ("points", "values", "gradients")))
+        log = _Log(*(t[f"log.{k}"].cpu() for k in LOGGED))
         return cls(restore_point(lower, packed), t.get("adjoint"), log, n["moves"], n["info"])
 
     def double(self, lower: LowerLevel) -> LBFGSBState:

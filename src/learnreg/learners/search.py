@@ -229,7 +229,7 @@ def _check(learner: GridSearch | RandomSearch | OptunaSearch) -> None:
 
 def _inside(box: Box, share: Tensor) -> Tensor:
     """The point at ``share`` in [0, 1]^d of the box."""
-    return box.lower.cpu() + share * (box.upper - box.lower).cpu()
+    return box.project(box.lower + share.to(box.lower) * (box.upper - box.lower)).cpu()
 
 
 def _first(learner: GridSearch | RandomSearch | OptunaSearch, lower: LowerLevel, theta: Tensor,
@@ -238,7 +238,7 @@ def _first(learner: GridSearch | RandomSearch | OptunaSearch, lower: LowerLevel,
     if not box_of(learner.box, lower.problem).bounded:
         raise InputError("box", given="a parameter without finite bounds",
                          expected="[lower, upper] for every parameter")
-    point = settled(lower.solve(theta, learner.eps, lower.start(theta)))
+    point = lower.solve(theta, learner.eps, lower.start(theta))
     return SearchState(point, seed, torch.zeros(0, dtype=torch.float64), _info(point, None))
 
 
@@ -253,6 +253,6 @@ def _tried(eps: float, lower: LowerLevel, state: SearchState, theta: Tensor) -> 
         loss = math.inf if point.failed else settled(point).loss
     except MissingPropertyError:  # no finite constants there
         point, loss = state.point, math.inf
-    best = point if loss < state.point.loss else state.point
+    best = point if loss < (math.inf if state.point.failed else state.point.loss) else state.point
     losses = torch.cat([state.losses, torch.tensor([loss], dtype=torch.float64)])
     return replace(state, point=best, losses=losses, info=_info(best, loss if math.isfinite(loss) else None))

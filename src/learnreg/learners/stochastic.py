@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError
+from ..core.errors import InputError, MissingPropertyError
 from ..core.ranges import check_fraction, check_number, check_positive
 from ..core.results import StopReason
 from ..metrics import psnr
@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Constant steps and accuracies; the balanced exponents; exponents for a vanishing gradient; Adam."""
 
-FIRST_MOVE = {"sgd": 0.05, "adam": 0.02}
+FIRST_MOVE = {"sgd": 0.05, "adam": 0.1}
 """First move relative to theta (SGD), or per parameter in units (Adam), when no step size is given."""
 
 
@@ -52,7 +52,7 @@ class Stochastic:
     Args:
         optimizer: ``sgd`` or ``adam`` (torch.optim).
         batch: images per mini-batch; all of them when there are fewer.
-        alpha0: first step size; when None, for SGD a first move of 5 % of theta, for Adam 0.02 units per parameter.
+        alpha0: first step size; when None, for SGD a first move of 5 % of theta, for Adam 0.1 units per parameter.
         step_exponent: q >= 0.
         eps0: first accuracy, a distance per image; derived at theta_0 when None.
         delta0: first residual of the linear systems; derived at theta_0 when None.
@@ -127,7 +127,7 @@ class Stochastic:
         low = high = 0.0
         for part in torch.arange(size).split(batch):
             here = lower.on(problem.select(part.to(problem.pairs.x.device)))
-            point = settled(here.solve(theta, eps, here.start(theta)))
+            point = here.solve(theta, eps, here.start(theta))
             store = (store or self._empty(size, point)).put(part.tolist(), point.solution.value)
             seen = seen.updated(part, point, here.problem)
             low, high = low + point.lower * len(part) / size, high + point.upper * len(part) / size
@@ -149,11 +149,11 @@ class Stochastic:
         return OnDisk.empty(Path(self.store) / "solutions.pages", (size, *value.shape[1:]), value.dtype)
 
     def step(self, lower: LowerLevel, state: StochasticState) -> StochasticState:
-        """``record`` mini-batch steps; fewer when the budget ends, but not none."""
-        size = lower.problem.size
-        before = state.k
+        """Mini-batch steps up to the next multiple of ``record``; fewer when the budget ends, but not none."""
+        size, before = lower.problem.size, state.k
+        length = self.record or size // min(self.batch, size)
         try:
-            for _ in range(self.record or size // min(self.batch, size)):
+            for _ in range(length - before % length):
                 state = self._mini_batch(lower, state)
         except OutOfBudget:
             if state.k == before:
@@ -168,28 +168,33 @@ class Stochastic:
         here = lower.on(problem.select(index.to(problem.pairs.x.device)))
         eps, delta = (self.schedule(k, start, self.accuracy_exponent) for start in (state.eps0, state.delta0))
         x0 = state.solutions.take(chosen, torch.zeros_like(here.problem.pairs.x))
-        point = settled(here.solve(state.theta, eps, x0))
+        try:
+            point = settled(here.solve(state.theta, eps, x0))
+        except MissingPropertyError as error:
+            raise Halt(StopReason("not_finite", "the parameters went so far out that the lower level cannot be solved "
+                                                f"any more ({error}); a smaller alpha0 or a box would help")) from error
         z = here.gradient(point, delta, state.adjoints.take(chosen, torch.zeros_like(x0)))
         if not torch.isfinite(z.value).all():
             raise Halt(StopReason("not_finite", "NaN or Inf appeared in the hypergradient"))
         units = problem.units.to(z.value)
         alpha0 = state.alpha0 or self._first_step(state.theta / units, units * z.value)
-        alpha = self.schedule(k, alpha0, self.step_exponent)
+        alpha = self.schedule(k, alpha0 or 1.0, self.step_exponent)
         theta, memory = self._moved(state.theta / units, units * z.value, alpha, state.memory)
         seen = state.seen.updated(index, point, here.problem)
         info = {"loss": seen.mean_loss(problem, state.theta), "lower": None, "upper": None,
-                "psnr": float(seen.psnr.mean()), "eps": eps, "delta": delta, "step_size": alpha,
+                "psnr": float(seen.psnr.mean()), "eps": eps, "delta": delta, "step_size": alpha if alpha0 else None,
                 "gradient_norm": z.norm, "batches": k + 1}
         moved = units * theta if self.box is None else box_of(self.box, problem).project(units * theta)
         return replace(state, theta=moved, k=k + 1, alpha0=alpha0, memory=memory,
                        solutions=state.solutions.put(chosen, point.solution.value),
                        adjoints=state.adjoints.put(chosen, z.adjoint), seen=seen, info=info)
 
-    def _first_step(self, scaled: Tensor, gradient: Tensor) -> float:
-        """alpha0 when none is given."""
+    def _first_step(self, scaled: Tensor, gradient: Tensor) -> float | None:
+        """alpha0 when none is given; None where a gradient of zero, which moves nothing, cannot tell."""
         if self.optimizer == "adam":
             return FIRST_MOVE["adam"]
-        return FIRST_MOVE["sgd"] * max(float(scaled.norm()), 1.0) / max(float(gradient.norm()), 1e-300)
+        norm = float(gradient.norm())
+        return FIRST_MOVE["sgd"] * max(float(scaled.norm()), 1.0) / norm if norm else None
 
     def _moved(self, scaled: Tensor, gradient: Tensor, alpha: float,
                memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

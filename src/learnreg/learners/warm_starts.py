@@ -6,6 +6,8 @@ half-way changes nothing, and a checkpoint describes exactly the state that it w
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -90,6 +92,7 @@ class InMemory:
 
 
 SLOTS, ABSENT = 3, -1
+NAME = 16  # bytes
 
 
 class _Pages:
@@ -99,15 +102,38 @@ class _Pages:
         path: the file, sparse until written to.
         shape: (images, ...) of the tensors.
         dtype: float32 or float64.
-        fresh: make a new file.
+        name: the first bytes of the file, which tell it from what other runs write there; a new file when None.
+
+    Raises:
+        CheckpointError: there is no file of that name and size.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype, fresh: bool) -> None:
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype, name: str | None = None) -> None:
         self.path, self.shape, self.dtype = path, shape, dtype
         kind = {torch.float32: np.float32, torch.float64: np.float64}[dtype]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.data = np.memmap(path, kind, mode="w+" if fresh else "r+", shape=(SLOTS, *shape))
+        size = NAME + SLOTS * math.prod(shape) * np.dtype(kind).itemsize
+        if name is None:
+            self.name = os.urandom(NAME).hex()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)  # another run may still have it open
+            path.write_bytes(bytes.fromhex(self.name))
+            os.truncate(path, size)
+        else:
+            self.name = name
+            self._check(size)
+        self.data = np.memmap(path, kind, mode="r+", offset=NAME, shape=(SLOTS, *shape))
         self.checkpoint = np.full(shape[0], ABSENT, np.int8)  # the places that the latest checkpoint points to
+
+    def _check(self, size: int) -> None:
+        """Refuse a file that is not the one of this name."""
+        found = "no such file"
+        if self.path.is_file():
+            with self.path.open("rb") as file:
+                if file.read(NAME).hex() == self.name and os.fstat(file.fileno()).st_size == size:
+                    return
+            found = "a file of another run"
+        raise CheckpointError(str(self.path), given=found, expected="the warm starts of the interrupted run",
+                              remedy="Start without resume, and give every run a store of its own.")
 
 
 @dataclass(frozen=True)
@@ -130,7 +156,7 @@ class OnDisk:
     def empty(cls, path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Self:
         """A new file for ``shape`` = (images, ...)."""
         none = np.full(shape[0], ABSENT, np.int8)
-        return cls(_Pages(path, shape, dtype, fresh=True), none, none)
+        return cls(_Pages(path, shape, dtype), none, none)
 
     def take(self, index: list[int], default: Tensor) -> Tensor:
         """See WarmStarts; only the images asked for are read."""
@@ -156,8 +182,8 @@ class OnDisk:
         """Where everything is; the file is flushed."""
         self.pages.data.flush()
         self.pages.checkpoint = self.places
-        numbers: dict[str, Any] = {"path": str(self.pages.path), "shape": list(self.pages.shape),
-                                   "dtype": str(self.pages.dtype)}
+        numbers: dict[str, Any] = {"path": str(self.pages.path), "name": self.pages.name,
+                                   "shape": list(self.pages.shape), "dtype": str(self.pages.dtype)}
         return Packed({"places": torch.from_numpy(self.places)}, numbers)
 
     @classmethod
@@ -165,13 +191,11 @@ class OnDisk:
         """The inverse of ``pack``.
 
         Raises:
-            CheckpointError: the file is gone.
+            CheckpointError: the file is gone, or another run has written there.
         """
         n = packed.numbers
-        if not Path(n["path"]).is_file():
-            raise CheckpointError(n["path"], given="no such file", expected="the warm starts of the interrupted run",
-                                  remedy="Start without resume.")
-        pages = _Pages(Path(n["path"]), tuple(n["shape"]), getattr(torch, n["dtype"].removeprefix("torch.")), False)
+        dtype = getattr(torch, n["dtype"].removeprefix("torch."))
+        pages = _Pages(Path(n["path"]), tuple(n["shape"]), dtype, n["name"])
         places = packed.tensors["places"].cpu().numpy()
         pages.checkpoint = places
         return cls(pages, places, places)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.batch import check_images
-from ..core.errors import InputError
+from ..core.errors import InputError, MissingPropertyError
 from ..core.params import flatten, names, trainable
 from ..core.protocols import Loss
 from .losses import SquaredError
@@ -102,17 +102,21 @@ class BilevelProblem:
         """p(theta) and its gradient (d,); zero without a penalty.
 
         Raises:
-            InputError: a penalty that is no finite scalar >= 0, or cannot be differentiated.
+            InputError: a penalty that is no scalar >= 0, or cannot be differentiated.
+            MissingPropertyError: one that is not finite at theta.
         """
         if self.penalty is None:
             return 0.0, torch.zeros_like(theta)
         with torch.enable_grad():
             at = theta.detach().clone().requires_grad_()
             value = self.penalty(at)
-            usable = isinstance(value, Tensor) and value.numel() == 1 and bool(torch.isfinite(value)) and value >= 0
-            if not usable or not value.requires_grad:
+            usable = isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad
+            if not usable or value < 0:
                 raise InputError("penalty", given=value, expected="a finite scalar >= 0 that depends on theta",
                                  remedy="Compute it from theta with torch operations.")
+            if not torch.isfinite(value):  # learners take such a theta for one that cannot be solved
+                raise MissingPropertyError("penalty", given=value.item(), expected="a finite scalar >= 0",
+                                           remedy="Start where it is finite.")
             (gradient,) = torch.autograd.grad(value.squeeze(), at)
         return float(value.detach()), gradient
 

@@ -86,42 +86,44 @@ def detail(image: Tensor) -> tuple[int, int, int, int]:
 
 def loss(records: Mapping[str, RunRecord]) -> Figure:
     """Training loss against work per image and against seconds; the bracket of the exact loss as a band."""
-    figure, axes = _panels(1, 2, 3.1)
+    figure, axes = panels(1, 2, 3.1)
     every = [v for r in records.values() for v in (*_numbers(r, "loss"), *_numbers(r, "upper"))]
     for axis, label in zip(axes, ("energy evaluations per training image", "seconds"), strict=True):
-        for (_, record), color in zip(records.items(), _colors(), strict=False):
+        for (_, record), color in zip(records.items(), cycle(), strict=False):
             xs = (_numbers(record, "seconds") if label == "seconds"
                   else [w / record.images for w in _numbers(record, "work")])
-            low, high = [max(v, 1e-12) for v in _numbers(record, "lower")], _numbers(record, "upper")
-            axis.fill_between(xs, low, high, color=color, alpha=0.2, linewidth=0)
-            _line(axis, xs, _numbers(record, "loss"), color)
-        _log(axis, every)
+            known = [row for row in zip(xs, *(_numbers(record, c) for c in ("loss", "lower", "upper")), strict=True)
+                     if not math.isnan(row[1])]  # some learners need the loss only now and then, or never
+            at, middle, low, high = (list(column) for column in zip(*known, strict=True)) if known else ([],) * 4
+            axis.fill_between(at, [max(v, 1e-12) for v in low], high, color=color, alpha=0.2, linewidth=0)
+            draw_line(axis, at, middle, color)
+        log_axis(axis, every)
         lowest = min((v for v in every if v > 0), default=0.1)
         axis.set_ylim(bottom=0.8 * lowest)
         axis.set_xlabel(label)
         axis.set_xlim(left=0)
     axes[0].set_ylabel("training loss per image")
-    _legend(axes[0], records)
+    draw_legend(axes[0], records)
     return figure
 
 
 def schedules(records: Mapping[str, RunRecord]) -> Figure:
     """What the learner chose at each accepted step: eps, delta, step size; gradient norm and error omega."""
-    figure, axes = _panels(2, 2, 4.9)
+    figure, axes = panels(2, 2, 4.9)
     errors = {"gradient_norm": "-", "omega_certified": "--", "omega_estimated": ":"}
-    panels = {"accuracy eps of the lower level": {"eps": "-"}, "linear residual delta": {"delta": "-"},
+    columns_of = {"accuracy eps of the lower level": {"eps": "-"}, "linear residual delta": {"delta": "-"},
               "step size": {"step_size": "-"}, "hypergradient and its error": errors}
-    for axis, (title, columns) in zip(axes, panels.items(), strict=True):
-        for (_, record), color in zip(records.items(), _colors(), strict=False):
+    for axis, (title, columns) in zip(axes, columns_of.items(), strict=True):
+        for (_, record), color in zip(records.items(), cycle(), strict=False):
             for column, style in columns.items():
-                _line(axis, _numbers(record, "step"), _numbers(record, column), color, style)
-        _log(axis, [v for r in records.values() for c in columns for v in _numbers(r, c)])
+                draw_line(axis, _numbers(record, "step"), _numbers(record, column), color, style)
+        log_axis(axis, [v for r in records.values() for c in columns for v in _numbers(r, c)])
         axis.set_title(title, fontsize=9, color=INK, loc="left")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.set_xlabel("accepted step")
         axis.set_xlim(left=0)
-    _legend(axes[0], records)
-    _key(axes[3], {"norm": (INK, "-"), "omega, certified": (INK, "--"), "omega, estimated": (INK, ":")})
+    draw_legend(axes[0], records)
+    draw_key(axes[3], {"norm": (INK, "-"), "omega, certified": (INK, "--"), "omega, estimated": (INK, ":")})
     return figure
 
 
@@ -129,21 +131,21 @@ def psnr(evaluations: Mapping[str, Evaluation]) -> Figure:
     """PSNR of every held-out image: one line of dots per image, the noisy input in grey."""
     first = next(iter(evaluations.values()))
     count = len(first.psnr)
-    figure, (axis,) = _panels(1, 1, min(9.0, 1.0 + 0.25 * count))
+    figure, (axis,) = panels(1, 1, min(9.0, 1.0 + 0.25 * count))
     rows = list(range(count))
     series = [("noisy", first.psnr_input, NOISY),
-              *((n, e.psnr, c) for (n, e), c in zip(evaluations.items(), _colors(), strict=False))]
+              *((n, e.psnr, c) for (n, e), c in zip(evaluations.items(), cycle(), strict=False))]
     for name, values, color in series:
         axis.scatter([v if math.isfinite(v) else math.nan for v in values], rows, s=26, color=color, zorder=3,
                      label=name)
         axis.axvline(sum(values) / count, color=color, linewidth=1, alpha=0.6)
     shown = rows if count <= 40 else []
-    axis.set_yticks(shown, [_label(first.names[i], 28) if i < len(first.names) else str(i) for i in shown])
+    axis.set_yticks(shown, [shortened(first.names[i], 28) if i < len(first.names) else str(i) for i in shown])
     for text in axis.get_yticklabels():
         text.set_parse_math(False)
     axis.set_ylim(count - 0.5, -0.5)
     axis.set_xlabel("PSNR (dB); thin lines: means")
-    _legend(axis, [name for name, _, _ in series], [color for _, _, color in series], outside=True)
+    draw_legend(axis, [name for name, _, _ in series], [color for _, _, color in series], outside=True)
     return figure
 
 
@@ -152,20 +154,20 @@ def certificate(evaluations: Mapping[str, Evaluation]) -> Figure | None:
     shown = {n: e for n, e in evaluations.items() if e.honesty}
     if not shown:
         return None
-    figure, axes = _panels(1, len(shown), 3.1, width=7.6 if len(shown) > 1 else 4.6)
+    figure, axes = panels(1, len(shown), 3.1, width=7.6 if len(shown) > 1 else 4.6)
     for axis, (name, evaluation) in zip(axes, shown.items(), strict=True):
         rows = sorted(evaluation.honesty, key=lambda r: r["eps"])
         eps, known, true = ([_finite(r.get(k)) for r in rows] for k in ("eps", "certified", "true"))
         color = COLORS[list(evaluations).index(name) % len(COLORS)]
-        _line(axis, eps, eps, NOISY, "--")
-        _line(axis, eps, known, color)
-        _line(axis, eps, true, INK, ":")
-        _log(axis, [*eps, *known, *true])
+        draw_line(axis, eps, eps, NOISY, "--")
+        draw_line(axis, eps, known, color)
+        draw_line(axis, eps, true, INK, ":")
+        log_axis(axis, [*eps, *known, *true])
         axis.set_xscale("log")
-        _ticks(axis.xaxis, eps)
-        axis.set_title(_label(name, 40), fontsize=9, color=INK, loc="left", parse_math=False)
+        log_ticks(axis.xaxis, eps)
+        axis.set_title(shortened(name, 40), fontsize=9, color=INK, loc="left", parse_math=False)
         axis.set_xlabel("accuracy eps asked for")
-        _key(axis, {"asked for": (NOISY, "--"), f"{evaluation.kind.label} error": (color, "-"),
+        draw_key(axis, {"asked for": (NOISY, "--"), f"{evaluation.kind.label} error": (color, "-"),
                     "true error": (INK, ":")})
     axes[0].set_ylabel("distance to the exact minimiser")
     return figure
@@ -250,11 +252,11 @@ def filter_cells(kernels: Tensor, weights: Tensor, smoothings: Tensor | None = N
 def _columns(evaluations: Mapping[str, Evaluation], i: int) -> Iterable[tuple[str, str, Tensor]]:
     """(name, what is known about it, image) of the truth, the noisy input and every method."""
     first = next(iter(evaluations.values()))
-    yield "truth", _label(first.names[i] if i < len(first.names) else f"image {i}", 28), first.x[i]
+    yield "truth", shortened(first.names[i] if i < len(first.names) else f"image {i}", 28), first.x[i]
     if comparable(first):
         yield "noisy", f"{first.psnr_input[i]:.2f} dB", first.y[i]
     for name, evaluation in evaluations.items():
-        yield _label(name, 24), f"{evaluation.psnr[i]:.2f} dB", evaluation.reconstruction[i]
+        yield shortened(name, 24), f"{evaluation.psnr[i]:.2f} dB", evaluation.reconstruction[i]
 
 
 def _tile(kernel: Tensor) -> tuple[Any, float]:
@@ -270,18 +272,18 @@ def _numbers(record: RunRecord, column: str) -> list[float]:
     return [_finite(v) for v in record.column(column)]
 
 
-def _colors() -> list[str]:
+def cycle() -> list[str]:
     return list(COLORS) * 8
 
 
-def _label(text: str, longest: int) -> str:
+def shortened(text: str, longest: int) -> str:
     """A name as a figure can show it: printable, short, without the leading mark that hides legends."""
     text = "".join(ch if ch.isprintable() else " " for ch in str(text))
     text = text if len(text) <= longest else text[: longest - 1] + "…"
     return f" {text}" if text.startswith("_") else text
 
 
-def _panels(rows: int, columns: int, height: float, width: float = 7.6) -> tuple[Figure, list[Axes]]:
+def panels(rows: int, columns: int, height: float, width: float = 7.6) -> tuple[Figure, list[Axes]]:
     figure = Figure((width, height), layout="constrained")
     axes = [figure.add_subplot(rows, columns, n + 1) for n in range(rows * columns)]
     for axis in axes:
@@ -295,33 +297,33 @@ def _panels(rows: int, columns: int, height: float, width: float = 7.6) -> tuple
     return figure, axes
 
 
-def _line(axis: Axes, xs: Sequence[float], ys: Sequence[float], color: str, style: str = "-") -> None:
+def draw_line(axis: Axes, xs: Sequence[float], ys: Sequence[float], color: str, style: str = "-") -> None:
     """A line; solid ones, and those with gaps, carry small dots so that a lonely value is still seen."""
     ys = [y if y > 0 else math.nan for y in ys]
     dots = "o" if style == "-" or any(map(math.isnan, ys)) else ""
     axis.plot(xs, ys, color=color, linestyle=style, linewidth=1.4, marker=dots, markersize=2.2)
 
 
-def _log(axis: Axes, values: Sequence[float]) -> None:
+def log_axis(axis: Axes, values: Sequence[float]) -> None:
     """Logarithmic y axis with readable numbers, or the words "not recorded"."""
     if not any(v > 0 for v in values):
         axis.text(0.5, 0.5, "not recorded", transform=axis.transAxes, ha="center", color=NOISY, fontsize=8.5)
         axis.yaxis.set_major_locator(NullLocator())
         return
     axis.set_yscale("log")
-    _ticks(axis.yaxis, values)
+    log_ticks(axis.yaxis, values)
 
 
-def _ticks(axis: Any, values: Sequence[float]) -> None:
+def log_ticks(axis: Any, values: Sequence[float]) -> None:
     positive = [v for v in values if v > 0]
     decades = math.log10(max(positive) / min(positive)) if positive else 1.0
     subs = (1, 1.5, 2, 3, 5, 7) if decades < 1.2 else (1, 2, 5) if decades < 2.5 else (1,)
     axis.set_major_locator(LogLocator(subs=subs, numticks=7))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(_number))
+    axis.set_major_formatter(FuncFormatter(readable))
 
 
-def _number(value: float, _position: int | None = None) -> str:
+def readable(value: float, _position: int | None = None) -> str:
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         return f"{value:g}"
     power = math.floor(math.log10(abs(value)) + 1e-9)
@@ -329,14 +331,14 @@ def _number(value: float, _position: int | None = None) -> str:
     return f"$10^{{{power}}}$" if abs(head - 1) < 1e-6 else f"${head:.3g}\\cdot10^{{{power}}}$"
 
 
-def _key(axis: Axes, lines: Mapping[str, tuple[str, Any]]) -> None:
+def draw_key(axis: Axes, lines: Mapping[str, tuple[str, Any]]) -> None:
     handles = [Line2D([], [], color=color, linestyle=style, linewidth=1.4) for color, style in lines.values()]
     axis.legend(handles, list(lines), fontsize=7.5, frameon=False, labelcolor=INK)
 
 
-def _legend(axis: Axes, names: Iterable[str], colors: Sequence[str] = (), outside: bool = False) -> None:
-    names = [_label(n, 28) for n in names]
-    handles = [Line2D([], [], color=c, linewidth=2.2) for c in (colors or _colors())[:len(names)]]
+def draw_legend(axis: Axes, names: Iterable[str], colors: Sequence[str] = (), outside: bool = False) -> None:
+    names = [shortened(n, 28) for n in names]
+    handles = [Line2D([], [], color=c, linewidth=2.2) for c in (colors or cycle())[:len(names)]]
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 6} if outside else {}
     legend = axis.legend(handles, names, fontsize=8, frameon=False, labelcolor=INK, **place)
     for text in legend.get_texts():

@@ -7,10 +7,8 @@ import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +27,7 @@ from ..core import (
     StopReason,
     summarize,
 )
+from .words import reason, sentence, show, slug
 
 FORMAT, VERSION = "learnreg-run", 1
 _AGAIN = "Save the report again from its run, or restore run.json and run.safetensors together."
@@ -152,9 +151,9 @@ class Report:
         """What was learned from what, at what cost, and why the learning ended."""
         run, row = self.runs[name], next(r for r in self.table()[1:] if r["name"] == name)
         steps = run.record.rows[-1].get("step") if run.record.rows else None
-        return (f"{name}: {_sentence(run.record.problem)} The learning took {show(steps)} accepted "
+        return (f"{name}: {sentence(run.record.problem)} The learning took {show(steps)} accepted "
                 f"step{'' if steps == 1 else 's'}, {show(row['work'], 0)} energy evaluations per training "
-                f"image and {show(row['seconds'], 1)} seconds. {_reason(run.stop)}")
+                f"image and {show(row['seconds'], 1)} seconds. {reason(run.stop)}")
 
     def __str__(self) -> str:
         cells = [["method", "PSNR (dB)", "SSIM", "parameters", "work per image", "seconds"]]
@@ -207,9 +206,8 @@ class Report:
 
     def _render(self) -> tuple[str, dict[str, bytes]]:
         """The page, and the figures by file name."""
-        from jinja2 import Environment, StrictUndefined  # slow imports, needed here only
-
-        from . import figures
+        from . import figures  # slow imports, needed here only
+        from .template import render
 
         records = {name: run.record for name, run in self.runs.items()}
         first, last = self._first, next(reversed(self.evaluations.values()))
@@ -230,13 +228,9 @@ class Report:
                 file = file if file not in files_ else f"filters_{slug(name)}_{number}.png"
                 files_[file] = figures.png(figures.filters(**run.filters))
                 banks[name] = figures.filter_cells(**run.filters)
-        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                                  lstrip_blocks=True)
-        environment.filters["show"] = show
-        source = files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
-        page = environment.from_string(source).render(
-            report=self, rows=self.table(), first=first, hardest_by=next(reversed(self.runs)),
-            reason=_reason,
+        page = render(
+            "page.html.j2", report=self, rows=self.table(), first=first, hardest_by=next(reversed(self.runs)),
+            reason=reason,
             plots={k: figures.data_uri(figures.svg(plot), "image/svg+xml") for k, plot in plots.items()},
             gallery=[(i, figures.cells(self.evaluations, i)) for i in chosen],
             rest=[(i, figures.cells(self.evaluations, i)) for i in rest], banks=banks,
@@ -288,38 +282,6 @@ class Report:
             raise ModelFileError(where, given=f"incomplete content ({type(error).__name__}: {error})",
                                  expected="record, stop and evaluation of each method",
                                  remedy=_AGAIN) from error
-
-
-def show(value: Any, digits: int | None = None) -> str:
-    """A value as it is printed; None, NaN and Inf are "not known".
-
-    >>> show(12345.678, 1), show(None), show(1e-05), show(True)
-    ('12,345.7', 'not known', '1e-05', 'yes')
-    """
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "not known"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float) and digits is not None:
-        return f"{value:,.{digits}f}"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def slug(name: str) -> str:
-    """A name as part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "method"
-
-
-def _sentence(text: str) -> str:
-    """``text`` with a full stop at its end."""
-    text = text.strip()
-    return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
-def _reason(stop: StopReason) -> str:
-    """Why a run ended, as a sentence of its own."""
-    text = _sentence(stop.sentence)
-    return text[:1].upper() + text[1:]
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

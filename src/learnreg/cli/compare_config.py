@@ -1,0 +1,349 @@
+"""Configuration of a comparison: learners, starts and seeds on one problem, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pydantic import BaseModel, Field, ValidationError, create_model
+
+from ..core.errors import ConfigError
+from ..hypergradients import Implicit
+from ..solvers.select import check_solver
+from . import toml
+from .config import TAGS, Config
+from .mistakes import nearest, one_of_words, read_tables, translated
+from .settings import (
+    LEARNERS,
+    REGULARIZERS,
+    BudgetSection,
+    Built,
+    Data,
+    Physics,
+    Regularizer,
+    Section,
+    Settings,
+    Strategy,
+    build_regularizer,
+    located,
+    one_of,
+)
+
+_HEAD = """\
+# A comparison of learners; start it with: learnreg compare config.toml
+# Every learner runs from every start with every seed, each in a process of its own, with the same budget.
+# Keys that are left out have the values below. Paths are relative to the folder you start in.
+
+"""
+_LEARNERS = """
+# One table [[learners]] for each learner. Types: {learners}.
+# Their keys are those of [learner] in: learnreg learn --example
+[[learners]]
+type = "maid"
+# name = "MAID"     # left out: made from the type and the settings that differ from the defaults
+# solver = "auto"   # left out: that of [run]
+# [learners.hypergradient]    # left out: implicit; the keys are those of [hypergradient] of a run
+# type = "unrolled"
+
+[[learners]]
+type = "fixed"
+eps = 0.01
+# [learners.grid]   # one run for each combination of these values, in the place of the keys above
+# eps = [0.1, 0.01]
+# alpha0 = [0.001, 0.1]
+
+# One table [[starts]] for each start, with the keys of [regularizer] that it replaces; left out: one start.
+# [[starts]]
+# name = "weak"
+# smoothing = 0.1
+"""
+
+
+class Comparing(Section):
+    """Which runs, and how they are measured again afterwards."""
+
+    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
+    """one run for each: of crops, noise, random start values, and what a learner draws"""
+    processes: int | None = Field(default=None, ge=1)
+    """runs at a time; as many as there are cores for their threads when left out"""
+    points: int = Field(default=12, ge=2)
+    """steps of each run whose loss and held-out PSNR are evaluated again"""
+    relative: float = Field(default=1e-4, gt=0, lt=1)
+    """width of the certified bracket of the training loss, relative to it"""
+
+
+def _settings() -> Any:
+    """The section [run] without the seed, which is one of several here."""
+    fields = Settings.model_fields.items()
+    kept: dict[str, Any] = {name: (info.annotation, info) for name, info in fields if name != "seed"}
+    kept["output"] = (str, Field("comparison", min_length=1, description="folder for the report and the runs"))
+    kept["threads"] = (int, Field(1, ge=1, description="CPU threads of each run"))
+    model = create_model("CompareSettings", __base__=Section, **kept)
+    model.__doc__ = "How each run is done, and where everything goes."
+    return model
+
+
+def _entry(tag: str) -> type[Built]:
+    """A learner of a comparison: its own section, and what is special to it here."""
+    model = create_model(
+        LEARNERS[tag].__name__, __base__=LEARNERS[tag],
+        name=(str | None, Field(None, min_length=1)), solver=(str | None, None),
+        hypergradient=(Strategy | None, None), grid=(dict[str, list[Any]], Field({})))
+    return model
+
+
+ENTRIES = {tag: _entry(tag) for tag in LEARNERS}
+_PLACES = {**TAGS, **ENTRIES}
+
+if TYPE_CHECKING:
+    Entry: TypeAlias = Built
+    RunSection: TypeAlias = Settings
+else:
+    Entry = one_of(ENTRIES)
+    RunSection = _settings()
+
+
+class _Common(Section):
+    """What every comparison has, with defaults."""
+
+    comparison: Comparing = Comparing()
+    data: Data = Data()
+    physics: Physics = Physics()
+    regularizer: Regularizer = REGULARIZERS["FoE"]()
+    budget: BudgetSection = BudgetSection.model_validate({"seconds": 120.0})
+    run: RunSection = RunSection()
+
+
+class CompareConfig(_Common):
+    """A whole comparison."""
+
+    learners: list[Entry] = Field(min_length=1)
+    starts: list[dict[str, Any]] = Field(default=[])
+
+
+class _Starts(Section):
+    starts: list[Regularizer]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One learner with one combination of the values of its grid.
+
+    Attributes:
+        learner: name of the entry in the file.
+        name: the same for an entry without a grid.
+        grid: the values of this combination.
+        section: the settings of the learner.
+        hypergradient: of the strategy, None for the default one.
+        solver: of the lower level.
+    """
+
+    learner: str
+    name: str
+    grid: dict[str, Any]
+    section: Built
+    hypergradient: Any
+    solver: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a file asks for, checked.
+
+    Attributes:
+        config: the file.
+        variants: the learners with the points of their grids, in the order of the file.
+        starts: regularizer sections by name; the only one is called "" where the file has none.
+        tables: the file as it was read, with the changes of the command line.
+    """
+
+    config: CompareConfig
+    variants: tuple[Variant, ...]
+    starts: Mapping[str, Any]
+    tables: dict[str, Any] = field(repr=False)
+
+    def learn_config(self, variant: Variant, start: str, seed: int) -> Config:
+        """The run of one learner from one start with one seed, as the command ``learn`` would read it."""
+        c = self.config
+        settings = c.run.model_dump(exclude={"output"}) | {"seed": seed, "solver": variant.solver}
+        return Config(data=c.data, physics=c.physics, regularizer=self.starts[start], learner=variant.section,
+                      hypergradient=variant.hypergradient, budget=c.budget, run=Settings(**settings))
+
+    def to_toml(self) -> str:
+        """The file with the changes of the command line; comments are gone."""
+        return "\n".join(_lines(self.tables)).strip() + "\n"
+
+
+def example() -> str:
+    """A commented configuration of a comparison of two learners."""
+    return _HEAD + toml.write(_Common(), comments=True) + _LEARNERS.format(learners=", ".join(LEARNERS))
+
+
+def load_comparison(path: str | Path, changes: Mapping[tuple[str, str], Any] | None = None) -> Plan:
+    """Read and check the configuration of a comparison.
+
+    Args:
+        path: a TOML file.
+        changes: values that replace those of the file, by (section, key); None leaves the file's value.
+
+    Raises:
+        ConfigError: no such file, no valid TOML, an unknown section or key, a value of another type or out of range,
+            two learners, starts or seeds alike.
+    """
+    tables = read_tables(Path(path), "compare")
+    for (section, key), given in (changes or {}).items():
+        if given is not None and isinstance(tables.setdefault(section, {}), dict):
+            tables[section][key] = given
+    try:
+        config = CompareConfig.model_validate(tables)
+    except ValidationError as error:
+        raise translated(str(path), error, CompareConfig, _PLACES) from None
+    try:
+        entries = enumerate(config.learners, 1)
+        variants = tuple(v for number, entry in entries for v in _variants(entry, number, config.run.solver))
+        plan = Plan(config, variants, _starts(config, tables), tables)
+        _check(plan)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.what}", given=error.given, expected=error.expected,
+                          remedy=error.remedy) from error
+    return plan
+
+
+def _variants(entry: Any, number: int, solver: str) -> Iterator[Variant]:
+    """Every combination of the values of an entry's grid."""
+    where, plain = f"learners({number})", LEARNERS[entry.type]
+    known = [k for k, info in plain.model_fields.items()
+             if k != "type" and not (isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel))]
+    for key, values in entry.grid.items():
+        if key not in known:
+            raise ConfigError(f"[{where}.grid] {key}", given="an unknown key", expected=one_of_words(known),
+                              remedy=nearest(key, known) or "Remove it.")
+        if not values or any(v in values[:i] for i, v in enumerate(values)):
+            raise ConfigError(f"[{where}.grid] {key}", given=toml.value(values),
+                              expected="one or more values, none of them twice")
+    name = _name(entry)
+    own = {key: getattr(entry, key) for key in plain.model_fields}
+    for values in product(*entry.grid.values()):
+        point = dict(zip(entry.grid, values, strict=True))
+        try:
+            section = plain.model_validate(own | point)
+        except ValidationError as error:
+            wrong = translated("", error, plain, TAGS)
+            raise ConfigError(f"[{where}.grid] {error.errors()[0]['loc'][0]}", given=wrong.given,
+                              expected=wrong.expected, remedy=wrong.remedy) from None
+        words = ", ".join(f"{key}={_short(v)}" for key, v in point.items())
+        yield Variant(name, f"{name} ({words})" if words else name, point, section, entry.hypergradient,
+                      entry.solver or solver)
+
+
+def _name(entry: Any) -> str:
+    """The name given, or one made of what is not left at its default."""
+    if entry.name is not None:
+        return str(entry.name)
+    parts = [_changed(entry, {"name", "hypergradient", "grid", *entry.grid})]
+    if entry.hypergradient is not None:
+        parts.append(_changed(entry.hypergradient, set()))
+    return ", ".join(parts)
+
+
+def _changed(section: Any, left_out: set[str]) -> str:
+    """The type of a section and its settings that differ from the defaults."""
+    found = []
+    for key, info in type(section).model_fields.items():
+        given = getattr(section, key)
+        if key == "type" or key in left_out or given == info.get_default(call_default_factory=True):
+            continue
+        if isinstance(given, Built):
+            found += [f"{key}.{inner}" for inner in _changed(given, set()).split()]
+        else:
+            found.append(f"{key}={_short(given)}")
+    return " ".join([*([section.type] if hasattr(section, "type") else []), *found])
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else toml.value(value)
+
+
+def _starts(config: CompareConfig, tables: dict[str, Any]) -> dict[str, Any]:
+    """The regularizer section of every start."""
+    if not config.starts:
+        return {"": config.regularizer}
+    base = tables.get("regularizer", {"type": getattr(config.regularizer, "type", None)})
+    given = [{k: v for k, v in start.items() if k != "name"} for start in config.starts]
+    try:
+        sections = _Starts.model_validate({"starts": [base | changes for changes in given]}).starts
+    except ValidationError as error:
+        wrong = translated("", error, _Starts, TAGS)
+        raise ConfigError(wrong.what.removeprefix(": "), given=wrong.given, expected=wrong.expected,
+                          remedy=wrong.remedy) from None
+    found: dict[str, Any] = {}
+    for number, (start, changes, section) in enumerate(zip(config.starts, given, sections, strict=True), 1):
+        name = start.get("name", ", ".join(f"{k}={_short(v)}" for k, v in changes.items()) or "as configured")
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"[starts({number})] name", given=toml.value(name), expected="a text that is not empty")
+        if name in found:
+            raise _twice(f"starts({number})", name, "start")
+        found[name] = section
+    return found
+
+
+def _twice(where: str, name: str, kind: str) -> ConfigError:
+    return ConfigError(f"[{where}] name", given=f"{toml.value(name)} for a second time",
+                       expected=f"a name of its own for every {kind}", remedy='Add for example name = "another".')
+
+
+def _check(plan: Plan) -> None:
+    """Refuse what the sections alone do not show: names and seeds that come twice, values that objects refuse."""
+    seeds = plan.config.comparison.seeds
+    for number, seed in enumerate(seeds):
+        if seed < 0 or seed in seeds[:number]:
+            raise ConfigError("[comparison] seeds", given=toml.value(seeds),
+                              expected="different numbers greater than or equal to 0")
+    names: dict[str, int] = {}
+    entries: list[Any] = list(plan.config.learners)
+    for number, entry in enumerate(entries, 1):
+        name = _name(entry)
+        if name in names:
+            raise _twice(f"learners({number})", name, "learner")
+        names[name] = number
+    titles = [variant.name for variant in plan.variants]
+    for variant in plan.variants:
+        if titles.count(variant.name) > 1:  # "a (b=1)" may be a name as well as a point of a grid
+            raise _twice(f"learners({names[variant.learner]})", variant.name, "learner")
+    with located("run"):
+        check_solver(plan.config.run.solver)
+    plan.config.budget.build("budget")
+    for variant in plan.variants:
+        where = f"learners({names[variant.learner]})"
+        learner = variant.section.build(f"{where}.grid" if variant.grid else where)
+        given = variant.hypergradient.build(f"{where}.hypergradient") if variant.hypergradient else Implicit()
+        with located(where):
+            check_solver(variant.solver)
+            learner.strategy(given)  # some learners refuse some strategies
+    for number, section in enumerate(plan.starts.values(), 1):
+        build_regularizer(section, f"starts({number})" if plan.config.starts else "regularizer",
+                          channels=plan.config.data.channels, seed=seeds[0])
+
+
+def _lines(tables: Mapping[str, Any], name: str = "") -> Iterator[str]:
+    """TOML of nested tables: plain keys first, then tables, then arrays of tables."""
+    def tabular(given: Any) -> bool:
+        return isinstance(given, list) and bool(given) and all(isinstance(item, dict) for item in given)
+
+    for key, given in tables.items():
+        if not isinstance(given, dict) and not tabular(given):
+            yield f"{_key(key)} = {toml.value(given)}"
+    for key, given in tables.items():
+        path = f"{name}.{_key(key)}" if name else _key(key)
+        if isinstance(given, dict):
+            yield from ("", f"[{path}]", *_lines(given, path))
+        elif tabular(given):
+            for item in given:
+                yield from ("", f"[[{path}]]", *_lines(item, path))
+
+
+def _key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else toml.value(key)

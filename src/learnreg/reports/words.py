@@ -1,0 +1,41 @@
+"""Numbers, names and sentences as the pages print them."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from ..core import StopReason
+
+
+def show(value: Any, digits: int | None = None) -> str:
+    """A value as it is printed; None, NaN and Inf are "not known".
+
+    >>> show(12345.678, 1), show(None), show(1e-05), show(True)
+    ('12,345.7', 'not known', '1e-05', 'yes')
+    """
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "not known"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float) and digits is not None:
+        return f"{value:,.{digits}f}"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def slug(name: str) -> str:
+    """A name as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "method"
+
+
+def sentence(text: str) -> str:
+    """``text`` with a full stop at its end."""
+    text = text.strip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def reason(stop: StopReason) -> str:
+    """Why a run ended, as a sentence of its own."""
+    text = sentence(stop.sentence)
+    return text[:1].upper() + text[1:]
