@@ -296,7 +296,7 @@ def test_losses_are_measured_alike_and_work_is_that_of_the_learners(compared):
         assert run.points[-1]["step"] == record[-1]["step"] == run.steps
         assert run.points[-1]["work"] == record[-1]["work"] / 2
         for point in run.points:
-            assert point["upper"] - point["lower"] <= 1e-4 * point["loss"] and point["kind"] == "certified"
+            assert point["upper"] - point["lower"] <= 5e-4 * point["loss"] and point["kind"] == "certified"
             learners_own = record[point["step"]]
             assert point["upper"] >= learners_own["lower"] and point["lower"] <= learners_own["upper"]
 

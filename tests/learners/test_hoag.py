@@ -205,7 +205,7 @@ def test_a_move_to_where_nothing_can_be_solved_is_undone(alpha0, limit, monkeypa
 def with_steps(limit: int):
     """``LowerLevel.solve`` with so few steps for every solve but the first."""
     solve, calls = LowerLevel.solve, iter(range(10**6))
-    return lambda lower, theta, eps, x0: solve(lower, theta, eps, x0, limit if next(calls) else None)
+    return lambda lower, theta, eps, x0, most=None: solve(lower, theta, eps, x0, limit if next(calls) else most)
 
 
 def test_trials_that_are_nan_are_undone():

@@ -71,7 +71,7 @@ class Comparing(Section):
     """runs at a time; as many as there are cores for their threads when left out"""
     points: int = Field(default=12, ge=2)
     """steps of each run whose loss and held-out PSNR are evaluated again"""
-    relative: float = Field(default=1e-4, gt=0, lt=1)
+    relative: float = Field(default=5e-4, gt=0, lt=1)
     """width of the certified bracket of the training loss, relative to it"""
 
 

@@ -52,6 +52,7 @@ def translated(path: str, errors: ValidationError, root: type[BaseModel],
     section, key, model = _locate(error["loc"], root, tags)
     kind, given, remedy = error["type"], error["input"], ""
     where = f"[{section}] {key}".strip() if section else f"[{key}]"
+    field = model.model_fields.get(str(key))
     shown = "nothing" if kind == "missing" else toml.value(given)
     if kind == "extra_forbidden":
         known = list(model.model_fields)
@@ -64,7 +65,8 @@ def translated(path: str, errors: ValidationError, root: type[BaseModel],
         where, shown, expected = f"{where} type", "nothing" if tag is None else toml.value(tag), one_of_words(kinds)
         remedy = (nearest(tag, kinds) if isinstance(tag, str) else "") or f"For example type = {toml.value(kinds[0])}."
     else:
-        expected = _EXPECTED.get(kind) or error["msg"].removeprefix("Input should be ")
+        described = field.description if kind == "missing" and field is not None else None
+        expected = described or _EXPECTED.get(kind) or error["msg"].removeprefix("Input should be ")
         expected = f"a number {expected}" if kind.startswith(("greater", "less")) else expected
     others = f" ({len(more)} more mistake{'s' if len(more) > 1 else ''} in this file.)" if more else ""
     return ConfigError(f"{path}: {where}", given=shown, expected=expected, remedy=(remedy + others).strip())

@@ -27,6 +27,7 @@ from ..learners import (
     RandomSearch,
     Stochastic,
 )
+from ..learners.box import Ranges
 from ..regularizers import KNOWN, Scaled, Sum
 
 INHERITED = {"channels": "those of [data] when left out", "seed": "that of [run] when left out"}
@@ -93,6 +94,8 @@ def described(target: Callable[..., Any], tag: str | None = None, **extra: Any) 
     hints, comments = get_type_hints(target.__init__), comments_of(target)
     for name, parameter in inspect.signature(target).parameters.items():
         default, hint = parameter.default, hints[name]
+        if hint == Ranges:
+            hint = Any  # its class says better than a union of types what is wrong with a box
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             inner = described(hint)
             fields[name] = (inner, Field(default_factory=inner, description=comments.get(name)))

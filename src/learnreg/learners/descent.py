@@ -16,13 +16,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..core.errors import MissingPropertyError
-from ..core.results import Hypergradient, Solution, StopReason
+from ..core.results import Hypergradient, StopReason
 from ..core.status import Status
 from ..hypergradients.error_bound import estimated_along
 from .accuracy import Accuracy, Adaptive, Fixed
 from .curvature import CurvaturePairs
-from .lower_level import TRIAL_STEPS, LowerLevel, Point
+from .lower_level import LowerLevel, Point
 from .state import DescentState, Halt, checked, rounding_floor
 
 LARGEST_CUT = 0.02
@@ -124,7 +123,8 @@ def _sharpen(rules: DescentRules, lower: LowerLevel, state: DescentState, z: Hyp
         raise rounding_floor(state.theta.dtype,
                              f"the linear system cannot be solved more accurately than {residual:.1e}")
     elif any(s is Status.MAX_STEPS for s in z.status):  # a smaller delta would end at the same limit, again and again
-        raise Halt(StopReason("linear_steps", f"the linear system ended at its step limit with residual {residual:.1e}"))
+        raise Halt(StopReason("linear_steps",
+                              f"the linear system ended at its step limit with residual {residual:.1e}"))
     else:
         effort.refinements += 1
     return replace(state, delta=state.delta * factor) if distance <= 4 * residual else state
@@ -183,7 +183,7 @@ def _search(rules: DescentRules, lower: LowerLevel, state: DescentState, directi
         scale = max(abs(state.point.loss), 1e-300)
         if alpha * slope <= 1e-13 * scale:
             break
-        new = _try(lower, theta, _trial_eps(rules, state, alpha * slope), state.point.solution)
+        new = lower.trial(theta, _trial_eps(rules, state, alpha * slope), state.point)
         if new is None:
             alpha *= rules.rho
             continue
@@ -204,17 +204,6 @@ def _search(rules: DescentRules, lower: LowerLevel, state: DescentState, directi
                 new = checked(lower.refine(new, state.eps))
         alpha *= rules.rho if new.failed else _shrink(rules, state, new, alpha * slope)
     return state
-
-
-def _try(lower: LowerLevel, theta: Tensor, eps: float, present: Solution) -> Point | None:
-    """A trial point, from the present solution, with a limit of steps so that a hopeless theta cannot cost much.
-
-    None where the parameters are so far out that the energy has no finite constants.
-    """
-    try:
-        return lower.solve(theta, eps, present.value, max(TRIAL_STEPS, 10 * int(present.steps.max())))
-    except MissingPropertyError:
-        return None
 
 
 def _shrink(rules: DescentRules, state: DescentState, new: Point, predicted: float) -> float:

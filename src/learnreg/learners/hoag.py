@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError, MissingPropertyError
+from ..core.errors import InputError
 from ..core.ranges import check_fraction, check_number, check_positive
 from ..core.results import StopReason
 from ..hypergradients.unrolled import refuse_fixed
@@ -112,11 +112,8 @@ class HOAG:
             raise Halt(StopReason("stationary", f"the inexact hypergradient has norm {z.norm:.2e}"))
         curvature = curvature or self._first_curvature(z.norm, z.value.numel())
         theta = box_of(self.box, lower.problem).project(state.theta - z.value / curvature)
-        try:
-            point = lower.solve(theta, later, state.point.solution.value)
-        except MissingPropertyError:  # no finite constants so far out
-            return _undone(lower, state, state.point, curvature, later, z.norm)
-        if point.failed:
+        point = lower.trial(theta, later, state.point)
+        if point is None:
             return _undone(lower, state, state.point, curvature, later, z.norm)
         return _after(state, settled(point), later, curvature, state.point, z.norm)
 

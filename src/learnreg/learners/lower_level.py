@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.batch import dot
 from ..core.cost import Cost
-from ..core.errors import InputError
+from ..core.errors import InputError, MissingPropertyError
 from ..core.protocols import Solver
 from ..core.results import Hypergradient, Solution
 from ..core.status import Status
@@ -144,6 +144,18 @@ class LowerLevel:
             OutOfBudget: the budget was used up before or during the solve.
         """
         return self._solve(theta, self.problem.energy.with_theta(theta), eps, x0, max_steps)
+
+    def trial(self, theta: Tensor, eps: float, near: Point) -> Point | None:
+        """A theta that may be hopeless, from the solution of ``near``, with a limit of steps so that it cannot cost much.
+
+        None where some image could not be solved, or the energy has no finite constants so far out.
+        """
+        limit = max(TRIAL_STEPS, 10 * int(near.solution.steps.max()))
+        try:
+            point = self.solve(theta, eps, near.solution.value, limit)
+        except MissingPropertyError:
+            return None
+        return None if point.failed else point
 
     def refine(self, point: Point, eps: float) -> Point:
         """The same theta to a smaller eps, going on from its x~; a fixed number of steps has nothing to go on with."""

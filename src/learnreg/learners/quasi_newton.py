@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import MissingPropertyError
 from ..core.ranges import check_number, check_positive
 from ..core.results import StopReason
 from .box import Ranges, box_of, check_ranges
 from .hoag import settled, without_errors
 from .inverted import Evaluate, Inverted
-from .lower_level import TRIAL_STEPS, LowerLevel, Point
+from .lower_level import LowerLevel, Point
 from .state import Halt, Packed, double_point, doubled, pack_point, point_row, restore_point
+
 
 @dataclass(frozen=True)
 class LBFGSB:
@@ -100,13 +100,9 @@ class LBFGSB:
 
     def _evaluate(self, lower: LowerLevel, theta: Tensor, near: Point, adjoint: Tensor | None) -> Any:
         """(Point, Hypergradient) at theta; None where the lower level cannot be solved."""
-        limit = max(TRIAL_STEPS, 10 * int(near.solution.steps.max()))
-        try:
-            point = (lower.refine(near, self.eps) if torch.equal(theta, near.theta) else
-                     lower.solve(theta, self.eps, near.solution.value, limit))
-        except MissingPropertyError:  # no finite constants so far out
-            return None
-        if point.failed:
+        same = torch.equal(theta, near.theta)
+        point = lower.refine(near, self.eps) if same else lower.trial(theta, self.eps, near)
+        if point is None or point.failed:
             return None
         z = lower.gradient(settled(point), self.delta, adjoint)
         return (point, z) if torch.isfinite(z.value).all() else None
@@ -144,7 +140,7 @@ def _wall(x: np.ndarray, log: _Log, origin: np.ndarray | None) -> tuple[float, T
     Its value and gradient there are the true ones, and at x it has risen by as much as the gradient promised to fall,
     so that no line search accepts x, and the next trial is a quarter of the way there.
     """
-    known = [] if origin is None else (log.points == torch.from_numpy(origin)).all(dim=1).nonzero()
+    known: Any = [] if origin is None else (log.points == torch.from_numpy(origin)).all(dim=1).nonzero()
     k = int(known[-1]) if len(known) else 0
     away, slope = torch.from_numpy(x) - log.points[k], log.gradients[k]
     fall, length = float(slope @ away), float(away @ away)

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError, MissingPropertyError
+from ..core.errors import InputError
 from ..core.ranges import check_number, check_positive
 from ..core.results import StopReason
 from ..hypergradients.unrolled import refuse_fixed
@@ -248,11 +248,10 @@ def _info(point: Point, loss: float | None) -> dict[str, Any]:
 
 def _tried(eps: float, lower: LowerLevel, state: SearchState, theta: Tensor) -> SearchState:
     """The state with one more theta; a theta at which the lower level cannot be solved has an infinite loss."""
-    try:
-        point = lower.solve(theta.to(state.theta), eps, state.point.solution.value)
-        loss = math.inf if point.failed else settled(point).loss
-    except MissingPropertyError:  # no finite constants there
-        point, loss = state.point, math.inf
-    best = point if loss < (math.inf if state.point.failed else state.point.loss) else state.point
+    point = lower.trial(theta.to(state.theta), eps, state.point)
+    loss = math.inf if point is None else settled(point).loss
+    best = state.point
+    if point is not None and (best.failed or loss < best.loss):
+        best = point
     losses = torch.cat([state.losses, torch.tensor([loss], dtype=torch.float64)])
     return replace(state, point=best, losses=losses, info=_info(best, loss if math.isfinite(loss) else None))

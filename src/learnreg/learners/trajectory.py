@@ -26,6 +26,9 @@ from .run import Run
 COPIED = ("seconds", "cpu_seconds", "eps", "delta", "step_size", "gradient_norm", "trials", "refinements")
 """Columns of the record that go with an evaluated step."""
 
+MOST_STEPS = 5000
+"""Of one solve: what a learner left at a theta where nothing can be solved must not take longer than the learning."""
+
 REFINEMENTS = 30
 """Solves at one theta until its bracket is narrow enough; each at least halves eps."""
 
@@ -141,7 +144,7 @@ class _Evaluation:
 
     def _tight(self, problem: Any, theta: Tensor, present: Point | None = None) -> Point:
         """The lower level solved until the bracket is as narrow as asked, or no narrower one can be had."""
-        lower = LowerLevel(problem, None, self.solver)
+        lower = LowerLevel(problem, None, self.solver, MOST_STEPS)
         start = present.solution.value if present is not None and not present.failed else self._x0
         x0 = lower.start(theta) if start is None else start.to(theta)
         d = (x0.double() - problem.pairs.x.double()).flatten(1).norm(dim=1)
