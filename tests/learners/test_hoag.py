@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ from tests.learners.test_maid import broken
 from tests.learners.test_resume import Case, at_call, in_parts
 
 from learnreg.core.errors import InputError, MissingPropertyError
-from learnreg.hypergradients import Unrolled
+from learnreg.hypergradients import Implicit, Unrolled
 from learnreg.learners import HOAG
 from learnreg.learners.hoag import SMALLEST_EPS
 from learnreg.learners.lower_level import LowerLevel
@@ -181,11 +182,15 @@ def test_an_undone_pass_restores_theta_and_solution_and_computes_no_gradient():
 
 
 def test_a_solution_that_is_accurate_enough_is_restored_as_it_was():
-    _, states = watch(GALLERY["quadratic"](), HOAG(eps0=1e-10, delta0=1e-10, ratio=0.999, schedule="geometric",
-                                                   alpha0=20.0), steps=2)
-    first, last = states[0].point.solution, states[2].point.solution
-    assert states[2].info["undone"]
-    assert last.value.equal(first.value) or bool((last.error < first.error).any())
+    problem, learner = GALLERY["quadratic"](), HOAG(eps0=1e-2, delta0=1e-2, alpha0=20.0)
+    lower = LowerLevel(problem, learner.strategy(Implicit()))
+    moved = learner.step(lower, learner.init(lower, problem.theta))
+    known = lower.refine(moved.last, 1e-8)
+    spent = lower.cost
+    back = learner.step(lower, replace(moved, last=known))
+    assert back.info["undone"] and back.theta.equal(problem.theta)
+    assert back.point.solution is known.solution and lower.cost == spent
+    assert back.point.eps == back.eps == 0.5 * 1e-2 / 9
 
 
 @pytest.mark.parametrize(("alpha0", "limit"), [(1.0, 4), (1e6, 400)])
@@ -262,6 +267,17 @@ def test_it_goes_on_in_float64():
     assert outcome.thetas[:k].equal(short.thetas.double())
     assert [row["eps"] for row in outcome.record.rows] == pytest.approx([1e-2 * 0.05**i for i in range(k + 2)])
     assert all(row["upper"] - row["lower"] < 30 * row["eps"] for row in outcome.record.rows)
+
+
+def test_a_move_is_undone_in_float64_where_float32_ends(tmp_path):
+    """The solution that is restored was one in float32."""
+    problem = pictures()
+    outcome, states = watch(problem, HOAG(eps0=2e-6), steps=3)
+    assert [state.theta.dtype for state in states] == [torch.float32] * 2 + [torch.float64] * 2
+    assert outcome.record.rows[2]["undone"] and outcome.thetas[2].equal(problem.theta.double())
+    assert states[2].point.theta.dtype == states[2].point.solution.value.dtype == torch.float64
+    assert float(states[2].point.solution.error.max()) <= outcome.record.rows[2]["eps"] == pytest.approx(1e-6 / 9)
+    assert_same(outcome, in_parts(Case(pictures, HOAG(eps0=2e-6)), tmp_path, (1, 2, 3)))
 
 
 def test_a_start_at_the_floor_of_float32_is_no_error():

@@ -120,12 +120,12 @@ def test_theta_is_lent_and_gradients_may_be_off():
 # --- learners ---------------------------------------------------------------------------------------------------------
 
 LEARNERS = {
-    "maid": (MAID(gradient_tolerance=1e-7), 60), "paper": (MAID(memory=0, gradient_tolerance=1e-5), 60),
+    "maid": (MAID(gradient_tolerance=1e-7), 60), "paper": (MAID(memory=0, gradient_tolerance=1e-4), 60),
     "fixed": (FixedAccuracy(eps=1e-7, delta=1e-7), 60), "hoag": (HOAG(alpha0=0.7, eps0=1e-2, delta0=1e-2), 30),
     "lbfgsb": (LBFGSB(eps=1e-8, delta=1e-8), 30),
     "sgd": (Stochastic(batch=3, alpha0=0.7, step_exponent=0.0, accuracy_exponent=2.0, eps0=1e-2, delta0=1e-2,
                        record=30), 1),
-    "adam": (Stochastic("adam", batch=3, alpha0=0.1, step_exponent=0.4, accuracy_exponent=2.0, eps0=1e-2, delta0=1e-2,
+    "adam": (Stochastic("adam", batch=3, alpha0=0.1, step_exponent=0.4, accuracy_exponent=1.0, eps0=1e-2, delta0=1e-2,
                         record=60), 1),
 }
 

@@ -79,7 +79,7 @@ def test_it_is_faster_than_linear(name):
 def test_an_accuracy_that_is_too_loose_ends_it_early_and_the_record_shows_it(eps):
     problem = GALLERY["quadratic"]()
     outcome = run(problem, LBFGSB(eps=eps, delta=eps))
-    assert outcome.stop.code in ("stationary", "line_search")
+    assert outcome.stop.code in ("stationary", "small_progress", "line_search")
     gap = exact_loss(problem, outcome.theta) - problem.exact_loss(problem.exact_optimum())
     row = outcome.record.rows[-1]
     assert 1e-12 < gap < row["upper"] - row["lower"]
@@ -152,7 +152,7 @@ def test_a_trial_without_finite_constants_does_not_end_the_run(monkeypatch):
     assert problem.exact_optimum()[1] > 0.5 < problem.theta[1]
     outcome = run(problem, TIGHT)
     assert walls and all(theta[1] < 0.5 for theta in walls)
-    assert outcome.stop.code == "stationary"
+    assert outcome.stop.code in ("stationary", "small_progress")
     assert torch.allclose(outcome.theta, problem.exact_optimum(), rtol=0, atol=1e-5)
     assert bool((outcome.thetas[:, 1] >= 0.5).all())
     assert sum(row["trials"] for row in outcome.record.rows) > len(walls) + 5
@@ -212,7 +212,7 @@ def test_it_ends_with_the_reason_of_scipy():
     assert outcome.stop.code == "stationary" and "NORM OF PROJECTED GRADIENT" in outcome.stop.sentence
     assert float(GALLERY["quadratic"]().exact_hypergradient(outcome.theta).abs().max()) <= 1.01e-3
     outcome = run(GALLERY["quadratic"](), LBFGSB(eps=1e-9, delta=1e-9, loss_tolerance=1e-2, gradient_tolerance=0.0))
-    assert outcome.stop.code == "stationary" and "RELATIVE REDUCTION OF F" in outcome.stop.sentence
+    assert outcome.stop.code == "small_progress" and "RELATIVE REDUCTION OF F" in outcome.stop.sentence
     losses = outcome.record.column("loss")
     assert losses[-2] - losses[-1] <= 1e-2 < losses[-3] - losses[-2], "relative to 1, which is larger than the losses"
 
@@ -326,26 +326,29 @@ def test_a_scipy_that_takes_other_steps_is_noticed():
 # --- threads and errors -----------------------------------------------------------------------------------------------
 
 
-def left_alone(count: int) -> bool:
+def threads() -> set[threading.Thread]:
+    gc.collect()
+    return set(threading.enumerate())
+
+
+def left_alone(before: set[threading.Thread]) -> bool:
+    """Whether no thread is left that was not there before, after a moment if need be."""
     deadline = time.monotonic() + 5
-    while threading.active_count() > count and time.monotonic() < deadline:
-        gc.collect()
+    while threads() - before and time.monotonic() < deadline:
         time.sleep(0.001)
-    return threading.active_count() == count
+    return not threads() - before
 
 
 @pytest.mark.parametrize("steps", [3, 100])
 def test_no_thread_outlives_the_run(steps):
-    gc.collect()
-    before = threading.active_count()
+    before = threads()
     outcome = run(GALLERY["quadratic"](), TIGHT, steps=steps)
     assert outcome.stop.code == ("budget" if steps == 3 else "stationary")
     assert left_alone(before)
 
 
 def test_an_error_inside_an_evaluation_is_passed_on_and_the_step_before_it_was_saved(tmp_path, monkeypatch):
-    gc.collect()
-    before = threading.active_count()
+    before = threads()
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(LowerLevel, "gradient", at_call(4, LowerLevel.gradient, ZeroDivisionError))
         run(GALLERY["quadratic"](), TIGHT, checkpoint=tmp_path)

@@ -70,7 +70,8 @@ def box_of(ranges: Ranges, problem: Any) -> Box:
             raise InputError(f"box {key!r}", given="a name that no parameter has",
                              expected=f"one of {', '.join(known)}")
         lower[chosen], upper[chosen] = low, high
-    outside = [names[i] for i in torch.nonzero((theta < lower) | (theta > upper)).flatten().tolist()]
+    slack = 1e-6 * (1 + theta.abs())  # a start that equals a bound may be rounded to the other side of it
+    outside = [names[i] for i in torch.nonzero((theta < lower - slack) | (theta > upper + slack)).flatten().tolist()]
     if outside:
         raise InputError("box", given=f"a start outside of it ({', '.join(outside[:5])})",
                          expected="a start inside the box", remedy="Widen the box, or start elsewhere.")

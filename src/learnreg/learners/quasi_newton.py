@@ -88,8 +88,10 @@ class LBFGSB:
             log = log.add(torch.from_numpy(x), value, gradient)
             dialogue.tell((value, gradient.numpy()))
         if dialogue.moves <= state.moves:
-            raise Halt(StopReason("line_search" if dialogue.result.status == 2 else "stationary",
-                                  f"L-BFGS-B ended: {dialogue.result.message}"))
+            ended = dialogue.result
+            code = ("line_search" if ended.status == 2 else
+                    "small_progress" if "REDUCTION" in str(ended.message) else "stationary")
+            raise Halt(StopReason(code, f"L-BFGS-B ended: {ended.message}"))
         assert dialogue.accepted is not None
         theta = (torch.from_numpy(dialogue.accepted) * units).to(state.theta)
         if not torch.equal(theta, latest.theta):  # SciPy went back to an earlier point

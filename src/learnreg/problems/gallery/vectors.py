@@ -78,7 +78,9 @@ class VectorProblem(BilevelProblem):
 
     def to(self, dtype: torch.dtype) -> Self:
         """The same problem with data in another type; the exact answers are then those of the rounded data."""
-        return type(self)(self.energy, self.pairs.x.to(dtype), self.pairs.y.to(dtype), self.loss)
+        other = type(self)(self.energy, self.pairs.x.to(dtype), self.pairs.y.to(dtype), self.loss)
+        other.penalty = self.penalty
+        return other
 
     def _at(self, theta: Tensor | None) -> Tensor:
         """theta in float64, the present one when None."""
