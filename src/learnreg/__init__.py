@@ -19,8 +19,8 @@ _HOME = {
     "Implicit": "hypergradients", "JacobianFree": "hypergradients", "Unrolled": "hypergradients",
     "Reconstructor": "hypergradients.layer", "learn": "learners", "MAID": "learners",
     "FixedAccuracy": "learners", "HOAG": "learners", "LBFGSB": "learners", "Stochastic": "learners",
-    "GridSearch": "learners", "RandomSearch": "learners", "OptunaSearch": "learners", "Budget": "learners",
-    "Run": "learners", "Report": "reports", "load_model": "models", "save_model": "models",
+    "DFO": "learners", "DFOLS": "learners", "GridSearch": "learners", "RandomSearch": "learners",
+    "OptunaSearch": "learners", "Budget": "learners", "Run": "learners", "Report": "reports", "load_model": "models", "save_model": "models",
 }
 
 __all__ = [*_ROOMS, *_HOME]  # names resolved by __getattr__

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_mo
 from ..core.errors import ConfigError, InputError
 from ..hypergradients import Implicit, JacobianFree, Unrolled
 from ..learners import (
+    DFO,
+    DFOLS,
     HOAG,
     LBFGSB,
     MAID,
@@ -184,8 +186,8 @@ class Settings(Section):
 _SCALE = (float, Field(1.0, gt=0, description="constant factor in front of the regularizer"))
 REGULARIZERS = {name: described(kind, name, scale=_SCALE) for name, kind in KNOWN.items()}
 LEARNERS = {tag: described(kind, tag) for tag, kind in {
-    "maid": MAID, "fixed": FixedAccuracy, "hoag": HOAG, "lbfgsb": LBFGSB, "stochastic": Stochastic, "grid": GridSearch,
-    "random": RandomSearch, "optuna": OptunaSearch}.items()}
+    "maid": MAID, "fixed": FixedAccuracy, "hoag": HOAG, "lbfgsb": LBFGSB, "stochastic": Stochastic, "dfo": DFO,
+    "dfols": DFOLS, "grid": GridSearch, "random": RandomSearch, "optuna": OptunaSearch}.items()}
 STRATEGIES = {tag: described(kind, tag) for tag, kind in {
     "implicit": Implicit, "unrolled": Unrolled, "jacobian_free": JacobianFree}.items()}
 

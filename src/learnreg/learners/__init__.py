@@ -2,6 +2,8 @@
 
 from .accuracy import Adaptive, Fixed
 from .budget import Budget
+from .dfo import DFO
+from .dfols import DFOLS
 from .hoag import HOAG
 from .learn import learn
 from .maid import MAID, FixedAccuracy
@@ -10,5 +12,5 @@ from .run import Run
 from .search import GridSearch, OptunaSearch, RandomSearch
 from .stochastic import Stochastic
 
-__all__ = ["HOAG", "LBFGSB", "MAID", "Adaptive", "Budget", "Fixed", "FixedAccuracy", "GridSearch", "OptunaSearch",
-           "RandomSearch", "Run", "Stochastic", "learn"]
+__all__ = ["DFO", "DFOLS", "HOAG", "LBFGSB", "MAID", "Adaptive", "Budget", "Fixed", "FixedAccuracy", "GridSearch",
+           "OptunaSearch", "RandomSearch", "Run", "Stochastic", "learn"]

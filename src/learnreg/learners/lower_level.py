@@ -146,7 +146,7 @@ class LowerLevel:
         return self._solve(theta, self.problem.energy.with_theta(theta), eps, x0, max_steps)
 
     def trial(self, theta: Tensor, eps: float, near: Point) -> Point | None:
-        """A theta that may be hopeless, from the solution of ``near``, with a limit of steps so that it cannot cost much.
+        """A theta that may be hopeless, from the solution of ``near``, with a limit of steps so that it costs little.
 
         None where some image could not be solved, or the energy has no finite constants so far out.
         """

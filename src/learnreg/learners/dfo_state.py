@@ -1,0 +1,76 @@
+"""What the derivative-free learner keeps between two evaluations: samples, each with its own solution, and radii."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from torch import Tensor
+
+from .interpolation import Sample, Scaling, sample
+from .lower_level import LowerLevel
+from .state import Packed, double_point, pack_point, point_row, restore_point
+
+SAVED = ("best", "radius", "least", "repair", "exhausted", "pixels", "info")
+"""Fields of a DFOState that a checkpoint keeps as they are."""
+
+
+@dataclass(frozen=True)
+class DFOState:
+    """Between two evaluations.
+
+    Attributes:
+        samples: at most n + 1.
+        best: index of theta_k.
+        radius, least: Delta and rho.
+        repair: a failure asks for better samples.
+        exhausted: it happened at the least radius.
+        pixels: residuals are those of pixels.
+        info: what the record shows.
+    """
+
+    samples: tuple[Sample, ...]
+    best: int
+    radius: float
+    least: float
+    repair: bool
+    exhausted: bool
+    pixels: bool
+    info: dict[str, Any]
+
+    @property
+    def center(self) -> Sample:
+        """The sample of theta_k."""
+        return self.samples[self.best]
+
+    @property
+    def theta(self) -> Tensor:
+        return self.center.point.theta
+
+    def row(self, problem: Any) -> dict[str, Any]:
+        """theta_k, and what was evaluated."""
+        return point_row(self.center.point, problem, self.info)
+
+    def pack(self) -> Packed:
+        """For a checkpoint."""
+        tensors: dict[str, Tensor] = {}
+        points = []
+        for j, s in enumerate(self.samples):
+            packed = pack_point(s.point)
+            tensors |= {f"{j}.{name}": t for name, t in packed.tensors.items()}
+            points.append(packed.numbers)
+        return Packed(tensors, {"points": points, **{name: getattr(self, name) for name in SAVED}})
+
+    @classmethod
+    def restore(cls, lower: LowerLevel, packed: Packed, scaling: Scaling) -> Self:
+        """The inverse of ``pack``."""
+        samples = []
+        for j, numbers in enumerate(packed.numbers["points"]):
+            tensors = {k.partition(".")[2]: t for k, t in packed.tensors.items() if k.partition(".")[0] == str(j)}
+            point = restore_point(lower, Packed(tensors, numbers))
+            samples.append(sample(lower.problem, scaling, point, packed.numbers["pixels"]))
+        return cls(tuple(samples), **{name: packed.numbers[name] for name in SAVED})
+
+    def double(self, lower: LowerLevel) -> DFOState:
+        """The same state for a float64 lower level; u, residuals and errors are in float64 already."""
+        return replace(self, samples=tuple(replace(s, point=double_point(s.point, lower)) for s in self.samples))

@@ -1,0 +1,212 @@
+"""DFO-LS as a learner: the maintained derivative-free least-squares package, fed with certified inexact residuals.
+
+Source of the method: Cartis, Fiala, Marteau, Roberts, ACM Trans. Math. Software 45, 2019; the package (GPL) is optional
+and used by its public interface alone. It knows nothing of accuracy. Its hook ``nsamples``, called with the trust
+radius Delta before evaluations, sets the tolerance of the residuals to c Delta^2; the phase in which ``DFO`` makes
+theta_k more accurate has no counterpart, so no decrease is certified.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.errors import MissingPropertyError
+from ..core.ranges import check_number, check_positive
+from ..core.results import StopReason
+from .box import Ranges, check_ranges
+from .dfo import continued, solved
+from .interpolation import Scaling, sample
+from .inverted import Evaluate, Inverted
+from .lower_level import LowerLevel, Point
+from .state import Halt, Packed, checked, double_point, pack_point, point_row, restore_point
+
+SETTINGS = {"restarts.use_restarts": False, "noise.quit_on_noise_level": False, "slow.max_slow_iters": 20,
+            "init.random_initial_directions": False}
+"""Of DFO-LS: one run without restarts, and nothing drawn at random."""
+
+LEAST, FREE = 1e-15, 1e20
+"""The least tolerance, and what DFO-LS takes for no bound."""
+
+NO_LIMIT = 10_000
+"""Evaluations, for which DFO-LS sets memory aside; the budget of the run decides."""
+
+
+@dataclass(frozen=True)
+class DFOLS:
+    """Derivative-free learning by the package DFO-LS; one step is one evaluation.
+
+    Args:
+        box: [lower, upper] of the parameters, or a table by name; scaled as in ``DFO``.
+        radius0, radius_end: first and last trust radius, in scaled variables (``rhobeg`` and ``rhoend``).
+        eps: None for the tolerance c Delta^2; a number solves everything to this distance per image.
+        model_error: c.
+
+    Raises:
+        InputError: a value out of range.
+        MissingPropertyError: at the start, if DFO-LS is not installed.
+    """
+
+    box: Ranges = None
+    radius0: float = 0.1
+    radius_end: float = 1e-6
+    eps: float | None = None
+    model_error: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_ranges("box", self.box)
+        check_positive("radius0", self.radius0)
+        check_number("radius_end", self.radius_end, lambda v: 0 < v < self.radius0,
+                     f"a number in (0, radius0={self.radius0:g})")
+        check_positive("eps", self.eps, optional=True)
+        check_positive("model_error", self.model_error)
+
+    def strategy(self, given: Any) -> Any:
+        """Nothing is differentiated."""
+        return given
+
+    def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> DFOLSState:
+        """Evaluate at theta_0, which DFO-LS asks for first.
+
+        Raises:
+            MissingPropertyError: DFO-LS is not installed.
+        """
+        _package()
+        scaling = Scaling.of(self.box, lower.problem)
+        first = np.append(scaling.to_u(theta), self.model_error * self.radius0**2)
+        eps = self._eps(lower, float(first[-1]))
+        point = continued(lower, lower.solve(theta, eps, lower.start(theta)), eps)
+        log = ((first, sample(lower.problem, scaling, point, False).residuals),)
+        return DFOLSState(point, point, log, _info(point, 1, None))
+
+    def restore(self, lower: LowerLevel, packed: Packed) -> DFOLSState:
+        """The state of a checkpoint."""
+        return DFOLSState.restore(lower, packed)
+
+    def step(self, lower: LowerLevel, state: DFOLSState) -> DFOLSState:
+        """The evaluation that DFO-LS asks for next; raises Halt when it has ended."""
+        checked(state.latest)
+        scaling = Scaling.of(self.box, lower.problem)
+        dialogue = self._dialogue(lower, scaling, state)
+        question = dialogue.ask()
+        if question is None:
+            raise Halt(StopReason("radius", f"DFO-LS ended: {dialogue.result.msg}"))
+        theta = scaling.to_theta(question[:-1], state.theta)
+        near = min((state.best, state.latest), key=lambda p: np.linalg.norm(scaling.to_u(p.theta) - question[:-1]))
+        eps = self._eps(lower, float(question[-1]))
+        point = solved(lower, lower.solve(theta, eps, near.solution.value), eps)
+        residuals = sample(lower.problem, scaling, point, False).residuals
+        best = point if point.loss < state.best.loss else state.best
+        dialogue.tell(residuals.copy())
+        log = (*state.log, (question, residuals))
+        return DFOLSState(best, point, log, _info(best, len(log), float(question[-1])), dialogue)
+
+    def _eps(self, lower: LowerLevel, tolerance: float) -> float:
+        """The distance that gives every residual its tolerance (``interpolation.sample``)."""
+        return self.eps if self.eps is not None else tolerance / math.sqrt(lower.problem.loss.smoothness)
+
+    def _dialogue(self, lower: LowerLevel, scaling: Scaling, state: DFOLSState) -> Inverted:
+        """DFO-LS where the state left it: the one that is running, or a new one that is told everything again."""
+        if state.dialogue is not None and state.dialogue.told == len(state.log):
+            return state.dialogue
+        start = state.log[0][0][:-1]
+        down, up = scaling.room(start)
+        dialogue = Inverted(lambda evaluate, accept: self._run(evaluate, start, (start + down, start + up)))
+        for question, residuals in state.log:
+            asked = dialogue.ask()
+            if asked is None or not np.array_equal(asked, question):
+                raise Halt(StopReason("radius", "this version of DFO-LS takes other steps than the one that wrote the "
+                                                "checkpoint; start without resume"))
+            dialogue.tell(residuals.copy())
+        return dialogue
+
+    def _run(self, evaluate: Evaluate, start: np.ndarray, bounds: tuple[np.ndarray, np.ndarray]) -> Any:
+        """DFO-LS itself; a question is u with its tolerance as the last entry."""
+        tolerance = self.model_error * self.radius0**2
+
+        def before(delta: float, rho: float, iteration: int, restarts: int) -> int:
+            nonlocal tolerance
+            tolerance = max(self.model_error * float(delta) ** 2, LEAST)
+            return 1
+
+        low, high = (np.clip(b, -FREE, FREE) for b in bounds)
+        return _package().solve(lambda u: evaluate(np.append(u, tolerance)), start, bounds=(low, high),
+                                rhobeg=self.radius0, rhoend=self.radius_end, maxfun=NO_LIMIT, nsamples=before,
+                                user_params=dict(SETTINGS), do_logging=False, print_progress=False)
+
+
+def _package() -> Any:
+    """DFO-LS.
+
+    Raises:
+        MissingPropertyError: it is not installed.
+    """
+    try:
+        import dfols
+    except ImportError as error:
+        raise MissingPropertyError(
+            "DFOLS", given="no package DFO-LS", expected="DFO-LS >= 1.5 (GPL), an optional extra",
+            remedy='Run pip install "learnreg[dfols]", or use DFO, which needs no package.') from error
+    return dfols
+
+
+def _info(best: Point, evaluations: int, tolerance: float | None) -> dict[str, Any]:
+    return {"eps": best.eps, "delta": None, "step_size": None, "trials": 0, "gradient_norm": None,
+            "evaluations": evaluations, "tolerance": tolerance}
+
+
+@dataclass(frozen=True)
+class DFOLSState:
+    """Between two evaluations.
+
+    Attributes:
+        best: the point of least loss, as evaluated.
+        latest: the last point that was evaluated.
+        log: questions (n + 1,) and residuals (m,), everything that DFO-LS knows.
+        info: what the record shows.
+        dialogue: the running DFO-LS, not part of a checkpoint.
+    """
+
+    best: Point
+    latest: Point
+    log: tuple[tuple[np.ndarray, np.ndarray], ...]
+    info: dict[str, Any]
+    dialogue: Inverted | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def theta(self) -> Tensor:
+        return self.best.theta
+
+    def row(self, problem: Any) -> dict[str, Any]:
+        """The best point so far."""
+        return point_row(self.best, problem, self.info)
+
+    def pack(self) -> Packed:
+        """For a checkpoint."""
+        tensors = {"questions": torch.from_numpy(np.stack([q for q, _ in self.log])),
+                   "residuals": torch.from_numpy(np.stack([r for _, r in self.log]))}
+        numbers: dict[str, Any] = {"info": self.info}
+        for name in ("best", "latest"):
+            packed = pack_point(getattr(self, name))
+            tensors |= {f"{name}.{k}": t for k, t in packed.tensors.items()}
+            numbers[name] = packed.numbers
+        return Packed(tensors, numbers)
+
+    @classmethod
+    def restore(cls, lower: LowerLevel, packed: Packed) -> Self:
+        """The inverse of ``pack``."""
+        tensors, numbers = packed
+        best, latest = (
+            restore_point(lower, Packed({k.removeprefix(f"{name}."): t for k, t in tensors.items()
+                                         if k.startswith(f"{name}.")}, numbers[name])) for name in ("best", "latest"))
+        rows = zip(tensors["questions"].cpu().numpy(), tensors["residuals"].cpu().numpy(), strict=True)
+        return cls(best, latest, tuple(rows), numbers["info"])
+
+    def double(self, lower: LowerLevel) -> DFOLSState:
+        """The same state for a float64 lower level."""
+        return replace(self, best=double_point(self.best, lower), latest=double_point(self.latest, lower))
