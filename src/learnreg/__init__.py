@@ -20,7 +20,8 @@ _HOME = {
     "Reconstructor": "hypergradients.layer", "learn": "learners", "MAID": "learners",
     "FixedAccuracy": "learners", "HOAG": "learners", "LBFGSB": "learners", "Stochastic": "learners",
     "DFO": "learners", "DFOLS": "learners", "GridSearch": "learners", "RandomSearch": "learners",
-    "OptunaSearch": "learners", "Budget": "learners", "Run": "learners", "Report": "reports", "load_model": "models", "save_model": "models",
+    "OptunaSearch": "learners", "Budget": "learners", "Run": "learners", "Report": "reports", "Comparison": "reports",
+    "load_model": "models", "save_model": "models",
 }
 
 __all__ = [*_ROOMS, *_HOME]  # names resolved by __getattr__
