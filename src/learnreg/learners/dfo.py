@@ -35,6 +35,7 @@ from ..core.errors import InputError, MissingPropertyError
 from ..core.ranges import check_fraction, check_number, check_positive
 from ..core.results import StopReason
 from ..core.status import Status
+from ..hypergradients.unrolled import refuse_fixed
 from .box import Ranges, check_ranges
 from .dfo_state import DFOState
 from .interpolation import Sample, Scaling, by_pixel, distances, gauss_newton, lagrange, nearest, sample
@@ -130,7 +131,9 @@ class DFO:
             check_number(name, getattr(self, name), lambda v: v > 1, "a number > 1")
 
     def strategy(self, given: Any) -> Any:
-        """Nothing is differentiated."""
+        """Nothing is differentiated; dynamic accuracy needs a lower level that has one."""
+        if self.eps is None:
+            refuse_fixed("DFO with dynamic accuracy", given)
         return given
 
     def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> DFOState:

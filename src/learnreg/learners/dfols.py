@@ -19,6 +19,7 @@ from torch import Tensor
 from ..core.errors import MissingPropertyError
 from ..core.ranges import check_number, check_positive
 from ..core.results import StopReason
+from ..hypergradients.unrolled import refuse_fixed
 from .box import Ranges, check_ranges
 from .dfo import continued, solved
 from .interpolation import Scaling, sample
@@ -67,7 +68,9 @@ class DFOLS:
         check_positive("model_error", self.model_error)
 
     def strategy(self, given: Any) -> Any:
-        """Nothing is differentiated."""
+        """Nothing is differentiated; dynamic accuracy needs a lower level that has one."""
+        if self.eps is None:
+            refuse_fixed("DFOLS with dynamic accuracy", given)
         return given
 
     def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> DFOLSState:
