@@ -413,14 +413,14 @@ def wait_for(condition, process, seconds=120):
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_ctrl_c_ends_all_processes_and_keeps_their_checkpoints(tmp_path):
-    path = write(tmp_path, '[[learners]]\ntype = "stochastic"\n', steps=10**6)
+    path = write(tmp_path, '[[learners]]\ntype = "stochastic"\nalpha0 = 1e-9\n', steps=10**6)
     command = [sys.executable, "-m", "learnreg", "compare", path, "--processes", "2"]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     runs = tmp_path / "out" / "runs"
     try:
         wait_for(lambda: len(list(runs.glob("*/checkpoint/*.safetensors"))) == 2, process)
         process.send_signal(signal.SIGINT)
-        error = process.communicate(timeout=60)[1].decode()
+        error = process.communicate(timeout=180)[1].decode()
     finally:
         process.kill()
         process.communicate()

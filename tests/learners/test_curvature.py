@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from learnreg.learners.curvature import CurvaturePairs
+from learnreg.learners.curvature import FORGET, CurvaturePairs, diagonal_metric, mean_squares
 
 D = 6
 
@@ -52,7 +56,7 @@ def dense_bfgs(given: list[tuple[Tensor, Tensor]], u: Tensor) -> Tensor:
 
 def matrix(pairs: CurvaturePairs, u: Tensor) -> Tensor:
     """P as a dense matrix, column by column."""
-    return torch.stack([pairs.direction(e, u) for e in torch.eye(D, dtype=torch.float64)], dim=1)
+    return torch.stack([pairs.direction(e, u**2) for e in torch.eye(D, dtype=torch.float64)], dim=1)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 9])
@@ -68,7 +72,7 @@ def test_the_two_loops_are_the_dense_matrix(count, scaled):
 def test_without_pairs_it_is_scaled_steepest_descent():
     pairs, _ = collected(0)
     z = normal(D)
-    assert pairs.direction(z, units()).equal(units() ** 2 * z)
+    assert pairs.direction(z, units() ** 2).equal(units() ** 2 * z)
     assert pairs.direction(z, torch.ones_like(z)).equal(z)
 
 
@@ -81,14 +85,14 @@ def test_it_is_symmetric_and_positive_definite(count):
     assert torch.linalg.eigvalsh(0.5 * (natural + natural.T)).min() > 0
     for seed in range(20):
         z = normal(D, seed=seed) / u
-        assert pairs.direction(z, u) @ z > 0
+        assert pairs.direction(z, u**2) @ z > 0
 
 
 def test_the_newest_pair_is_met_exactly():
     """The secant equation: P y = s."""
     pairs, given = collected(4)
     s, y = given[-1]
-    assert torch.allclose(pairs.direction(y, units()), s, rtol=1e-10, atol=0)
+    assert torch.allclose(pairs.direction(y, units() ** 2), s, rtol=1e-10, atol=0)
 
 
 def test_a_change_of_units_changes_nothing_but_the_units():
@@ -96,7 +100,7 @@ def test_a_change_of_units_changes_nothing_but_the_units():
     pairs, _ = collected(4)
     c, u, z = torch.exp(normal(D, seed=3)), units(), normal(D, seed=4)
     moved = CurvaturePairs(pairs.s / c, pairs.y * c)
-    assert torch.allclose(moved.direction(c * z, u / c), pairs.direction(z, u) / c, rtol=1e-9)
+    assert torch.allclose(moved.direction(c * z, (u / c) ** 2), pairs.direction(z, u**2) / c, rtol=1e-9)
 
 
 @pytest.mark.parametrize("curvature", [-1.0, 0.0, 1e-6], ids=["negative", "zero", "faint"])
@@ -142,3 +146,29 @@ def test_adding_leaves_the_old_pairs_as_they_were():
     longer = pairs.add(s, spd() @ s, 20, units())
     assert len(longer) == 3 and len(pairs) == 2
     assert pairs.s.equal(before[0]) and pairs.y.equal(before[1])
+
+
+def test_the_metric_without_a_history_is_that_of_the_units():
+    assert diagonal_metric(None, units()).equal(units() ** 2)
+    assert diagonal_metric(torch.zeros(D, dtype=torch.float64), units()).equal(units() ** 2)
+
+
+@given(seed=st.integers(0, 2**31), spread=st.floats(0.0, 20.0), power=st.floats(-100.0, 100.0))
+def test_the_metric_is_positive_and_knows_ratios_only(seed, spread, power):
+    """Gradients sixteen times as large take a quarter of the step; a factor common to all changes nothing."""
+    squares = torch.exp(spread * normal(D, seed=seed))
+    metric = diagonal_metric(squares, units())
+    assert bool((metric > 0).all()) and bool(torch.isfinite(metric).all())
+    assert torch.allclose(diagonal_metric(10**power * squares, units()), metric, rtol=1e-9)
+    assert math.isclose(float((metric / units() ** 2).log().mean()), 0.0, abs_tol=1e-9)
+    larger = torch.ones(D, dtype=torch.float64)
+    larger[0] = 256.0
+    ratio = diagonal_metric(larger, torch.ones_like(larger))
+    assert float(ratio[1] / ratio[0]) == pytest.approx(4.0, rel=0.02)  # 256 to the power 1/4
+
+
+def test_the_mean_of_squares_is_taken_in_units_and_forgets():
+    z, other, u = normal(D, seed=1), normal(D, seed=2), units()
+    first = mean_squares(None, z, u)
+    assert first.equal((u * z) ** 2)
+    assert torch.allclose(mean_squares(first, other, u), FORGET * first + (1 - FORGET) * (u * other) ** 2)

