@@ -12,6 +12,7 @@ from typing import Any
 
 from ..core import InputError, ModelFileError
 from ..core.files import write_atomically
+from .folder import made
 from .pairing import NEAR, ComparedRun, Lead, Spread, Summary, best_losses, lead, summaries
 from .words import show, slug
 
@@ -198,12 +199,7 @@ class Comparison:
         Raises:
             InputError: ``folder`` is a file or cannot be created.
         """
-        folder = Path(folder)
-        try:
-            (folder / "figures").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError("folder", given=f"{folder} ({error.strerror})",
-                             expected="a folder that can be written", remedy="Choose another one.") from error
+        folder = made(folder)
         page, pictures = self._render()
         write_atomically(folder / FILE, json.dumps(self.to_dict(), indent=1, allow_nan=False).encode())
         for name, data in pictures.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -27,6 +26,8 @@ from ..core import (
     StopReason,
     summarize,
 )
+from ..core.files import write_atomically
+from .folder import made
 from .words import reason, sentence, show, slug
 
 FORMAT, VERSION = "learnreg-run", 1
@@ -188,20 +189,15 @@ class Report:
         Raises:
             InputError: ``folder`` is a file or cannot be created.
         """
-        folder = Path(folder)
-        try:
-            (folder / "figures").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError("folder", given=f"{folder} ({error.strerror})",
-                             expected="a folder that can be written", remedy="Choose another one.") from error
+        folder = made(folder)
         page, pictures = self._render()
         tensors = safetensors.torch.save(self._tensors(), {"format": f"{FORMAT} {VERSION}"})
         document = {**self.to_dict(), "tensors": {"sha256": hashlib.sha256(tensors).hexdigest()}}
-        _write(folder / "run.safetensors", tensors)
-        _write(folder / "run.json", json.dumps(document, indent=1, allow_nan=False, default=str).encode())
+        write_atomically(folder / "run.safetensors", tensors)
+        write_atomically(folder / "run.json", json.dumps(document, indent=1, allow_nan=False, default=str).encode())
         for name, data in pictures.items():
-            _write(folder / "figures" / name, data)
-        _write(folder / "index.html", page.encode(errors="replace"))
+            write_atomically(folder / "figures" / name, data)
+        write_atomically(folder / "index.html", page.encode(errors="replace"))
         return folder / "index.html"
 
     def _render(self) -> tuple[str, dict[str, bytes]]:
@@ -329,16 +325,3 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise InputError(str(path), given=error.strerror, expected="a file written by Report.save",
                          remedy="Name the folder of a saved report.") from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
