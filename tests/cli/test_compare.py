@@ -415,7 +415,9 @@ def wait_for(condition, process, seconds=120):
 def test_ctrl_c_ends_all_processes_and_keeps_their_checkpoints(tmp_path):
     path = write(tmp_path, '[[learners]]\ntype = "stochastic"\nalpha0 = 1e-9\n', steps=10**6)
     command = [sys.executable, "-m", "learnreg", "compare", path, "--processes", "2"]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    # a test suite that was started in the background hands on that interrupts are ignored
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     runs = tmp_path / "out" / "runs"
     try:
         wait_for(lambda: len(list(runs.glob("*/checkpoint/*.safetensors"))) == 2, process)

@@ -292,6 +292,7 @@ class _Reporter:
 
 def main(folder: str, parent: str) -> int:
     """One job in this process: ``python -m learnreg.cli.jobs FOLDER PARENT``; the exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what was started in the background ignores interrupts
     job = Job.load(Path(folder))
     keep_large_blocks()
     try:
