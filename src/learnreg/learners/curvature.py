@@ -63,7 +63,7 @@ def diagonal_metric(squares: Tensor | None, units: Tensor) -> Tensor:
     """The diagonal (d,) that quasi-Newton directions start from: units^2 (mean square)^(-1/4), positive.
 
     Entries of theta whose gradients are large throughout get shorter steps, as in the adaptive stochastic methods
-    (Duchi, Hazan, Singer 2011; Kingma and Ba 2015). Those take the power -1/2; measured on Fields of Experts it ends 2
+    (Duchi, Hazan, Singer 2011; Kingma and Ba 2015). Those take the power -1/2; measured on Fields of Experts it ends 1
     to 3 % lower from a good start, and needs half as much work again from a poor one, where -1/4 is as good as the
     units alone. Only ratios matter: the scale comes from the newest pair, and before there is one from the length of
     the first step. Any positive diagonal keeps the guarantees, which are tests of the direction that is taken.

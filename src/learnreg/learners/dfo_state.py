@@ -53,21 +53,17 @@ class DFOState:
 
     def pack(self) -> Packed:
         """For a checkpoint."""
-        tensors: dict[str, Tensor] = {}
-        points = []
+        packed = Packed({}, {"samples": len(self.samples), **{name: getattr(self, name) for name in SAVED}})
         for j, s in enumerate(self.samples):
-            packed = pack_point(s.point)
-            tensors |= {f"{j}.{name}": t for name, t in packed.tensors.items()}
-            points.append(packed.numbers)
-        return Packed(tensors, {"points": points, **{name: getattr(self, name) for name in SAVED}})
+            packed = packed.holding(str(j), pack_point(s.point))
+        return packed
 
     @classmethod
     def restore(cls, lower: LowerLevel, packed: Packed, scaling: Scaling) -> Self:
         """The inverse of ``pack``."""
         samples = []
-        for j, numbers in enumerate(packed.numbers["points"]):
-            tensors = {k.partition(".")[2]: t for k, t in packed.tensors.items() if k.partition(".")[0] == str(j)}
-            point = restore_point(lower, Packed(tensors, numbers))
+        for j in range(packed.numbers["samples"]):
+            point = restore_point(lower, packed.part(str(j)))
             samples.append(sample(lower.problem, scaling, point, packed.numbers["pixels"]))
         return cls(tuple(samples), **{name: packed.numbers[name] for name in SAVED})
 

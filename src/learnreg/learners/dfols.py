@@ -120,12 +120,9 @@ class DFOLS:
         start = state.log[0][0][:-1]
         down, up = scaling.room(start)
         dialogue = Inverted(lambda evaluate, accept: self._run(evaluate, start, (start + down, start + up)))
-        for question, residuals in state.log:
-            asked = dialogue.ask()
-            if asked is None or not np.array_equal(asked, question):
-                raise Halt(StopReason("radius", "this version of DFO-LS takes other steps than the one that wrote the "
-                                                "checkpoint; start without resume"))
-            dialogue.tell(residuals.copy())
+        if not dialogue.replay((question, residuals.copy()) for question, residuals in state.log):
+            raise Halt(StopReason("radius", "this version of DFO-LS takes other steps than the one that wrote the "
+                                            "checkpoint; start without resume"))
         return dialogue
 
     def _run(self, evaluate: Evaluate, start: np.ndarray, bounds: tuple[np.ndarray, np.ndarray]) -> Any:
@@ -193,20 +190,14 @@ class DFOLSState:
         """For a checkpoint."""
         tensors = {"questions": torch.from_numpy(np.stack([q for q, _ in self.log])),
                    "residuals": torch.from_numpy(np.stack([r for _, r in self.log]))}
-        numbers: dict[str, Any] = {"info": self.info}
-        for name in ("best", "latest"):
-            packed = pack_point(getattr(self, name))
-            tensors |= {f"{name}.{k}": t for k, t in packed.tensors.items()}
-            numbers[name] = packed.numbers
-        return Packed(tensors, numbers)
+        packed = Packed(tensors, {"info": self.info}).holding("best", pack_point(self.best))
+        return packed.holding("latest", pack_point(self.latest))
 
     @classmethod
     def restore(cls, lower: LowerLevel, packed: Packed) -> Self:
         """The inverse of ``pack``."""
         tensors, numbers = packed
-        best, latest = (
-            restore_point(lower, Packed({k.removeprefix(f"{name}."): t for k, t in tensors.items()
-                                         if k.startswith(f"{name}.")}, numbers[name])) for name in ("best", "latest"))
+        best, latest = (restore_point(lower, packed.part(name)) for name in ("best", "latest"))
         rows = zip(tensors["questions"].cpu().numpy(), tensors["residuals"].cpu().numpy(), strict=True)
         return cls(best, latest, tuple(rows), numbers["info"])
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.ranges import check_fraction, check_number, check_positive
 from ..core.results import StopReason
+from ..hypergradients.implicit import without_errors
 from ..hypergradients.unrolled import refuse_fixed
 from .box import Ranges, box_of, check_ranges
 from .lower_level import LowerLevel, Point, first_point
-from .state import Halt, Packed, checked, double_point, doubled, pack_point, point_row, restore_point, rounding_floor
+from .state import Halt, Packed, double_point, doubled, pack_point, point_row, restore_point, settled
 
 SMALLEST_EPS = 1e-12
 """No schedule goes below (Pedregosa's code has the same floor)."""
@@ -175,19 +176,14 @@ class HOAGState:
             tensors["adjoint"] = self.adjoint
         names = ("eps", "delta", "eps0", "ratio", "k", "curvature", "info")
         numbers |= {name: getattr(self, name) for name in names}
-        if self.last is not None:
-            more, numbers["last"] = pack_point(self.last)
-            tensors |= {f"last.{k}": v for k, v in more.items()}
-        return Packed(tensors, numbers)
+        packed = Packed(tensors, numbers)
+        return packed if self.last is None else packed.holding("last", pack_point(self.last))
 
     @classmethod
     def restore(cls, lower: LowerLevel, packed: Packed) -> Self:
         """The inverse of ``pack``."""
         t, n = packed
-        last = None
-        if "last" in n:
-            last = restore_point(lower, Packed({k.removeprefix("last."): v for k, v in t.items()
-                                                if k.startswith("last.")}, n["last"]))
+        last = restore_point(lower, packed.part("last")) if "last" in n else None
         return cls(restore_point(lower, packed), t.get("adjoint"), n["eps"], n["delta"], n["eps0"], n["ratio"], n["k"],
                    n["curvature"], last, n["info"])
 
@@ -211,18 +207,3 @@ def _undone(lower: LowerLevel, state: HOAGState, point: Point, curvature: float,
     """Back at ``point``, where theta was before the move, more accurately."""
     eps = max(0.5 * later, SMALLEST_EPS)
     return _after(state, settled(lower.refine(point, eps)), eps, 2 * curvature, None, norm, undone=True)
-
-
-def settled(point: Point) -> Point:
-    """The point, or Halt: where float32 ends the run may go on in float64, elsewhere it ends."""
-    checked(point)
-    if point.at_floor and point.theta.dtype != torch.float64:
-        raise rounding_floor(point.theta.dtype, f"the lower level cannot be solved more accurately than "
-                                                f"{float(point.solution.error.max()):.1e}")
-    return point
-
-
-def without_errors(strategy: Any) -> Any:
-    """The strategy with its error bounds switched off, where it has such switches."""
-    off = {name: False for name in ("estimate", "certify") if hasattr(strategy, name)}
-    return replace(strategy, **off) if off else strategy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple
@@ -89,6 +89,15 @@ class Inverted:
             raise RuntimeError("tell without a question: call ask first")
         self._pending, self.told = None, self.told + 1
         self._answers.put(answer)
+
+    def replay(self, log: Iterable[tuple[np.ndarray, Any]]) -> bool:
+        """Tell the answers of an earlier dialogue; False where the optimizer now asks for something else."""
+        for point, answer in log:
+            asked = self.ask()
+            if asked is None or not np.array_equal(asked, point):
+                return False
+            self.tell(answer)
+        return True
 
     def close(self) -> None:
         """End the optimizer; harmless when it has ended."""

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..core.ranges import check_number, check_positive
 from ..core.results import StopReason
+from ..hypergradients.implicit import without_errors
 from .box import Ranges, box_of, check_ranges
-from .hoag import settled, without_errors
 from .inverted import Evaluate, Inverted
 from .lower_level import LowerLevel, Point
-from .state import Halt, Packed, double_point, doubled, pack_point, point_row, restore_point
+from .state import Halt, Packed, double_point, doubled, pack_point, point_row, restore_point, settled
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,9 @@ class LBFGSB:
                             callback=accept)
 
         dialogue = Inverted(run)
-        for x, value, gradient in state.log.rows():
-            asked = dialogue.ask()
-            if asked is None or not np.array_equal(asked, x):
-                raise Halt(StopReason("line_search", "this version of SciPy takes other steps than the one that "
-                                                     "wrote the checkpoint; start without resume"))
-            dialogue.tell((value, gradient))
+        if not dialogue.replay((x, (value, gradient)) for x, value, gradient in state.log.rows()):
+            raise Halt(StopReason("line_search", "this version of SciPy takes other steps than the one that "
+                                                 "wrote the checkpoint; start without resume"))
         return dialogue
 
 

@@ -15,9 +15,8 @@ from ..core.ranges import check_number, check_positive
 from ..core.results import StopReason
 from ..hypergradients.unrolled import refuse_fixed
 from .box import Box, Ranges, box_of, check_ranges
-from .hoag import settled
 from .lower_level import LowerLevel, Point
-from .state import Halt, Packed, double_point, pack_point, point_row, restore_point
+from .state import Halt, Packed, double_point, pack_point, point_row, restore_point, settled
 
 LARGEST_GRID = 10**6
 

@@ -36,6 +36,17 @@ class Packed(NamedTuple):
     tensors: dict[str, Tensor]
     numbers: dict[str, Any]
 
+    def holding(self, name: str, part: Packed) -> Packed:
+        """With another one inside, under ``name``."""
+        tensors = {f"{name}.{k}": v for k, v in part.tensors.items()}
+        return Packed(self.tensors | tensors, self.numbers | {name: part.numbers})
+
+    def part(self, name: str) -> Packed:
+        """What ``holding`` put there."""
+        prefix = f"{name}."
+        tensors = {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+        return Packed(tensors, self.numbers[name])
+
 
 class State(Protocol):
     """What the upper loop asks of the state of a learner.
@@ -162,3 +173,12 @@ def rounding_floor(dtype: torch.dtype, limit: str) -> Halt:
     """The floating-point type is exhausted; the upper loop may go on in float64."""
     more = "" if dtype == torch.float64 else "; float64 would go on"
     return Halt(StopReason("rounding_floor", f"{limit} in {dtype}{more}"))
+
+
+def settled(point: Point) -> Point:
+    """The point, or Halt: where float32 ends the run may go on in float64, elsewhere it ends."""
+    checked(point)
+    if point.at_floor and point.theta.dtype != torch.float64:
+        raise rounding_floor(point.theta.dtype, f"the lower level cannot be solved more accurately than "
+                                                f"{float(point.solution.error.max()):.1e}")
+    return point

@@ -13,11 +13,11 @@ from torch import Tensor
 from ..core.errors import InputError, MissingPropertyError
 from ..core.ranges import check_fraction, check_number, check_positive
 from ..core.results import StopReason
+from ..hypergradients.implicit import without_errors
 from ..metrics import psnr
 from .box import Ranges, box_of, check_ranges
-from .hoag import settled, without_errors
 from .lower_level import LowerLevel, OutOfBudget, Point, first_accuracies
-from .state import Halt, Packed
+from .state import Halt, Packed, settled
 from .warm_starts import InMemory, OnDisk, WarmStarts
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -291,27 +291,21 @@ class StochasticState:
     def pack(self) -> Packed:
         """For a checkpoint."""
         tensors = {"theta": self.theta, "seen.loss": self.seen.loss, "seen.psnr": self.seen.psnr}
-        tensors |= {f"memory.{k}": v for k, v in self.memory.items()}
         numbers: dict[str, Any] = {k: getattr(self, k) for k in ("k", "alpha0", "eps0", "delta0", "seed", "info")}
-        for name, store in (("solutions", self.solutions), ("adjoints", self.adjoints)):
-            more, numbers[name] = store.pack()
-            tensors |= {f"{name}.{k}": v for k, v in more.items()}
-        return Packed(tensors, numbers)
+        packed = Packed(tensors, numbers).holding("memory", Packed(self.memory, {}))
+        return packed.holding("solutions", self.solutions.pack()).holding("adjoints", self.adjoints.pack())
 
     @classmethod
     def restore(cls, packed: Packed) -> Self:
         """The inverse of ``pack``."""
         t, n = packed
 
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in t.items() if k.startswith(prefix)}
-
         def store(name: str) -> WarmStarts:
-            kept = Packed(part(f"{name}."), n[name])
+            kept = packed.part(name)
             return OnDisk.restore(kept) if "path" in kept.numbers else InMemory.restore(kept)
 
         seen = _Seen(t["seen.loss"].cpu(), t["seen.psnr"].cpu())
-        return cls(t["theta"], n["k"], n["alpha0"], n["eps0"], n["delta0"], n["seed"], part("memory."),
+        return cls(t["theta"], n["k"], n["alpha0"], n["eps0"], n["delta0"], n["seed"], packed.part("memory").tensors,
                    store("solutions"), store("adjoints"), seen, n["info"])
 
     def double(self, lower: LowerLevel) -> StochasticState:
