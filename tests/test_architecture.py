@@ -19,19 +19,20 @@ HOUSE = ROOT / "src" / "learnreg"
 ROOMS = {
     "core": "",
     "operators": "",
+    "convex": "",
     "linear": "",
     "metrics": "",
     "networks": "operators",
-    "regularizers": "operators networks",
+    "regularizers": "operators convex networks",
     "data": "operators",
-    "problems": "operators",
+    "problems": "operators convex",
     "models": "operators regularizers problems",
     "solvers": "linear",
-    "hypergradients": "operators linear solvers",
+    "hypergradients": "operators convex linear solvers",
     "learners": "metrics models solvers hypergradients",
     "training": "data regularizers",
     "reports": "metrics",
-    "cli": "operators linear metrics networks regularizers data problems models solvers hypergradients"
+    "cli": "operators convex linear metrics networks regularizers data problems models solvers hypergradients"
     " learners training reports",
 }
 

@@ -10,13 +10,15 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_ROOMS = ("core", "data", "hypergradients", "learners", "linear", "metrics", "models", "operators", "problems",
+_ROOMS = ("convex", "core", "data", "hypergradients", "learners", "linear", "metrics", "models", "operators", "problems",
           "regularizers", "reports", "solvers")
 _HOME = {
     "Bound": "core", "Kind": "core", "Cost": "core", "Status": "core", "LearnregError": "core", "InputError": "core",
-    "SolveError": "core", "Energy": "problems", "L2": "problems", "SquaredError": "problems",
+    "SolveError": "core", "Energy": "problems", "SaddleEnergy": "problems",
+    "L2": "problems", "L1": "problems", "KL": "problems", "SquaredError": "problems",
     "BilevelProblem": "problems", "solve": "solvers", "certify": "solvers", "hypergradient": "hypergradients",
     "Implicit": "hypergradients", "JacobianFree": "hypergradients", "Unrolled": "hypergradients",
+    "Piggyback": "hypergradients", "JointPiggyback": "hypergradients",
     "Reconstructor": "hypergradients.layer", "learn": "learners", "MAID": "learners",
     "FixedAccuracy": "learners", "HOAG": "learners", "LBFGSB": "learners", "Stochastic": "learners",
     "DFO": "learners", "DFOLS": "learners", "GridSearch": "learners", "RandomSearch": "learners",

@@ -45,7 +45,10 @@ class Solution:
         cost: evaluations summed over images.
         solver: the name of the method, and why ``auto`` chose it.
         gradient_norm: (b,) float64, ||grad h(x~)||.
-        gradient: (b, ...), grad h(x~) from the float64 closing evaluation; corrected loss values need it.
+        gradient: (b, ...), grad h(x~) from the float64 closing evaluation; corrected loss values need it. Of a saddle
+            point: the gradient of the Lagrangian in all its variables (b, n), zero where there is none.
+        state: (b, n), all variables of a saddle point, of which ``value`` is one; None for a minimizer.
+        theorem: per image, which certificate gave ``error`` where there are several: "gap", "residual" or "kkt".
     """
 
     value: Tensor
@@ -57,6 +60,13 @@ class Solution:
     solver: str
     gradient_norm: Tensor
     gradient: Tensor
+    state: Tensor | None = None
+    theorem: tuple[str, ...] = ()
+
+    @property
+    def warm(self) -> Tensor:
+        """What another solve starts from: ``state`` if there is one, else ``value``."""
+        return self.value if self.state is None else self.state
 
     @property
     def ok(self) -> bool:

@@ -1,4 +1,4 @@
-"""Hypergradients: implicit, truncated and unrolled differentiation, and a differentiable reconstruction layer.
+"""Hypergradients: implicit, truncated, unrolled and piggyback differentiation, and a differentiable reconstruction layer.
 
 ``Reconstructor`` is imported from ``.layer`` on demand, because deepinv is slow to import.
 """
@@ -6,6 +6,7 @@
 from .evaluate import hypergradient
 from .implicit import Implicit
 from .jacobian_free import JacobianFree
+from .piggyback import JointPiggyback, Piggyback
 from .unrolled import Unrolled
 
-__all__ = ["Implicit", "JacobianFree", "Unrolled", "hypergradient"]
+__all__ = ["Implicit", "JacobianFree", "JointPiggyback", "Piggyback", "Unrolled", "hypergradient"]

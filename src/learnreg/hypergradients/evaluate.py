@@ -11,8 +11,8 @@ from ..core.batch import per_image
 from ..core.protocols import Strategy
 from ..core.results import Hypergradient, Solution
 from ..solvers.solve import solve
-from .implicit import Implicit
 from .penalty import penalized
+from .piggyback import natural_strategy
 
 
 def hypergradient(problem: Any, eps: float, delta: float, *, strategy: Strategy | None = None,
@@ -23,26 +23,29 @@ def hypergradient(problem: Any, eps: float, delta: float, *, strategy: Strategy 
         problem: a BilevelProblem.
         eps: lower-level distance per image; a strategy that fixes the steps of the lower level has no use for it.
         delta: residual of the adjoint system per image.
-        strategy: how to differentiate; ``Implicit(estimate=True)`` when None.
+        strategy: how to differentiate; ``Implicit(estimate=True)`` when None, or ``Piggyback(estimate=True)`` for a
+            SaddleEnergy.
         theta: (d,), the present parameters of the energy when None.
 
     Raises:
         InputError: eps or delta not positive.
         SolveError: an image missed eps, or is not finite after fixed steps.
     """
-    strategy = strategy or Implicit(estimate=True)
+    strategy = strategy or replace(natural_strategy(problem.energy), estimate=True)
     per_image(eps, problem.pairs.x)
     per_image(delta, problem.pairs.x, "delta")
     theta = problem.theta if theta is None else theta
     energy = problem.energy.with_theta(theta)
-    solution = _solution(strategy, energy, problem.pairs.y, eps, solver)
+    solution = _solution(strategy, energy, problem, eps, solver)
     result = strategy.gradient(problem, energy, solution, delta)
     return penalized(replace(result, cost=result.cost + solution.cost), problem, theta)
 
 
-def _solution(strategy: Any, energy: Any, y: torch.Tensor, eps: float, solver: str) -> Solution:
+def _solution(strategy: Any, energy: Any, problem: Any, eps: float, solver: str) -> Solution:
     """The reconstruction: to eps, or as the strategy prescribes it."""
+    y = problem.pairs.y
     if not getattr(strategy, "fixed", False):
         return solve(energy, y, eps, solver=solver)
     x0 = energy.start(y)
-    return strategy.reconstruct(energy.at(y, x0), x0).raise_if_failed()
+    more = (problem,) if getattr(strategy, "joint", False) else ()
+    return strategy.reconstruct(energy.at(y, x0), x0, *more).raise_if_failed()

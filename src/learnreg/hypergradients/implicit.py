@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.batch import norm
 from ..core.cost import Cost
+from ..core.errors import MissingPropertyError
 from ..core.params import trainable
 from ..core.results import Hypergradient, Solution
 from ..linear.cg import CG
@@ -47,7 +48,11 @@ class Implicit:
             solution: its solution x~ with ``error`` (b,).
             delta: residual of the linear system per image, absolute.
             adjoint: (b, ...), warm start for q.
+
+        Raises:
+            MissingPropertyError: the lower level is a saddle point.
         """
+        refuse_saddle(energy, "Implicit")
         x, y, x_true, loss = solution.value.detach(), problem.pairs.y, problem.pairs.x, problem.loss
         potential = energy.at(y, x)
         curvature, size = potential.bounds(), x.shape[0]
@@ -92,6 +97,18 @@ class Implicit:
         z = -mixed_product(energy, moved, y, corrected.value, self.group) / size
         extra = Cost(gradients=size, mixed_products=size, linearizations=size)
         return z, corrected.value, step.cost + corrected.cost + extra
+
+
+def refuse_saddle(energy: Any, who: str) -> None:
+    """Refuse a lower level without gradients.
+
+    Raises:
+        MissingPropertyError: a SaddleEnergy; names the strategy for it.
+    """
+    if getattr(getattr(energy, "regularizer", None), "saddle", False):
+        raise MissingPropertyError("hypergradient", given=f"{who} for {type(energy).__name__}",
+                                   expected="a differentiable Energy",
+                                   remedy="Use Piggyback(), the strategy for saddle points.")
 
 
 def mixed_product(energy: Any, x: Tensor, y: Tensor, q: Tensor, group: int = 4) -> Tensor:

@@ -16,7 +16,7 @@ from ..core.results import Hypergradient, Solution
 from ..core.status import Status
 from ..solvers.iterate import require_strong_convexity
 from . import error_bound
-from .implicit import mixed_product
+from .implicit import mixed_product, refuse_saddle
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class JacobianFree:
             MissingPropertyError: the lower level is not strongly convex, or L is unknown.
         """
         x, y, x_true, loss = solution.value.detach(), problem.pairs.y, problem.pairs.x, problem.loss
+        refuse_saddle(energy, "JacobianFree")
         potential = energy.at(y, x)
         require_strong_convexity(potential)
         curvature, size, eps = potential.bounds(), x.shape[0], solution.error

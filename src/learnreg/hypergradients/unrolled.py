@@ -28,7 +28,7 @@ from ..core.ranges import check_number, check_positive
 from ..core.results import Hypergradient, Solution
 from ..core.status import Status
 from ..solvers.iterate import require_strong_convexity
-from .implicit import mixed_product
+from .implicit import mixed_product, refuse_saddle
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ class Unrolled:
         """
         y, x_true, loss = problem.pairs.y, problem.pairs.x, problem.loss
         x0 = energy.start(y) if self.fixed else solution.value.detach()
+        refuse_saddle(energy, "Unrolled")
         potential = energy.at(y, x0)
         recursion, mu = self._recursion(potential), potential.bounds().mu
         end, points = self._forward(recursion, x0)

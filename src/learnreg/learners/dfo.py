@@ -332,7 +332,7 @@ def solved(lower: LowerLevel, point: Point, eps: float) -> Point:
 def _attempt(lower: LowerLevel, theta: Tensor, eps: float, near: Point, hopeful: bool) -> Point | None:
     """A new theta, from the solution of ``near``; None where no constants or no numbers are finite, unless hopeful."""
     try:
-        return solved(lower, lower.solve(theta, eps, near.solution.value), eps)
+        return solved(lower, lower.solve(theta, eps, near.solution.warm), eps)
     except (MissingPropertyError, Halt) as error:
         if hopeful or (isinstance(error, Halt) and error.reason.code != "not_finite"):
             raise

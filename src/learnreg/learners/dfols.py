@@ -102,7 +102,7 @@ class DFOLS:
         theta = scaling.to_theta(question[:-1], state.theta)
         near = min((state.best, state.latest), key=lambda p: np.linalg.norm(scaling.to_u(p.theta) - question[:-1]))
         eps = self._eps(lower, float(question[-1]))
-        point = solved(lower, lower.solve(theta, eps, near.solution.value), eps)
+        point = solved(lower, lower.solve(theta, eps, near.solution.warm), eps)
         residuals = sample(lower.problem, scaling, point, False).residuals
         best = point if point.loss < state.best.loss else state.best
         dialogue.tell(residuals.copy())

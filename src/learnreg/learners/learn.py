@@ -17,7 +17,7 @@ from ..core.cost import Cost
 from ..core.errors import CheckpointError, InputError
 from ..core.protocols import Strategy
 from ..core.results import RunRecord, StopReason
-from ..hypergradients.implicit import Implicit
+from ..hypergradients.piggyback import natural_strategy
 from .budget import Budget
 from .checkpoint import FILE, fingerprint, load_checkpoint, save_checkpoint
 from .lower_level import LowerLevel, OutOfBudget
@@ -33,7 +33,7 @@ def learn(problem: Any, learner: Any, *, hypergradient: Strategy | None = None, 
     Args:
         problem: a BilevelProblem.
         learner: MAID(), HOAG(), LBFGSB(), Stochastic(), DFO() ...
-        hypergradient: the strategy, ``Implicit()`` when None; the learner switches on the error estimate that it needs.
+        hypergradient: the strategy; ``Implicit()`` when None, ``Piggyback()`` for a SaddleEnergy; the learner switches on the error estimate that it needs.
         budget: when to stop.
         seed: of everything that a learner draws at random; the descent learners draw nothing.
         checkpoint: a folder; the state is written there after every step (less often where writing would take more
@@ -61,7 +61,7 @@ def learn(problem: Any, learner: Any, *, hypergradient: Strategy | None = None, 
     if resume and checkpoint is None:
         raise CheckpointError("resume", given="no checkpoint folder", expected="checkpoint=...",
                               remedy="Name the folder of the interrupted run.")
-    strategy = learner.strategy(hypergradient or Implicit())
+    strategy = learner.strategy(hypergradient or natural_strategy(problem.energy))
     session = _Session(problem, learner, LowerLevel(problem, strategy, solver), budget, seed,
                        Path(checkpoint) if checkpoint else None, fingerprint(problem, learner, strategy), progress,
                        promote)

@@ -18,7 +18,7 @@ from ..core.results import Hypergradient, Solution
 from ..core.status import Status
 from ..hypergradients.penalty import penalized
 from ..solvers.select import check_solver
-from ..solvers.solve import solve_potential
+from ..solvers.solve import solve_potential, start_distance
 
 START_FRACTION = 0.02
 """eps0 and delta0, when not given, are this fraction of the start's distance bound and of ||grad loss||."""
@@ -131,9 +131,9 @@ class LowerLevel:
         return x0
 
     def start_residual(self, theta: Tensor, x0: Tensor) -> tuple[float, float]:
-        """(mean ||grad h(x0)|| / mu, mean ||grad loss(x0)||), counted as one gradient per image."""
+        """(mean distance bound of x0, mean ||grad loss(x0)||), counted as one gradient per image."""
         potential = self.problem.energy.with_theta(theta).at(self.problem.pairs.y, x0)
-        residual = potential.grad(x0).flatten(1).norm(dim=1).mean() / potential.bounds().mu.value
+        residual = start_distance(potential, x0).mean()
         self.meter.cost += Cost(gradients=x0.shape[0])
         return float(residual), float(self.problem.loss.grad(x0, self.problem.pairs.x).flatten(1).norm(dim=1).mean())
 
@@ -152,7 +152,7 @@ class LowerLevel:
         """
         limit = max(TRIAL_STEPS, 10 * int(near.solution.steps.max()))
         try:
-            point = self.solve(theta, eps, near.solution.value, limit)
+            point = self.solve(theta, eps, near.solution.warm, limit)
         except MissingPropertyError:
             return None
         return None if point.failed else point
@@ -163,13 +163,15 @@ class LowerLevel:
             return point
         if point.at_floor or bool((point.solution.error <= eps).all()):
             return replace(point, eps=eps)
-        return self._solve(point.theta, point.energy, eps, point.solution.value)
+        return self._solve(point.theta, point.energy, eps, point.solution.warm)
 
     def _solve(self, theta: Tensor, energy: Any, eps: float, x0: Tensor, max_steps: int | None = None) -> Point:
         if self.meter.should_stop():
             raise OutOfBudget
         potential = energy.at(self.problem.pairs.y, x0)
-        if self._fixed:  # neither eps nor a warm start may change the map that is differentiated
+        if getattr(self.strategy, "joint", False):  # goes on from where it was, and needs the loss
+            solution = self.strategy.reconstruct(potential, x0, self.problem)
+        elif self._fixed:  # neither eps nor a warm start may change the map that is differentiated
             solution = self.strategy.reconstruct(potential, energy.start(self.problem.pairs.y))
         else:
             solution = solve_potential(potential, eps, x0, self.solver, max_steps=max_steps or self.max_steps,

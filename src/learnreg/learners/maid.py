@@ -11,6 +11,7 @@ from ..core.errors import InputError, MissingPropertyError
 from ..core.protocols import Strategy
 from ..core.ranges import check_fraction, check_number, check_positive
 from ..hypergradients.implicit import Implicit
+from ..hypergradients.piggyback import Piggyback
 from ..hypergradients.unrolled import refuse_fixed
 from .accuracy import Accuracy, Adaptive, Fixed
 from .curvature import CurvaturePairs
@@ -88,14 +89,14 @@ class MAID:
     def strategy(self, given: Strategy) -> Strategy:
         """The hypergradient strategy with the error that the test needs switched on.
 
-        Others than ``Implicit`` are taken as they are. They do not estimate their error, so that every direction
+        Others than ``Implicit`` and ``Piggyback`` are taken as they are. They do not estimate their error, so that every direction
         passes the descent test; the decrease is certified all the same.
 
         Raises:
             MissingPropertyError: a fixed number of lower-level steps, or no error that tightening could make small
                 enough for ``test="certified"``.
         """
-        if isinstance(given, Implicit):
+        if isinstance(given, Implicit | Piggyback):
             return replace(given, estimate=self.test == "estimated", certify=self.test == "certified")
         refuse_fixed("MAID", given)
         if self.test == "certified":
@@ -154,7 +155,7 @@ class FixedAccuracy:
             MissingPropertyError: a fixed number of lower-level steps, with which no decrease can be certified.
         """
         refuse_fixed("FixedAccuracy", given)
-        return replace(given, estimate=False, certify=False) if isinstance(given, Implicit) else given
+        return replace(given, estimate=False, certify=False) if isinstance(given, Implicit | Piggyback) else given
 
     restore = staticmethod(DescentState.restore)
 

@@ -95,7 +95,7 @@ class LBFGSB:
         assert dialogue.accepted is not None
         theta = (torch.from_numpy(dialogue.accepted) * units).to(state.theta)
         if not torch.equal(theta, latest.theta):  # SciPy went back to an earlier point
-            latest = settled(lower.solve(theta, self.eps, latest.solution.value))
+            latest = settled(lower.solve(theta, self.eps, latest.solution.warm))
         move = float(((theta - state.theta).cpu().double() / units).norm())
         info = {"eps": self.eps, "delta": self.delta, "step_size": move, "trials": trials, "gradient_norm": norm}
         return LBFGSBState(latest, adjoint, log, state.moves + 1, info, dialogue)

@@ -78,8 +78,9 @@ def pack_point(point: Point) -> Packed:
     s = point.solution
     tensors = {"theta": point.theta, "value": s.value, "error": s.error, "steps": s.steps,
                "gradient_norm": s.gradient_norm, "gradient": s.gradient}
+    tensors |= {} if s.state is None else {"state": s.state}
     numbers = {"point_eps": point.eps, "kind": int(s.kind), "status": [v.name for v in s.status], "solver": s.solver,
-               "cost": s.cost.to_dict()}
+               "cost": s.cost.to_dict(), "theorem": list(s.theorem)}
     return Packed(tensors, numbers)
 
 
@@ -87,7 +88,8 @@ def restore_point(lower: LowerLevel, packed: Packed) -> Point:
     """The inverse of ``pack_point``."""
     t, n = packed
     solution = Solution(t["value"], t["error"], Kind(n["kind"]), tuple(Status[s] for s in n["status"]), t["steps"],
-                        Cost(**n["cost"]), n["solver"], t["gradient_norm"], t["gradient"])
+                        Cost(**n["cost"]), n["solver"], t["gradient_norm"], t["gradient"], t.get("state"),
+                        tuple(n.get("theorem", ())))
     return lower.point(t["theta"], lower.problem.energy.with_theta(t["theta"]), solution, n["point_eps"])
 
 
@@ -95,7 +97,7 @@ def double_point(point: Point, lower: LowerLevel) -> Point:
     """The point for a float64 lower level; its certificate stays valid, a float32 image is one in float64 too."""
     status = tuple(Status.CONVERGED if s is Status.ROUNDING_FLOOR else s for s in point.solution.status)
     solution = replace(point.solution, value=point.solution.value.double(),
-                       gradient=point.solution.gradient.double(), status=status)
+                       gradient=point.solution.gradient.double(), state=doubled(point.solution.state), status=status)
     theta = point.theta.double()
     return lower.point(theta, lower.problem.energy.with_theta(theta), solution, point.eps)
 

@@ -128,7 +128,7 @@ class Stochastic:
         for part in torch.arange(size).split(batch):
             here = lower.on(problem.select(part.to(problem.pairs.x.device)))
             point = here.solve(theta, eps, here.start(theta))
-            store = (store or self._empty(size, point)).put(part.tolist(), point.solution.value)
+            store = (store or self._empty(size, point)).put(part.tolist(), point.solution.warm)
             seen = seen.updated(part, point, here.problem)
             low, high = low + point.lower * len(part) / size, high + point.upper * len(part) / size
         assert store is not None
@@ -143,7 +143,7 @@ class Stochastic:
         return StochasticState.restore(packed)
 
     def _empty(self, size: int, point: Point) -> WarmStarts:
-        value = point.solution.value
+        value = point.solution.warm
         if self.store is None:
             return InMemory.empty(size)
         return OnDisk.empty(Path(self.store) / "solutions.pages", (size, *value.shape[1:]), value.dtype)
@@ -186,7 +186,7 @@ class Stochastic:
                 "gradient_norm": z.norm, "batches": k + 1}
         moved = units * theta if self.box is None else box_of(self.box, problem).project(units * theta)
         return replace(state, theta=moved, k=k + 1, alpha0=alpha0, memory=memory,
-                       solutions=state.solutions.put(chosen, point.solution.value),
+                       solutions=state.solutions.put(chosen, point.solution.warm),
                        adjoints=state.adjoints.put(chosen, z.adjoint), seen=seen, info=info)
 
     def _first_step(self, scaled: Tensor, gradient: Tensor) -> float | None:

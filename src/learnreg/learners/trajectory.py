@@ -106,7 +106,8 @@ class _Evaluation:
 
     def __init__(self, problem: Any, test: Any, relative: float, eps_test: float, strategy: Any, solver: str) -> None:
         self.problem, self.test, self.relative, self.eps_test = problem, test, relative, eps_test
-        self.own = strategy if getattr(strategy, "fixed", False) and hasattr(strategy, "reconstruct") else None
+        own = getattr(strategy, "fixed", False) and not getattr(strategy, "joint", False)
+        self.own = strategy if own and hasattr(strategy, "reconstruct") else None
         self.solver = solver
         self._x0: Tensor | None = None
         self._test_x0: Tensor | None = None
@@ -134,7 +135,7 @@ class _Evaluation:
             point = self._tight(self.problem.to(torch.float64), theta.double(), point)
         if point.failed or not math.isfinite(point.width):
             return {"note": f"the lower level could not be solved here: {_trouble(point.solution)}"}
-        self._x0 = point.solution.value
+        self._x0 = point.solution.warm
         wide = self._too_wide(point)
         return {"loss": point.loss, "lower": point.lower, "upper": point.upper, "kind": point.solution.kind.label,
                 "note": "the bracket is as narrow as float64 allows, and wider than asked for" if wide else None}
@@ -145,9 +146,10 @@ class _Evaluation:
     def _tight(self, problem: Any, theta: Tensor, present: Point | None = None) -> Point:
         """The lower level solved until the bracket is as narrow as asked, or no narrower one can be had."""
         lower = LowerLevel(problem, None, self.solver, MOST_STEPS)
-        start = present.solution.value if present is not None and not present.failed else self._x0
+        start = present.solution.warm if present is not None and not present.failed else self._x0
         x0 = lower.start(theta) if start is None else start.to(theta)
-        d = (x0.double() - problem.pairs.x.double()).flatten(1).norm(dim=1)
+        first = x0 if x0.shape == problem.pairs.x.shape else self.problem.energy.at(problem.pairs.y, x0).image(x0)
+        d = (first.double() - problem.pairs.x.double()).flatten(1).norm(dim=1)
         # for 1/2 ||x - x_true||^2 the bracket at distance d is 2 d eps wide; other losses are narrowed below
         eps = 0.45 * self.relative * float(d.square().mean()) / (2 * float(d.mean())) if float(d.max()) > 0 else 1e-3
         point = lower.solve(theta, eps, x0)
@@ -165,7 +167,7 @@ class _Evaluation:
         solution = solve(energy, y, self.eps_test, solver=self.solver, x0=start, throw=False)
         if any(status in (Status.NOT_FINITE, Status.MAX_STEPS) for status in solution.status):
             return {"note": f"the held-out images could not be reconstructed here: {_trouble(solution)}"}
-        self._test_x0 = solution.value
+        self._test_x0 = solution.warm
         values = psnr(solution.value, x)
         own = None
         if self.own is not None:

@@ -1,8 +1,9 @@
-"""Energies, upper losses, bilevel problems, and a gallery with closed forms."""
+"""Energies, saddle problems, upper losses, bilevel problems, and a gallery with closed forms."""
 
 from .bilevel import BilevelProblem
 from .energy import Energy, EnergyAt
-from .fidelity import L2
+from .fidelity import KL, L1, L2
 from .losses import SquaredError
+from .saddle import SaddleAt, SaddleEnergy
 
-__all__ = ["L2", "BilevelProblem", "Energy", "EnergyAt", "SquaredError"]
+__all__ = ["KL", "L1", "L2", "BilevelProblem", "Energy", "EnergyAt", "SaddleAt", "SaddleEnergy", "SquaredError"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Protocol
 
 import torch
@@ -12,10 +11,9 @@ from ..core.batch import check_images
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
 from ..core.errors import InputError, MissingPropertyError
-from ..core.params import with_theta
 from ..core.protocols import Hessian
-from ..operators.physics import LinearMap
 from .fidelity import L2
+from .tied import Tied
 
 
 class RegularizerLike(Protocol):
@@ -28,7 +26,7 @@ class RegularizerLike(Protocol):
     def bounds(self) -> Curvature: ...
 
 
-class Energy(nn.Module):
+class Energy(Tied):
     """h(x; theta, y) = D(Ax, y) + R(x; theta), one value per image.
 
     Args:
@@ -43,38 +41,15 @@ class Energy(nn.Module):
     """
 
     def __init__(self, physics: nn.Module, regularizer: nn.Module, fidelity: L2 | None = None) -> None:
-        super().__init__()
+        if getattr(regularizer, "saddle", False):
+            raise InputError("regularizer", given=f"{type(regularizer).__name__}, which has no gradient",
+                             expected="a differentiable regularizer", remedy="Use SaddleEnergy in the place of Energy.")
         missing = [m for m in ("value", "grad", "linearize", "directional", "bounds") if not hasattr(regularizer, m)]
         if missing:
             raise InputError("regularizer", given=f"{type(regularizer).__name__} without {', '.join(missing)}",
                              expected="the methods value, grad, linearize, directional, bounds",
                              remedy="See CONTRIBUTING.md, add a regularizer in five steps.")
-        self.operator = LinearMap(physics)
-        self.regularizer: Any = regularizer
-        self.fidelity = fidelity or L2()
-
-    @property
-    def physics(self) -> nn.Module:
-        return self.operator.physics
-
-    def with_theta(self, theta: Tensor) -> Energy:
-        """The same energy at theta (d,), in theta's dtype and device; this one is not touched."""
-        return self._like(with_theta(self.regularizer, theta))
-
-    def with_physics(self, physics: nn.Module) -> Energy:
-        """The same regularizer (shared, not copied) with another physics."""
-        return self if physics is self.physics else Energy(physics, self.regularizer, self.fidelity)
-
-    def _like(self, regularizer: nn.Module, operator: LinearMap | None = None) -> Energy:
-        clone = Energy.__new__(Energy)
-        nn.Module.__init__(clone)
-        clone.operator = operator or self.operator
-        clone.regularizer, clone.fidelity = regularizer, self.fidelity
-        return clone
-
-    def double(self) -> Energy:
-        """A float64 copy; unlike ``nn.Module.double`` it leaves this energy as it is."""
-        return self._like(copy.deepcopy(self.regularizer).to(torch.float64), self.operator.double())
+        super().__init__(physics, regularizer, fidelity or L2())
 
     def at(self, y: Tensor, x: Tensor | None = None) -> EnergyAt:
         """The potentials x -> h(x; theta, y), one per image.
@@ -90,10 +65,6 @@ class Energy(nn.Module):
         like = (y if self.operator.is_identity else self.operator.adjoint(y)) if x is None else x
         self.operator.check(like)
         return EnergyAt(self, y, self.fidelity.bounds(self.operator, like) + self.regularizer.bounds())
-
-    def start(self, y: Tensor) -> Tensor:
-        """A^T y, the picture a solve starts from when nothing better is known (y itself for denoising)."""
-        return self.operator.adjoint(y)
 
     def value(self, x: Tensor, y: Tensor) -> Tensor:
         """(b, c, h, w), (b, ...) -> (b,)."""
@@ -138,10 +109,6 @@ class Energy(nn.Module):
     def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
         """Lipschitz constant of the mixed derivative on images with |x| <= reach."""
         return self.certificate("mixed_lipschitz", reach) or Bound.unknown()
-
-    def describe(self) -> str:
-        """One line for records."""
-        return f"{type(self.regularizer).__name__} with {type(self.physics).__name__}"
 
 
 class _DataPlusRegularizer:

@@ -1,13 +1,15 @@
-"""Data terms D(Ax, y): the squared distance and its constants."""
+"""Data terms D(Ax, y): the squared distance and its constants; L1 and KL for saddle-point problems."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from ..convex import Convex, KullbackLeibler, Norm, Squares, Zero
 from ..core.batch import dot
-from ..core.bounds import Curvature
+from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
 from ..core.ranges import check_positive
 from ..operators.physics import LinearMap
@@ -53,3 +55,89 @@ class L2:
     def mean_curvature(self, operator: LinearMap, x: Tensor) -> MeanCurvature:
         """Averages of the Hessian for images like ``x``, for preconditioners."""
         return operator.mean_curvature(x) * (1 / self.sigma**2)
+
+    def of_image(self, operator: LinearMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
+        """D(Au, y) + tikhonov/2 ||u||^2 as a function of u, up to a constant; None where its prox needs a solve."""
+        if operator.is_identity:
+            weight: float | Tensor = 1 / self.sigma**2
+            pulled = y * weight
+        elif operator.is_mask:  # the measurements of a mask have the shape of the image
+            weight = operator.normal(torch.ones_like(u[:1])) / self.sigma**2
+            pulled = operator.adjoint(y) / self.sigma**2
+        else:
+            return None
+        total = weight + tikhonov
+        centre = pulled / total if isinstance(total, float) else pulled / torch.where(total > 0, total, 1.0)
+        return Squares(total, centre)
+
+    def of_data(self, y: Tensor) -> Convex:
+        """D(., y), for a dual block of its own."""
+        return Squares(1 / self.sigma**2, y)
+
+    def rest(self, tikhonov: float) -> Convex:
+        """What is left for the image when the data term has a dual block."""
+        return _ridge(tikhonov)
+
+
+@dataclass(frozen=True)
+class L1:
+    """D(Ax, y) = weight ||A x - y||_1, for outliers such as salt and pepper; saddle-point problems only.
+
+    Args:
+        weight: positive.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("weight", self.weight)
+
+    def bounds(self, operator: LinearMap, x: Tensor) -> Curvature:
+        """No curvature: add ``tikhonov`` to the energy where a distance is to be certified."""
+        return Curvature(Bound.exact(0.0), Bound.unknown())
+
+    def of_image(self, operator: LinearMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
+        """D as a function of u for denoising without ``tikhonov``."""
+        return Norm(self.weight, y, isotropic=False) if operator.is_identity and not tikhonov else None
+
+    def of_data(self, y: Tensor) -> Convex:
+        """D(., y), for a dual block of its own."""
+        return Norm(self.weight, y, isotropic=False)
+
+    def rest(self, tikhonov: float) -> Convex:
+        """What is left for the image when the data term has a dual block."""
+        return _ridge(tikhonov)
+
+
+@dataclass(frozen=True)
+class KL:
+    """D(Ax, y) = sum A x + r - y + y log(y / (A x + r)), for counts with a background r; saddle-point problems only.
+
+    Args:
+        background: r, positive.
+    """
+
+    background: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("background", self.background)
+
+    def bounds(self, operator: LinearMap, x: Tensor) -> Curvature:
+        """No curvature that holds everywhere: add ``tikhonov`` where a distance is to be certified."""
+        return Curvature(Bound.exact(0.0), Bound.unknown())
+
+    def of_image(self, operator: LinearMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
+        """D as a function of u for denoising without ``tikhonov``."""
+        return KullbackLeibler(y, self.background) if operator.is_identity and not tikhonov else None
+
+    def of_data(self, y: Tensor) -> Convex:
+        """D(., y), for a dual block of its own."""
+        return KullbackLeibler(y, self.background)
+
+    def rest(self, tikhonov: float) -> Convex:
+        """What is left for the image when the data term has a dual block."""
+        return _ridge(tikhonov)
+
+
+def _ridge(tikhonov: float) -> Convex:
+    return Squares(tikhonov) if tikhonov else Zero()

@@ -1,4 +1,4 @@
-"""Regularizers R(x; theta) with closed-form derivatives and proven constants."""
+"""Regularizers R(x; theta) with closed-form derivatives and proven constants, and those given as saddle points."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ from typing import Any
 
 from ..core.errors import ModelFileError
 from .base import LinearizedHessian, Regularizer, Scaled, Sum
+from .exact_tv import ExactTV
 from .foe import FoE
 from .huber import HuberTV
+from .learned_tv import LearnedTV
+from .saddle import SaddleRegularizer
+from .tgv import TGV
 from .tikhonov import Tikhonov
 from .tv import TV
 
-KNOWN: dict[str, type[Regularizer]] = {"TV": TV, "HuberTV": HuberTV, "FoE": FoE, "Tikhonov": Tikhonov}
+KNOWN: dict[str, type[Regularizer] | type[SaddleRegularizer]] = {
+    "TV": TV, "HuberTV": HuberTV, "FoE": FoE, "Tikhonov": Tikhonov, "ExactTV": ExactTV, "TGV": TGV,
+    "LearnedTV": LearnedTV}
 """Classes that a model file can name. A new regularizer adds one line here."""
 
 
-def from_spec(spec: dict[str, Any]) -> Regularizer:
-    """Rebuild a regularizer from ``Regularizer.spec()``; its parameters are start values until theta is set.
+def from_spec(spec: dict[str, Any]) -> Any:
+    """Rebuild a regularizer from its ``spec()``; its parameters are start values until theta is set.
 
     Raises:
         ModelFileError: an unknown type or arguments that do not fit it.
@@ -37,4 +43,5 @@ def from_spec(spec: dict[str, Any]) -> Regularizer:
 
 
 __all__ = [
-    "KNOWN", "TV", "FoE", "HuberTV", "LinearizedHessian", "Regularizer", "Scaled", "Sum", "Tikhonov", "from_spec"]
+    "KNOWN", "TGV", "TV", "ExactTV", "FoE", "HuberTV", "LearnedTV", "LinearizedHessian", "Regularizer",
+    "SaddleRegularizer", "Scaled", "Sum", "Tikhonov", "from_spec"]

@@ -29,8 +29,13 @@ GPU_INTERVAL = 8
 """On a GPU the host looks at the stopping test every so many steps, so that the queue never runs dry."""
 
 
+def is_saddle(f: Any) -> bool:
+    """Whether ``f`` is a saddle function (it certifies its own points) and no potential."""
+    return hasattr(f, "certify")
+
+
 def require_strong_convexity(f: Potential) -> float:
-    """mu of the potential.
+    """mu of the potential; of a saddle function, that of the image.
 
     Raises:
         MissingPropertyError: mu = 0 or unknown, so no distance to the minimizer can be certified.
@@ -39,8 +44,11 @@ def require_strong_convexity(f: Potential) -> float:
     if not (0 < mu.value < float("inf")):
         raise MissingPropertyError(
             "energy", given=f"strong convexity mu = {mu}", expected="mu > 0",
-            remedy="Add a strongly convex term, for example regularizer + lr.regularizers.Tikhonov(1e-3).")
+            remedy="Give SaddleEnergy a tikhonov > 0, for example 1e-3." if is_saddle(f) else
+                   "Add a strongly convex term, for example regularizer + lr.regularizers.Tikhonov(1e-3).")
     smoothness = f.bounds().L
+    if is_saddle(f):
+        return mu.value
     if not smoothness.value < float("inf"):
         raise MissingPropertyError(
             "energy", given=f"a Hessian bounded by L = {smoothness}", expected="a finite L",
@@ -51,7 +59,7 @@ def require_strong_convexity(f: Potential) -> float:
 @torch.no_grad()
 def minimize(f: Potential, eps: float | Tensor, solver: Solver, x0: Tensor, *,
              max_steps: int | Tensor = 20000, should_stop: Callable[[], bool] | None = None) -> Solution:
-    """Minimize every potential of the batch to a certified distance eps.
+    """Minimize every potential of the batch (or solve every saddle function) to a certified distance eps.
 
     The evidence of the solver (a gradient norm in the working precision) only nominates an image; the certificate is
     computed from a closing gradient in float64. An image whose closing gradient keeps failing, or whose evidence
@@ -61,7 +69,7 @@ def minimize(f: Potential, eps: float | Tensor, solver: Solver, x0: Tensor, *,
         f: the potentials.
         eps: positive distance, one value or one per image (b,).
         solver: provides the steps.
-        x0: (b, ...), the start; not modified.
+        x0: (b, ...), the start, packed for saddle functions; not modified.
         max_steps: steps, one limit for all images or one per image (b,).
         should_stop: asked between steps; True ends the solve with status ``BUDGET``.
 
@@ -93,9 +101,9 @@ def minimize(f: Potential, eps: float | Tensor, solver: Solver, x0: Tensor, *,
         state = solver.step(current, state)
         loop.cost += state.cost
         loop.running += 1
-    error = distance_from_gradient(loop.closing, mu)
-    return Solution(loop.value, error, mu.kind, tuple(CODES[i] for i in loop.code.tolist()), loop.steps,
-                    loop.cost, solver.name, loop.closing, loop.gradient)
+    theorem = tuple(f.theorems[i] for i in loop.theorem.tolist()) if is_saddle(f) else ()
+    return Solution(loop.value, loop.rule.distance(loop.closing), mu.kind, tuple(CODES[i] for i in loop.code.tolist()),
+                    loop.steps, loop.cost, solver.name, loop.closing, loop.gradient, theorem=theorem)
 
 
 def _kept(keep: Tensor | None, state: Any, f: Potential) -> tuple[Any, Potential]:
@@ -105,13 +113,64 @@ def _kept(keep: Tensor | None, state: Any, f: Potential) -> tuple[Any, Potential
     return (state.select(keep), f.select(keep)) if keep.numel() else (None, f)
 
 
+class _ByGradient:
+    """Images are certified by a gradient norm and mu."""
+
+    def __init__(self, f: Potential, dtype: torch.dtype) -> None:
+        curvature = f.bounds()
+        self.mu = curvature.mu
+        self.target = curvature.mu.value  # evidence that certifies a distance of one
+        condition = curvature.L.value / curvature.mu.value
+        self.patience = int(30 + 4 * min(condition, 1e8) ** 0.5)
+        self.rounding = torch.finfo(dtype).eps * curvature.L.value
+
+    def noise(self, f: Potential, point: Tensor) -> Tensor:
+        """Evidence (b,) below which rounding may be all there is."""
+        return self.rounding * norm(point).double()
+
+    def patient(self, running: int) -> tuple[int, int]:
+        """Steps without progress after which noise, and any reason near the noise, ends an image."""
+        return NOISE_PATIENCE, self.patience
+
+    def close(self, f: Potential, point: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Evidence and gradient in float64."""
+        gradient = f.double().grad(point.double())
+        return norm(gradient), gradient, None
+
+    def distance(self, evidence: Tensor) -> Tensor:
+        return distance_from_gradient(evidence, self.mu)
+
+
+class _ByCertificate:
+    """Images are certified by the saddle function itself, whose evidence is a distance."""
+
+    target = 1.0
+
+    def __init__(self, f: Any, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def noise(self, f: Any, point: Tensor) -> Tensor:
+        return f.rounding_distance(point)
+
+    def patient(self, running: int) -> tuple[int, int]:
+        """A gap that falls as 1/k^2 looks slow after many steps."""
+        return max(NOISE_PATIENCE, running // 4), max(100, running // 2)
+
+    def close(self, f: Any, point: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        certificate = f.double().certify(point.double())
+        return certificate.distance, certificate.gradient, certificate.theorem
+
+    def distance(self, evidence: Tensor) -> Tensor:
+        return evidence
+
+
 class _Loop:
     """Bookkeeping of ``minimize``: which images are still running, what the finished ones left."""
 
     def __init__(self, f: Potential, eps: Tensor, x0: Tensor) -> None:
         size, device = x0.shape[0], x0.device
-        curvature = f.bounds()
-        self.target = curvature.mu.value * eps  # gradient norm that certifies eps, float64
+        self.rule: Any = (_ByCertificate if is_saddle(f) else _ByGradient)(f, x0.dtype)
+        self.target = self.rule.target * eps  # evidence that certifies eps, float64
         self.wanted = 0.95 * self.target  # what the working precision must show before a closing gradient is paid for
         self.value = x0.clone()
         self.gradient = torch.zeros_like(x0)
@@ -122,11 +181,9 @@ class _Loop:
         self.best = torch.full((size,), float("inf"), dtype=torch.float64, device=device)
         self.waiting = torch.zeros(size, dtype=torch.int64, device=device)
         self.failures = torch.zeros(size, dtype=torch.int64, device=device)
-        condition = curvature.L.value / curvature.mu.value
+        self.theorem = torch.zeros(size, dtype=torch.int64, device=device)
         self.level = self.wanted.to(x0.dtype)  # of the running images, in the working precision
         self.running = 0
-        self.patience = int(30 + 4 * min(condition, 1e8) ** 0.5)
-        self.rounding = torch.finfo(x0.dtype).eps * curvature.L.value
         self.cost = Cost()
 
     def examine(self, f: Potential, state: Any, count: int) -> Tensor | None:
@@ -139,7 +196,7 @@ class _Loop:
         evidence, index = state.evidence.double(), self.index
         broken = ~torch.isfinite(evidence)
         nominated = evidence <= self.wanted[index]
-        stalled = self._stalled(evidence, state.point, count) & ~nominated & ~broken
+        stalled = self._stalled(f, evidence, state, count) & ~nominated & ~broken
         if not bool((nominated | stalled | broken).any()):
             return None
         done = broken.clone()
@@ -161,17 +218,18 @@ class _Loop:
         self.level = self.wanted[self.index].to(state.evidence.dtype)
         return keep
 
-    def _stalled(self, evidence: Tensor, point: Tensor, count: int) -> Tensor:
+    def _stalled(self, f: Potential, evidence: Tensor, state: Any, count: int) -> Tensor:
         """Images whose evidence has not fallen for long, at a level where only rounding can be the reason."""
         if count % STALL_INTERVAL:
             return torch.zeros_like(evidence, dtype=torch.bool)
         best, waiting = self.best[self.index], self.waiting[self.index]
         better = evidence < 0.9 * best
         waiting = torch.where(better, 0, waiting + STALL_INTERVAL)
-        if bool((waiting > NOISE_PATIENCE).any()):
-            level = self.rounding * norm(point).double()
-            noise, late = evidence <= level, waiting > self.patience
-            stalled = (waiting > NOISE_PATIENCE) & noise | late & (evidence <= 100 * level)
+        short, long = self.rule.patient(self.running)
+        if bool((waiting > short).any()):
+            level = self.rule.noise(f, state.point)
+            noise, late = evidence <= level, waiting > long
+            stalled = (waiting > short) & noise | late & (evidence <= 100 * level)
             waiting = torch.where(late & ~stalled, 0, waiting)
         else:
             stalled = torch.zeros_like(better)
@@ -195,8 +253,9 @@ class _Loop:
         """Closing gradient norms in float64 at the chosen images; stores the points and the norms."""
         chosen, x = self.index[positions], point[positions]
         sub = f if positions.numel() == point.shape[0] else f.select(positions)
-        gradient = sub.double().grad(x.double())
-        closing = norm(gradient)
+        closing, gradient, theorem = self.rule.close(sub, x)
         self.cost += Cost(gradients=positions.numel())
         self.value[chosen], self.closing[chosen], self.gradient[chosen] = x, closing, gradient.to(x.dtype)
+        if theorem is not None:
+            self.theorem[chosen] = theorem
         return closing

@@ -7,17 +7,19 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..core.cost import Cost
-from ..core.errors import InputError
+from ..core.errors import InputError, MissingPropertyError
 from ..core.protocols import Potential, Solver
 from ..linear.precondition import Preconditioner
 from .agd import AGD
 from .lbfgs import LBFGS, averaged
+from .iterate import is_saddle
 from .newton import NewtonCG, PrimalDualNewton
 from .nmapg import NmAPG
+from .pdhg import PDHG
 
 SOLVERS: dict[str, Callable[[], Solver]] = {
     "agd": AGD, "lbfgs": LBFGS, "newton": NewtonCG, "primal_dual_newton": PrimalDualNewton,
-    "nmapg": NmAPG}
+    "nmapg": NmAPG, "pdhg": PDHG}
 
 OWN_WORK = {"agd": 6.0, "lbfgs": 35.0}
 """What a step costs besides its gradient, in operations on one vector of pixels (measured)."""
@@ -41,8 +43,17 @@ def choose(name: str | Solver, f: Potential) -> tuple[Solver, str]:
 
     Raises:
         InputError: unknown name.
+        MissingPropertyError: a method for saddle functions and an energy that is none, or the other way round.
     """
     check_solver(name)
+    saddle, wants = is_saddle(f), name == "pdhg" or isinstance(name, PDHG)
+    if saddle and name == "auto":
+        return PDHG(), "pdhg (auto: the energy is a saddle function)"
+    if saddle != wants:
+        raise MissingPropertyError(
+            "solver", given=f"{name if isinstance(name, str) else name.name!r} for a {type(f).__name__}",
+            expected="pdhg" if saddle else "a method for differentiable energies",
+            remedy="Leave the choice to solver='auto'.")
     if not isinstance(name, str):
         return name, name.name
     if name != "auto":

@@ -17,7 +17,7 @@ from ..core.errors import InputError
 from ..core.protocols import Potential, Solver
 from ..core.results import Solution
 from ..core.status import Status
-from .iterate import minimize, require_strong_convexity
+from .iterate import is_saddle, minimize, require_strong_convexity
 from .select import check_solver, choose
 
 NEAR_ROUNDING = 0.1
@@ -48,9 +48,10 @@ def solve(energy: Any, y: Tensor, eps: float | Tensor, *, solver: str | Solver =
     check_images(y, "y")
     start = energy.start(y) if x0 is None else x0
     check_images(start, "x0")
+    packed = start.dim() == 2 and y.dim() > 2  # the state of an earlier solution of a saddle point
     if start.shape[0] != y.shape[0]:
         raise InputError("x0", given=f"{start.shape[0]} images", expected=f"{y.shape[0]}, one per measurement")
-    if x0 is not None and (x0.dtype != y.dtype or x0.shape != energy.start(y).shape):
+    if x0 is not None and not packed and (x0.dtype != y.dtype or x0.shape != energy.start(y).shape):
         raise InputError("x0", given=f"shape {tuple(x0.shape)}, {x0.dtype}",
                          expected=f"shape {tuple(energy.start(y).shape)}, {y.dtype}")
     per_image(eps, start)
@@ -73,11 +74,21 @@ def solve_potential(f: Potential, eps: float | Tensor, x0: Tensor, solver: str |
 
     Args:
         f: the potentials.
-        eps, x0, max_steps, should_stop: as in ``minimize``.
+        eps, max_steps, should_stop: as in ``minimize``.
+        x0: (b, ...), the start: images, or for saddle functions a packed state (b, n) as well.
         solver: name or object.
     """
     method, words = choose(solver, f)
     eps = per_image(eps, x0)
+    if is_saddle(f):
+        found = _solved(f, eps, x0 if x0.dim() == 2 else f.pack(*f.start(x0)), method, words, max_steps, should_stop)
+        return replace(found, value=f.image(found.value), state=found.value)
+    return _solved(f, eps, x0, method, words, max_steps, should_stop)
+
+
+def _solved(f: Potential, eps: Tensor, x0: Tensor, method: Solver, words: str, max_steps: int,
+            should_stop: Callable[[], bool] | None) -> Solution:
+    """``solve_potential`` once the solver is chosen and the variables are those that it works on."""
     run = partial(_part, f, eps, x0, method, max_steps=max_steps, should_stop=should_stop)
     everyone = torch.arange(x0.shape[0], device=x0.device)
     if x0.dtype == torch.float64:
@@ -113,6 +124,7 @@ def _merged(parts: list[tuple[Tensor, Solution]], x0: Tensor, words: str) -> Sol
     error, closing = (torch.full((size,), torch.inf, dtype=torch.float64, device=x0.device) for _ in range(2))
     steps = torch.zeros(size, dtype=torch.int64, device=x0.device)
     status, cost, kind = [Status.MAX_STEPS] * size, Cost(), Kind.UNKNOWN
+    theorem: list[str] = []
     for index, part in parts:
         value[index], gradient[index] = part.value, part.gradient
         error[index], closing[index] = part.error, part.gradient_norm
@@ -120,7 +132,11 @@ def _merged(parts: list[tuple[Tensor, Solution]], x0: Tensor, words: str) -> Sol
         cost, kind = cost + part.cost, part.kind
         for i, s in zip(index.tolist(), part.status, strict=True):
             status[i] = s
-    return Solution(value, error, kind, tuple(status), steps, cost, words, closing, gradient)
+        if part.theorem:
+            theorem = theorem or [""] * size
+            for i, words_of_image in zip(index.tolist(), part.theorem, strict=True):
+                theorem[i] = words_of_image
+    return Solution(value, error, kind, tuple(status), steps, cost, words, closing, gradient, theorem=tuple(theorem))
 
 
 def _narrowed(solution: Solution, eps: Tensor, dtype: torch.dtype) -> Solution:
@@ -132,8 +148,18 @@ def _narrowed(solution: Solution, eps: Tensor, dtype: torch.dtype) -> Solution:
     return replace(solution, value=value, error=error, status=status, gradient=solution.gradient.to(dtype))
 
 
+def start_distance(f: Potential, x0: Tensor) -> Tensor:
+    """A bound (b,) of the distance of a start x0 to the solution, at the cost of a gradient; in the type of x0."""
+    if is_saddle(f):
+        z0 = x0 if x0.dim() == 2 else f.pack(*f.start(x0))  # type: ignore[attr-defined]
+        return f.certify(z0).distance  # type: ignore[attr-defined]
+    return norm(f.grad(x0)) / f.bounds().mu.value
+
+
 def _near_rounding(f: Potential, eps: Tensor, x0: Tensor) -> Tensor:
     """Images (b,) whose certifying gradient norm is lost in the rounding of gradients in the type of x0."""
+    if is_saddle(f):
+        return eps < f.rounding_distance(x0)  # type: ignore[attr-defined]
     curvature, offer = f.bounds(), getattr(f, "noise", None)
     noise = NEAR_ROUNDING * curvature.L.value if offer is None else offer()
     return curvature.mu.value * eps < noise * torch.finfo(x0.dtype).eps * norm(x0).double()

@@ -1,0 +1,15 @@
+"""Convex functions of one block: proximal maps, conjugates, duality gaps, derivatives and proven constants."""
+
+from .base import Convex, Step
+from .epigraph import Epigraph
+from .functions import Box, Squares, Zero
+from .hinge import Hinge
+from .norms import Norm
+from .poisson import KullbackLeibler
+from .smooth import SmoothNorm
+from .tangent import Diagonal, Radial, Tangent
+
+__all__ = [
+    "Convex", "Step", "Tangent", "Diagonal", "Radial",
+    "Zero", "Squares", "Norm", "SmoothNorm", "Hinge", "Box", "KullbackLeibler", "Epigraph",
+]

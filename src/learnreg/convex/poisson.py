@@ -1,0 +1,138 @@
+"""The Kullback-Leibler distance to counts: the data term of Poisson noise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core.batch import expand
+from ..core.errors import InputError
+from ..core.ranges import check_number
+from .base import Convex, Step, beyond, matched, peak, refuse, slack, total
+from .functions import checked_data
+from .tangent import Diagonal, pick
+
+
+class KullbackLeibler(Convex):
+    """phi(a) = sum a + r - y + y log(y / (a + r)) for a + r > 0 (>= 0 where y = 0), with data y and background r.
+
+    phi*(s) = -sum r s + y log(1 - s) for s < 1 (<= 1 where y = 0). Neither the gradient of phi nor that of phi* is
+    Lipschitz, so no constant is offered; derivatives hold in the interior of the domain.
+
+    Args:
+        data: y >= 0, (b or 1, ...).
+        background: r >= 0, a number or a tensor (b or 1, ...).
+
+    Raises:
+        InputError: negative, not finite or of the wrong type.
+    """
+
+    smoothing = "Its curvature is unbounded: use the proximal map, or a data term with bounded curvature (Squares)."
+
+    def __init__(self, data: Tensor, background: float | Tensor = 0.0) -> None:
+        checked_data("data", data)
+        if not isinstance(data, Tensor) or bool((data < 0).any()):
+            raise InputError("data", given="None or a negative entry", expected="counts >= 0",
+                             remedy="Clamp the data at zero with data.clamp_min(0).")
+        if isinstance(background, Tensor):
+            checked_data("background", background)
+            if bool((background < 0).any()):
+                raise InputError("background", given="a negative entry", expected="numbers >= 0",
+                                 remedy="Clamp the background at zero.")
+        else:
+            check_number("background", background, lambda v: v >= 0, "a finite number >= 0")
+        self.data, self.background = data, background
+
+    def _intensity(self, a: Tensor) -> Tensor:
+        """a + r, at least zero."""
+        return (a + self.background).clamp_min_(0)
+
+    def _a_outside(self, a: Tensor) -> Tensor:
+        return beyond(peak((a + self.background).neg_() - slack(a) * a.abs()), 0.0)
+
+    def _s_outside(self, s: Tensor) -> Tensor:
+        return beyond(peak(s), 1 + slack(s))
+
+    def value(self, a: Tensor) -> Tensor:
+        return refuse(total(self._distance(self._intensity(a))), self._a_outside(a))
+
+    def conjugate(self, s: Tensor) -> Tensor:
+        local = torch.special.xlog1py(self.data, -s.clamp_max(1)).add_(self.background * s)
+        return refuse(-total(local), self._s_outside(s))
+
+    def _distance(self, mean: Tensor) -> Tensor:
+        """mean - y + y log(y / mean) per entry; log1p near mean = y, where it is of second order."""
+        excess = mean - self.data
+        base = self.data.clamp_min(torch.finfo(mean.dtype).tiny)
+        relative = excess / base
+        log = torch.where(relative.abs() < 0.5, relative.log1p(), (mean / base).log())
+        return (excess - torch.where(self.data > 0, self.data * log, 0.0)).clamp_min_(0)
+
+    def gap(self, a: Tensor, s: Tensor) -> Tensor:
+        """The distance of (a + r)(1 - s) to y."""
+        mean = self._intensity(a).mul_((1 - s).clamp_min_(0))
+        return refuse(total(self._distance(mean)), self._a_outside(a) | self._s_outside(s))
+
+    def prox(self, a: Tensor, step: Step) -> Tensor:
+        step = matched(step, a)
+        return _positive_root(a + self.background - step, step * self.data).sub_(self.background)
+
+    def prox_conjugate(self, s: Tensor, step: Step) -> Tensor:
+        step = matched(step, s)
+        return 1 - _positive_root(1 - s - step * self.background, step * self.data)
+
+    def prox_tangent(self, a: Tensor, step: Step) -> Diagonal:
+        """w / (2 w - b) for the root w of w^2 - b w = step y; along y = 0 the step function of b."""
+        step = matched(step, a)
+        b, product = a + self.background - step, step * self.data
+        root = torch.sqrt(b * b + 4 * product).clamp_min_(torch.finfo(a.dtype).tiny)
+        return Diagonal(_positive_root(b, product).div_(root))
+
+    def grad(self, a: Tensor) -> Tensor:
+        return 1 - self.data / self._interior(a + self.background)
+
+    def hessian(self, a: Tensor) -> Diagonal:
+        return Diagonal(self._curvature(a + self.background))
+
+    def conjugate_grad(self, s: Tensor) -> Tensor:
+        return self.data / self._interior(1 - s) - self.background
+
+    def conjugate_hessian(self, s: Tensor) -> Diagonal:
+        return Diagonal(self._curvature(1 - s))
+
+    def _curvature(self, w: Tensor) -> Tensor:
+        """y / w^2."""
+        w = self._interior(w)
+        return self.data / w / w
+
+    @staticmethod
+    def _interior(w: Tensor) -> Tensor:
+        return w.clamp_min(torch.finfo(w.dtype).tiny)
+
+    def gauge(self, s: Tensor) -> Tensor:
+        """A hair above the largest s, because the domain is open where y > 0."""
+        return (peak(s) * (1 + slack(s))).clamp_min_(1)
+
+    def change(self, a: Tensor, radius: Tensor) -> Tensor:
+        """y / (w - radius)^2 - y / w^2 with w = a + r: towards zero the curvature changes most."""
+        w = a + self.background
+        return self._curvature(w - expand(radius, a)) - self._curvature(w)
+
+    def select(self, index: Tensor) -> KullbackLeibler:
+        background = self.background
+        return KullbackLeibler(pick(self.data, index),
+                               pick(background, index) if isinstance(background, Tensor) else background)
+
+    def double(self) -> KullbackLeibler:
+        background = self.background
+        return KullbackLeibler(self.data.double(),
+                               background.double() if isinstance(background, Tensor) else background)
+
+
+def _positive_root(b: Tensor, product: Tensor) -> Tensor:
+    """The root w >= 0 of w^2 - b w = product >= 0: max(b, 0) + product / m with m = (|b| + sqrt(b^2 + 4 product)) / 2.
+
+    Both signs of b share this form, and no large numbers are subtracted.
+    """
+    m = torch.sqrt(b * b + 4 * product).add_(b.abs()).mul_(0.5).clamp_min_(torch.finfo(b.dtype).tiny)
+    return (product / m).add_(b.clamp_min(0))

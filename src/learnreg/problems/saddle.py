@@ -1,0 +1,327 @@
+"""Saddle-point lower levels: min_x max_p <K(theta) x + b(theta), p> + g(x) - f*(p), batched over images.
+
+The primal variable is x = (u, v_1, ...): the image u (b, c, h, w) and what the regularizer adds; p has one block per row
+of K. Every parameter enters through K and b, so that the hypergradient needs no derivative of g or f.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..convex import Convex
+from ..core.batch import check_images, norm
+from ..core.bounds import Bound, Curvature
+from ..core.certificates import distance_from_gap, distance_from_residuals
+from ..core.errors import InputError
+from ..core.ranges import check_number
+from .fidelity import L2
+from .tied import Tied
+
+Blocks = tuple[Tensor, ...]
+
+THEOREMS = ("gap", "residual", "kkt")
+"""Names of the certificates, in the order of their codes."""
+
+NEEDED = ("auxiliary", "primal", "dual", "dual_start", "apply", "adjoint", "offset", "norms")
+
+
+class SaddleEnergy(Tied):
+    """h(u; theta, y) = D(Au, y) + tikhonov/2 ||u||^2 + R(u; theta) with R the partial optimum of a saddle function.
+
+    R need not be differentiable. The data term is a function of the image where its prox is known in closed form
+    (denoising, masks), and otherwise a further dual block with the operator A.
+
+    Args:
+        physics: a linear ``deepinv`` physics A.
+        regularizer: a saddle regularizer such as ``learnreg.regularizers.ExactTV()``.
+        fidelity: D, ``L2()`` when None; ``L1`` and ``KL`` need no derivative either.
+        tikhonov: weight >= 0 of the squared norm that makes the energy strongly convex where D does not.
+
+    Raises:
+        InputError: not a physics, or a regularizer that lacks a method (the message names it).
+    """
+
+    def __init__(self, physics: nn.Module, regularizer: nn.Module, fidelity: Any = None, tikhonov: float = 0.0) -> None:
+        missing = [m for m in NEEDED if not hasattr(regularizer, m)]
+        if missing:
+            raise InputError("regularizer", given=f"{type(regularizer).__name__} without {', '.join(missing)}",
+                             expected="a saddle regularizer such as ExactTV, TGV or LearnedTV",
+                             remedy="Differentiable regularizers belong to Energy.")
+        check_number("tikhonov", tikhonov, lambda v: v >= 0, "a number >= 0")
+        super().__init__(physics, regularizer, fidelity or L2())
+        self.tikhonov = float(tikhonov)
+
+    def _like(self, regularizer: nn.Module, operator: Any) -> SaddleEnergy:
+        clone = super()._like(regularizer, operator)
+        clone.tikhonov = self.tikhonov
+        return clone
+
+    def at(self, y: Tensor, x: Tensor | None = None) -> SaddleAt:
+        """The saddle functions of the measurements y (b, ...), one per image.
+
+        Args:
+            x: images of the shape to be reconstructed, or a packed state (b, n) of such; A^T y when None.
+
+        Raises:
+            InputError: y is not a finite floating-point batch.
+        """
+        check_images(y, "y")
+        u = self.start(y) if x is None or x.dim() == 2 else x
+        self.operator.check(u)
+        return _tie(self, y, u)
+
+
+class Certificate(NamedTuple):
+    """How far images are from the solution; (b,) each, ``theorem`` as codes of ``THEOREMS``, ``gradient`` (b, n)."""
+
+    distance: Tensor
+    theorem: Tensor
+    gradient: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SaddleAt:
+    """A SaddleEnergy tied to its data y: a batch of independent saddle functions.
+
+    Attributes:
+        energy: where it comes from.
+        y: measurements (b, ...).
+        primal: g_i, one per block of x.
+        dual: f_j, one per block of p; f_j* is what the saddle function has.
+        mu: strong convexity of the primal function in the image u.
+        data: whether the first dual block belongs to the data term.
+        offset: b(theta) for every dual block, or None.
+        shapes: of the blocks of x and p for one image.
+    """
+
+    energy: SaddleEnergy
+    y: Tensor
+    primal: tuple[Convex, ...]
+    dual: tuple[Convex, ...]
+    mu: Bound
+    data: bool
+    offset: tuple[Tensor | None, ...] | None
+    shapes: tuple[tuple[torch.Size, ...], tuple[torch.Size, ...]]
+    norms: tuple[tuple[float, ...], ...]
+
+    # --- the operator -------------------------------------------------------------------------------------------------
+    def linear(self, x: Blocks) -> Blocks:
+        """K x."""
+        rows = self.energy.regularizer.apply(*x)
+        return (self.energy.operator.forward(x[0]), *rows) if self.data else rows
+
+    def apply(self, x: Blocks) -> Blocks:
+        """K x + b."""
+        rows = self.linear(x)
+        if self.offset is None:
+            return rows
+        return tuple(r if b is None else r + b for r, b in zip(rows, self.offset, strict=True))
+
+    def adjoint(self, p: Blocks) -> Blocks:
+        """K^T p."""
+        if not self.data:
+            return self.energy.regularizer.adjoint(*p)
+        first, *others = self.energy.regularizer.adjoint(*p[1:])
+        return (first + self.energy.operator.adjoint(p[0]), *others)
+
+    # --- variables ----------------------------------------------------------------------------------------------------
+    def start(self, x0: Tensor) -> tuple[Blocks, Blocks]:
+        """x and p to begin with, from images (b, c, h, w) or from a packed state (b, n)."""
+        if x0.dim() == 2:
+            return self.unpack(x0)
+        regularizer = self.energy.regularizer
+        p = tuple(regularizer.dual_start(x0))
+        if self.data:
+            p = (torch.zeros((x0.shape[0], *self.shapes[1][0]), dtype=x0.dtype, device=x0.device), *p)
+        return (x0, *regularizer.auxiliary(x0)), p
+
+    @staticmethod
+    def pack(x: Blocks, p: Blocks) -> Tensor:
+        """All variables as (b, n)."""
+        return torch.cat([t.flatten(1) for t in (*x, *p)], dim=1)
+
+    def unpack(self, z: Tensor) -> tuple[Blocks, Blocks]:
+        """The inverse of ``pack``.
+
+        Raises:
+            InputError: a state of another problem.
+        """
+        sizes = [math.prod(s) for part in self.shapes for s in part]
+        if z.shape[1] != sum(sizes):
+            raise InputError("state", given=f"{z.shape[1]} variables per image", expected=f"{sum(sizes)}",
+                             remedy="Start from an image, or from the state of the same problem.")
+        pieces = z.split(sizes, dim=1)
+        blocks = [t.reshape(z.shape[0], *s) for t, s in zip(pieces, (*self.shapes[0], *self.shapes[1]), strict=True)]
+        return tuple(blocks[:len(self.primal)]), tuple(blocks[len(self.primal):])
+
+    def image(self, z: Tensor) -> Tensor:
+        """The image u in a packed state."""
+        return z[:, :math.prod(self.shapes[0][0])].reshape(z.shape[0], *self.shapes[0][0])
+
+    @property
+    def theorems(self) -> tuple[str, ...]:
+        """The names of the codes in ``certify``."""
+        return THEOREMS
+
+    def rounding_distance(self, z: Tensor) -> Tensor:
+        """Distances (b,) below which the gap of a state in its precision is mostly rounding, roughly.
+
+        The gap is a sum over pixels of terms of the size of their own rounding, so its noise is about machine epsilon
+        times ||u||^2 (a fifth of the square root of that was seen with TV denoising).
+        """
+        u = self.image(z) if z.dim() == 2 else z
+        return 0.2 * (torch.finfo(z.dtype).eps / self.mu.value) ** 0.5 * norm(u).double()
+
+    # --- constants ----------------------------------------------------------------------------------------------------
+    def bounds(self) -> Curvature:
+        """mu of the image; a saddle function has no L."""
+        return Curvature(self.mu, Bound.unknown())
+
+    @property
+    def smooth(self) -> bool:
+        """Whether gradients and Hessians of g and f* exist everywhere, and both are strongly convex."""
+        return all(g.strong > 0 and g.smooth < math.inf for g in self.primal) and all(
+            f.strong > 0 and f.smooth < math.inf for f in self.dual)
+
+    # --- certificates -------------------------------------------------------------------------------------------------
+    def gap(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> Tensor:
+        """P(x) - D(t p) (b,) at a multiple t p, t <= 1, that is feasible; the sum of its local parts, each >= 0.
+
+        Args:
+            kx, ktp: K x + b and K^T p.
+        """
+        lifted = self.energy.regularizer.finite(x)
+        if lifted is not None:
+            x, kx = lifted, self.apply(lifted)
+        repaired = self._repaired(x, p)
+        if repaired is not None:
+            p, ktp = repaired
+        scale = self._gauge(p, ktp)
+        if scale is not None:
+            p = tuple(t / _wide(scale, t) for t in p)
+            ktp = tuple(t / _wide(scale, t) for t in ktp)
+        parts = [g.gap(a, -s) for g, a, s in zip(self.primal, x, ktp, strict=True)]
+        parts += [f.gap(a, s) for f, a, s in zip(self.dual, kx, p, strict=True)]
+        return sum(parts[1:], parts[0])
+
+    def _repaired(self, x: Blocks, p: Blocks) -> tuple[Blocks, Blocks] | None:
+        first = 1 if self.data else 0
+        own = self.energy.regularizer.feasible(x, p[first:])
+        if own is None:
+            return None
+        p = (*p[:first], *own)
+        return p, self.adjoint(p)
+
+    def _gauge(self, p: Blocks, ktp: Blocks) -> Tensor | None:
+        """What p must be divided by, (b,), to be in the domains; None if it may be anything."""
+        found = [f.gauge(s) for f, s in zip(self.dual, p, strict=True) if _limited(f)]
+        found += [g.gauge(-s) for g, s in zip(self.primal, ktp, strict=True) if _limited(g)]
+        return torch.stack(found).amax(dim=0) if found else None
+
+    def gradient(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> tuple[Blocks, Blocks]:
+        """(grad g(x) + K^T p, K x + b - grad f*(p)), the gradient of the Lagrangian; for smooth problems only."""
+        rx = tuple(g.grad(a) + s for g, a, s in zip(self.primal, x, ktp, strict=True))
+        rp = tuple(a - f.conjugate_grad(s) for f, a, s in zip(self.dual, kx, p, strict=True))
+        return rx, rp
+
+    def moduli(self) -> list[float]:
+        """Strong convexity of the g_i and the f_j*, in the order of the blocks."""
+        return [g.strong for g in self.primal] + [1 / f.smooth for f in self.dual]
+
+    def distances(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> list[Tensor]:
+        """Certified distance (b,) of every block of x and p, from the optimality system; for smooth problems only."""
+        rx, rp = self.gradient(x, p, kx, ktp)
+        return distance_from_residuals([norm(r) for r in (*rx, *rp)], self.moduli())
+
+    def evidence(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> Tensor:
+        """The distance of the image that is known without another application of K, (b,)."""
+        distance = distance_from_gap(self.gap(x, p, kx, ktp), self.mu.value)
+        return torch.minimum(distance, self.distances(x, p, kx, ktp)[0]) if self.smooth else distance
+
+    def certify(self, z: Tensor) -> Certificate:
+        """The smallest certified distance of the image in a packed state (b, n), and the theorem behind it."""
+        x, p = self.unpack(z)
+        kx, ktp = self.apply(x), self.adjoint(p)
+        distance = distance_from_gap(self.gap(x, p, kx, ktp), self.mu.value)
+        found, gradient = {"gap": distance}, torch.zeros_like(z)
+        if self.smooth:
+            found["kkt"] = self.distances(x, p, kx, ktp)[0]
+            gradient = self.pack(*self.gradient(x, p, kx, ktp))
+        if all(f.smooth < math.inf for f in self.dual):
+            found["residual"] = self._residual(x, kx)
+        table = torch.stack([found.get(name, torch.full_like(distance, torch.inf)) for name in THEOREMS])
+        table = torch.where(table.isnan(), torch.inf, table)  # NaN must never look like a certificate
+        smallest, which = table.min(dim=0)
+        return Certificate(smallest, which, gradient)
+
+    def _residual(self, x: Blocks, kx: Blocks) -> Tensor:
+        """The distance of u with the dual variable grad f(K x + b), for which the dual part of the gap vanishes."""
+        slopes = tuple(f.grad(a) for f, a in zip(self.dual, kx, strict=True))
+        ktp = self.adjoint(slopes)
+        gap = torch.stack([g.gap(a, -s) for g, a, s in zip(self.primal, x, ktp, strict=True)]).sum(dim=0)
+        distance = distance_from_gap(gap, self.mu.value)
+        if all(g.strong > 0 and g.smooth < math.inf for g in self.primal):
+            residuals = [norm(g.grad(a) + s) for g, a, s in zip(self.primal, x, ktp, strict=True)]
+            distance = torch.minimum(distance, distance_from_residuals(residuals, [g.strong for g in self.primal])[0])
+        return distance
+
+    # --- parts of the batch -------------------------------------------------------------------------------------------
+    def select(self, index: Tensor) -> SaddleAt:
+        """The saddle functions of the images ``index``."""
+        return replace(self, y=self.y[index], primal=tuple(g.select(index) for g in self.primal),
+                       dual=tuple(f.select(index) for f in self.dual))
+
+    def double(self) -> SaddleAt:
+        """The same in float64."""
+        if self.y.dtype == torch.float64:
+            return self
+        u = torch.zeros((self.y.shape[0], *self.shapes[0][0]), dtype=torch.float64, device=self.y.device)
+        return _tie(self.energy.double(), self.y.double(), u)
+
+    @property
+    def effort(self) -> float:
+        """What one step costs, in operations on one vector of pixels; rough."""
+        return self.energy.operator.effort + float(getattr(self.energy.regularizer, "effort", 10.0))
+
+
+def _tie(energy: SaddleEnergy, y: Tensor, u: Tensor) -> SaddleAt:
+    """The functions and constants of images like u (b, c, h, w)."""
+    regularizer, operator, fidelity = energy.regularizer, energy.operator, energy.fidelity
+    with torch.no_grad():
+        like = u[:1]
+        of_image = fidelity.of_image(operator, y, u, energy.tikhonov)
+        data = of_image is None
+        first, rows, dual, offset = of_image, [], list(regularizer.dual(u)), regularizer.offset(u)
+        auxiliary, starts = regularizer.auxiliary(like), regularizer.dual_start(like)
+        shapes = [s.shape[1:] for s in starts]
+        if data:
+            first = fidelity.rest(energy.tikhonov)
+            dual.insert(0, fidelity.of_data(y))
+            rows.append((math.sqrt(operator.spectrum(u).L.value), *[0.0] * len(auxiliary)))
+            shapes.insert(0, y.shape[1:])
+            offset = None if offset is None else (None, *offset)
+        rows += [tuple(float(v) for v in row) for row in regularizer.norms(u)]
+        mu = fidelity.bounds(operator, u).mu + Bound.exact(energy.tikhonov)
+        return SaddleAt(energy, y, (first, *regularizer.primal(u)), tuple(dual), mu, data, offset,
+                        ((u.shape[1:], *(v.shape[1:] for v in auxiliary)), tuple(shapes)), tuple(rows))
+
+
+def _limited(function: Convex) -> bool:
+    """Whether the conjugate is infinite somewhere."""
+    return type(function).gauge is not Convex.gauge
+
+
+def _wide(scalars: Tensor, like: Tensor) -> Tensor:
+    return scalars.view(-1, *[1] * (like.dim() - 1))
+
+
+def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Inner product over all blocks, per image (b,)."""
+    parts = [torch.linalg.vecdot(s.flatten(1), t.flatten(1)) for s, t in zip(a, b, strict=True)]
+    return torch.stack(parts).sum(dim=0)

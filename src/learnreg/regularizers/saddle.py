@@ -1,0 +1,168 @@
+"""SaddleRegularizer: what every regularizer of a saddle-point lower level offers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..convex import Convex
+from ..core.errors import InputError, MissingPropertyError
+from ..core.ranges import check_number
+
+
+class SaddleRegularizer(nn.Module):
+    """R(u; theta) = min_v max_p <K(theta)(u, v) + b(theta), p> + sum_i g_i(v_i) - sum_j f_j*(p_j).
+
+    u are images (b, c, h, w), v auxiliary blocks (none is common), p dual blocks, all with the batch first; theta are
+    the module's trainable parameters. They enter through K and b only: the convex functions g_i, f_j know nothing of
+    theta, so a weight stands in the rows of K. The hypergradient then is that of <K(theta) X, p> + <K(theta) x + b, P>
+    whatever the functions are.
+
+    A subclass implements ``dual``, ``apply``, ``adjoint`` and ``norms``; with auxiliary blocks ``auxiliary`` and
+    ``primal`` too. The other methods have defaults.
+    """
+
+    saddle = True
+
+    @property
+    def effort(self) -> float:
+        """What K and its adjoint cost together, in operations on one vector of pixels; roughly."""
+        return 20.0
+
+    # --- blocks -----------------------------------------------------------------------------------------------------
+
+    def auxiliary(self, u: Tensor) -> tuple[Tensor, ...]:
+        """Blocks v to start from, for images u (b, c, h, w); () if there are none."""
+        return ()
+
+    def primal(self, u: Tensor) -> tuple[Convex, ...]:
+        """g_i, one for every block of ``auxiliary``."""
+        return ()
+
+    def dual(self, u: Tensor) -> tuple[Convex, ...]:
+        """f_j, one for every dual block."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def dual_start(self, u: Tensor) -> tuple[Tensor, ...]:
+        """Dual blocks to start from, zeros by default."""
+        return tuple(torch.zeros_like(a) for a in self.apply(u, *self.auxiliary(u)))
+
+    # --- the coupling -----------------------------------------------------------------------------------------------
+
+    def apply(self, u: Tensor, *v: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """K(theta)(u, v), one tensor for every dual block; differentiable in theta, fast under ``torch.no_grad``."""
+        raise NotImplementedError
+
+    def adjoint(self, *p: Tensor) -> tuple[Tensor, ...]:
+        """K(theta)^T p, exactly: the part of u first, then one tensor for every block v."""
+        raise NotImplementedError
+
+    def offset(self, u: Tensor) -> tuple[Tensor | None, ...] | None:
+        """b(theta), for every dual block a tensor with first dimension 1 or None; None where there is none at all."""
+        return None
+
+    def norms(self, u: Tensor) -> list[list[float]]:
+        """Proven upper bounds of the spectral norms of K_ji: a row per dual block, u first in every row."""
+        raise NotImplementedError
+
+    def finite(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """(u, *v) near x, with the same u, at which every f_j and g_i is finite, or None (the default): x is such.
+
+        Args:
+            x: (u, *v).
+        """
+        return None
+
+    def feasible(self, x: tuple[Tensor, ...], p: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Dual blocks near p for which -K^T p lies in the domain of every g_i*, or None.
+
+        None, the default, says that shrinking p by the gauges of f_j* and g_i* is enough.
+
+        Args:
+            x: (u, *v).
+        """
+        return None
+
+    def sensitivity(self, u: Tensor) -> tuple[float, float]:
+        """(kappa, beta), proven: ||dK|| <= kappa ||dtheta|| and ||db|| <= beta ||dtheta||; inf where unknown."""
+        return math.inf, math.inf
+
+    # --- the function -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def value_with(self, u: Tensor, *v: Tensor) -> Tensor:
+        """sum_j f_j(K (u, v) + b) + sum_i g_i(v_i), per image (b,): at least R(u), and equal to it at the best v."""
+        images(u)
+        blocks = self.apply(u, *v)
+        shifts = self.offset(u) or (None,) * len(blocks)
+        total = u.new_zeros(u.shape[0])
+        for f, a, b in zip(self.dual(u), blocks, shifts, strict=True):
+            total = total + f.value(a if b is None else a + b)
+        for g, block in zip(self.primal(u), v, strict=True):
+            total = total + g.value(block)
+        return total
+
+    def value(self, u: Tensor) -> Tensor:
+        """R(u), (b, c, h, w) -> (b,).
+
+        Raises:
+            MissingPropertyError: R(u) is itself a minimum over auxiliary blocks.
+        """
+        if self.auxiliary(images(u)[:1]):
+            raise MissingPropertyError(
+                "value", given=f"{type(self).__name__}, whose value is a minimum over auxiliary fields",
+                expected="a regularizer without auxiliary fields", remedy="Use value_with(u, *v) at given fields v.")
+        return self.value_with(u)
+
+    # --- descriptions -----------------------------------------------------------------------------------------------
+
+    def spec(self) -> dict[str, Any]:
+        """JSON-able constructor arguments with the class name under ``type``; the model file stores it."""
+        raise NotImplementedError
+
+    def units(self) -> Tensor:
+        """A natural step of every entry of theta (d,), in its order: learners that use curvature start from these."""
+        return torch.cat([torch.ones(p.numel()) for p in self.parameters() if p.requires_grad] or [torch.zeros(0)])
+
+    def filters(self) -> dict[str, Tensor] | None:
+        """Learned filters for a report: ``kernels`` (K, c, s, s), ``weights`` (K,), or None."""
+        return None
+
+
+def images(u: Tensor, least: int = 1) -> Tensor:
+    """u if it looks like images whose sides are at least ``least`` pixels.
+
+    Raises:
+        InputError: otherwise.
+    """
+    if u.dim() != 4 or min(u.shape[-2:]) < least:
+        raise InputError("u", given=f"shape {tuple(u.shape)}",
+                         expected="(b, c, h, w)" + (f" with h, w >= {least}" if least > 1 else ""),
+                         remedy="Add batch and channel dimensions, for example u[None, None]."
+                         if u.dim() != 4 else "Use larger images or smaller filters.")
+    return u
+
+
+def flag(name: str, value: Any) -> bool:
+    """``value`` if it is a truth value.
+
+    Raises:
+        InputError: otherwise, naming the argument.
+    """
+    if not isinstance(value, bool):
+        raise InputError(name, given=value, expected="True or False")
+    return value
+
+
+def non_negative(name: str, value: Any) -> float:
+    """``value`` if it is a finite number >= 0.
+
+    Raises:
+        InputError: otherwise, naming the argument.
+    """
+    check_number(name, value, lambda v: v >= 0, "a finite number >= 0")
+    return float(value)
