@@ -10,8 +10,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_ROOMS = ("convex", "core", "data", "hypergradients", "learners", "linear", "metrics", "models", "operators", "problems",
-          "regularizers", "reports", "solvers")
+_ROOMS = ("convex", "core", "data", "hypergradients", "learners", "linear", "metrics", "models", "operators",
+          "problems", "regularizers", "reports", "solvers")
 _HOME = {
     "Bound": "core", "Kind": "core", "Cost": "core", "Status": "core", "LearnregError": "core", "InputError": "core",
     "SolveError": "core", "Energy": "problems", "SaddleEnergy": "problems",

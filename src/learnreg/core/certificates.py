@@ -45,7 +45,8 @@ def distance_from_residuals(residuals: Sequence[Tensor], moduli: Sequence[float]
     F is monotone with <F(z) - F(z*), z - z*> >= sum_j mu_j ||z_j - z_j*||^2: the gradient of a function that is
     strongly convex with moduli mu_j, or the optimality system (grad g(x) + K^T p, grad f*(p) - K x) of a saddle point,
     whose skew part drops out.
-    Proof: with a_j = sqrt(mu_j) ||z_j - z_j*|| and r_j = ||F_j|| / sqrt(mu_j), sum a_j^2 <= sum r_j a_j, so ||a|| <= ||r||.
+    Proof: with a_j = sqrt(mu_j) ||z_j - z_j*|| and r_j = ||F_j|| / sqrt(mu_j), sum a_j^2 <= sum r_j a_j, hence
+    ||a|| <= ||r||.
 
     Args:
         residuals: ||F_j(z)||, each (b,).

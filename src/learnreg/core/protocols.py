@@ -51,6 +51,51 @@ class Potential(Protocol):
         ...
 
 
+@runtime_checkable
+class Saddle(Protocol):
+    """A batch of independent saddle functions <K x + b, p> + g(x) - f*(p); a SaddleEnergy tied to its data is one.
+
+    x and p are tuples of blocks (b, ...); packed they are one tensor (b, n).
+    """
+
+    @property
+    def theorems(self) -> tuple[str, ...]:
+        """Names of the certificates."""
+        ...
+
+    def certify(self, z: Tensor) -> Any:
+        """Of a packed point: ``distance`` (b,), ``theorem`` (b,) as indices of ``theorems``, ``gradient`` (b, n)."""
+        ...
+
+    def evidence(self, x: Any, p: Any, kx: Any, ktp: Any) -> Tensor:
+        """A distance (b,) that costs no application of K, from x, p, K x + b and K^T p."""
+        ...
+
+    def rounding_distance(self, z: Tensor) -> Tensor:
+        """Distances (b,) below which rounding in the type of z is most of what is left."""
+        ...
+
+    def start(self, x0: Tensor) -> tuple[Any, Any]:
+        """x and p to begin with."""
+        ...
+
+    def pack(self, x: Any, p: Any) -> Tensor: ...
+
+    def unpack(self, z: Tensor) -> tuple[Any, Any]: ...
+
+    def image(self, z: Tensor) -> Tensor:
+        """What a packed point says about the image."""
+        ...
+
+    def bounds(self) -> Curvature:
+        """mu of the image."""
+        ...
+
+    def select(self, index: Tensor) -> Saddle: ...
+
+    def double(self) -> Saddle: ...
+
+
 class Solver(Protocol):
     """One step of a lower-level algorithm; the loop is in ``solvers/iterate.py``.
 

@@ -1,4 +1,4 @@
-"""Hypergradients: implicit, truncated, unrolled and piggyback differentiation, and a differentiable reconstruction layer.
+"""Hypergradients: implicit, truncated, unrolled and piggyback differentiation, and a differentiable layer.
 
 ``Reconstructor`` is imported from ``.layer`` on demand, because deepinv is slow to import.
 """

@@ -2,9 +2,10 @@
 
 At a computed (x, p), with Hg, Hf the Hessians of g at x and of f* at p and l the loss of the image:
     min_X max_Y <K X, Y> + 1/2 <Hg X, X> - 1/2 <Hf Y, Y> + <grad l, X>,
-that is  Hg X + K^T Y + grad l = 0,  K X - Hf Y = 0  (Bogensperger, Ehrhardt, Pock, Salehi, Wong, arXiv 2412.06436; derived
-again). Where g or f* has no Hessian, that of the derivative of its proximal map stands in: eigenvalues in [0, inf], of
-which inf keeps a component at zero, as the constraint that made it does. Such a derivative is formal at kinks.
+that is  Hg X + K^T Y + grad l = 0,  K X - Hf Y = 0  (Bogensperger, Ehrhardt, Pock, Salehi, Wong, arXiv 2412.06436;
+derived again). Where g or f* has no Hessian, that of the derivative of its proximal map stands in: eigenvalues in
+[0, inf], of which inf keeps a component at zero, as the constraint that made it does. Such a derivative is formal at
+kinks.
 """
 
 from __future__ import annotations
@@ -73,7 +74,6 @@ class AdjointSaddle:
 
     Attributes:
         f: the saddle function that was solved.
-        x, p: where.
         primal, dual: the blocks.
         rebuild: makes the same problem in float64.
     """
@@ -111,6 +111,10 @@ class AdjointSaddle:
     def unpack(self, z: Tensor) -> tuple[Blocks, Blocks]:
         """The inverse of ``pack``."""
         return self.f.unpack(z)
+
+    def start(self, x0: Tensor) -> tuple[Blocks, Blocks]:
+        """Only packed starts have a meaning here."""
+        return self.unpack(x0)
 
     def image(self, z: Tensor) -> Tensor:
         """All of it: the solution of a linear problem is no picture."""
@@ -174,8 +178,8 @@ def linearized(f: Any, x: Blocks, p: Blocks, slope: Tensor) -> AdjointSaddle:
     def rebuild() -> AdjointSaddle:
         if slope.dtype == torch.float64:
             return problem
-        wide = (tuple(t.double() for t in blocks) for blocks in (x, p))
-        return linearized(f.double(), *wide, slope.double())
+        x64, p64 = (tuple(t.double() for t in blocks) for blocks in (x, p))
+        return linearized(f.double(), x64, p64, slope.double())
 
     problem = AdjointSaddle(f, primal, dual, rebuild)
     return problem

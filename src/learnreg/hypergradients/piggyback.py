@@ -4,8 +4,8 @@ For min_x max_p <K(theta) x + b(theta), p> + g(x) - f*(p) with solution (x, p) a
     z = d/dtheta [ <K x + b, Y> + <K X, p> ].
 Two ways to get (X, Y): ``Piggyback`` solves to a certified accuracy, then freezes the derivatives there and solves the
 linear problem to a residual (the variant whose error is bounded; Bogensperger, Ehrhardt, Pock, Salehi, Wong, arXiv
-2412.06436); ``JointPiggyback`` makes one linear step after each of a fixed number of primal-dual steps (Griewank and Faure
-2003; Bogensperger, Chambolle, Pock, SIAM J. Math. Data Sci. 4, 2022).
+2412.06436); ``JointPiggyback`` makes one linear step after each of a fixed number of primal-dual steps (Griewank and
+Faure 2003; Bogensperger, Chambolle, Pock, SIAM J. Math. Data Sci. 4, 2022).
 """
 
 from __future__ import annotations
@@ -176,7 +176,8 @@ def saddle_error(f: Any, state: Tensor, solution: Solution, found: Solution, los
     sizes = [length(x), length(p[1:] if f.data else p), length(X), length(Y[1:] if f.data else Y)]
     eps_x, eps_p = (_total(part) for part in (eps[:len(f.primal)], eps[first:]))
     d_x, d_y = (_total(part) for part in (moved[:len(f.primal)], moved[first:]))
-    sharp = kappa * omega(*sizes, eps_x, eps_p, d_x, d_y) + beta * d_y
+    size_x, size_p, size_X, size_Y = sizes
+    sharp = kappa * omega(size_x, size_p, size_X, size_Y, eps_x, eps_p, d_x, d_y) + beta * d_y
     plain = _constants(f, eps, sizes, (qx, qp), loss_smoothness, slope, kappa)
     return sharp if plain is None or beta else torch.minimum(sharp, plain)
 

@@ -78,7 +78,7 @@ def omega(x: Tensor, p: Tensor, X: Tensor, Y: Tensor, eps_x: Tensor, eps_p: Tens
 def adjoint_distances(primal: Sequence[Any], dual: Sequence[Any], x: Sequence[Tensor], p: Sequence[Tensor],
                       X: Sequence[Tensor], Y: Sequence[Tensor], eps: Sequence[Tensor], residual: Sequence[Tensor],
                       moduli: Sequence[float], loss_smoothness: float) -> list[Tensor] | None:
-    """Distances (b,) of every block of (X, Y) to the exact adjoint, with the computed adjoint in the place of constants.
+    """Distances (b,) of every block of (X, Y) to the exact adjoint, with the computed adjoint in place of constants.
 
     With M = [[Hg, K^T], [-K, Hf]] and stars for the exact point,
         M* ((X, Y) - (X*, Y*)) = (M* - M)(X, Y) + residual + (grad l* - grad l),

@@ -33,7 +33,8 @@ def learn(problem: Any, learner: Any, *, hypergradient: Strategy | None = None, 
     Args:
         problem: a BilevelProblem.
         learner: MAID(), HOAG(), LBFGSB(), Stochastic(), DFO() ...
-        hypergradient: the strategy; ``Implicit()`` when None, ``Piggyback()`` for a SaddleEnergy; the learner switches on the error estimate that it needs.
+        hypergradient: the strategy; ``Implicit()`` when None, ``Piggyback()`` for a SaddleEnergy; the learner switches
+            on the error estimate that it needs.
         budget: when to stop.
         seed: of everything that a learner draws at random; the descent learners draw nothing.
         checkpoint: a folder; the state is written there after every step (less often where writing would take more

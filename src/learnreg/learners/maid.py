@@ -89,8 +89,8 @@ class MAID:
     def strategy(self, given: Strategy) -> Strategy:
         """The hypergradient strategy with the error that the test needs switched on.
 
-        Others than ``Implicit`` and ``Piggyback`` are taken as they are. They do not estimate their error, so that every direction
-        passes the descent test; the decrease is certified all the same.
+        Others than ``Implicit`` and ``Piggyback`` are taken as they are. They do not estimate their error, so that
+        every direction passes the descent test; the decrease is certified all the same.
 
         Raises:
             MissingPropertyError: a fixed number of lower-level steps, or no error that tightening could make small

@@ -1,7 +1,7 @@
 """Saddle-point lower levels: min_x max_p <K(theta) x + b(theta), p> + g(x) - f*(p), batched over images.
 
-The primal variable is x = (u, v_1, ...): the image u (b, c, h, w) and what the regularizer adds; p has one block per row
-of K. Every parameter enters through K and b, so that the hypergradient needs no derivative of g or f.
+The primal variable is x = (u, v_1, ...): the image u (b, c, h, w) and what the regularizer adds; p has one block per
+row of K. Every parameter enters through K and b, so that the hypergradient needs no derivative of g or f.
 """
 
 from __future__ import annotations
@@ -209,6 +209,12 @@ class SaddleAt:
         parts = [g.gap(a, -s) for g, a, s in zip(self.primal, x, ktp, strict=True)]
         parts += [f.gap(a, s) for f, a, s in zip(self.dual, kx, p, strict=True)]
         return sum(parts[1:], parts[0])
+
+    def halves(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> tuple[Tensor, Tensor]:
+        """The gap in two parts (b,): what x leaves, repairs of p included, and what p leaves."""
+        of_dual = torch.stack([f.gap(a, s) for f, a, s in zip(self.dual, kx, p, strict=True)]).sum(dim=0)
+        tiny = torch.finfo(of_dual.dtype).tiny
+        return (self.gap(x, p, kx, ktp) - of_dual).clamp_min(tiny), of_dual.clamp_min(tiny)
 
     def _repaired(self, x: Blocks, p: Blocks) -> tuple[Blocks, Blocks] | None:
         first = 1 if self.data else 0

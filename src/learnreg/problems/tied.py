@@ -1,4 +1,4 @@
-"""What all lower levels share: a physics, a regularizer with the parameters, a data term, and copies at other parameters."""
+"""What all lower levels share: a physics, a regularizer with the parameters, a data term, copies at other theta."""
 
 from __future__ import annotations
 

@@ -26,9 +26,9 @@ class ICNN(SaddleRegularizer):
     entries, so R is convex. Lifted: v = (z_1, ..., z_L) with (W_{k-1} z_{k-1} + b_{k-1}, z_k) in the epigraph of s
     and free z; nothing is lost, because what comes later is nondecreasing in z. Dual blocks: a pair (s_k, t_k) for
     every epigraph, (b, 2, channels, h, w), and one block for the last layer. Mukherjee et al., arXiv 2008.02839, for
-    the regularizer; Ehrhardt, Mukherjee and Wong, arXiv 2410.12441, for the lifting (their last layer is fully connected).
+    the regularizer; Ehrhardt, Mukherjee and Wong, arXiv 2410.12441, for the lifting (there the last layer is dense).
 
-    theta = (W_0 before centring, square roots of W_1..W_L, b_0..b_L, log w): nothing needs to be projected.
+    theta = (W_0 before centring, log w, square roots of W_1..W_L, b_0..b_L): nothing needs to be projected.
 
     With ``rounding`` om > 0 the network is differentiable: s(a) = slope a + (1 - slope) relu_om(a) with relu_om(a) =
     a^2/(2 om) on [0, om], and the last activation is relu_h with h = om ``weight``. theta must not enter relu_h, so it
@@ -124,7 +124,7 @@ class ICNN(SaddleRegularizer):
         made = cls(first[0], first[-1], layers=len(weights) - 1, units=head[0], in_channels=first[1],
                    weight=float(last.mean()), **{"head_size": head[-1], **settings}
                    if settings.get("image_size") is None else settings)
-        values = [weights[0], *(w.sqrt() for w in weights[1:]), *biases, last.log()]
+        values = [weights[0], last.log(), *(w.sqrt() for w in weights[1:]), *biases]
         if [p.shape for p in made.parameters()] != [v.shape for v in values]:
             raise InputError("weights, biases, last", given=[tuple(v.shape) for v in values],
                              expected=[tuple(p.shape) for p in made.parameters()])
@@ -176,6 +176,7 @@ class ICNN(SaddleRegularizer):
 
     # --- blocks -----------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def auxiliary(self, u: Tensor) -> tuple[Tensor, ...]:
         """The activations z_1, ..., z_L of the network at u."""
         return tuple(self._activated(a) for a in self._inputs(u)[:-1])
@@ -186,14 +187,13 @@ class ICNN(SaddleRegularizer):
     def dual(self, u: Tensor) -> tuple[Convex, ...]:
         return (*(Epigraph(self.slope, self.rounding),) * self.depth, Hinge(1.0, self.rounding * self.weight))
 
-    @torch.no_grad()
     def dual_start(self, u: Tensor) -> tuple[Tensor, ...]:
         """The dual variables for which K^T p is the gradient of the network at u and vanishes on z."""
         return self.slopes(u)
 
     # --- the coupling -----------------------------------------------------------------------------------------------
 
-    def apply(self, u: Tensor, *v: Tensor) -> tuple[Tensor, ...]:
+    def apply(self, u: Tensor, *v: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         below = correlate(u, self._first(), self.padding)
         rows = []
         for k, z in enumerate(v, start=1):
@@ -295,13 +295,14 @@ class ICNN(SaddleRegularizer):
 
     def _downwards(self, last: Tensor, shape: Sequence[int],
                    chosen: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, ...]:
-        """The dual blocks with K^T p = 0 in every z_k that end with ``last``; s_k is ``chosen`` from k - 1 and |t_k|."""
+        """Dual blocks with K^T p = 0 in every z_k that end with ``last``; s_k is ``chosen`` from k - 1 and |t_k|."""
         p = [last]
         for k in range(self.depth, 0, -1):
             depth = self._pulled(k, p[0], shape)
             p.insert(0, torch.stack([chosen(k - 1, depth), -depth], dim=1))
         return tuple(p)
 
+    @torch.no_grad()
     def slopes(self, u: Tensor) -> tuple[Tensor, ...]:
         """Dual blocks p for which K^T p is (a subgradient of R at u, 0, ..., 0): back propagation."""
         *hidden, a = self._inputs(u)

@@ -19,7 +19,7 @@ SAFETY = 1 + 1e-12
 
 
 def leaky(a: Tensor, slope: float, rounding: float) -> Tensor:
-    """slope a + (1 - slope) h(a); h is max(0, a), or a^2 / (2 om) on [0, om] and a - om/2 beyond for rounding om > 0."""
+    """slope a + (1 - slope) h(a); h is max(0, a), or for rounding om > 0 a^2/(2 om) on [0, om] and a - om/2 beyond."""
     positive = a.clamp_min(0)
     if rounding:
         curved = positive.clamp_max(rounding)
@@ -86,6 +86,8 @@ def pool_adjoint(p: Tensor, pooling: int, shape: Sequence[int]) -> Tensor:
 
 def first_norm(kernels: Tensor, padding: Padding, h: int, w: int) -> float:
     """A proven bound for the bank ``kernels`` (K, c, s, s) on images h x w: channels add up at most in squares."""
+    if kernels.shape[-1] == 1:  # the same small matrix at every pixel
+        return float(torch.linalg.matrix_norm(kernels.detach().double().flatten(1), 2)) * SAFETY
     return sum(bank_norm(kernels[:, i][None], padding, h, w) ** 2 for i in range(kernels.shape[1])) ** 0.5
 
 

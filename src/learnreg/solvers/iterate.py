@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from ..core.batch import norm, per_image
 from ..core.certificates import distance_from_gradient
 from ..core.cost import Cost
 from ..core.errors import MissingPropertyError
-from ..core.protocols import Potential, Solver
+from ..core.protocols import Potential, Saddle, Solver
 from ..core.results import Solution
 from ..core.status import Status
 
@@ -29,7 +29,7 @@ GPU_INTERVAL = 8
 """On a GPU the host looks at the stopping test every so many steps, so that the queue never runs dry."""
 
 
-def is_saddle(f: Any) -> bool:
+def is_saddle(f: Any) -> TypeGuard[Saddle]:
     """Whether ``f`` is a saddle function (it certifies its own points) and no potential."""
     return hasattr(f, "certify")
 

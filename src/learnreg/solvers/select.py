@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
-from ..core.protocols import Potential, Solver
+from ..core.protocols import Potential, Saddle, Solver
 from ..linear.precondition import Preconditioner
 from .agd import AGD
-from .lbfgs import LBFGS, averaged
 from .iterate import is_saddle
+from .lbfgs import LBFGS, averaged
 from .newton import NewtonCG, PrimalDualNewton
 from .nmapg import NmAPG
 from .pdhg import PDHG
@@ -38,7 +39,7 @@ def check_solver(name: str | Solver) -> None:
         raise InputError("solver", given=repr(name), expected=f"'auto' or one of {', '.join(map(repr, SOLVERS))}")
 
 
-def choose(name: str | Solver, f: Potential) -> tuple[Solver, str]:
+def choose(name: str | Solver, f: Potential | Saddle) -> tuple[Solver, str]:
     """The solver object and the words that name it in results; ``auto`` says why.
 
     Raises:
@@ -61,7 +62,7 @@ def choose(name: str | Solver, f: Potential) -> tuple[Solver, str]:
     return _automatic(f)
 
 
-def _automatic(f: Potential) -> tuple[Solver, str]:
+def _automatic(f: Any) -> tuple[Solver, str]:
     """L-BFGS where the steps it saves are worth more than its own operations, accelerated gradient elsewhere.
 
     Evaluations of accelerated gradient over those of preconditioned L-BFGS, measured with TV and Fields of Experts on

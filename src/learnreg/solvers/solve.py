@@ -14,7 +14,7 @@ from ..core.batch import check_images, norm, per_image
 from ..core.bounds import Kind
 from ..core.cost import Cost
 from ..core.errors import InputError
-from ..core.protocols import Potential, Solver
+from ..core.protocols import Potential, Saddle, Solver
 from ..core.results import Solution
 from ..core.status import Status
 from .iterate import is_saddle, minimize, require_strong_convexity
@@ -65,7 +65,7 @@ def solve(energy: Any, y: Tensor, eps: float | Tensor, *, solver: str | Solver =
 
 
 @torch.no_grad()
-def solve_potential(f: Potential, eps: float | Tensor, x0: Tensor, solver: str | Solver = "auto", *,
+def solve_potential(f: Potential | Saddle, eps: float | Tensor, x0: Tensor, solver: str | Solver = "auto", *,
                     max_steps: int = 20000, should_stop: Callable[[], bool] | None = None) -> Solution:
     """``minimize`` with the solver chosen, and in float64 what cannot be certified in the precision of x0.
 
@@ -86,7 +86,7 @@ def solve_potential(f: Potential, eps: float | Tensor, x0: Tensor, solver: str |
     return _solved(f, eps, x0, method, words, max_steps, should_stop)
 
 
-def _solved(f: Potential, eps: Tensor, x0: Tensor, method: Solver, words: str, max_steps: int,
+def _solved(f: Any, eps: Tensor, x0: Tensor, method: Solver, words: str, max_steps: int,
             should_stop: Callable[[], bool] | None) -> Solution:
     """``solve_potential`` once the solver is chosen and the variables are those that it works on."""
     run = partial(_part, f, eps, x0, method, max_steps=max_steps, should_stop=should_stop)
@@ -107,7 +107,7 @@ def _solved(f: Potential, eps: Tensor, x0: Tensor, method: Solver, words: str, m
     return result
 
 
-def _part(f: Potential, eps: Tensor, x0: Tensor, method: Solver, index: Tensor, start: Tensor,
+def _part(f: Any, eps: Tensor, x0: Tensor, method: Solver, index: Tensor, start: Tensor,
           **limits: Any) -> Solution:
     """``minimize`` for some images of the batch, in the type of ``start``; part of eps pays for rounding them back."""
     potential = f if index.numel() == x0.shape[0] else f.select(index)
@@ -148,18 +148,18 @@ def _narrowed(solution: Solution, eps: Tensor, dtype: torch.dtype) -> Solution:
     return replace(solution, value=value, error=error, status=status, gradient=solution.gradient.to(dtype))
 
 
-def start_distance(f: Potential, x0: Tensor) -> Tensor:
+def start_distance(f: Any, x0: Tensor) -> Tensor:
     """A bound (b,) of the distance of a start x0 to the solution, at the cost of a gradient; in the type of x0."""
     if is_saddle(f):
-        z0 = x0 if x0.dim() == 2 else f.pack(*f.start(x0))  # type: ignore[attr-defined]
-        return f.certify(z0).distance  # type: ignore[attr-defined]
+        z0 = x0 if x0.dim() == 2 else f.pack(*f.start(x0))
+        return f.certify(z0).distance
     return norm(f.grad(x0)) / f.bounds().mu.value
 
 
-def _near_rounding(f: Potential, eps: Tensor, x0: Tensor) -> Tensor:
+def _near_rounding(f: Any, eps: Tensor, x0: Tensor) -> Tensor:
     """Images (b,) whose certifying gradient norm is lost in the rounding of gradients in the type of x0."""
     if is_saddle(f):
-        return eps < f.rounding_distance(x0)  # type: ignore[attr-defined]
+        return eps < f.rounding_distance(x0)
     curvature, offer = f.bounds(), getattr(f, "noise", None)
     noise = NEAR_ROUNDING * curvature.L.value if offer is None else offer()
     return curvature.mu.value * eps < noise * torch.finfo(x0.dtype).eps * norm(x0).double()
