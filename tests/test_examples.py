@@ -36,6 +36,14 @@ def test_a_training_loop_of_ones_own_lowers_the_loss(tmp_path):
     assert losses[1] < losses[0]
 
 
+def test_exact_total_variation_is_learned_and_certified(tmp_path):
+    lines = run(str(ROOT / "examples" / "exact_tv.py"), "3", cwd=tmp_path).splitlines()
+    before, after = (float(v.strip(",")) for v in next(x for x in lines if "loss" in x).split()[1:4:2])
+    assert after < before
+    errors = [float(line.split("within ")[1].split()[0]) for line in lines if "certified by the gap" in line]
+    assert len(errors) == 2 and max(errors) <= 0.05
+
+
 def test_the_ten_lines_of_the_readme_are_those_of_the_example():
     """What the README shows is what runs."""
     script = (ROOT / "examples" / "denoise.py").read_text()

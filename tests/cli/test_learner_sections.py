@@ -14,7 +14,7 @@ from learnreg.cli.config import load_config
 from learnreg.cli.settings import LEARNERS, STRATEGIES
 from learnreg.core.errors import ConfigError
 from learnreg.core.files import load_tensors
-from learnreg.hypergradients import Implicit, JacobianFree, Unrolled
+from learnreg.hypergradients import Implicit, JacobianFree, JointPiggyback, Piggyback, Unrolled
 from learnreg.learners import HOAG, LBFGSB, MAID, FixedAccuracy, GridSearch, OptunaSearch, RandomSearch, Stochastic
 from learnreg.linear import CG
 
@@ -154,7 +154,8 @@ def test_every_strategy_can_be_chosen(text, expected, load):
 
 def test_every_strategy_has_its_section():
     assert {tag: model.target for tag, model in STRATEGIES.items()} == {
-        "implicit": Implicit, "unrolled": Unrolled, "jacobian_free": JacobianFree}
+        "implicit": Implicit, "unrolled": Unrolled, "jacobian_free": JacobianFree, "piggyback": Piggyback,
+        "joint_piggyback": JointPiggyback}
     for model in STRATEGIES.values():
         assert set(model.model_fields) - {"type"} == {f.name for f in fields(model.target)}
 

@@ -158,6 +158,26 @@ def test_broken_certificate_is_not_hidden(tmp_path):
     assert "In 1 of 2 checks the true error is larger than the certified one: the certificate does" in page
 
 
+def test_a_reference_that_is_not_exact_is_allowed_for_and_named(tmp_path):
+    rows = ({"eps": 0.1, "certified": 0.05, "true": 0.0503, "reference": 4e-4},
+            {"eps": 0.01, "certified": 0.01, "true": 0.0105, "reference": 4e-4})
+    page = text_of(page_of(Report(make_run(), make_evaluation(honesty=rows)), tmp_path))
+    assert "In 1 of 2 checks the true error is larger" in page
+    assert "which is itself within 0.0004 of the exact one" in page
+
+
+@pytest.mark.parametrize(("theorem", "words"), [
+    ((), "the final gradient and a proven lower bound of the curvature"),
+    (("gap",) * 5, "strong convexity and the primal-dual gap,"),
+    (("gap", "kkt", "gap", "residual", "gap"),
+     "the primal-dual gap (3 images) or the optimality condition at the picture, with the dual variable that belongs "
+     "to it (1 image) or the residuals of the optimality system (1 image)")])
+def test_the_page_says_what_certified_distances_follow_from(theorem, words, tmp_path):
+    report = Report(make_run(), make_evaluation(theorem=theorem))
+    assert words in text_of(page_of(report, tmp_path))
+    assert next(iter(Report.load(tmp_path).evaluations.values())).theorem == theorem
+
+
 def test_load_and_save_again_gives_the_same_files(saved, tmp_path):
     loaded = Report.load(saved.parent)
     again = loaded.save(tmp_path)

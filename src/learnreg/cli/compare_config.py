@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from ..core.errors import ConfigError
-from ..hypergradients import Implicit
-from ..solvers.select import check_solver
 from . import toml
 from .config import TAGS, Config
 from .mistakes import nearest, one_of_words, read_tables, translated
@@ -28,6 +26,9 @@ from .settings import (
     Settings,
     Strategy,
     build_regularizer,
+    check_method,
+    check_strategy,
+    default_strategy,
     located,
     one_of,
 )
@@ -45,7 +46,7 @@ _LEARNERS = """
 type = "maid"
 # name = "MAID"     # left out: made from the type and the settings that differ from the defaults
 # solver = "auto"   # left out: that of [run]
-# [learners.hypergradient]    # left out: implicit; the keys are those of [hypergradient] of a run
+# [learners.hypergradient]    # left out: implicit (piggyback for saddle points); the keys of [hypergradient] of a run
 # type = "unrolled"
 
 [[learners]]
@@ -313,15 +314,17 @@ def _check(plan: Plan) -> None:
     for variant in plan.variants:
         if titles.count(variant.name) > 1:  # "a (b=1)" may be a name as well as a point of a grid
             raise _twice(f"learners({names[variant.learner]})", variant.name, "learner")
-    with located("run"):
-        check_solver(plan.config.run.solver)
     plan.config.budget.build("budget")
-    for variant in plan.variants:
+    for section in plan.starts.values():
+        check_method(section, plan.config.run.solver)
+    for variant, section in product(plan.variants, plan.starts.values()):
         where = f"learners({names[variant.learner]})"
         learner = variant.section.build(f"{where}.grid" if variant.grid else where)
-        given = variant.hypergradient.build(f"{where}.hypergradient") if variant.hypergradient else Implicit()
+        check_strategy(section, variant.hypergradient, f"{where}.hypergradient")
+        check_method(section, variant.solver, where)
+        own = variant.hypergradient
+        given = default_strategy(section) if own is None else own.build(f"{where}.hypergradient")
         with located(where):
-            check_solver(variant.solver)
             learner.strategy(given)  # some learners refuse some strategies
     for number, section in enumerate(plan.starts.values(), 1):
         build_regularizer(section, f"starts({number})" if plan.config.starts else "regularizer",

@@ -13,12 +13,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ..core.errors import ConfigError
-from ..solvers.select import check_solver
 from . import toml
 from .mistakes import one_of_words, read_tables, translated
 from .settings import (
     LEARNERS,
     REGULARIZERS,
+    SADDLES,
     STRATEGIES,
     BudgetSection,
     Data,
@@ -30,8 +30,9 @@ from .settings import (
     Strategy,
     Terms,
     build_regularizer,
+    check_method,
+    check_strategy,
     leaves,
-    located,
 )
 
 TAGS: dict[str, type[BaseModel]] = {**LEARNERS, **STRATEGIES, **REGULARIZERS, "Sum": Terms}
@@ -42,6 +43,7 @@ _HEAD = """\
 # Learners: {learners}, each with its own keys.
 # Regularizers: {regularizers}, each with its own keys.
 # A sum of regularizers has one table [[regularizer.terms]] per term in the place of type and keys.
+# {saddles} are saddle points: no sums of them, no scale, and [hypergradient] is piggyback or joint_piggyback.
 
 """
 
@@ -54,7 +56,7 @@ class Config(Section):
     regularizer: Regularizer = REGULARIZERS["FoE"]()
     learner: Learner = LEARNERS["maid"]()
     hypergradient: Strategy | None = None
-    """how to differentiate: implicit when left out"""
+    """how to differentiate: implicit when left out, piggyback for saddle points"""
     budget: BudgetSection = BudgetSection.model_validate({"seconds": 120.0})
     run: Settings = Settings()
 
@@ -86,7 +88,8 @@ class Config(Section):
 
 def example() -> str:
     """The default configuration as a commented file."""
-    names = {"learners": one_of_words(LEARNERS), "regularizers": one_of_words(REGULARIZERS)}
+    names = {"learners": one_of_words(LEARNERS), "regularizers": one_of_words(REGULARIZERS),
+             "saddles": ", ".join(SADDLES)}
     return _HEAD.format(**names) + Config().to_toml(comments=True)
 
 
@@ -111,8 +114,8 @@ def load_config(path: str | Path, changes: Mapping[tuple[str, str], Any] | None 
     try:
         for build in (config.build_regularizer, config.build_learner, config.build_hypergradient, config.build_budget):
             build()
-        with located("run"):
-            check_solver(config.run.solver)
+        check_strategy(config.regularizer, config.hypergradient)
+        check_method(config.regularizer, config.run.solver)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.what}", given=error.given, expected=error.expected,
                           remedy=error.remedy) from error

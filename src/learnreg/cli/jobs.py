@@ -18,7 +18,6 @@ from typing import Any, Protocol
 from ..core.errors import LearnregError
 from ..core.files import write_atomically
 from ..core.results import RunRecord
-from ..hypergradients import Implicit
 from ..learners import Run, learn
 from ..learners.trajectory import trajectory
 from ..reports.words import slug
@@ -26,6 +25,7 @@ from .compare_config import Plan
 from .config import Config
 from .learn import CHECKPOINT, COPY, limited_threads, prepare
 from .memory import keep_large_blocks
+from .settings import default_strategy
 
 JOB, CURVE, FAILURE, PROGRESS, LOG = "job.json", "curve.json", "failure.json", "progress.json", "log.txt"
 HISTORY = "history.safetensors"
@@ -149,7 +149,7 @@ def run_job(job: Job, progress: Callable[[dict[str, Any]], None]) -> None:
     with limited_threads(config.run.threads):
         problem, test = prepare(config)
         learner, given = config.build_learner(), config.build_hypergradient()
-        strategy = learner.strategy(given or Implicit())
+        strategy = learner.strategy(given or default_strategy(config.regularizer))
         if (job.folder / HISTORY).exists():
             run = Run.load(job.folder, energy=problem.energy)
         else:

@@ -18,7 +18,7 @@ from ..core.results import Evaluation
 from ..data import Pairs, pairs
 from ..learners import Run, learn
 from ..learners.checkpoint import FILE
-from ..problems import BilevelProblem, Energy
+from ..problems import BilevelProblem, energy_for
 from ..reports import Report
 from .config import Config, load_config
 from .guard import Interrupted, say
@@ -80,7 +80,7 @@ def prepare(config: Config) -> tuple[BilevelProblem, Pairs]:
     sides: Any = pairs(data.source, physics, size=data.size, split=(data.train, data.test), seed=config.run.seed,
                        channels=data.channels, scale=data.scale)
     train, test = (side.to(dtype=getattr(torch, config.run.dtype)) for side in sides)
-    return BilevelProblem(Energy(physics, config.build_regularizer()), train), test
+    return BilevelProblem(energy_for(physics, config.build_regularizer()), train), test
 
 
 def evaluate(run: Run, test: Pairs, eps: float, console: Console) -> Evaluation:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..core.errors import ConfigError
 from . import toml
-from .settings import LEARNERS, REGULARIZERS, STRATEGIES
+from .settings import LEARNERS, REGULARIZERS, SADDLES, STRATEGIES, Built
 
 _EXPECTED = {"model_type": "a table", "dict_type": "a table", "list_type": "tables [[...]]",
              "too_short": "at least one", "missing": "at least one", "string_too_short": "a text that is not empty"}
@@ -58,12 +58,18 @@ def translated(path: str, errors: ValidationError, root: type[BaseModel],
         known = list(model.model_fields)
         shown, expected = f"an unknown {'key' if section else 'section'}", one_of_words(known)
         remedy = nearest(str(key), known) or "Remove it."
+        if issubclass(model, Built) and key in model.refused:
+            shown, expected, remedy = toml.value(given), model.refused[key], "Remove it."
     elif kind.startswith("union_tag"):
         choices = _CHOICES.get(str(key) or section.partition("(")[0])
         kinds = list(choices) if choices else [*REGULARIZERS, *(["Sum"] if key else [])]
         tag = given.get("type") if isinstance(given, dict) else given
+        term = section.endswith(")") and section.rpartition("(")[0].endswith("terms")
+        kinds = [k for k in kinds if k not in SADDLES] if term else kinds
         where, shown, expected = f"{where} type", "nothing" if tag is None else toml.value(tag), one_of_words(kinds)
         remedy = (nearest(tag, kinds) if isinstance(tag, str) else "") or f"For example type = {toml.value(kinds[0])}."
+        if term and tag in SADDLES:
+            remedy = f"{tag} is a saddle point, which cannot be a term of a sum."
     else:
         described = field.description if kind == "missing" and field is not None else None
         expected = described or _EXPECTED.get(kind) or error["msg"].removeprefix("Input should be ")

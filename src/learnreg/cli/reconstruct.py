@@ -16,7 +16,8 @@ from ..core.errors import InputError, SolveError
 from ..core.results import Solution
 from ..data import list_images
 from ..models import load_model, model_notes
-from ..problems import Energy
+from ..problems import Energy, SaddleEnergy
+from ..reports.words import evidence
 from ..solvers import solve
 from .guard import say
 from .memory import keep_large_blocks
@@ -75,7 +76,8 @@ def run_reconstruct(model: Path, inputs: Sequence[Path], output: str, console: C
         say(console, f"{job.source} -> {job.target}: {_verdict(solution, asked, picture)}{note}")
 
 
-def reconstruct(energy: Energy, picture: Picture, eps: float | None, channel_wise: bool) -> tuple[Solution, float]:
+def reconstruct(energy: Energy | SaddleEnergy, picture: Picture, eps: float | None,
+                channel_wise: bool) -> tuple[Solution, float]:
     """The solution, a batch of channels if they are treated apart, and the distance asked for over the whole image."""
     channels = picture.pixels.shape[0]
     asked = eps if eps is not None else PER_PIXEL * math.sqrt(picture.pixels.numel())
@@ -94,11 +96,12 @@ def reconstruct(energy: Energy, picture: Picture, eps: float | None, channel_wis
 def model_channels(spec: dict[str, Any]) -> int | None:
     """The channels that a regularizer was made for; None if any number will do."""
     inner = [*spec.get("terms", ()), *([spec["regularizer"]] if "regularizer" in spec else [])]
-    found = [spec.get("channels"), *(model_channels(part) for part in inner)]
+    own = spec.get("in_channels", spec.get("channels"))  # where there are both, the latter are feature maps
+    found = [own, *(model_channels(part) for part in inner)]
     return next((c for c in found if c is not None), None)
 
 
-def describe_model(path: Path, energy: Energy) -> str:
+def describe_model(path: Path, energy: Energy | SaddleEnergy) -> str:
     """What the model is and what noise it knows: on other noise it is the wrong tool."""
     notes, noise = model_notes(path), getattr(energy.physics, "noise_model", None)
     sigma = getattr(noise, "sigma", None)
@@ -118,7 +121,8 @@ def _verdict(solution: Solution, asked: float, picture: Picture) -> str:
     apart = ", channels one by one" if solution.error.numel() > 1 else ""
     per_pixel = distance / math.sqrt(picture.pixels.numel())
     return (f"{height} x {width}, {'grey' if channels == 1 else 'colour'}{apart}; {solution.kind.label} distance to "
-            f"the exact minimizer <= {distance:.2e} over the image (eps {asked:.2e}), {per_pixel:.1e} per pixel")
+            f"the exact minimizer <= {distance:.2e} over the image (eps {asked:.2e}), {per_pixel:.1e} per pixel"
+            f"{f', by {evidence(solution.theorem)}' if solution.theorem else ''}")
 
 
 # --- which file goes where --------------------------------------------------------------------------------------------

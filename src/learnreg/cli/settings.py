@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model
 
 from ..core.errors import ConfigError, InputError
-from ..hypergradients import Implicit, JacobianFree, Unrolled
+from ..hypergradients import Implicit, JacobianFree, JointPiggyback, Piggyback, Unrolled
 from ..learners import (
     DFO,
     DFOLS,
@@ -31,8 +31,10 @@ from ..learners import (
 )
 from ..learners.box import Ranges
 from ..regularizers import KNOWN, Scaled, Sum
+from ..solvers.select import check_solver
 
-INHERITED = {"channels": "those of [data] when left out", "seed": "that of [run] when left out"}
+INHERITED = {"channels": "those of [data] when left out", "in_channels": "those of [data] when left out",
+             "seed": "that of [run] when left out"}
 """Arguments that a regularizer takes from another section unless they are given."""
 
 
@@ -44,9 +46,17 @@ class Section(BaseModel):
 
 
 class Built(Section):
-    """A section that stands for an object of the library."""
+    """A section that stands for an object of the library.
+
+    Attributes:
+        target: the class of the object.
+        inherited: those of its keys that another section stands in for.
+        refused: keys that others of its kind have, with what is said of them here.
+    """
 
     target: ClassVar[Callable[..., Any]]
+    inherited: ClassVar[frozenset[str]] = frozenset()
+    refused: ClassVar[dict[str, str]] = {}
 
     def build(self, where: str = "", **inherited: Any) -> Any:
         """The object.
@@ -64,9 +74,10 @@ class Built(Section):
             if isinstance(value, Built):
                 arguments[key] = value.build(f"{where}.{key}")
             elif key not in ("type", "scale"):
-                arguments[key] = inherited.get(key) if value is None and key in INHERITED else value
+                own = value is not None or key not in self.inherited
+                arguments[key] = value if own else inherited.get(key.removeprefix("in_"))
         with located(where):
-            return type(self).target(**{k: v for k, v in arguments.items() if k not in INHERITED or v is not None})
+            return type(self).target(**{k: v for k, v in arguments.items() if k not in self.inherited or v is not None})
 
 
 class located:
@@ -94,21 +105,27 @@ def described(target: Callable[..., Any], tag: str | None = None, **extra: Any) 
     """
     fields: dict[str, Any] = {} if tag is None else {"type": (Literal[tag], tag)}
     hints, comments = get_type_hints(target.__init__), comments_of(target)
-    for name, parameter in inspect.signature(target).parameters.items():
+    parameters = inspect.signature(target).parameters
+    given_elsewhere = frozenset(INHERITED) & set(parameters)
+    if "in_channels" in parameters:  # then ``channels`` are those of its own feature maps
+        given_elsewhere -= {"channels"}
+    for name, parameter in parameters.items():
         default, hint = parameter.default, hints[name]
+        if name == "name":  # of a solver, for its results: nothing to choose
+            continue
         if hint == Ranges:
             hint = Any  # its class says better than a union of types what is wrong with a box
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             inner = described(hint)
             fields[name] = (inner, Field(default_factory=inner, description=comments.get(name)))
-        elif name in INHERITED:
+        elif name in given_elsewhere:
             fields[name] = (hint | None, Field(None, description=INHERITED[name]))
         else:
             given = ... if default is inspect.Parameter.empty else default
             fields[name] = (hint, Field(given, description=comments.get(name)))
     model = create_model(getattr(target, "__name__", "Section"), __base__=Built, **fields, **extra)
-    model.target = target
-    model.__doc__ = (inspect.getdoc(target) or "").split("\n")[0]
+    model.target, model.inherited = target, given_elsewhere
+    model.__doc__ = (inspect.getdoc(target) or "").split("\n")[0].replace("``", "")
     return model
 
 
@@ -176,7 +193,7 @@ class Settings(Section):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; resuming to the same numbers needs the same number of them"""
     solver: str = "auto"
-    """lower-level solver: "auto" chooses; agd, lbfgs, newton, primal_dual_newton, nmapg"""
+    """lower-level solver: "auto" chooses; agd, lbfgs, newton, primal_dual_newton, nmapg; pdhg for saddle points"""
     eps_evaluate: float = Field(default=1e-2, gt=0)
     """certified distance of the held-out reconstructions, over all pixels of one image"""
     output: str = Field(default="report", min_length=1)
@@ -184,12 +201,20 @@ class Settings(Section):
 
 
 _SCALE = (float, Field(1.0, gt=0, description="constant factor in front of the regularizer"))
-REGULARIZERS = {name: described(kind, name, scale=_SCALE) for name, kind in KNOWN.items()}
+SADDLES = tuple(name for name, kind in KNOWN.items() if getattr(kind, "saddle", False))
+"""Regularizers of saddle-point lower levels: no factor in front of them, no sums, strategies of their own."""
+REGULARIZERS = {name: described(kind, name, **({} if name in SADDLES else {"scale": _SCALE}))
+                for name, kind in KNOWN.items()}
+for _name in SADDLES:
+    REGULARIZERS[_name].refused = {"scale": f"no factor in front of {_name}, which is a saddle point: its own weight"}
 LEARNERS = {tag: described(kind, tag) for tag, kind in {
     "maid": MAID, "fixed": FixedAccuracy, "hoag": HOAG, "lbfgsb": LBFGSB, "stochastic": Stochastic, "dfo": DFO,
     "dfols": DFOLS, "grid": GridSearch, "random": RandomSearch, "optuna": OptunaSearch}.items()}
 STRATEGIES = {tag: described(kind, tag) for tag, kind in {
-    "implicit": Implicit, "unrolled": Unrolled, "jacobian_free": JacobianFree}.items()}
+    "implicit": Implicit, "unrolled": Unrolled, "jacobian_free": JacobianFree, "piggyback": Piggyback,
+    "joint_piggyback": JointPiggyback}.items()}
+OF_SADDLES = ("piggyback", "joint_piggyback")
+"""Strategies for saddle points; all others are for differentiable energies."""
 
 if TYPE_CHECKING:
     Learner: TypeAlias = Built
@@ -200,7 +225,7 @@ if TYPE_CHECKING:
 else:  # unions of classes that are made above, which a type checker cannot follow
     Learner = one_of(LEARNERS, default="maid")
     Strategy = one_of(STRATEGIES, default="implicit")
-    Term = one_of(REGULARIZERS)
+    Term = one_of({name: section for name, section in REGULARIZERS.items() if name not in SADDLES})
     BudgetSection = described(Budget)
 
 
@@ -228,7 +253,7 @@ def scaled(factor: float, regularizer: Any) -> Any:
 def build_regularizer(section: Any, where: str = "regularizer", **inherited: Any) -> Any:
     """The regularizer of a section, its ``scale`` included."""
     built = section.build(where, **inherited)
-    return built if isinstance(section, Terms) else scaled(section.scale, built)
+    return built if isinstance(section, Terms) else scaled(getattr(section, "scale", 1.0), built)
 
 
 def leaves(section: Any) -> Iterator[Any]:
@@ -237,3 +262,43 @@ def leaves(section: Any) -> Iterator[Any]:
         yield from section.terms
     else:
         yield section
+
+
+# --- what goes together -----------------------------------------------------------------------------------------------
+
+
+def default_strategy(regularizer: Any) -> Any:
+    """The strategy that ``learn`` takes for the regularizer of a section when none is asked for."""
+    return STRATEGIES["piggyback" if regularizer.type in SADDLES else "implicit"]().build("hypergradient")
+
+
+def check_strategy(regularizer: Any, strategy: Any, where: str = "hypergradient") -> None:
+    """Refuse a strategy that cannot differentiate the lower level of a regularizer.
+
+    Args:
+        regularizer, strategy: sections; None is the default strategy, which always fits.
+        where: name of the section of the strategy.
+
+    Raises:
+        ConfigError: names the strategies that can.
+    """
+    saddle = regularizer.type in SADDLES
+    if strategy is not None and saddle != (strategy.type in OF_SADDLES):
+        names = ", ".join(tag for tag in STRATEGIES if (tag in OF_SADDLES) == saddle)
+        raise ConfigError(f"[{where}] type", given=f'"{strategy.type}" for {regularizer.type}',
+                          expected=f"one of {names}", remedy="Leave the section out for the first of them.")
+
+
+def check_method(regularizer: Any, solver: str, where: str = "run") -> None:
+    """Refuse a lower-level solver that does not exist or cannot solve the lower level of a regularizer.
+
+    Raises:
+        ConfigError: names those that can.
+    """
+    with located(where):
+        check_solver(solver)
+    saddle = regularizer.type in SADDLES
+    if solver != "auto" and saddle != (solver == "pdhg"):
+        raise ConfigError(f"[{where}] solver", given=f'"{solver}" for {regularizer.type}',
+                          expected='"pdhg"' if saddle else "a method for differentiable energies",
+                          remedy='Leave the choice to "auto".')

@@ -244,7 +244,8 @@ class Evaluation:
         eps: the accuracy asked for.
         names: where each image comes from.
         cost: evaluations summed over images.
-        honesty: optional rows {"eps", "certified", "true"} from ``Run.check_certificate``.
+        honesty: optional rows {"eps", "certified", "true", "reference"} from ``Run.check_certificate``.
+        theorem: per image, which certificate gave ``error`` where there are several (see ``Solution``).
     """
 
     reconstruction: Tensor
@@ -261,6 +262,7 @@ class Evaluation:
     names: tuple[str, ...]
     cost: Cost
     honesty: tuple[dict[str, float], ...] = ()
+    theorem: tuple[str, ...] = ()
 
     def mean(self, column: str) -> float:
         values = getattr(self, column)
@@ -279,7 +281,7 @@ class Evaluation:
         return _plain({
             "psnr": self.psnr, "ssim": self.ssim, "psnr_input": self.psnr_input, "ssim_input": self.ssim_input,
             "error": self.error, "kind": self.kind, "status": self.status, "eps": self.eps, "names": self.names,
-            "cost": self.cost.to_dict(), "honesty": self.honesty})
+            "cost": self.cost.to_dict(), "honesty": self.honesty, "theorem": self.theorem})
 
     def __repr__(self) -> str:
         return (f"Evaluation({len(self.psnr)} images: PSNR {self.mean('psnr_input'):.2f} -> {self.mean('psnr'):.2f} "

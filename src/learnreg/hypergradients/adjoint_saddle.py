@@ -55,6 +55,10 @@ class Curved:
     prox_conjugate = prox
     """A dual block holds H of f* itself, so that its proximal map is the one that the solver asks for."""
 
+    def grad(self, a: Tensor) -> Tensor:
+        """H a + b, for finite eigenvalues."""
+        return self.hessian(a) if self.linear is None else self.hessian(a) + self.linear
+
     def residual(self, a: Tensor, coupling: Tensor) -> Tensor:
         """H a + coupling + b, with components of infinite curvature left out."""
         total = coupling if self.linear is None else coupling + self.linear
@@ -88,6 +92,10 @@ class AdjointSaddle:
     def norms(self) -> tuple[tuple[float, ...], ...]:
         return self.f.norms
 
+    def majorants(self) -> Blocks | None:
+        """As the saddle function: K is the same, and so is a constant curvature."""
+        return self.f.majorants()
+
     def bounds(self) -> Curvature:
         """A mu of one: the residual itself is asked to be small."""
         return Curvature(Bound.exact(1.0), Bound.unknown())
@@ -104,9 +112,13 @@ class AdjointSaddle:
         """K^T Y."""
         return self.f.adjoint(p)
 
-    def pack(self, x: Blocks, p: Blocks) -> Tensor:
-        """All variables as (b, n)."""
-        return self.f.pack(x, p)
+    def pack(self, x: Blocks, p: Blocks, tempo: Tensor | None = None) -> Tensor:
+        """All variables as (b, n), as the saddle function packs them."""
+        return self.f.pack(x, p, tempo)
+
+    def tempo(self, z: Tensor) -> Tensor:
+        """What the solver remembers in a packed state, (b,)."""
+        return self.f.tempo(z)
 
     def unpack(self, z: Tensor) -> tuple[Blocks, Blocks]:
         """The inverse of ``pack``."""

@@ -9,13 +9,15 @@ from deepinv.models import Reconstructor as DeepinvReconstructor
 from torch import Tensor
 
 from ..core.batch import norm, per_image
-from ..core.errors import SolveError
+from ..core.errors import MissingPropertyError, SolveError
 from ..core.params import trainable
 from ..core.status import summarize
 from ..linear.cg import CG
 from ..solvers.select import adjoint_preconditioner
 from ..solvers.solve import solve
 from .implicit import Implicit
+from .piggyback import Piggyback, natural_strategy
+from .saddle_layer import SaddleSolve
 
 
 class Reconstructor(DeepinvReconstructor):
@@ -25,30 +27,41 @@ class Reconstructor(DeepinvReconstructor):
     a relative residual, memory independent of the number of iterations. Parameters are those of the energy, so
     torch.optim, Lightning and deepinv.Trainer work.
 
+    A SaddleEnergy works as well: its backward pass solves the linear saddle point of ``Piggyback``.
+
     Args:
         energy: the lower level.
         eps: distance per image.
         solver: as in ``solve``.
-        hypergradient: its linear solver is used backwards.
+        hypergradient: its linear solver is used backwards; ``Implicit()`` or, for a SaddleEnergy, ``Piggyback()``
+            when None.
         relative_delta: residual of the backward system relative to the incoming gradient.
 
     Raises:
+        MissingPropertyError: a strategy that does not belong to the energy.
         InputError: eps or relative_delta not positive; in ``forward`` also bad measurements.
         SolveError: in ``forward``, when an image misses eps.
     """
 
-    def __init__(self, energy: Any, eps: float, *, solver: str = "auto", hypergradient: Implicit | None = None,
-                 relative_delta: float = 1e-3) -> None:
+    def __init__(self, energy: Any, eps: float, *, solver: str = "auto",
+                 hypergradient: Implicit | Piggyback | None = None, relative_delta: float = 1e-3) -> None:
         super().__init__()
         per_image(eps, torch.zeros(1, 1))
         per_image(relative_delta, torch.zeros(1, 1), "relative_delta")
         self.energy, self.eps, self.solver = energy, eps, solver
-        self.linear = (hypergradient or Implicit()).linear
+        self.strategy: Any = hypergradient or natural_strategy(energy)
+        if type(self.strategy) is not type(natural_strategy(energy)):
+            raise MissingPropertyError("hypergradient", given=f"{type(self.strategy).__name__} for "
+                                       f"{type(energy).__name__}", expected=type(natural_strategy(energy)).__name__,
+                                       remedy="Leave the choice to hypergradient=None.")
         self.relative_delta = relative_delta
 
     def forward(self, y: Tensor, physics: Any = None, **kwargs: Any) -> Tensor:
         """(b, ...) -> (b, c, h, w); ``physics`` replaces the one of the energy when given."""
         energy = self.energy if physics is None else self.energy.with_physics(physics)
+        if isinstance(self.strategy, Piggyback):
+            return SaddleSolve.apply(y, energy, self.eps, self.solver, self.strategy, self.relative_delta,
+                                     *trainable(energy))
         return _ImplicitSolve.apply(y, energy, self, *trainable(energy))
 
 
@@ -59,7 +72,7 @@ class _ImplicitSolve(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, energy: Any, model: Reconstructor, *params: Tensor) -> Tensor:
         solution = solve(energy, y.detach(), model.eps, solver=model.solver)
         ctx.save_for_backward(y.detach(), solution.value, *params)
-        ctx.energy, ctx.linear, ctx.relative = energy, model.linear, model.relative_delta
+        ctx.energy, ctx.linear, ctx.relative = energy, model.strategy.linear, model.relative_delta
         return solution.value.clone()
 
     @staticmethod

@@ -11,7 +11,7 @@ Faure 2003; Bogensperger, Chambolle, Pock, SIAM J. Math. Data Sci. 4, 2022).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from ..core.params import trainable
 from ..core.ranges import check_number, check_positive
 from ..core.results import Hypergradient, Solution
 from ..core.status import Status
+from ..solvers.iterate import is_saddle
 from ..solvers.pdhg import PDHG, block_steps
 from ..solvers.solve import solve_potential
 from . import error_bound
@@ -88,8 +89,8 @@ class Piggyback:
         x, x_true, loss = solution.value, problem.pairs.x, problem.loss
         lower, upper = loss.bracket(x, x_true, solution.error)
         return Hypergradient(z, float(loss.value(x.double(), x_true.double()).mean()),
-                             (float(lower.mean()), float(upper.mean())), f.mu.kind, certified, estimated, correction,
-                             -found.value, found.error, found.status, cost)
+                             (float(lower.mean()), float(upper.mean())), f.bounds().mu.kind, certified, estimated,
+                             correction, -found.value, found.error, found.status, cost)
 
     def _adjoint(self, problem: Any, f: Any, state: Tensor, delta: float, start: Tensor | None) -> Solution:
         """(X, Y) packed, its residual as ``error`` and ``gradient``."""
@@ -129,9 +130,13 @@ def saddle_state(energy: Any, solution: Solution, who: str) -> Tensor:
         MissingPropertyError: the lower level is no saddle point.
     """
     if solution.state is None or not getattr(energy.regularizer, "saddle", False):
-        raise MissingPropertyError("hypergradient", given=f"{who} for {type(energy).__name__}",
-                                   expected="a SaddleEnergy", remedy="Use Implicit() for a differentiable Energy.")
+        raise _no_saddle(who, energy)
     return solution.state
+
+
+def _no_saddle(who: str, what: Any) -> MissingPropertyError:
+    return MissingPropertyError("hypergradient", given=f"{who} for {type(what).__name__}", expected="a SaddleEnergy",
+                                remedy="Use Implicit() for a differentiable Energy.")
 
 
 def mixed_saddle(energy: Any, f: Any, state: Tensor, adjoint: Tensor, group: int) -> Tensor:
@@ -179,7 +184,9 @@ def saddle_error(f: Any, state: Tensor, solution: Solution, found: Solution, los
     size_x, size_p, size_X, size_Y = sizes
     sharp = kappa * omega(size_x, size_p, size_X, size_Y, eps_x, eps_p, d_x, d_y) + beta * d_y
     plain = _constants(f, eps, sizes, (qx, qp), loss_smoothness, slope, kappa)
-    return sharp if plain is None or beta else torch.minimum(sharp, plain)
+    bound = sharp if plain is None or beta else torch.minimum(sharp, plain)
+    known = torch.isfinite(solution.error) & torch.isfinite(found.error)  # an image that broke down left no residual
+    return torch.where(known, bound, torch.inf)
 
 
 def _constants(f: Any, eps: list[Tensor], sizes: list[Tensor], residual: tuple[Blocks, Blocks], loss_smoothness: float,
@@ -228,8 +235,8 @@ class JointPiggyback:
     steps: int = 100
     balance: float = 1.0
     group: int = 8
-    fixed: bool = True
-    joint: bool = True
+    fixed: ClassVar[bool] = True
+    joint: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, lambda v: v >= 1, "an integer >= 1", integer=True)
@@ -242,7 +249,12 @@ class JointPiggyback:
 
         Returns:
             Solution with ``state`` the packed (x, p) and (X, Y) side by side; ``error`` is the certified distance.
+
+        Raises:
+            MissingPropertyError: the lower level is no saddle point.
         """
+        if not is_saddle(f):
+            raise _no_saddle("JointPiggyback", f)
         if start.dim() == 2:
             z, w = start.tensor_split(2, dim=1)
         else:
@@ -252,10 +264,9 @@ class JointPiggyback:
         certificate = f.double().certify(z.double())
         size = z.shape[0]
         status = tuple(Status.CONVERGED if ok else Status.NOT_FINITE for ok in torch.isfinite(z).all(dim=1).tolist())
-        return Solution(f.image(z), certificate.distance, f.mu.kind, status,
+        return Solution(f.image(z), certificate.distance, f.bounds().mu.kind, status,
                         torch.full((size,), self.steps, device=z.device),
-                        Cost(gradients=(self.steps + 1) * size, hessian_products=self.steps * size,
-                             linearizations=self.steps * size),
+                        Cost(gradients=(self.steps + 2) * size, hessian_products=(self.steps + 1) * size),
                         f"joint piggyback, {self.steps} steps", certificate.distance,
                         certificate.gradient.to(z.dtype), torch.cat([z, w], dim=1))
 
@@ -294,8 +305,8 @@ class JointPiggyback:
         lower, upper = loss.bracket(x, x_true, solution.error)
         unknown = torch.full((size,), float("nan"), dtype=torch.float64, device=z.device)
         return Hypergradient(value, float(loss.value(x.double(), x_true.double()).mean()),
-                             (float(lower.mean()), float(upper.mean())), f.mu.kind, None, None, None, -w, unknown,
-                             solution.status, Cost(mixed_products=size))
+                             (float(lower.mean()), float(upper.mean())), f.bounds().mu.kind, None, None, None, -w,
+                             unknown, solution.status, Cost(mixed_products=size))
 
 
 def natural_strategy(energy: Any) -> Any:

@@ -104,8 +104,9 @@ class Unrolled:
             for every finite image, since steps are all that was asked for, else NOT_FINITE (with the start as value).
 
         Raises:
-            MissingPropertyError: the lower level is not strongly convex, or L is unknown.
+            MissingPropertyError: the lower level is a saddle point, or not strongly convex, or L is unknown.
         """
+        refuse_saddle(getattr(potential, "energy", None), "Unrolled")
         recursion = self._recursion(potential)
         at = _At(x0, x0)
         for _ in range(self.steps):

@@ -92,11 +92,11 @@ class LowerLevel:
         problem: the BilevelProblem.
         strategy: how to differentiate.
         solver: name or object, as in ``solve``.
-        max_steps: of one solve; reaching it is reported, never silent.
+        max_steps: of one solve, as in ``solve`` when None; reaching it is reported, never silent.
         meter: counters and budget; new ones when None.
     """
 
-    def __init__(self, problem: Any, strategy: Any, solver: str | Solver = "auto", max_steps: int = 20000,
+    def __init__(self, problem: Any, strategy: Any, solver: str | Solver = "auto", max_steps: int | None = None,
                  meter: Meter | None = None) -> None:
         self.problem, self.strategy, self.max_steps = problem, strategy, max_steps
         check_solver(solver)

@@ -173,7 +173,8 @@ class Stochastic:
         except MissingPropertyError as error:
             raise Halt(StopReason("not_finite", "the parameters went so far out that the lower level cannot be solved "
                                                 f"any more ({error}); a smaller alpha0 or a box would help")) from error
-        z = here.gradient(point, delta, state.adjoints.take(chosen, torch.zeros_like(x0)))
+        joint = getattr(here.strategy, "joint", False)  # then the adjoint is a part of the solution's state
+        z = here.gradient(point, delta, None if joint else state.adjoints.take(chosen, torch.zeros_like(x0)))
         if not torch.isfinite(z.value).all():
             raise Halt(StopReason("not_finite", "NaN or Inf appeared in the hypergradient"))
         units = problem.units.to(z.value)
@@ -187,7 +188,8 @@ class Stochastic:
         moved = units * theta if self.box is None else box_of(self.box, problem).project(units * theta)
         return replace(state, theta=moved, k=k + 1, alpha0=alpha0, memory=memory,
                        solutions=state.solutions.put(chosen, point.solution.warm),
-                       adjoints=state.adjoints.put(chosen, z.adjoint), seen=seen, info=info)
+                       adjoints=state.adjoints if joint else state.adjoints.put(chosen, z.adjoint), seen=seen,
+                       info=info)
 
     def _first_step(self, scaled: Tensor, gradient: Tensor) -> float | None:
         """alpha0 when none is given; None where a gradient of zero, which moves nothing, cannot tell."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ from torch import nn
 from ..core.errors import ModelFileError
 from ..core.files import load_tensors, save_tensors
 from ..operators.physics import describe_physics, physics_from_description
+from ..problems.build import energy_for
 from ..problems.energy import Energy
-from ..problems.fidelity import L2
+from ..problems.fidelity import KL, L1, L2
+from ..problems.saddle import SaddleEnergy
 from ..regularizers import from_spec
 
 FORMAT, VERSION = "learnreg-model", 1
+FIDELITIES: dict[str, type[L2] | type[L1] | type[KL]] = {"L2": L2, "L1": L1, "KL": KL}
+"""Data terms that a model file can name."""
 
 
-def save_model(path: str | Path, energy: Energy, notes: dict[str, Any] | None = None) -> Path:
+def save_model(path: str | Path, energy: Energy | SaddleEnergy, notes: dict[str, Any] | None = None) -> Path:
     """Write a trained energy.
 
     Args:
@@ -28,13 +33,14 @@ def save_model(path: str | Path, energy: Energy, notes: dict[str, Any] | None = 
     """
     regularizer = energy.regularizer
     spec = regularizer.spec() if hasattr(regularizer, "spec") else {"type": type(regularizer).__qualname__}
-    header = {"format": FORMAT, "version": VERSION, "regularizer": spec, "sigma": energy.fidelity.sigma,
+    header = {"format": FORMAT, "version": VERSION, "regularizer": spec, **_describe_data_term(energy),
               "physics": describe_physics(energy.physics), "notes": notes or {}}
     save_tensors(Path(path), regularizer.state_dict(), header)
     return Path(path)
 
 
-def load_model(path: str | Path, *, physics: nn.Module | None = None, regularizer: nn.Module | None = None) -> Energy:
+def load_model(path: str | Path, *, physics: nn.Module | None = None,
+               regularizer: nn.Module | None = None) -> Energy | SaddleEnergy:
     """Read a trained energy.
 
     Args:
@@ -55,13 +61,35 @@ def load_model(path: str | Path, *, physics: nn.Module | None = None, regularize
         module = from_spec(dict(header["regularizer"])) if regularizer is None else regularizer
         module = _filled(module, tensors, str(path))
         found = physics or physics_from_description(header["physics"])
-        return Energy(found, module, L2(header["sigma"]))
+        return energy_for(found, module, *_data_term(header))
     except ModelFileError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelFileError(str(path), given=f"a damaged recipe ({type(error).__name__}: {error})",
                              expected="the header written by save_model",
                              remedy="Restore the file from its run.") from error
+
+
+def _describe_data_term(energy: Energy | SaddleEnergy) -> dict[str, Any]:
+    """The keys of the header for the data term; an Energy has the one of L2 only, as files always had."""
+    fidelity = energy.fidelity
+    if isinstance(energy, Energy):
+        return {"sigma": fidelity.sigma}
+    named = FIDELITIES.get(type(fidelity).__name__) is type(fidelity)
+    told = asdict(fidelity) if named else {}
+    return {"fidelity": {"type": type(fidelity).__name__, **told}, "tikhonov": energy.tikhonov}
+
+
+def _data_term(header: dict[str, Any]) -> tuple[L2 | L1 | KL, float]:
+    """Data term and tikhonov of a header."""
+    if "fidelity" not in header:
+        return L2(header["sigma"]), 0.0
+    arguments = dict(header["fidelity"])
+    kind = arguments.pop("type")
+    if kind not in FIDELITIES:
+        raise ModelFileError("fidelity", given=repr(kind), expected=f"one of {', '.join(FIDELITIES)}",
+                             remedy="Rebuild the energy with your own data term; the weights are in the file.")
+    return FIDELITIES[kind](**arguments), header["tikhonov"]
 
 
 def _filled(module: nn.Module, tensors: dict[str, torch.Tensor], path: str) -> nn.Module:

@@ -80,6 +80,14 @@ def gradient_norm(h: int, w: int) -> float:
     return math.hypot(difference_norm(h), difference_norm(w))
 
 
+def laplacian_symbol(u: Tensor) -> Tensor:
+    """The symbol (1, 1, h, w // 2 + 1) of D^T D with periodic differences, for ``torch.fft.rfft2`` of images like u."""
+    rows, columns = (2 - 2 * torch.cos(2 * math.pi * frequencies) for frequencies in (
+        torch.fft.fftfreq(u.shape[-2], dtype=u.dtype, device=u.device),
+        torch.fft.rfftfreq(u.shape[-1], dtype=u.dtype, device=u.device)))
+    return (rows[:, None] + columns).expand(1, 1, -1, -1)
+
+
 # --- filter banks -----------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from ..core.errors import AdjointError, InputError, MissingPropertyError, ModelF
 from .checks import dot_test
 
 POWER_ITERATIONS = 30
+
+LIFT = 1e-2
+"""Of the largest mean curvature of A^T A: what its majorant has at least, at every frequency."""
 
 
 class LinearMap:
@@ -45,6 +49,7 @@ class LinearMap:
         self._checked: set[tuple] = set()
         self._spectrum: dict[tuple, Curvature] = {}
         self._mean: dict[tuple, MeanCurvature] = {}
+        self._majorants: dict[tuple, Tensor] = {}
         self._double: LinearMap | None = None
         self._seen: list[tuple[Tensor, int]] = []
 
@@ -54,6 +59,7 @@ class LinearMap:
         if len(now) != len(self._seen) or any(a is not c or b != d for (a, b), (c, d) in
                                               zip(now, self._seen, strict=True)):
             self._checked, self._spectrum, self._mean, self._double, self._seen = set(), {}, {}, None, now
+            self._majorants = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """A x."""
@@ -153,6 +159,28 @@ class LinearMap:
         return self._mean[key]
 
     @torch.no_grad()
+    def majorant(self, x: Tensor) -> Tensor:
+        """The symbol (1, c, h, w // 2 + 1) of a circulant C >= A^T A, for ``torch.fft.rfft2`` of images like x.
+
+        A multiple of the mean symbol, lifted where that is nearly zero, with a factor from power iterations (an
+        estimate); ||A||^2 at all frequencies where that is smaller on average, for an A that knows no frequencies.
+        """
+        self._refresh()
+        key = (tuple(x.shape[1:]), x.dtype, x.device)
+        if key not in self._majorants:
+            mean = self.mean_curvature(x).symbol
+            lifted = mean + LIFT * mean.amax()
+            root = lifted.rsqrt()
+
+            def whitened(v: Tensor) -> Tensor:
+                return torch.fft.irfft2(torch.fft.rfft2(v) * root, s=v.shape[-2:])
+
+            largest = self._power_iterations(x[:1], lambda v: whitened(self.normal(whitened(v))))
+            majorant, flat = 1.05 * largest * lifted, self.spectrum(x).L.value
+            self._majorants[key] = majorant if majorant.mean() < flat else torch.full_like(majorant, flat)
+        return self._majorants[key]
+
+    @torch.no_grad()
     def _averages(self, x: Tensor) -> MeanCurvature:
         half = x.new_ones(*x.shape[:-1], x.shape[-1] // 2 + 1)
         if self.is_identity:
@@ -186,12 +214,13 @@ class LinearMap:
         return Curvature(Bound(smallest, Kind.EXACT), Bound(float(squares.max()), Kind.EXACT))
 
     @torch.no_grad()
-    def _power_iterations(self, x: Tensor) -> float:
+    def _power_iterations(self, x: Tensor, apply: Callable[[Tensor], Tensor] | None = None) -> float:
+        """The largest eigenvalue of A^T A, or of another symmetric map, from below."""
         v = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
         size = 0.0
         for _ in range(POWER_ITERATIONS):
             v = v / v.norm()
-            v = self.normal(v)
+            v = (apply or self.normal)(v)
             size = float(v.norm())
             if size == 0.0:
                 break

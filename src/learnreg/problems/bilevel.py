@@ -122,4 +122,6 @@ class BilevelProblem:
 
     def describe(self) -> str:
         shape = "x".join(str(s) for s in self.pairs.x.shape[1:])
-        return f"{self.energy.describe()}, {self.theta.numel()} parameters, {self.size} images of {shape}"
+        count = self.theta.numel()
+        plural = "" if count == 1 else "s"
+        return f"{self.energy.describe()}, {count} parameter{plural}, {self.size} images of {shape}"

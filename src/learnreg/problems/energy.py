@@ -44,6 +44,10 @@ class Energy(Tied):
         if getattr(regularizer, "saddle", False):
             raise InputError("regularizer", given=f"{type(regularizer).__name__}, which has no gradient",
                              expected="a differentiable regularizer", remedy="Use SaddleEnergy in the place of Energy.")
+        if fidelity is not None and not hasattr(fidelity, "grad"):
+            raise InputError("fidelity", given=f"{type(fidelity).__name__}, which has no gradient",
+                             expected="L2 with a differentiable regularizer",
+                             remedy="Use SaddleEnergy and a saddle regularizer such as ExactTV.")
         missing = [m for m in ("value", "grad", "linearize", "directional", "bounds") if not hasattr(regularizer, m)]
         if missing:
             raise InputError("regularizer", given=f"{type(regularizer).__name__} without {', '.join(missing)}",

@@ -18,7 +18,7 @@ from ..convex import Convex
 from ..core.batch import check_images, norm
 from ..core.bounds import Bound, Curvature
 from ..core.certificates import distance_from_gap, distance_from_residuals
-from ..core.errors import InputError
+from ..core.errors import InputError, MissingPropertyError
 from ..core.ranges import check_number
 from .fidelity import L2
 from .tied import Tied
@@ -142,9 +142,15 @@ class SaddleAt:
         return (x0, *regularizer.auxiliary(x0)), p
 
     @staticmethod
-    def pack(x: Blocks, p: Blocks) -> Tensor:
-        """All variables as (b, n)."""
-        return torch.cat([t.flatten(1) for t in (*x, *p)], dim=1)
+    def pack(x: Blocks, p: Blocks, tempo: Tensor | None = None) -> Tensor:
+        """All variables as (b, n), and in the last column what a solver wants to remember (b,), zero for nothing."""
+        last = x[0].new_zeros(x[0].shape[0]) if tempo is None else tempo
+        return torch.cat([*(t.flatten(1) for t in (*x, *p)), last[:, None]], dim=1)
+
+    @staticmethod
+    def tempo(z: Tensor) -> Tensor:
+        """The last column of a packed state, without its sign, (b,)."""
+        return z[:, -1].abs()
 
     def unpack(self, z: Tensor) -> tuple[Blocks, Blocks]:
         """The inverse of ``pack``.
@@ -152,11 +158,11 @@ class SaddleAt:
         Raises:
             InputError: a state of another problem.
         """
-        sizes = [math.prod(s) for part in self.shapes for s in part]
+        sizes = [*(math.prod(s) for part in self.shapes for s in part), 1]
         if z.shape[1] != sum(sizes):
             raise InputError("state", given=f"{z.shape[1]} variables per image", expected=f"{sum(sizes)}",
                              remedy="Start from an image, or from the state of the same problem.")
-        pieces = z.split(sizes, dim=1)
+        pieces = z.split(sizes, dim=1)[:-1]
         blocks = [t.reshape(z.shape[0], *s) for t, s in zip(pieces, (*self.shapes[0], *self.shapes[1]), strict=True)]
         return tuple(blocks[:len(self.primal)]), tuple(blocks[len(self.primal):])
 
@@ -212,6 +218,9 @@ class SaddleAt:
 
     def halves(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> tuple[Tensor, Tensor]:
         """The gap in two parts (b,): what x leaves, repairs of p included, and what p leaves."""
+        lifted = self.energy.regularizer.finite(x)
+        if lifted is not None:
+            x, kx = lifted, self.apply(lifted)
         of_dual = torch.stack([f.gap(a, s) for f, a, s in zip(self.dual, kx, p, strict=True)]).sum(dim=0)
         tiny = torch.finfo(of_dual.dtype).tiny
         return (self.gap(x, p, kx, ktp) - of_dual).clamp_min(tiny), of_dual.clamp_min(tiny)
@@ -250,6 +259,7 @@ class SaddleAt:
         distance = distance_from_gap(self.gap(x, p, kx, ktp), self.mu.value)
         return torch.minimum(distance, self.distances(x, p, kx, ktp)[0]) if self.smooth else distance
 
+    @torch.no_grad()
     def certify(self, z: Tensor) -> Certificate:
         """The smallest certified distance of the image in a packed state (b, n), and the theorem behind it."""
         x, p = self.unpack(z)
@@ -290,6 +300,18 @@ class SaddleAt:
         u = torch.zeros((self.y.shape[0], *self.shapes[0][0]), dtype=torch.float64, device=self.y.device)
         return _tie(self.energy.double(), self.y.double(), u)
 
+    def majorants(self) -> tuple[Tensor, ...] | None:
+        """For every dual block j the symbol (1, c, h, w // 2 + 1) of a circulant >= K_ju^T K_ju, u the image.
+
+        None where primal steps in such a metric are not worth it (cheap K) or no closed form (curvature that varies).
+        """
+        g = self.primal[0]
+        if not self.data or g.strong != g.smooth:
+            return None
+        u = torch.zeros((1, *self.shapes[0][0]), dtype=self.y.dtype, device=self.y.device)
+        with torch.no_grad():
+            return (self.energy.operator.majorant(u), *self.energy.regularizer.majorants(u))
+
     @property
     def effort(self) -> float:
         """What one step costs, in operations on one vector of pixels; rough."""
@@ -313,6 +335,9 @@ def _tie(energy: SaddleEnergy, y: Tensor, u: Tensor) -> SaddleAt:
             shapes.insert(0, y.shape[1:])
             offset = None if offset is None else (None, *offset)
         rows += [tuple(float(v) for v in row) for row in regularizer.norms(u)]
+        if not all(math.isfinite(n) for row in rows for n in row):
+            raise MissingPropertyError("energy", given="an operator K without finite norm",
+                                       expected="finite parameters", remedy="Take smaller steps, or a box for theta.")
         mu = fidelity.bounds(operator, u).mu + Bound.exact(energy.tikhonov)
         return SaddleAt(energy, y, (first, *regularizer.primal(u)), tuple(dual), mu, data, offset,
                         ((u.shape[1:], *(v.shape[1:] for v in auxiliary)), tuple(shapes)), tuple(rows))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..convex import Norm
-from ..operators.fields import gradient_norm, scaled_gradient, scaled_gradient_adjoint
+from ..operators.fields import gradient_norm, laplacian_symbol, scaled_gradient, scaled_gradient_adjoint
 from .base import positive
-from .saddle import SaddleRegularizer, flag, images, non_negative
+from .saddle import SaddleRegularizer, flag, images, non_negative, weight_of
 
 
 class ExactTV(SaddleRegularizer):
@@ -57,7 +57,12 @@ class ExactTV(SaddleRegularizer):
     def norms(self, u: Tensor) -> list[list[float]]:
         """[[w ||D||]]: exact."""
         h, w = images(u).shape[-2:]
-        return [[math.exp(self.log_weight.item()) * gradient_norm(h, w)]]
+        return [[weight_of(self.log_weight) * gradient_norm(h, w)]]
+
+    @torch.no_grad()
+    def majorants(self, u: Tensor) -> list[Tensor]:
+        """w^2 times the periodic Laplacian, which has differences across the edges besides those of D."""
+        return [self.log_weight.exp().square() * laplacian_symbol(u)]
 
     def sensitivity(self, u: Tensor) -> tuple[float, float]:
         """dK = dtheta w D, hence kappa = w ||D||; there is no offset."""
@@ -67,5 +72,5 @@ class ExactTV(SaddleRegularizer):
         return {"type": "ExactTV", "isotropic": self.isotropic, "rounding": self.rounding}
 
     def extra_repr(self) -> str:
-        return (f"weight={math.exp(self.log_weight.item()):.4g}, isotropic={self.isotropic}, "
+        return (f"weight={weight_of(self.log_weight):.4g}, isotropic={self.isotropic}, "
                 f"rounding={self.rounding:g}")

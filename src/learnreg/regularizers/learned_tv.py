@@ -17,12 +17,13 @@ from ..operators.fields import (
     correlate_field,
     correlate_field_adjoint,
     gradient_norm,
+    laplacian_symbol,
     scaled_gradient,
     scaled_gradient_adjoint,
     window_norm,
 )
 from .base import positive
-from .saddle import SaddleRegularizer, images, non_negative
+from .saddle import SaddleRegularizer, images, non_negative, weight_of
 
 Init = Literal["interpolated", "identity", "random"]
 
@@ -128,7 +129,12 @@ class LearnedTV(SaddleRegularizer):
         """[[w ||D||, bound of ||L||]]: the first is exact, the second is that of ``bank_norm``."""
         h, w = images(u, self.size).shape[-2:]
         filters = from_coordinates(self.coordinates.detach().double())  # the same key whatever the precision
-        return [[math.exp(self.log_weight.item()) * gradient_norm(h, w), bank_norm(filters, self.padding, h, w)]]
+        return [[weight_of(self.log_weight) * gradient_norm(h, w), bank_norm(filters, self.padding, h, w)]]
+
+    @torch.no_grad()
+    def majorants(self, u: Tensor) -> list[Tensor]:
+        """w^2 times the periodic Laplacian, which has differences across the edges besides those of D."""
+        return [self.log_weight.exp().square() * laplacian_symbol(u)]
 
     def sensitivity(self, u: Tensor) -> tuple[float, float]:
         """kappa = max(w ||D||, W) with W the norm of taking windows (s for zero padding), no offset.
@@ -137,7 +143,7 @@ class LearnedTV(SaddleRegularizer):
         the coordinates are orthonormal; ||L(t)|| <= |t| W, and ||[A, B]||^2 <= ||A||^2 + ||B||^2.
         """
         h, w = images(u, self.size).shape[-2:]
-        gradient = math.exp(self.log_weight.item()) * gradient_norm(h, w)
+        gradient = weight_of(self.log_weight) * gradient_norm(h, w)
         return max(gradient, window_norm(self.size, self.padding, h, w)), 0.0
 
     def units(self) -> Tensor:
@@ -157,7 +163,7 @@ class LearnedTV(SaddleRegularizer):
 
     def extra_repr(self) -> str:
         return (f"filters=2x{self.coordinates.shape[1]}, size={self.size}x{self.size}, "
-                f"weight={math.exp(self.log_weight.item()):.4g}, padding={self.padding!r}, "
+                f"weight={weight_of(self.log_weight):.4g}, padding={self.padding!r}, "
                 f"rounding={self.rounding:g}, smoothing={self.smoothing:g}, curvature={self.curvature:g}")
 
 

@@ -69,6 +69,14 @@ class SaddleRegularizer(nn.Module):
         """Proven upper bounds of the spectral norms of K_ji: a row per dual block, u first in every row."""
         raise NotImplementedError
 
+    @torch.no_grad()
+    def majorants(self, u: Tensor) -> list[Tensor]:
+        """For every dual block j the symbol of a circulant >= K_ju^T K_ju, for ``torch.fft.rfft2`` of images like u.
+
+        Broadcastable to (1, c, h, w // 2 + 1); by default the constant ||K_ju||^2. It only steers step sizes.
+        """
+        return [u.new_full((1, 1, 1, 1), row[0] ** 2) for row in self.norms(u)]
+
     def finite(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """(u, *v) near x, with the same u, at which every f_j and g_i is finite, or None (the default): x is such.
 
@@ -145,6 +153,11 @@ def images(u: Tensor, least: int = 1) -> Tensor:
                          remedy="Add batch and channel dimensions, for example u[None, None]."
                          if u.dim() != 4 else "Use larger images or smaller filters.")
     return u
+
+
+def weight_of(log_weight: Tensor) -> float:
+    """e^log_weight, inf where it is too large: constants that are not finite end a solve before it begins."""
+    return float(log_weight.detach().double().exp())
 
 
 def flag(name: str, value: Any) -> bool:

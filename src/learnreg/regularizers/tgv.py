@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ..convex import Convex, Norm, Squares, Zero
 from ..core.batch import expand
-from ..operators.fields import clear_missing_, gradient_norm, scaled_gradient, scaled_gradient_adjoint
+from ..operators.fields import clear_missing_, gradient_norm, laplacian_symbol, scaled_gradient, scaled_gradient_adjoint
 from ..operators.symmetrized import symmetrized, symmetrized_adjoint, symmetrized_norm
 from .base import positive
-from .saddle import SaddleRegularizer, images, non_negative
+from .saddle import SaddleRegularizer, images, non_negative, weight_of
 
 
 class TGV(SaddleRegularizer):
@@ -42,7 +42,7 @@ class TGV(SaddleRegularizer):
         self.rounding, self.curvature = non_negative("rounding", rounding), non_negative("curvature", curvature)
 
     def _weights(self) -> tuple[float, float]:
-        return math.exp(self.log_weight.item()), math.exp(self.log_second_weight.item())
+        return weight_of(self.log_weight), weight_of(self.log_second_weight)
 
     @property
     def effort(self) -> float:
@@ -80,6 +80,12 @@ class TGV(SaddleRegularizer):
         h, w = images(u).shape[-2:]
         first, second = self._weights()
         return [[first * gradient_norm(h, w), first], [0.0, second * symmetrized_norm(h, w)]]
+
+    @torch.no_grad()
+    def majorants(self, u: Tensor) -> list[Tensor]:
+        """w1^2 times the periodic Laplacian, which has differences across the edges besides those of D; zero."""
+        symbol = laplacian_symbol(u)
+        return [self.log_weight.exp().square() * symbol, torch.zeros_like(symbol)]
 
     @torch.no_grad()
     def feasible(self, x: tuple[Tensor, ...], p: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

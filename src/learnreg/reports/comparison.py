@@ -151,8 +151,10 @@ class Comparison:
         fixed = [name for name in self.learners if any(run.fixed for run in self.runs if run.learner == name)]
         if fixed:
             notes.append(f"{_listed(fixed)} learned for a reconstruction of a fixed number of steps. The exact loss "
-                         "here is that of the exact minimizer at the same parameters, which is another function; the "
-                         "PSNR of its own reconstruction stands beside the exact one in the table.")
+                         "here is that of the exact minimizer at the same parameters, which is another function"
+                         + ("; the PSNR of its own reconstruction stands beside the exact one in the table."
+                            if any(p.get("psnr_test_own") is not None for run in self.runs for p in run.points)
+                            else "."))
         if (seeds := len(self.seeds)) > 1:
             notes.append(f"Each seed is another problem with other images, so losses are compared within a seed and "
                          f"start. Two equally good learners would come in the same order with all {seeds} seeds by "

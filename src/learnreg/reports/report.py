@@ -28,7 +28,7 @@ from ..core import (
 )
 from ..core.files import write_atomically
 from .folder import made
-from .words import reason, sentence, show, slug
+from .words import evidence, reason, sentence, show, slug
 
 FORMAT, VERSION = "learnreg-run", 1
 _AGAIN = "Save the report again from its run, or restore run.json and run.safetensors together."
@@ -226,7 +226,7 @@ class Report:
                 banks[name] = figures.filter_cells(**run.filters)
         page = render(
             "page.html.j2", report=self, rows=self.table(), first=first, hardest_by=next(reversed(self.runs)),
-            reason=reason,
+            reason=reason, evidence=evidence,
             plots={k: figures.data_uri(figures.svg(plot), "image/svg+xml") for k, plot in plots.items()},
             gallery=[(i, figures.cells(self.evaluations, i)) for i in chosen],
             rest=[(i, figures.cells(self.evaluations, i)) for i in rest], banks=banks,
@@ -290,12 +290,17 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _honesty(evaluation: Evaluation) -> dict[str, Any]:
-    """How the reported error compares with the true one: rows, failures, smallest and largest ratio."""
-    pairs = [(r["certified"], r["true"]) for r in evaluation.honesty
+    """How the reported error compares with the true one: rows, failures, smallest and largest ratio.
+
+    The true error is known up to ``reference``; a certificate has failed only where even the smallest true error that
+    this leaves is larger.
+    """
+    known = [(r["certified"], r["true"], r.get("reference") or 0.0) for r in evaluation.honesty
              if r.get("certified") is not None and r.get("true") is not None]
-    ratios = [known / true for known, true in pairs if true > 0 and math.isfinite(known)]
-    return {"rows": len(pairs), "failures": sum(true > known for known, true in pairs),
-            "least": min(ratios, default=None), "most": max(ratios, default=None)}
+    ratios = [certified / true for certified, true, _ in known if true > 0 and math.isfinite(certified)]
+    return {"rows": len(known), "failures": sum(true - off > certified for certified, true, off in known),
+            "least": min(ratios, default=None), "most": max(ratios, default=None),
+            "reference": max((off for *_, off in known), default=0.0)}
 
 
 def _restore(data: dict[str, Any], number: int, stored: Mapping[str, Tensor]) -> tuple[SavedRun, Evaluation]:
@@ -308,7 +313,7 @@ def _restore(data: dict[str, Any], number: int, stored: Mapping[str, Tensor]) ->
     evaluation = Evaluation(
         stored[f"{number}.reconstruction"], stored["x"], stored["y"], **columns, error=error, kind=kind,
         status=tuple(Status[s.upper()] for s in e["status"]), eps=e["eps"], names=tuple(e["names"]),
-        cost=Cost(**e["cost"]), honesty=tuple(e["honesty"]))
+        cost=Cost(**e["cost"]), honesty=tuple(e["honesty"]), theorem=tuple(e.get("theorem", ())))
     stop = StopReason(data["stop"]["code"], data["stop"]["sentence"])
     run = SavedRun(data["name"], RunRecord.from_dict(data["record"]), stop, stored[f"{number}.theta"],
                    filters or None)

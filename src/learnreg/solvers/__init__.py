@@ -6,6 +6,8 @@ from .iterate import minimize
 from .lbfgs import LBFGS
 from .newton import NewtonCG, PrimalDualNewton
 from .nmapg import NmAPG
+from .pdhg import PDHG
 from .solve import solve
 
-__all__ = ["AGD", "LBFGS", "NewtonCG", "PrimalDualNewton", "NmAPG", "Distance", "certify", "minimize", "solve"]
+__all__ = [
+    "AGD", "LBFGS", "PDHG", "NewtonCG", "PrimalDualNewton", "NmAPG", "Distance", "certify", "minimize", "solve"]

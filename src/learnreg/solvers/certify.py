@@ -12,11 +12,11 @@ from ..core.batch import check_images, norm
 from ..core.bounds import Kind
 from ..core.certificates import distance_from_gradient
 from ..core.cost import Cost
-from ..core.errors import InputError
+from ..core.errors import InputError, MissingPropertyError
 from ..core.protocols import Potential
 from ..core.ranges import check_fraction
 from ..linear.cg import cg
-from .iterate import require_strong_convexity
+from .iterate import is_saddle, require_strong_convexity
 from .lbfgs import averaged
 from .solve import solve_potential
 
@@ -71,14 +71,19 @@ def certify(energy: Any, y: Tensor, x: Tensor, *, sharpness: float = 0.1) -> Dis
 
     Raises:
         InputError: bad shapes, NaN or Inf, sharpness out of range.
-        MissingPropertyError: the energy is not strongly convex.
+        MissingPropertyError: the energy is not strongly convex, or a saddle point.
     """
     check_images(y, "y")
     check_images(x, "x")
     check_fraction("sharpness", sharpness)
     if x.shape[0] != y.shape[0]:
         raise InputError("x", given=f"{x.shape[0]} images", expected=f"{y.shape[0]}, one per measurement")
-    return certify_potential(energy.at(y, x), x, sharpness)
+    potential = energy.at(y, x)
+    if is_saddle(potential):
+        raise MissingPropertyError(
+            "energy", given=f"{type(energy).__name__}, which has no gradient", expected="a differentiable Energy",
+            remedy="Solve it: s = solve(energy, y, eps); x is within ||x - s.value|| + s.error of the minimizer.")
+    return certify_potential(potential, x, sharpness)
 
 
 @torch.no_grad()

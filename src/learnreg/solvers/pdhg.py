@@ -12,8 +12,9 @@ Rules for t and theta:
   1/k^2.
 - ``linear``: T_i = m / (2 mu_i), S_j = m / (2 mu_j), t = 1, theta = 1 / (1 + m), where m / 2 is one over ||K|| in the
   metric of the moduli; the squared distance falls by theta per iteration. For g and f* strongly convex only.
-- ``balanced``: t is adapted at moments that become rare geometrically, and is constant between them. With gamma > 0: as
-  accelerated until t has come down to the ratio of the recent moves of x and p in the metric of T and S, then t follows
+- ``balanced``: where f names majorants of K_u^T K_u (an expensive A in K), steps in a metric, see ``metric.py``.
+  Elsewhere t is adapted at moments that become rare geometrically, and is constant between them. With gamma > 0: as
+  accelerated until t has come down to the ratio of the recent moves of x and p in the metric of T and S; then t follows
   that ratio (the idea of the primal weight of PDLP, Applegate et al., NeurIPS 2021). With gamma = 0: t is drawn to
   where the part of the gap that longer primal steps reduce equals the part that longer dual steps reduce. It steers
   speed only: no certificate depends on step sizes.
@@ -33,40 +34,27 @@ from ..core.batch import expand
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
 from ..core.ranges import check_number, check_positive
+from .metric import Metric
+from .pdhg_state import Blocks, PDHGState, Steps
 
 Rule = Literal["auto", "basic", "accelerated", "linear", "balanced"]
 
 FIRST_WINDOW = 20
-"""Iterations between the first two looks at the moves; each next window is half as long again."""
+"""Iterations between the first two looks at the moves."""
 
 MOVES = 0.3
 """t is drawn to this multiple of the ratio of the moves (0.3 to 1 do equally well, 3 is slower; measured on TV)."""
+
+GROWTH = 1.5
+"""Of the window between two looks."""
 
 LARGEST_CHANGE = 3.0
 """Of t at one moment where the parts of the gap decide; on TGV they give 2.3 times the speed of the ratio of moves."""
 
 
-@dataclass(frozen=True)
-class Steps:
-    """Block steps: tau_i = t primal[i], sigma_j = dual[j] / t, with ||S^(1/2) K T^(1/2)|| <= 1.
-
-    Attributes:
-        primal, dual: T and S.
-        t: the first t.
-        theta: constant extrapolation.
-        gamma: min_i mu_i T_i, the strong convexity of g in the metric of T.
-    """
-
-    primal: tuple[float, ...]
-    dual: tuple[float, ...]
-    t: float = 1.0
-    theta: float = 1.0
-    gamma: float = 0.0
-
-
 def operator_norm(norms: Sequence[Sequence[float]], primal: Sequence[float], dual: Sequence[float]) -> float:
     """||S^(1/2) N T^(1/2)||, a bound of the operator norm with the blocks replaced by their norms."""
-    table = torch.tensor([[math.sqrt(s * t) * n for n, t in zip(row, primal, strict=True)]
+    table = torch.tensor([[math.sqrt(s) * math.sqrt(t) * n for n, t in zip(row, primal, strict=True)]
                           for row, s in zip(norms, dual, strict=True)], dtype=torch.float64)
     return float(torch.linalg.matrix_norm(table, 2))
 
@@ -85,13 +73,13 @@ def block_steps(f: Any, rule: Rule, balance: float) -> Steps:
                 "rule", given="linear, with g or f* not strongly convex", expected="strong convexity of both",
                 remedy="Use rule='auto', or smooth the regularizer (rounding, curvature) and add tikhonov.")
         T, S = [1 / m for m in mu_g], [1 / m for m in mu_f]
-        m = 2 / max(operator_norm(f.norms, T, S), 1e-300)
+        m = 2 / (operator_norm(f.norms, T, S) or 1.0)  # K = 0 bears any steps
         # t = 1 and the factor m / 2 in both: tau = m / (2 mu), sigma = m / (2 mu)
         return Steps(tuple(m / 2 * a for a in T), tuple(m / 2 * a for a in S), 1.0, 1 / (1 + m))
     columns = [sum(row[i] for row in f.norms) for i in range(len(mu_g))]
     rows = [sum(row) for row in f.norms]
-    T, S = ([1 / max(n, 1e-300) for n in sums] for sums in (columns, rows))
-    size = max(operator_norm(f.norms, T, S), 1e-300)
+    T, S = ([1 / (n or 1.0) for n in sums] for sums in (columns, rows))
+    size = operator_norm(f.norms, T, S) or 1.0
     T = [a / size for a in T]
     S = [a / size for a in S]
     gamma = min(m * a for m, a in zip(mu_g, T, strict=True))
@@ -112,42 +100,6 @@ def check_steps(f: Any, primal: Sequence[float], dual: Sequence[float]) -> None:
     if not size <= 1 + 1e-9:
         raise InputError("steps", given=f"tau sigma ||K||^2 = {size:.4g}", expected="at most 1",
                          remedy=f"Multiply tau and sigma by {size ** -0.5:.3g}, or leave them to the rule.")
-
-
-@dataclass
-class PDHGState:
-    """x, p with K x + b, K^T p and the K x + b before; the rest steers t, per image."""
-
-    f: Any
-    steps: Steps
-    x: tuple[Tensor, ...]
-    p: tuple[Tensor, ...]
-    kx: tuple[Tensor, ...]
-    before: tuple[Tensor, ...]
-    ktp: tuple[Tensor, ...]
-    t: Tensor
-    theta: Tensor
-    accelerating: Tensor
-    anchor: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
-    since: int
-    window: int
-    evidence: Tensor
-    cost: Cost
-
-    @property
-    def point(self) -> Tensor:
-        """All variables as (b, n)."""
-        return self.f.pack(self.x, self.p)
-
-    def select(self, index: Tensor) -> PDHGState:
-        """The images at positions ``index``."""
-        def chosen(blocks: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(b[index] for b in blocks)
-
-        return replace(self, f=self.f.select(index), x=chosen(self.x), p=chosen(self.p), kx=chosen(self.kx),
-                       before=chosen(self.before), ktp=chosen(self.ktp), t=self.t[index], theta=self.theta[index],
-                       accelerating=self.accelerating[index],
-                       anchor=(chosen(self.anchor[0]), chosen(self.anchor[1])), evidence=self.evidence[index])
 
 
 @dataclass(frozen=True)
@@ -202,22 +154,28 @@ class PDHG:
         kx, ktp = f.apply(x), f.adjoint(p)
         size = z0.shape[0]
         ones = torch.ones(size, dtype=z0.dtype, device=z0.device)
+        known = f.tempo(z0) if self._follows else 0 * ones
+        t = torch.where(known > 0, known, steps.t * ones)
         shrinking = steps.gamma > 0 and self.tau is None and self.rule in ("auto", "balanced", "accelerated")
-        return PDHGState(f, steps, x, p, kx, kx, ktp, steps.t * ones, steps.theta * ones,
-                         torch.full((size,), shrinking, device=z0.device), (x, p), 0, FIRST_WINDOW,
-                         f.evidence(x, p, kx, ktp), Cost(gradients=size))
+        state = PDHGState(f, steps, x, p, kx, kx, ktp, t, steps.theta * ones, (known == 0) & shrinking, (x, p), 0,
+                          FIRST_WINDOW, f.evidence(x, p, kx, ktp), Cost(gradients=size), fresh=_apart(kx, x))
+        metric = Metric.first(f, kx) if self._follows else None
+        return state if metric is None else replace(state, metric=metric, anchor=(p, kx), window=metric.first_window)
 
     def step(self, f: Any, state: PDHGState) -> PDHGState:
         """``interval`` iterations."""
-        for _ in range(self.interval):
-            state = self._iterate(f, state)
+        for count in range(self.interval):
+            if state.metric is not None:
+                state = self._in_metric(f, state, state.metric)
+            else:
+                state = self._iterate(f, state, state.fresh and count > 1)
         evidence = f.evidence(state.x, state.p, state.kx, state.ktp)
         return replace(state, f=f, evidence=evidence, cost=Cost(gradients=self.interval * state.t.shape[0]))
 
-    def _iterate(self, f: Any, s: PDHGState) -> PDHGState:
-        """One iteration."""
+    def _iterate(self, f: Any, s: PDHGState, own: bool) -> PDHGState:
+        """One iteration; ``own`` says that K x before was made in this step, and is free to be written over."""
         p = tuple(
-            phi.prox_conjugate(_ahead(q, a, old, sigma, s.theta), sigma)
+            phi.prox_conjugate(_ahead(q, a, old, sigma, s.theta, own), sigma)
             for phi, q, a, old, sigma in zip(f.dual, s.p, s.kx, s.before, _over(s.steps.dual, s.t, s.p), strict=True))
         ktp = f.adjoint(p)
         x = tuple(g.prox(torch.addcmul(a, k, tau, value=-1), tau)
@@ -227,13 +185,28 @@ class PDHG:
         if s.steps.gamma > 0:
             theta = torch.where(s.accelerating, torch.rsqrt(1 + 2 * s.steps.gamma * t), 1.0)
             t = t * theta
-        s = PDHGState(f, s.steps, x, p, kx, s.kx, ktp, t, theta, s.accelerating, s.anchor, s.since + 1, s.window,
-                      s.evidence, s.cost)
+        s = replace(s, f=f, x=x, p=p, kx=kx, before=s.kx, ktp=ktp, t=t, theta=theta, since=s.since + 1)
         return self._followed(s) if self._follows and s.since >= s.window else s
+
+    def _in_metric(self, f: Any, s: PDHGState, metric: Metric) -> PDHGState:
+        """One iteration with the image stepped in a metric, and theta = 1."""
+        sigmas = [expand(sigma, q) for sigma, q in zip(metric.dual, s.p, strict=True)]
+        p = tuple(phi.prox_conjugate(q + sigma * (2 * a - old), sigma)
+                  for phi, q, a, old, sigma in zip(f.dual, s.p, s.kx, s.before, sigmas, strict=True))
+        ktp = f.adjoint(p)
+        taus = [expand(tau, v) for tau, v in zip(metric.primal, s.x, strict=True)]
+        others = [g.prox(torch.addcmul(a, k, tau, value=-1), tau)
+                  for g, a, k, tau in zip(f.primal[1:], s.x[1:], ktp[1:], taus[1:], strict=True)]
+        x = (metric.step(f.primal[0], s.x[0], ktp[0]), *others)
+        s = replace(s, f=f, x=x, p=p, kx=f.apply(x), before=s.kx, ktp=ktp, since=s.since + 1)
+        if s.since < s.window:
+            return s
+        metric = metric.followed(p, s.kx, s.anchor)
+        return replace(s, metric=metric, anchor=(p, s.kx), since=0, window=_longer(s.window))
 
     def _followed(self, s: PDHGState) -> PDHGState:
         """t after a look at how far x and p have moved since the last one."""
-        window = max(s.window + 1, math.ceil(1.5 * s.window))
+        window = _longer(s.window)
         if s.steps.gamma <= 0 and hasattr(s.f, "halves"):
             of_primal, of_dual = s.f.halves(s.x, s.p, s.kx, s.ktp)
             ratio = (of_primal / of_dual).sqrt().clamp(1 / LARGEST_CHANGE, LARGEST_CHANGE)
@@ -245,23 +218,34 @@ class PDHG:
         return replace(s, t=t, accelerating=accelerating, anchor=(s.x, s.p), since=0, window=window)
 
 
-def _times(scales: tuple[float, ...], t: Tensor, blocks: tuple[Tensor, ...]) -> list[Tensor]:
+def _longer(window: int) -> int:
+    return max(window + 1, math.ceil(GROWTH * window))
+
+
+def _apart(kx: Blocks, x: Blocks) -> bool:
+    """Whether no block of K x shares its memory with one of x, as it would for K = I."""
+    taken = {a.untyped_storage().data_ptr() for a in x}
+    return all(a.untyped_storage().data_ptr() not in taken for a in kx)
+
+
+def _times(scales: tuple[float, ...], t: Tensor, blocks: Blocks) -> list[Tensor]:
     """tau_i = t T_i, ready to multiply the blocks."""
     return [expand(scale * t, b) for scale, b in zip(scales, blocks, strict=True)]
 
 
-def _over(scales: tuple[float, ...], t: Tensor, blocks: tuple[Tensor, ...]) -> list[Tensor]:
+def _over(scales: tuple[float, ...], t: Tensor, blocks: Blocks) -> list[Tensor]:
     """sigma_j = S_j / t, ready to multiply the blocks."""
     return [expand(scale / t, b) for scale, b in zip(scales, blocks, strict=True)]
 
 
-def _ahead(p: Tensor, kx: Tensor, before: Tensor, sigma: Tensor, theta: Tensor) -> Tensor:
-    """p + sigma (K x + theta (K x - K x before))."""
-    theta = expand(theta, p)
-    return torch.addcmul(p, kx, sigma * (1 + theta)).addcmul_(before, sigma * theta, value=-1)
+def _ahead(p: Tensor, kx: Tensor, before: Tensor, sigma: Tensor, theta: Tensor, own: bool) -> Tensor:
+    """p + sigma (K x + theta (K x - K x before)), in the place of K x before if it is ``own``."""
+    further = expand(theta, p) * sigma
+    behind = torch.addcmul(p, before, further, value=-1, out=before if own else None)
+    return behind.addcmul_(kx, further.add_(sigma))
 
 
-def _moved(now: tuple[Tensor, ...], then: tuple[Tensor, ...], scales: tuple[float, ...]) -> Tensor:
+def _moved(now: Blocks, then: Blocks, scales: tuple[float, ...]) -> Tensor:
     """sqrt(sum_i ||now_i - then_i||^2 / scale_i) per image (b,)."""
     parts = [(a - b).flatten(1).square().sum(dim=1) / c for a, b, c in zip(now, then, scales, strict=True)]
     return torch.stack(parts).sum(dim=0).sqrt()

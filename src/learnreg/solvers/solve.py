@@ -34,7 +34,8 @@ def solve(energy: Any, y: Tensor, eps: float | Tensor, *, solver: str | Solver =
         eps: positive distance per image (Euclidean norm over all pixels of one image, not squared); a number or (b,).
         solver: ``"auto"``, a name, or a solver object.
         x0: (b, c, h, w), the start; A^T y when None.
-        budget: largest number of solver steps per image; 20000 when None.
+        budget: largest number of solver steps per image; 20000 when None, 2000 for saddle functions (a step of
+            ``pdhg`` is ten iterations).
         throw: raise when an image misses eps; False hands the Solution back with its statuses.
 
     Returns:
@@ -60,13 +61,13 @@ def solve(energy: Any, y: Tensor, eps: float | Tensor, *, solver: str | Solver =
     check_solver(solver)
     potential = energy.at(y) if x0 is None else energy.at(y, start)
     require_strong_convexity(potential)
-    solution = solve_potential(potential, eps, start.detach(), solver, max_steps=budget or 20000)
+    solution = solve_potential(potential, eps, start.detach(), solver, max_steps=budget or most_steps(potential))
     return solution.raise_if_failed() if throw else solution
 
 
 @torch.no_grad()
 def solve_potential(f: Potential | Saddle, eps: float | Tensor, x0: Tensor, solver: str | Solver = "auto", *,
-                    max_steps: int = 20000, should_stop: Callable[[], bool] | None = None) -> Solution:
+                    max_steps: int | None = None, should_stop: Callable[[], bool] | None = None) -> Solution:
     """``minimize`` with the solver chosen, and in float64 what cannot be certified in the precision of x0.
 
     Where the gradients of x0's type would be noise at the accuracy asked for, or turn out to be, the solve goes on in
@@ -74,12 +75,13 @@ def solve_potential(f: Potential | Saddle, eps: float | Tensor, x0: Tensor, solv
 
     Args:
         f: the potentials.
-        eps, max_steps, should_stop: as in ``minimize``.
+        eps, should_stop: as in ``minimize``.
+        max_steps: as in ``minimize``; the number that suits f when None.
         x0: (b, ...), the start: images, or for saddle functions a packed state (b, n) as well.
         solver: name or object.
     """
     method, words = choose(solver, f)
-    eps = per_image(eps, x0)
+    eps, max_steps = per_image(eps, x0), max_steps or most_steps(f)
     if is_saddle(f):
         found = _solved(f, eps, x0 if x0.dim() == 2 else f.pack(*f.start(x0)), method, words, max_steps, should_stop)
         return replace(found, value=f.image(found.value), state=found.value)
@@ -148,6 +150,12 @@ def _narrowed(solution: Solution, eps: Tensor, dtype: torch.dtype) -> Solution:
     return replace(solution, value=value, error=error, status=status, gradient=solution.gradient.to(dtype))
 
 
+def most_steps(f: Any) -> int:
+    """The largest number of steps when none is given; one of ``pdhg`` is ten iterations."""
+    return 2000 if is_saddle(f) else 20000
+
+
+@torch.no_grad()
 def start_distance(f: Any, x0: Tensor) -> Tensor:
     """A bound (b,) of the distance of a start x0 to the solution, at the cost of a gradient; in the type of x0."""
     if is_saddle(f):

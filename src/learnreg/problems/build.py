@@ -1,0 +1,30 @@
+"""Which kind of lower level a regularizer needs, for callers that are given any of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..core.errors import InputError
+from .energy import Energy
+from .saddle import SaddleEnergy
+
+
+def energy_for(physics: nn.Module, regularizer: nn.Module, fidelity: Any = None,
+               tikhonov: float = 0.0) -> Energy | SaddleEnergy:
+    """A SaddleEnergy for a saddle regularizer (one whose ``saddle`` is True), an Energy for any other.
+
+    Args:
+        physics, regularizer, fidelity: as for both of them.
+        tikhonov: as for a SaddleEnergy.
+
+    Raises:
+        InputError: what they refuse; ``tikhonov`` for a differentiable regularizer.
+    """
+    if getattr(regularizer, "saddle", False):
+        return SaddleEnergy(physics, regularizer, fidelity, tikhonov)
+    if tikhonov:
+        raise InputError("tikhonov", given=tikhonov, expected="0 with a differentiable regularizer",
+                         remedy="Add learnreg.regularizers.Tikhonov to the regularizer.")
+    return Energy(physics, regularizer, fidelity)
