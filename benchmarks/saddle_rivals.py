@@ -132,7 +132,8 @@ def pyproximal_primal_dual(problem: Any, settings: Settings, look: Callable[[Ite
 
     b, _, h, w = problem.x0.shape
     tau, sigma = lengths(problem, settings)
-    D = pylops.Gradient(dims=(b, h, w), axes=(1, 2), edge=False, kind="forward", dtype="float32")
+    D = pylops.VStack([pylops.FirstDerivative((b, h, w), axis=axis, kind="forward", dtype="float32")
+                       for axis in (1, 2)])
     weight, y = problem.weight / settings.row, problem.y.numpy().ravel()
     length = pyproximal.L21(ndim=2, sigma=weight)
     if problem.data:

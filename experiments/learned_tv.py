@@ -50,26 +50,23 @@ def adam(alpha: float) -> lr.Stochastic:
     return lr.Stochastic(optimizer="adam", batch=10**6, alpha0=alpha, step_exponent=0.0)
 
 
-def arms(quick: bool) -> dict[str, tuple[str, Any, Any]]:
+def arms(which: str) -> dict[str, tuple[str, Any, Any]]:
     """Name -> (regularizer, learner, strategy)."""
     found: dict[str, tuple[str, Any, Any]] = {"exact TV, weight learned": ("exact", lr.MAID(), None),
                                               "TV, weight learned": ("standard", lr.MAID(), None)}
-    for balance, alpha in ((0.01, 0.1), (0.01, 0.3), (0.1, 0.1)):
+    for balance, alpha in ((0.01, 0.1), (0.01, 0.3)) + (((0.1, 0.1),) if which == "sensitivity" else ()):
         found[f"joint piggyback, Adam (t={balance:g}, step {alpha:g})"] = (
             "learned", adam(alpha), lr.JointPiggyback(STEPS, balance))
-    for alpha in (1.0,):
-        learner = lr.Stochastic(optimizer="sgd", batch=10**6, alpha0=alpha, step_exponent=0.0)
-        found[f"joint piggyback, gradient descent (t=0.01, step {alpha:g})"] = (
-            "learned", learner, lr.JointPiggyback(STEPS, 0.01))
-    found["two-phase piggyback, Adam (step 0.1)"] = ("learned", adam(0.1), lr.Piggyback(certify=False))
-    for alpha in (0.01, 1.0):
-        for eps in (0.1, 10.0):
-            found[f"adaptive (alpha0={alpha:g}, eps0=delta0={eps:g})"] = (
-                "learned", lr.MAID(alpha0=alpha, eps0=eps, delta0=eps), None)
+    for alpha in (0.1, 0.3):
+        found[f"two-phase piggyback, Adam (step {alpha:g})"] = ("learned", adam(alpha), lr.Piggyback(certify=False))
+    if which == "sensitivity":
+        for alpha in (0.01, 1.0):
+            for eps in (0.1, 10.0):
+                found[f"adaptive (alpha0={alpha:g}, eps0=delta0={eps:g})"] = (
+                    "learned", lr.MAID(alpha0=alpha, eps0=eps, delta0=eps), None)
+    found["adaptive, steepest descent (alpha0=1)"] = (
+        "learned", lr.MAID(memory=0, eta=1e-4, sufficient=1e-5, alpha0=1.0), None)
     found["adaptive (defaults)"] = ("learned", lr.MAID(), None)
-    if quick:
-        keep = ("TV, weight learned", "joint piggyback, Adam (t=0.01, step 0.1)", "adaptive (defaults)")
-        found = {name: found[name] for name in keep}
     return found
 
 
@@ -78,7 +75,7 @@ def run(seed: int, given: argparse.Namespace) -> list[dict[str, Any]]:
     physics = deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.1))
     train, test = lr.data.pairs("natural", physics, size=given.size, split=(given.images, given.test), seed=seed)
     rows = []
-    for name, (kind, learner, strategy) in arms(given.quick).items():
+    for name, (kind, learner, strategy) in arms(given.arms).items():
         regularizer = {"exact": lambda: ExactTV(WEIGHT), "standard": standard,
                        "learned": lambda: learned(given.filters, seed)}[kind]()
         problem = lr.BilevelProblem(lr.SaddleEnergy(physics, regularizer), train)
@@ -119,13 +116,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--test", type=int, default=12)
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--test", type=int, default=16)
     parser.add_argument("--size", type=int, default=40)
     parser.add_argument("--filters", type=int, default=4)
     parser.add_argument("--budget", type=float, default=5000, help="evaluations per image")
     parser.add_argument("--points", type=int, default=6, help="steps of a run that are evaluated again")
-    parser.add_argument("--quick", action="store_true", help="three arms")
+    parser.add_argument("--arms", choices=("main", "sensitivity"), default="main",
+                        help="sensitivity adds a grid of first steps and accuracies")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []

@@ -36,12 +36,14 @@ class Matrix(SaddleRegularizer):
         rows: f, a function of K x + b.
         own: g of the auxiliary block; there is none without it.
         shift: start values (m,) of b, or None for no offset.
+        unit: K is unit times theta.
     """
 
     def __init__(self, table: Tensor, pixels: int, rows: Convex, own: Convex | None = None,
-                 shift: Tensor | None = None) -> None:
+                 shift: Tensor | None = None, unit: float = 1.0) -> None:
         super().__init__()
-        self.table, self.pixels, self.rows, self.own = nn.Parameter(table.clone()), pixels, rows, own
+        self.table, self.pixels, self.rows, self.own = nn.Parameter(table / unit), pixels, rows, own
+        self.unit = unit
         self.shift = None if shift is None else nn.Parameter(shift.clone())
 
     def auxiliary(self, u: Tensor) -> tuple[Tensor, ...]:
@@ -58,10 +60,10 @@ class Matrix(SaddleRegularizer):
 
     def apply(self, u: Tensor, *v: Tensor) -> tuple[Tensor, ...]:
         x = torch.cat([u.flatten(1), *(t.flatten(1) for t in v)], dim=1)
-        return ((x @ self.table.T)[:, None],)
+        return ((x @ (self.unit * self.table).T)[:, None],)
 
     def adjoint(self, *p: Tensor) -> tuple[Tensor, ...]:
-        x = p[0][:, 0] @ self.table
+        x = p[0][:, 0] @ (self.unit * self.table)
         image = x[:, :self.pixels].reshape(-1, 1, 1, self.pixels)
         return (image,) if self.own is None else (image, x[:, None, self.pixels:])
 
@@ -69,12 +71,12 @@ class Matrix(SaddleRegularizer):
         return None if self.shift is None else (self.shift.view(1, 1, -1),)
 
     def norms(self, u: Tensor) -> list[list[float]]:
-        table = self.table.detach().double()
+        table = self.unit * self.table.detach().double()
         parts = [table[:, :self.pixels]] + ([] if self.own is None else [table[:, self.pixels:]])
         return [[float(torch.linalg.matrix_norm(t, 2)) for t in parts]]
 
     def sensitivity(self, u: Tensor) -> tuple[float, float]:
-        return 1.0, 0.0 if self.shift is None else 1.0
+        return self.unit * self.table.requires_grad, 0.0 if self.shift is None else 1.0
 
 
 class Dense(deepinv.physics.LinearPhysics):

@@ -115,7 +115,7 @@ def dense_gradient(problem: BilevelProblem) -> Tensor:
 
 def check_quadratic(problem: BilevelProblem) -> None:
     """What the negative controls must fail."""
-    assert relative(tight(problem, max_steps=60).value, dense_gradient(problem)) < 1e-9
+    assert relative(tight(problem, max_steps=200).value, dense_gradient(problem)) < 1e-9
 
 
 @pytest.mark.parametrize("name", T1)
@@ -216,6 +216,7 @@ def test_pictures_with_edges_agree_with_finite_differences_almost_everywhere(nam
     solution = reached(problem, eps)
     found = hypergradient(problem, 3 * eps, 1e-9, strategy=Piggyback())
     assert found.certified is None, "no Hessian, no proven bound"
+    assert found.status == (Status.CONVERGED,), "components that a constraint keeps at zero have no residual"
 
     def value(theta: Tensor) -> float:
         image = reached(problem, eps, theta, solution.state).value

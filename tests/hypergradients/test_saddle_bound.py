@@ -75,6 +75,18 @@ def test_the_counterexample_is_one():
     assert found.certified >= 0.21
 
 
+def test_the_distance_of_the_image_counts_in_full():
+    """K = 0 and p exact, but long: the error is 0.1 |p|, and the bound not much more."""
+    regularizer = Matrix(torch.zeros(1, 1).double(), 1, Squares(1.0, one(100.0).view(1, 1, 1)))
+    zero = torch.zeros(1, 1, 1, 1).double()
+    problem = BilevelProblem(SaddleEnergy(cases.denoising(), regularizer), Pairs(x=zero + 1.1, y=zero))
+    f = problem.energy.at(problem.pairs.y)
+    solution = at_state(problem, f.pack((zero + 0.1,), (one(-100.0).view(1, 1, 1),)), one(0.1))
+    found = Piggyback().gradient(problem, problem.energy, solution, 1e-5)
+    error = float((found.value - truth(problem).z).norm())
+    assert error == pytest.approx(10, abs=1e-2) and error <= found.certified < 1.05 * error
+
+
 def test_no_part_of_omega_may_be_missing():
     """Scalars with all errors pointing the same way: the bound is attained, term by term."""
     for seed in range(20):
@@ -267,8 +279,16 @@ def at_state(problem: BilevelProblem, state: Tensor, distance: Tensor) -> Soluti
                     Cost(), "by hand", distance, gradient, state)
 
 
+def offset_alone() -> BilevelProblem:
+    """K is known, b is learned: z is Y."""
+    problem = curved()
+    problem.energy.regularizer.table.requires_grad_(False)
+    return problem
+
+
 MATRICES = {"quadratic": quadratic, "quadratic-data": lambda: quadratic(data=True, auxiliary=True),
-            "curved": lambda: curved(shift=False), "curved-offset": curved, "curved-data": lambda: curved(data=True)}
+            "curved": lambda: curved(shift=False), "curved-offset": curved, "curved-data": lambda: curved(data=True),
+            "offset-alone": offset_alone}
 
 
 @pytest.mark.parametrize("name", MATRICES)
@@ -346,6 +366,32 @@ def test_omega_times_kappa_bounds_what_true_distances_do_to_z(name):
             assert error <= float(bound) * (1 + 1e-9)
             worst = max(worst, error / float(bound))
     assert worst > 0.02, "the bound is of the size of what happens"
+
+
+@pytest.mark.parametrize("make", [lambda unit: Matrix(normal(3, 6), 6, Squares(0.5), unit=unit),
+                                  lambda unit: Matrix(normal(3, 6), 6, SmoothNorm(1.0, 0.7, 0.4), unit=unit)])
+def test_the_bound_knows_the_unit_of_theta(make):
+    """K = unit theta: z, its error and the bound scale with the unit."""
+    found = []
+    for unit in (1.0, 1e4):
+        problem = cases.posed(make(unit))
+        found.append(hypergradient(problem, 1e-2, 1e-2, strategy=Piggyback()))
+        assert float((found[-1].value - truth(problem).z).norm()) <= found[-1].certified
+    torch.testing.assert_close(found[1].value, 1e4 * found[0].value)
+    assert found[1].certified == pytest.approx(1e4 * found[0].certified)
+
+
+def test_a_polish_is_paid_for():
+    """The bound is for z before it, so the way between both is added."""
+    problem = curved()
+    exact = truth(problem)
+    f = problem.energy.at(problem.pairs.y)
+    state = exact.state + 0.1 * normal(*exact.state.shape)
+    distance = (f.image(state) - f.image(exact.state)).flatten(1).norm(dim=1)
+    solution = at_state(problem, state, distance)
+    plain, polished = (Piggyback(estimate=e).gradient(problem, problem.energy, solution, 1e-3) for e in (False, True))
+    way = float((plain.value - polished.value).norm())
+    assert way > 1e-4 and polished.certified == pytest.approx(plain.certified + way, rel=1e-12)
 
 
 def test_kinks_have_no_bound_and_maid_would_say_so():
@@ -437,6 +483,13 @@ def test_the_change_of_a_conjugate_hessian_is_bounded(numbers):
     difference = (f.conjugate_hessian(s + t)(torch.ones_like(s)) - f.conjugate_hessian(s)(torch.ones_like(s))).abs()
     limit = saddle_bound.conjugate_change(f) * t.abs()
     assert bool((difference <= limit * (1 + 1e-6) + 1e-9).all())
+
+
+def test_the_bound_of_the_change_is_attained_where_the_curvature_hardly_varies():
+    f, s = SmoothNorm(0.01, 1.0, 0.2), torch.linspace(0.05, 0.2, 200, dtype=torch.float64).view(-1, 1, 1)
+    one_each = torch.ones_like(s)
+    rate = (f.conjugate_hessian(s + 1e-5)(one_each) - f.conjugate_hessian(s)(one_each)).abs().max() / 1e-5
+    assert 0.8 * saddle_bound.conjugate_change(f) < float(rate) <= saddle_bound.conjugate_change(f)
 
 
 def test_the_conjugate_of_squares_does_not_change_and_others_must_be_strong():

@@ -22,10 +22,11 @@ ULPS = 16
 class Convex(ABC):
     """A closed convex function phi of one block (b, ...), summed over its entries or groups, one value per image.
 
-    A group is the vector of all entries that differ in dimension 1 only. All results are new tensors; no method
-    changes what it was given. The conjugate is phi*(s) = sup_a <a, s> - phi(a). Domains count up to rounding: a point
-    outside by at most ``ULPS`` units of rounding (relative to the size of the domain; absolute where it has none, for
-    blocks of order one) is treated as its nearest point inside.
+    A group is the vector of all entries that differ in dimension 1 only. All results are new tensors, and no method
+    changes what it was given, except those whose names end in an underscore. The conjugate is
+    phi*(s) = sup_a <a, s> - phi(a). Domains count up to rounding: a point outside by at most ``ULPS`` units of rounding
+    (relative to the size of the domain; absolute where it has none, for blocks of order one) is treated as its nearest
+    point inside.
 
     Attributes:
         strong: a proven mu >= 0 with phi - mu/2 |.|^2 convex.
@@ -66,6 +67,14 @@ class Convex(ABC):
         """The same for phi*, by Moreau's identity: s - step prox(s / step, 1 / step)."""
         step = matched(step, s)
         return s - step * self.prox(s / step, 1 / step)
+
+    def prox_(self, a: Tensor, step: Step) -> Tensor:
+        """``prox``, free to write over a: for iterations limited by memory, where a new tensor costs twice as much."""
+        return self.prox(a, step)
+
+    def prox_conjugate_(self, s: Tensor, step: Step) -> Tensor:
+        """``prox_conjugate``, free to write over s."""
+        return self.prox_conjugate(s, step)
 
     @abstractmethod
     def prox_tangent(self, a: Tensor, step: Step) -> Tangent:

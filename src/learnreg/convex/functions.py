@@ -114,6 +114,12 @@ class Squares(Convex):
             return a / (1 + pull) if isinstance(pull, Tensor) else a * (1 / (1 + pull))
         return torch.lerp(a, self.centre.to(a.dtype), pull / (1 + pull))
 
+    def prox_(self, a: Tensor, step: Step) -> Tensor:
+        if self.centre is None or self.centre.shape != a.shape:
+            return self.prox(a, step)
+        pull = matched(step, a) * self.weight
+        return a.lerp_(self.centre.to(a.dtype), pull / (1 + pull))
+
     def prox_conjugate(self, s: Tensor, step: Step) -> Tensor:
         step = matched(step, s)
         factor = self.weight / (self.weight + step)

@@ -108,10 +108,18 @@ class Norm(Convex):
         if self.centre is not None:
             s = torch.addcmul(s, self.centre, step, value=-1) if isinstance(step, Tensor) else torch.sub(
                 s, self.centre, alpha=step)
-        damping = 1 / (1 + step * self.rounding)
         if self.isotropic:
-            return s * self._square(s).rsqrt_().mul_(self.scale).clamp_max_(damping)
-        return (s if not self.rounding else s * damping).clamp(-self.scale, self.scale)
+            return s * self._shrinkage(s, step)
+        return (s if not self.rounding else s / (1 + step * self.rounding)).clamp(-self.scale, self.scale)
+
+    def prox_conjugate_(self, s: Tensor, step: Step) -> Tensor:
+        if self.centre is not None or not self.isotropic:
+            return self.prox_conjugate(s, step)
+        return s.mul_(self._shrinkage(s, matched(step, s)))
+
+    def _shrinkage(self, s: Tensor, step: Step) -> Tensor:
+        """What groups are multiplied by: min(scale / |s|, 1 / (1 + step rounding))."""
+        return self._square(s).rsqrt_().mul_(self.scale).clamp_max_(1 / (1 + step * self.rounding))
 
     def prox_tangent(self, a: Tensor, step: Step) -> Tangent:
         step = matched(step, a)

@@ -52,7 +52,7 @@ class Curved:
         shifted = a if self.linear is None else torch.addcmul(a, self.linear, step, value=-1)
         return self.hessian.mapped(lambda e: 1 / (1 + step * e))(shifted)
 
-    prox_conjugate = prox
+    prox_ = prox_conjugate = prox_conjugate_ = prox
     """A dual block holds H of f* itself, so that its proximal map is the one that the solver asks for."""
 
     def grad(self, a: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ def bank_norm(kernels: Tensor, padding: Padding, h: int, w: int) -> float:
 def _enough(margin: int, h: int, w: int) -> tuple[int, int, int]:
     """k and the sides of the grid: the largest power of two that keeps the grid small."""
     power = 1
-    while (8 * power * margin + 1) ** 2 <= DENSE_PIXELS:
+    while margin and (8 * power * margin + 1) ** 2 <= DENSE_PIXELS:
         power *= 2
     side = 4 * power * margin + 1
     return power, min(h, side), min(w, side)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..convex import Convex
+from ..convex import Box, Convex
 from ..core.batch import check_images, norm
 from ..core.bounds import Bound, Curvature
 from ..core.certificates import distance_from_gap, distance_from_residuals
@@ -188,6 +188,11 @@ class SaddleAt:
     def bounds(self) -> Curvature:
         """mu of the image; a saddle function has no L."""
         return Curvature(self.mu, Bound.unknown())
+
+    @property
+    def constrained(self) -> bool:
+        """Whether some f_j is finite at a single point only: K x has to be there exactly for a finite primal value."""
+        return any(isinstance(phi, Box) and phi.lower == phi.upper for phi in self.dual)
 
     @property
     def smooth(self) -> bool:

@@ -9,6 +9,7 @@ from .base import LinearizedHessian, Regularizer, Scaled, Sum
 from .exact_tv import ExactTV
 from .foe import FoE
 from .huber import HuberTV
+from .icnn import ICNN
 from .learned_tv import LearnedTV
 from .saddle import SaddleRegularizer
 from .tgv import TGV
@@ -17,7 +18,7 @@ from .tv import TV
 
 KNOWN: dict[str, type[Regularizer] | type[SaddleRegularizer]] = {
     "TV": TV, "HuberTV": HuberTV, "FoE": FoE, "Tikhonov": Tikhonov, "ExactTV": ExactTV, "TGV": TGV,
-    "LearnedTV": LearnedTV}
+    "LearnedTV": LearnedTV, "ICNN": ICNN}
 """Classes that a model file can name. A new regularizer adds one line here."""
 
 
@@ -43,5 +44,5 @@ def from_spec(spec: dict[str, Any]) -> Any:
 
 
 __all__ = [
-    "KNOWN", "TGV", "TV", "ExactTV", "FoE", "HuberTV", "LearnedTV", "LinearizedHessian", "Regularizer",
+    "ICNN", "KNOWN", "TGV", "TV", "ExactTV", "FoE", "HuberTV", "LearnedTV", "LinearizedHessian", "Regularizer",
     "SaddleRegularizer", "Scaled", "Sum", "Tikhonov", "from_spec"]

@@ -38,7 +38,8 @@ def require_strong_convexity(f: Potential) -> float:
     """mu of the potential; of a saddle function, that of the image.
 
     Raises:
-        MissingPropertyError: mu = 0 or unknown, so no distance to the minimizer can be certified.
+        MissingPropertyError: mu = 0 or unknown, so no distance to the minimizer can be certified; or the primal value
+            of a saddle function is finite under an equation only.
     """
     mu = f.bounds().mu
     if not (0 < mu.value < float("inf")):
@@ -48,6 +49,10 @@ def require_strong_convexity(f: Potential) -> float:
                    "Add a strongly convex term, for example regularizer + lr.regularizers.Tikhonov(1e-3).")
     smoothness = f.bounds().L
     if is_saddle(f):
+        if getattr(f, "constrained", False):
+            raise MissingPropertyError(
+                "energy", given="a constraint K x = 0, which iterates only approach", expected="finite gaps on the way",
+                remedy="Give the regularizer rounding > 0, or use a fixed number of steps (JointPiggyback).")
         return mu.value
     if not smoothness.value < float("inf"):
         raise MissingPropertyError(
@@ -124,6 +129,10 @@ class _ByGradient:
         self.patience = int(30 + 4 * min(condition, 1e8) ** 0.5)
         self.rounding = torch.finfo(dtype).eps * curvature.L.value
 
+    def broken(self, evidence: Tensor, state: Any) -> Tensor:
+        """Images (b,) that cannot go on."""
+        return ~torch.isfinite(evidence)
+
     def noise(self, f: Potential, point: Tensor) -> Tensor:
         """Evidence (b,) below which rounding may be all there is."""
         return self.rounding * norm(point).double()
@@ -148,6 +157,10 @@ class _ByCertificate:
 
     def __init__(self, f: Any, dtype: torch.dtype) -> None:
         self.dtype = dtype
+
+    def broken(self, evidence: Tensor, state: Any) -> Tensor:
+        """An infinite gap is no failure: K x may pass through places where f is infinite."""
+        return evidence.isnan() | ~torch.isfinite(state.point).all(dim=1)
 
     def noise(self, f: Any, point: Tensor) -> Tensor:
         return f.rounding_distance(point)
@@ -194,7 +207,7 @@ class _Loop:
         if count % STALL_INTERVAL and bool(((state.evidence > self.level) & (state.evidence < torch.inf)).all()):
             return None
         evidence, index = state.evidence.double(), self.index
-        broken = ~torch.isfinite(evidence)
+        broken = self.rule.broken(evidence, state)
         nominated = evidence <= self.wanted[index]
         stalled = self._stalled(f, evidence, state, count) & ~nominated & ~broken
         if not bool((nominated | stalled | broken).any()):

@@ -26,6 +26,9 @@ Blocks = tuple[Tensor, ...]
 MOVES = 0.5
 """S_j is drawn to this multiple of the ratio of the moves (0.3 and 1 are slower by up to a third; CT with TV)."""
 
+LARGEST_CHANGE = 30.0
+"""Of S_j at one look: moves that are nothing but rounding have any ratio."""
+
 LONG = 1e4
 """A dual step, in units of 1 / ||K_j||, after which p_j is as good as the slope of f_j."""
 
@@ -64,22 +67,24 @@ class Metric:
         lengths = [torch.stack([s * row[i] ** 2 for s, row in zip(weights, norms, strict=True)]).sum(dim=0)
                    for i in range(count)]
         primal = tuple(1 / length.clamp_min(1e-30) for length in lengths)
-        return Metric(symbols, norms, curvature, tuple(dual), primal, (M + curvature).reciprocal())
+        inverse = (M + curvature).clamp_min(torch.finfo(M.dtype).tiny).reciprocal()
+        return Metric(symbols, norms, curvature, tuple(dual), primal, inverse)
 
     @staticmethod
-    def first(f: Any, kx: Blocks) -> Metric | None:
-        """The metric to begin with: S_j = |slope of f_j at K_j x| / |K_j x|; None where f offers none.
+    def first(f: Any, p: Blocks, kx: Blocks) -> Metric | None:
+        """The metric to begin with: S_j = |p_j| / |K_j x|, for p_j = 0 with the slope of f_j at K_j x in its place.
 
-        f tells by ``majorants`` the symbols, None where a metric is not worth it.
+        None where f offers none: it tells by ``majorants`` the symbols, or None where a metric is not worth it.
         """
         offer = getattr(f, "majorants", None)
         symbols = None if offer is None else offer()
         if symbols is None:
             return None
         dual = []
-        for phi, a, row in zip(f.dual, kx, f.norms, strict=True):
+        for phi, q, a, row in zip(f.dual, p, kx, f.norms, strict=True):
             long = expand(norm(a).new_full((a.shape[0],), LONG / max(*row, 1e-30)), a)
-            ratio = norm(phi.prox_conjugate(long * a, long)) / norm(a)
+            sizes = norm(q), norm(phi.prox_conjugate(long * a, long))
+            ratio = torch.where(sizes[0] > 0, *sizes) / norm(a)
             dual.append(torch.where(_usable(ratio), ratio, 1 / max(*row, 1e-30)))
         return Metric.of(symbols, f.norms, f.primal[0].strong, dual)
 
@@ -93,7 +98,8 @@ class Metric:
         dual = []
         for s, q, a, q_then, a_then in zip(self.dual, p, kx, *anchor, strict=True):
             ratio = MOVES * norm(q - q_then) / norm(a - a_then)
-            dual.append(torch.where(_usable(ratio), (s * ratio).sqrt(), s))
+            drawn = (s * ratio).sqrt().clamp(s / LARGEST_CHANGE, s * LARGEST_CHANGE)
+            dual.append(torch.where(_usable(ratio), drawn, s))
         return Metric.of(self.symbols, self.norms, self.curvature, dual)
 
     def select(self, index: Tensor) -> Metric:
