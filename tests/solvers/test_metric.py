@@ -23,7 +23,8 @@ def tomography():
 
 
 def blur():
-    return BlurFFT(img_size=(1, SIDE, SIDE), filter=dinv.physics.blur.gaussian_blur(sigma=(1.5, 1.5)))
+    line = dinv.physics.functional.gaussian_blur(sigma=1.5)
+    return BlurFFT(img_size=(1, SIDE, SIDE), filter=line[..., None] * line[..., None, :])
 
 
 def random(*shape, seed=0):

@@ -218,7 +218,7 @@ def test_the_gap_is_positive_and_the_certificate_holds_at_every_iteration(name, 
     assert bool((least < 0.9 * first).all()), "and it says something"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**31), exponent=st.floats(-3, 1), name=st.sampled_from(sorted(cases.PICTURES)))
 def test_random_points_are_certified(seed, exponent, name):
     """Not only iterates: any x and p, also infeasible ones."""

@@ -14,6 +14,7 @@ from ..core.curvature import MeanCurvature
 from ..core.errors import InputError, MissingPropertyError
 from ..core.protocols import Hessian
 from ..core.ranges import check_positive
+from .described import Described
 
 
 class LinearizedHessian:
@@ -34,7 +35,7 @@ class LinearizedHessian:
         return LinearizedHessian(self.product, *(w[index] for w in self.weights))
 
 
-class Regularizer(nn.Module):
+class Regularizer(Described):
     """R(x; theta) for images x: (b, c, h, w), one value per image; theta are the module's trainable parameters.
 
     A subclass implements ``value``, ``grad``, ``linearize``, ``directional`` and ``bounds``. The certificate methods
@@ -119,18 +120,6 @@ class Regularizer(nn.Module):
 
     def mixed_norm(self, x: Tensor, radius: Tensor) -> Tensor | None:
         """Bound of ||J(x')|| over ||x' - x|| <= radius: (b,) or None."""
-        return None
-
-    def spec(self) -> dict[str, Any]:
-        """JSON-able constructor arguments with the class name under ``type``; the model file stores it."""
-        raise NotImplementedError
-
-    def units(self) -> Tensor:
-        """A natural step of every entry of theta (d,), in its order: learners that use curvature start from these."""
-        return torch.cat([torch.ones(p.numel()) for p in self.parameters() if p.requires_grad] or [torch.zeros(0)])
-
-    def filters(self) -> dict[str, Tensor] | None:
-        """Learned filters for a report: ``kernels`` (K, c, s, s), ``weights`` (K,), ``smoothings`` (K,), or None."""
         return None
 
     def __add__(self, other: Regularizer) -> Sum:

@@ -6,14 +6,15 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..convex import Convex
 from ..core.errors import InputError, MissingPropertyError
 from ..core.ranges import check_number
+from .described import Described
 
 
-class SaddleRegularizer(nn.Module):
+class SaddleRegularizer(Described):
     """R(u; theta) = min_v max_p <K(theta)(u, v) + b(theta), p> + sum_i g_i(v_i) - sum_j f_j*(p_j).
 
     u are images (b, c, h, w), v auxiliary blocks (none is common), p dual blocks, all with the batch first; theta are
@@ -125,20 +126,6 @@ class SaddleRegularizer(nn.Module):
                 "value", given=f"{type(self).__name__}, whose value is a minimum over auxiliary fields",
                 expected="a regularizer without auxiliary fields", remedy="Use value_with(u, *v) at given fields v.")
         return self.value_with(u)
-
-    # --- descriptions -----------------------------------------------------------------------------------------------
-
-    def spec(self) -> dict[str, Any]:
-        """JSON-able constructor arguments with the class name under ``type``; the model file stores it."""
-        raise NotImplementedError
-
-    def units(self) -> Tensor:
-        """A natural step of every entry of theta (d,), in its order: learners that use curvature start from these."""
-        return torch.cat([torch.ones(p.numel()) for p in self.parameters() if p.requires_grad] or [torch.zeros(0)])
-
-    def filters(self) -> dict[str, Tensor] | None:
-        """Learned filters for a report: ``kernels`` (K, c, s, s), ``weights`` (K,), or None."""
-        return None
 
 
 def images(u: Tensor, least: int = 1) -> Tensor:
