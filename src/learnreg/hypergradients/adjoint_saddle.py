@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -162,7 +163,8 @@ class AdjointSaddle:
 
     def double(self) -> AdjointSaddle:
         """The same in float64, linearized at the same point."""
-        return self.rebuild()
+        slope = self.primal[0].linear
+        return self if slope is not None and slope.dtype == torch.float64 else self.rebuild()
 
 
 def linearized(f: Any, x: Blocks, p: Blocks, slope: Tensor) -> AdjointSaddle:
@@ -187,14 +189,12 @@ def linearized(f: Any, x: Blocks, p: Blocks, slope: Tensor) -> AdjointSaddle:
     primal = tuple(Curved(h, b, mu) for h, b, mu in zip(hx, linear, moduli[:count], strict=True))
     dual = tuple(Curved(h, None, mu) for h, mu in zip(hp, moduli[count:], strict=True))
 
+    @cache  # asked for at the end of every image; a closure over the result would be a cycle that holds its tensors
     def rebuild() -> AdjointSaddle:
-        if slope.dtype == torch.float64:
-            return problem
         x64, p64 = (tuple(t.double() for t in blocks) for blocks in (x, p))
         return linearized(f.double(), x64, p64, slope.double())
 
-    problem = AdjointSaddle(f, primal, dual, rebuild)
-    return problem
+    return AdjointSaddle(f, primal, dual, rebuild)
 
 
 def _from_resolvent(tangent: Tangent) -> Tangent:
