@@ -678,5 +678,5 @@ def test_images_that_do_not_fit_the_filters_are_refused(shape):
 @pytest.mark.parametrize("spec", [{}, {"type": "Wavelets"}, {"type": "TV", "order": 2}, {"type": "Sum"},
                                   {"type": "FoE", "filters": -1}, {"type": "Scaled", "factor": 1.0}])
 def test_a_foreign_description_is_refused(spec):
-    with pytest.raises(ModelFileError, match="expected one of TV, HuberTV, FoE, Tikhonov, .*Sum, Scaled"):
+    with pytest.raises(ModelFileError, match=r"expected one of TV, HuberTV, FoE, Tikhonov, .*Sum, Scaled"):
         from_spec(spec)
