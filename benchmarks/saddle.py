@@ -276,7 +276,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of photographs and noise")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=2, help="timed runs of every method")
-    parser.add_argument("--budget", type=float, default=60.0, help="CPU seconds of one run")
+    parser.add_argument("--budget", type=float, default=15.0, help="CPU seconds of one run")
     parser.add_argument("--most", type=int, default=3000, help="iterations of one run")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -54,7 +54,8 @@ def arms(which: str) -> dict[str, tuple[str, Any, Any]]:
     """Name -> (regularizer, learner, strategy)."""
     found: dict[str, tuple[str, Any, Any]] = {"exact TV, weight learned": ("exact", lr.MAID(), None),
                                               "TV, weight learned": ("standard", lr.MAID(), None)}
-    for balance, alpha in ((0.01, 0.1), (0.01, 0.3)) + (((0.1, 0.1),) if which == "sensitivity" else ()):
+    more = ((0.1, 0.1),) if which == "sensitivity" else ()
+    for balance, alpha in ((0.01, 0.1), (0.01, 0.3), *more):
         found[f"joint piggyback, Adam (t={balance:g}, step {alpha:g})"] = (
             "learned", adam(alpha), lr.JointPiggyback(STEPS, balance))
     for alpha in (0.1, 0.3):

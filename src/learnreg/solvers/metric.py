@@ -6,15 +6,16 @@ M >= K_u^T S K_u keeps the method convergent (preconditioned PDHG: Pock and Cham
 two FFTs per iteration. For a quadratic g of constant curvature m the step is
     u+ = u - (M + m)^-1 ( K_u^T p + grad g(u) ).
 With M close to K_u^T S K_u that is almost the step of ADMM with penalties S_j, which are steered as such: to the ratio
-of the moves of p_j and of K_j x (spectral penalties: Xu, Figueiredo, Goldstein, AISTATS 2017). Per image; it steers
-speed only, no certificate depends on step sizes.
+of the moves of p_j and of K_j x (spectral penalties: Xu, Figueiredo, Goldstein, AISTATS 2017). Every iteration goes
+further than that by a factor (over-relaxation: Condat, J. Optim. Theory Appl. 158, 2013). All of it is per image and
+steers speed only: no certificate depends on step sizes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,11 +27,32 @@ Blocks = tuple[Tensor, ...]
 MOVES = 0.5
 """S_j is drawn to this multiple of the ratio of the moves (0.3 and 1 are slower by up to a third; CT with TV)."""
 
+RELAXATION = 1.7
+"""Below 2. Measured on CT with TV, against 1: 20 % fewer iterations to a relative gap of 1e-2, half as many to 1e-4."""
+
 LARGEST_CHANGE = 30.0
 """Of S_j at one look: moves that are nothing but rounding have any ratio."""
 
 LONG = 1e4
 """A dual step, in units of 1 / ||K_j||, after which p_j is as good as the slope of f_j."""
+
+
+class Point(NamedTuple):
+    """x and p with K x + b and K^T p."""
+
+    x: Blocks
+    p: Blocks
+    kx: Blocks
+    ktp: Blocks
+
+    def toward(self, other: Point) -> Point:
+        """The point beyond another, on the line through both; what is affine in x or p follows."""
+        return Point(*(tuple(torch.lerp(a, b, RELAXATION) for a, b in zip(ours, theirs, strict=True))
+                       for ours, theirs in zip(self, other, strict=True)))
+
+    def select(self, index: Tensor) -> Point:
+        """That of the images ``index``."""
+        return Point(*(tuple(a[index] for a in blocks) for blocks in self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +110,18 @@ class Metric:
             dual.append(torch.where(_usable(ratio), ratio, 1 / max(*row, 1e-30)))
         return Metric.of(symbols, f.norms, f.primal[0].strong, dual)
 
-    def step(self, g: Any, u: Tensor, ktp: Tensor) -> Tensor:
-        """The image after a primal step."""
-        slope = torch.fft.rfft2(ktp + g.grad(u))
-        return u - torch.fft.irfft2(slope.mul_(self.inverse), s=u.shape[-2:])
+    def step(self, f: Any, at: Point) -> Point:
+        """One iteration without relaxation: x first, then p at 2 x+ - x."""
+        slope = torch.fft.rfft2(at.ktp[0] + f.primal[0].grad(at.x[0]))
+        image = at.x[0] - torch.fft.irfft2(slope.mul_(self.inverse), s=at.x[0].shape[-2:])
+        taus = [expand(tau, v) for tau, v in zip(self.primal, at.x, strict=True)]
+        x = (image, *(g.prox_(torch.addcmul(v, k, tau, value=-1), tau) for g, v, k, tau in
+                      zip(f.primal[1:], at.x[1:], at.ktp[1:], taus[1:], strict=True)))
+        kx = f.apply(x)
+        sigmas = [expand(sigma, q) for sigma, q in zip(self.dual, at.p, strict=True)]
+        p = tuple(phi.prox_conjugate_(q + sigma * (2 * a - before), sigma)
+                  for phi, q, a, before, sigma in zip(f.dual, at.p, kx, at.kx, sigmas, strict=True))
+        return Point(x, p, kx, f.adjoint(p))
 
     def followed(self, p: Blocks, kx: Blocks, anchor: tuple[Blocks, Blocks]) -> Metric:
         """The metric after a look at how far p and K x have moved from their places in ``anchor``."""

@@ -34,7 +34,7 @@ from ..core.batch import expand
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
 from ..core.ranges import check_number, check_positive
-from .metric import Metric
+from .metric import Metric, Point
 from .pdhg_state import Blocks, PDHGState, Steps
 
 Rule = Literal["auto", "basic", "accelerated", "linear", "balanced"]
@@ -189,20 +189,14 @@ class PDHG:
         return self._followed(s) if self._follows and s.since >= s.window else s
 
     def _in_metric(self, f: Any, s: PDHGState, metric: Metric) -> PDHGState:
-        """One iteration with the image stepped in a metric, and theta = 1."""
-        sigmas = [expand(sigma, q) for sigma, q in zip(metric.dual, s.p, strict=True)]
-        p = tuple(phi.prox_conjugate_(q + sigma * (2 * a - old), sigma)
-                  for phi, q, a, old, sigma in zip(f.dual, s.p, s.kx, s.before, sigmas, strict=True))
-        ktp = f.adjoint(p)
-        taus = [expand(tau, v) for tau, v in zip(metric.primal, s.x, strict=True)]
-        others = [g.prox_(torch.addcmul(a, k, tau, value=-1), tau)
-                  for g, a, k, tau in zip(f.primal[1:], s.x[1:], ktp[1:], taus[1:], strict=True)]
-        x = (metric.step(f.primal[0], s.x[0], ktp[0]), *others)
-        s = replace(s, f=f, x=x, p=p, kx=f.apply(x), before=s.kx, ktp=ktp, since=s.since + 1)
+        """One iteration with the image stepped in a metric."""
+        at = Point(s.x, s.p, s.kx, s.ktp) if s.relaxed is None else s.relaxed
+        new = metric.step(f, at)
+        s = replace(s, f=f, x=new.x, p=new.p, kx=new.kx, ktp=new.ktp, relaxed=at.toward(new), since=s.since + 1)
         if s.since < s.window:
             return s
-        metric = metric.followed(p, s.kx, s.anchor)
-        return replace(s, metric=metric, anchor=(p, s.kx), since=0, window=_longer(s.window))
+        metric = metric.followed(new.p, new.kx, s.anchor)
+        return replace(s, metric=metric, anchor=(new.p, new.kx), since=0, window=_longer(s.window))
 
     def _followed(self, s: PDHGState) -> PDHGState:
         """t after a look at how far x and p have moved since the last one."""

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.cost import Cost
-from .metric import Metric
+from .metric import Metric, Point
 
 Blocks = tuple[Tensor, ...]
 
@@ -38,6 +38,7 @@ class PDHGState:
     Attributes:
         anchor: where the moves are counted from: x and p, with a ``metric`` p and K x + b.
         metric: in the place of t and ``steps``, if the image is stepped in one.
+        relaxed: with a ``metric``, where the next iteration begins; that is not x, p, and need not be feasible.
         fresh: whether f makes new tensors of K x + b, that may be written over when they are of no more use.
     """
 
@@ -57,6 +58,7 @@ class PDHGState:
     evidence: Tensor
     cost: Cost
     metric: Metric | None = None
+    relaxed: Point | None = None
     fresh: bool = False
 
     @property
@@ -73,4 +75,5 @@ class PDHGState:
                        before=chosen(self.before), ktp=chosen(self.ktp), t=self.t[index], theta=self.theta[index],
                        accelerating=self.accelerating[index],
                        anchor=(chosen(self.anchor[0]), chosen(self.anchor[1])), evidence=self.evidence[index],
-                       metric=None if self.metric is None else self.metric.select(index))
+                       metric=None if self.metric is None else self.metric.select(index),
+                       relaxed=None if self.relaxed is None else self.relaxed.select(index))
