@@ -109,7 +109,7 @@ def test_the_choice_for_an_image_does_not_depend_on_its_neighbours():
         assert alone.steps[0] == together.steps[i], f"{alone.solver} alone, {together.solver} in company"
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name != "pdhg"])  # which is for saddle functions
 def test_a_name_is_taken_at_its_word(name):
     solver, words = choose(name, MILD().at(pairs(1).y))
     assert isinstance(solver, SOLVERS[name]) and words == name == solver.name
