@@ -12,12 +12,19 @@ from scipy.optimize import minimize as general_solver
 from torch import Tensor
 from torch.nn import functional as F
 
+from learnreg.core.batch import dot
 from learnreg.core.errors import InputError, MissingPropertyError
 from learnreg.core.params import flatten, trainable, with_theta
-from learnreg.problems.saddle import SaddleEnergy, inner
+from learnreg.problems.saddle import SaddleEnergy
 from learnreg.regularizers.icnn import ICNN
 from learnreg.solvers import solve
 from learnreg.solvers.pdhg import PDHG
+
+
+def inner(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
+    """Inner product over all blocks, per image (b,)."""
+    return torch.stack([dot(s, t) for s, t in zip(a, b, strict=True)]).sum(dim=0)
+
 
 SMALL = {"channels": 2, "size": 3, "pooling": 2, "units": 3}
 

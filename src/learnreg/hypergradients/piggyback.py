@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..core.batch import norm
 from ..core.certificates import distance_from_residuals
 from ..core.cost import Cost
 from ..core.errors import MissingPropertyError
@@ -171,7 +172,7 @@ def saddle_error(f: Any, state: Tensor, solution: Solution, found: Solution, los
     moduli, first = f.moduli(), len(f.primal) + (1 if f.data else 0)
     (x, p), (X, Y) = f.unpack(state.double()), f.unpack(found.value.double())
     (rx, rp), (qx, qp) = f.unpack(solution.gradient.double()), f.unpack(found.gradient.double())
-    eps = distance_from_residuals([_norm(r) for r in (*rx, *rp)], moduli)
+    eps = distance_from_residuals([norm(r) for r in (*rx, *rp)], moduli)
     eps[0] = torch.minimum(eps[0], solution.error)
     wide = f.double()
     moved = adjoint_distances(wide.primal, wide.dual, x, p, X, Y, eps, (*qx, *qp), moduli, loss_smoothness)
@@ -197,18 +198,14 @@ def _constants(f: Any, eps: list[Tensor], sizes: list[Tensor], residual: tuple[B
     count, moduli = len(f.primal), f.moduli()
     mu_g, mu_f = min(moduli[:count]), min(moduli[count:])
     third = max(g.hessian_lipschitz for g in f.primal)
-    delta = distance_from_residuals([_norm(r) for r in (*residual[0], *residual[1])], moduli)
+    delta = distance_from_residuals([norm(r) for r in (*residual[0], *residual[1])], moduli)
     inverse_f = max(phi.hessian_lipschitz / phi.strong for phi in f.dual)
     c = SaddleConstants(mu_g, mu_f, float(torch.linalg.matrix_norm(torch.tensor(f.norms, dtype=torch.float64), 2)),
                         third, max(conjugate_change(phi) for phi in f.dual),
                         third / mu_g**3 * max(g.smooth for g in f.primal), inverse_f, loss_smoothness)
     return kappa * constants_bound(c, eps_x=_total(eps[:count]), eps_p=_total(eps[count:]),
                                    delta_x=_total(delta[:count]), delta_p=_total(delta[count:]), x=sizes[0],
-                                   p=sizes[1], X=sizes[2], Y=sizes[3], slope_x=_norm(slope.double()))
-
-
-def _norm(a: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(a.flatten(1), dim=1)
+                                   p=sizes[1], X=sizes[2], Y=sizes[3], slope_x=norm(slope.double()))
 
 
 def _total(parts: list[Tensor]) -> Tensor:

@@ -7,7 +7,6 @@ row of K. Every parameter enters through K and b, so that the hypergradient need
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..convex import Box, Convex
-from ..core.batch import check_images, norm
+from ..core.batch import check_images, expand, norm
 from ..core.bounds import Bound, Curvature
 from ..core.certificates import distance_from_gap, distance_from_residuals
 from ..core.errors import InputError, MissingPropertyError
@@ -215,8 +214,8 @@ class SaddleAt:
             p, ktp = repaired
         scale = self._gauge(p, ktp)
         if scale is not None:
-            p = tuple(t / _wide(scale, t) for t in p)
-            ktp = tuple(t / _wide(scale, t) for t in ktp)
+            p = tuple(t / expand(scale, t) for t in p)
+            ktp = tuple(t / expand(scale, t) for t in ktp)
         parts = [g.gap(a, -s) for g, a, s in zip(self.primal, x, ktp, strict=True)]
         parts += [f.gap(a, s) for f, a, s in zip(self.dual, kx, p, strict=True)]
         return sum(parts[1:], parts[0])
@@ -272,8 +271,9 @@ class SaddleAt:
         distance = distance_from_gap(self.gap(x, p, kx, ktp), self.mu.value)
         found, gradient = {"gap": distance}, torch.zeros_like(z)
         if self.smooth:
-            found["kkt"] = self.distances(x, p, kx, ktp)[0]
-            gradient = self.pack(*self.gradient(x, p, kx, ktp))
+            rx, rp = self.gradient(x, p, kx, ktp)
+            found["kkt"] = distance_from_residuals([norm(r) for r in (*rx, *rp)], self.moduli())[0]
+            gradient = self.pack(rx, rp)
         if all(f.smooth < math.inf for f in self.dual):
             found["residual"] = self._residual(x, kx)
         table = torch.stack([found.get(name, torch.full_like(distance, torch.inf)) for name in THEOREMS])
@@ -351,13 +351,3 @@ def _tie(energy: SaddleEnergy, y: Tensor, u: Tensor) -> SaddleAt:
 def _limited(function: Convex) -> bool:
     """Whether the conjugate is infinite somewhere."""
     return type(function).gauge is not Convex.gauge
-
-
-def _wide(scalars: Tensor, like: Tensor) -> Tensor:
-    return scalars.view(-1, *[1] * (like.dim() - 1))
-
-
-def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """Inner product over all blocks, per image (b,)."""
-    parts = [torch.linalg.vecdot(s.flatten(1), t.flatten(1)) for s, t in zip(a, b, strict=True)]
-    return torch.stack(parts).sum(dim=0)
