@@ -1,23 +1,26 @@
-"""Fields of Experts against the roofline: CPU time of its four operations and of the matrix products they stand for.
+"""Fields of Experts against the roofline: CPU time of its four operations and of the matrix
+products they stand for.
 
     OMP_NUM_THREADS=1 python benchmarks/kernels.py --threads 1 --json kernels.json
     python benchmarks/kernels.py --cases 8x96 --filters 24 --size 5 --dtype float64 --repeats 10
 
-A filter bank of K filters s x s on n pixels is one dense product [K x s^2] [s^2 x n], 2 K s^2 n flops. The roofline of
-an operation is the time of as many such products as it needs, in the shape that runs fastest here (n is cut into equal
-pieces; the best length is searched), on the same machine with the same threads:
+A filter bank of K filters s x s on n pixels is one dense product [K x s^2] [s^2 x n], 2 K s^2 n
+flops. The roofline of an operation is the time of as many such products as it needs, in the shape
+that runs fastest here (n is cut into equal pieces; the best length is searched), on the same
+machine with the same threads:
     gradient        2   correlate, adjoint
     linearization   1   correlate
     Hessian product 2   correlate, adjoint
     mixed product   4   correlate x and v, multiply the maps of each with the windows of the other
-Pointwise work and memory traffic are free at the roofline. ``ratio`` is time over roofline, ``of 2`` time over that
-of two products, whatever the operation needs. Rows ``plain`` are what one writes without thinking: F.conv2d, the sum of
-sqrt(t^2 + nu^2) and autograd through it (its adjoint is conv_transpose2d), once for the gradient, twice for the Hessian
-product; batches of large images go through it one image at a time, which it likes better.
+Pointwise work and memory traffic are free at the roofline. ``ratio`` is time over roofline,
+``of 2`` time over that of two products, whatever the operation needs. Rows ``plain`` are what one
+writes without thinking: F.conv2d, the sum of sqrt(t^2 + nu^2) and autograd through it (its adjoint
+is conv_transpose2d), once for the gradient, twice for the Hessian product; batches of large images
+go through it one image at a time, which it likes better.
 
-Times are CPU seconds of the process (all threads together) per call, divided by the images: the least of ``--repeats``
-measurements, and the spread, by how much their median exceeds it. All rows take turns in every repeat, so that a busy
-machine does not favour one of them.
+Times are CPU seconds of the process (all threads together) per call, divided by the images: the
+least of ``--repeats`` measurements, and the spread, by how much their median exceeds it. All rows
+take turns in every repeat, so that a busy machine does not favour one of them.
 """
 
 from __future__ import annotations
@@ -91,7 +94,7 @@ class Case:
         return self.images * self.filters * self.side**2 * torch.finfo(self.dtype).bits // 8
 
 
-# --- what is measured -------------------------------------------------------------------------------------------------
+# --- what is measured -----------------------------------------------------------------------------
 
 
 def ours(foe: FoE, x: Tensor, v: Tensor) -> dict[str, tuple[Callable[[], Any], int]]:
@@ -99,18 +102,25 @@ def ours(foe: FoE, x: Tensor, v: Tensor) -> dict[str, tuple[Callable[[], Any], i
     energy = lr.Energy(dinv.physics.Denoising(dinv.physics.GaussianNoise(0.1)), foe)
     with torch.no_grad():
         hessian = foe.linearize(x)
-    return {"gradient": (torch.no_grad()(lambda: foe.grad(x)), 2),
-            "linearization": (torch.no_grad()(lambda: foe.linearize(x)), 1),
-            "Hessian product": (torch.no_grad()(lambda: hessian(v)), 2),
-            "mixed product": (lambda: mixed_product(energy, x, x, v), 4)}
+    return {
+        "gradient": (torch.no_grad()(lambda: foe.grad(x)), 2),
+        "linearization": (torch.no_grad()(lambda: foe.linearize(x)), 1),
+        "Hessian product": (torch.no_grad()(lambda: hessian(v)), 2),
+        "mixed product": (lambda: mixed_product(energy, x, x, v), 4),
+    }
 
 
 def plain(case: Case, foe: FoE, x: Tensor, v: Tensor) -> dict[str, tuple[Callable[[], Any], int]]:
     """The same gradient and Hessian product by autograd through the formula."""
     group = 1 if case.map_bytes > LARGE else case.images
     parts = list(zip(x.split(group), v.split(group), strict=True))
-    return {"gradient, plain": (lambda: torch.cat([plain_gradient(foe, a) for a, _ in parts]), 2),
-            "Hessian product, plain": (lambda: torch.cat([plain_product(foe, a, b) for a, b in parts]), 2)}
+    return {
+        "gradient, plain": (lambda: torch.cat([plain_gradient(foe, a) for a, _ in parts]), 2),
+        "Hessian product, plain": (
+            lambda: torch.cat([plain_product(foe, a, b) for a, b in parts]),
+            2,
+        ),
+    }
 
 
 def plain_value(foe: FoE, x: Tensor) -> Tensor:
@@ -128,7 +138,7 @@ def plain_gradient(foe: FoE, x: Tensor) -> Tensor:
 
 def plain_product(foe: FoE, x: Tensor, v: Tensor) -> Tensor:
     at = x.detach().requires_grad_()
-    gradient, = torch.autograd.grad(plain_value(foe, at), at, create_graph=True)
+    (gradient,) = torch.autograd.grad(plain_value(foe, at), at, create_graph=True)
     return torch.autograd.grad(gradient, at, v)[0]
 
 
@@ -138,12 +148,15 @@ def products(case: Case) -> dict[str, tuple[Callable[[], Any], int]]:
     a = torch.randn(case.filters, taps, dtype=case.dtype)
     found = {}
     for n in PIECES:
-        b, out = torch.randn(taps, n, dtype=case.dtype), torch.empty(case.filters, n, dtype=case.dtype)
+        b, out = (
+            torch.randn(taps, n, dtype=case.dtype),
+            torch.empty(case.filters, n, dtype=case.dtype),
+        )
         found[f"product {n}"] = ((lambda b=b, out=out: torch.mm(a, b, out=out)), n)
     return found
 
 
-# --- measuring --------------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 def seconds(call: Callable[[], Any], count: int) -> float:
@@ -155,7 +168,9 @@ def seconds(call: Callable[[], Any], count: int) -> float:
 
 
 def measure(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """CPU seconds per call, ``repeats`` measurements of every one, taking turns; after a warm-up."""
+    """CPU seconds per call, ``repeats`` measurements of every one, taking turns; after a
+    warm-up.
+    """
     counts = {}
     for name, call in calls.items():
         call()
@@ -184,8 +199,16 @@ def row(case: Case, name: str, count: int, times: list[float], one: float) -> Ro
     """``one`` is the time of one product, in milliseconds per image."""
     best = min(times)
     each = 1e3 * best / case.images
-    return Row(str(case), name, count, each, statistics.median(times) / best - 1, count * one, each / (count * one),
-               each / (2 * one))
+    return Row(
+        str(case),
+        name,
+        count,
+        each,
+        statistics.median(times) / best - 1,
+        count * one,
+        each / (count * one),
+        each / (2 * one),
+    )
 
 
 def compare(foe: FoE, x: Tensor, v: Tensor) -> None:
@@ -197,7 +220,7 @@ def compare(foe: FoE, x: Tensor, v: Tensor) -> None:
         assert error < 1e-4, f"the plain evaluation differs by {error:.1e}"
 
 
-# --- telling ----------------------------------------------------------------------------------------------------------
+# --- telling --------------------------------------------------------------------------------------
 
 
 def show(rows: list[Row], title: str) -> None:
@@ -206,8 +229,15 @@ def show(rows: list[Row], title: str) -> None:
     for heading in ("ms", "spread", "GEMMs", "roof", "ratio", "of 2"):
         table.add_column(heading, justify="right", no_wrap=True)
     for r in rows:
-        table.add_row(r.operation, f"{r.milliseconds:.3f}", f"{r.spread:.0%}", str(r.products), f"{r.roofline:.3f}",
-                      f"{r.ratio:.2f}", f"{r.of_two:.2f}")
+        table.add_row(
+            r.operation,
+            f"{r.milliseconds:.3f}",
+            f"{r.spread:.0%}",
+            str(r.products),
+            f"{r.roofline:.3f}",
+            f"{r.ratio:.2f}",
+            f"{r.of_two:.2f}",
+        )
     Console().print(table)
 
 
@@ -215,19 +245,29 @@ def verdict(rows: list[Row]) -> str:
     """One sentence on the goal."""
     worst = max((r for r in rows if not r.operation.endswith("plain")), key=lambda r: r.ratio)
     word = "met" if worst.ratio <= GOAL else "missed"
-    return f"Goal of {GOAL:g} x roofline {word}: the slowest is {worst.operation}, {worst.case}, {worst.ratio:.2f}."
+    return (
+        f"Goal of {GOAL:g} x roofline {word}: "
+        f"the slowest is {worst.operation}, {worst.case}, {worst.ratio:.2f}."
+    )
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=["8x96", "8x512"], help="images x side of the squares")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cases", nargs="+", default=["8x96", "8x512"], help="images x side of the squares"
+    )
     parser.add_argument("--filters", type=int, default=48)
     parser.add_argument("--size", type=int, default=7)
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--plain-malloc", action="store_true",
-                        help="leave glibc's allocator as it is; the commands of learnreg let it keep large blocks")
+    parser.add_argument(
+        "--plain-malloc",
+        action="store_true",
+        help="leave glibc's allocator as it is; the commands of learnreg let it keep large blocks",
+    )
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -245,9 +285,17 @@ def main() -> None:
         rows += found
     print(verdict(rows))
     if args.json:
-        document = {"threads": args.threads, "dtype": args.dtype, "repeats": args.repeats, "torch": torch.__version__,
-                    "cpu": torch.backends.cpu.get_cpu_capability(), "machine": platform.machine(),
-                    "keeps_large_blocks": kept, "rows": [asdict(r) for r in rows], "verdict": verdict(rows)}
+        document = {
+            "threads": args.threads,
+            "dtype": args.dtype,
+            "repeats": args.repeats,
+            "torch": torch.__version__,
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "machine": platform.machine(),
+            "keeps_large_blocks": kept,
+            "rows": [asdict(r) for r in rows],
+            "verdict": verdict(rows),
+        }
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(document, indent=1))
 

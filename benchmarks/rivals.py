@@ -1,8 +1,10 @@
-"""Solvers from elsewhere under our rule: scipy's L-BFGS-B and conjugate gradients, deepinv's GD and FISTA.
+"""Solvers from elsewhere under our rule: scipy's L-BFGS-B and conjugate gradients, deepinv's GD and
+FISTA.
 
-None of them knows the rule ||grad h(x)|| / mu <= eps, so a ``Watch`` looks for them, with the clock stopped and the
-gradient in float64, and one run serves all eps. A run is a function (problem, levels, limits) -> entries, where the
-problem offers ``f`` and ``exact`` (a batch of potentials in float32 and float64), ``x0``, ``mu``, ``L``, ``images``.
+None of them knows the rule ||grad h(x)|| / mu <= eps, so a ``Watch`` looks for them, with the clock
+stopped and the gradient in float64, and one run serves all eps. A run is a function (problem,
+levels, limits) -> entries, where the problem offers ``f`` and ``exact`` (a batch of potentials in
+float32 and float64), ``x0``, ``mu``, ``L``, ``images``.
 """
 
 from __future__ import annotations
@@ -25,13 +27,15 @@ from torch import Tensor
 from learnreg.core.batch import norm
 
 HOPE, DOUBT = 0.1, 10.0
-"""Of machine epsilon times L ||x||: deepinv's methods try float32 for gradient norms above HOPE; those below DOUBT may
-be rounding."""
+"""Of machine epsilon times L ||x||: deepinv's methods try float32 for gradient norms above HOPE;
+those below DOUBT may be rounding."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Where a run ends that reaches nothing: CPU seconds and evaluations, both of the whole batch."""
+    """Where a run ends that reaches nothing: CPU seconds and evaluations, both of the whole
+    batch.
+    """
 
     seconds: float
     evaluations: int
@@ -39,7 +43,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Entry:
-    """Seconds and evaluations per image until ``eps`` was certified, or until the run was ended (not ``ok``)."""
+    """Seconds and evaluations per image until ``eps`` was certified, or until the run was ended
+    (not ``ok``).
+    """
 
     seconds: float
     evaluations: float
@@ -56,7 +62,8 @@ class Finished(Exception):
 
 
 class Watch:
-    """The clock of a run that does not know our rule; notes what had been spent when each eps was first certified.
+    """The clock of a run that does not know our rule; notes what had been spent when each eps was
+    first certified.
 
     Args:
         mu: of the energy.
@@ -66,8 +73,16 @@ class Watch:
         noise: gradient norms below may be rounding; a run that no longer improves there is ended.
     """
 
-    def __init__(self, mu: float, levels: list[float], limits: Limits, images: int, noise: float = 0.0) -> None:
-        self.mu, self.levels, self.limits, self.images, self.noise = mu, levels, limits, images, noise
+    def __init__(
+        self, mu: float, levels: list[float], limits: Limits, images: int, noise: float = 0.0
+    ) -> None:
+        self.mu, self.levels, self.limits, self.images, self.noise = (
+            mu,
+            levels,
+            limits,
+            images,
+            noise,
+        )
         self.spent, self.evaluations, self.next = 0.0, 0, 0
         self.least, self.last, self.improved = float("inf"), float("inf"), 0
         self.entries: Entries = {}
@@ -114,7 +129,9 @@ class Watch:
     @property
     def stalled(self) -> bool:
         """Nothing but rounding keeps this run from improving, as far as can be seen."""
-        return self.least < self.noise and self.evaluations > 1.5 * self.improved + 100 * self.images
+        return (
+            self.least < self.noise and self.evaluations > 1.5 * self.improved + 100 * self.images
+        )
 
     @property
     def done(self) -> bool:
@@ -123,24 +140,36 @@ class Watch:
     def results(self) -> Entries:
         """Entries of all levels, those not reached included."""
         missed = self.entry(self.least, False)
-        return {eps: self.entries.get(eps, missed) for eps in (*self.levels, None) if eps or eps in self.entries}
+        return {
+            eps: self.entries.get(eps, missed)
+            for eps in (*self.levels, None)
+            if eps or eps in self.entries
+        }
 
 
 def averaged(parts: list[Entries], levels: list[float]) -> Entries:
     """Runs of single images as one: means of what was spent, the worst eps."""
-    return {eps: Entry(statistics.fmean(p[eps].seconds for p in parts),
-                       statistics.fmean(p[eps].evaluations for p in parts),
-                       max(p[eps].eps for p in parts), all(p[eps].ok for p in parts)) for eps in levels}
+    return {
+        eps: Entry(
+            statistics.fmean(p[eps].seconds for p in parts),
+            statistics.fmean(p[eps].evaluations for p in parts),
+            max(p[eps].eps for p in parts),
+            all(p[eps].ok for p in parts),
+        )
+        for eps in levels
+    }
 
 
-def one_by_one(run: Callable[..., None], problem: Any, levels: list[float], limits: Limits) -> Entries:
+def one_by_one(
+    run: Callable[..., None], problem: Any, levels: list[float], limits: Limits
+) -> Entries:
     """``run(f, x0, watch)`` for every image alone, in float64."""
     parts = []
     for i in range(problem.images):
         share = Limits(limits.seconds / problem.images, limits.evaluations // problem.images)
         watch = Watch(problem.mu, levels, share, 1)
         with suppress(Finished):
-            run(problem.exact.select(torch.tensor([i])), problem.x0[i:i + 1].double(), watch)
+            run(problem.exact.select(torch.tensor([i])), problem.x0[i : i + 1].double(), watch)
         parts.append(watch.results())
     return averaged(parts, levels)
 
@@ -161,7 +190,9 @@ def scipy_lbfgs(f: Any, x0: Tensor, watch: Watch) -> None:
 
     options = {"maxcor": 10, "ftol": 0.0, "gtol": 0.0, "maxiter": 10**9, "maxfun": 10**9}
     with watch:
-        scipy.optimize.minimize(value_and_gradient, x0.numpy().ravel(), jac=True, method="L-BFGS-B", options=options)
+        scipy.optimize.minimize(
+            value_and_gradient, x0.numpy().ravel(), jac=True, method="L-BFGS-B", options=options
+        )
 
 
 def scipy_cg(f: Any, x0: Tensor, watch: Watch) -> None:
@@ -186,7 +217,9 @@ def scipy_cg(f: Any, x0: Tensor, watch: Watch) -> None:
 
 
 class Whole(dinv.optim.DataFidelity):
-    """The gradient of the whole energy in the place of a data term: the best deepinv's loop can be given."""
+    """The gradient of the whole energy in the place of a data term: the best deepinv's loop can be
+    given.
+    """
 
     def __init__(self, f: Any, watch: Watch) -> None:
         super().__init__()
@@ -244,14 +277,23 @@ def deepinv_fista(x0: Tensor, mu: float, L: float, steps: int) -> tuple[type, di
 
 
 def deepinv_nesterov(x0: Tensor, mu: float, L: float, steps: int) -> tuple[type, dict[str, Any]]:
-    """FISTA with Nesterov's momentum: a_k such that (k + a_k - 1) / (k + a_k) = (1 - r) / (1 + r), r^2 = mu / L."""
+    """FISTA with Nesterov's momentum: a_k such that (k + a_k - 1) / (k + a_k) = (1 - r) / (1 + r),
+    r^2 = mu / L.
+    """
     r = (mu / L) ** 0.5
     a = [(1 + r) / (2 * r) - k for k in range(steps)]
-    return WatchedFISTA, {"params_algo": {"stepsize": 1 / L, "a": a}, "custom_init": lambda *_: (x0, x0)}
+    return WatchedFISTA, {
+        "params_algo": {"stepsize": 1 / L, "a": a},
+        "custom_init": lambda *_: (x0, x0),
+    }
 
 
-def of_deepinv(make: Callable[..., tuple[type, dict[str, Any]]], problem: Any, levels: list[float],
-               limits: Limits) -> Entries:
+def of_deepinv(
+    make: Callable[..., tuple[type, dict[str, Any]]],
+    problem: Any,
+    levels: list[float],
+    limits: Limits,
+) -> Entries:
     """In float32 as far as that can go; in float64 from the start for the eps beyond."""
     noise = torch.finfo(torch.float32).eps * problem.L * float(norm(problem.x0).max())
     coarse = [eps for eps in levels if problem.mu * eps > HOPE * noise]
@@ -263,16 +305,28 @@ def of_deepinv(make: Callable[..., tuple[type, dict[str, Any]]], problem: Any, l
             return dict.fromkeys(levels, watch.entry(watch.least, False)) | entries
     fine = [eps for eps in levels if eps not in entries]
     if fine:
-        entries = deepinv_run(make, problem, problem.exact, problem.x0.double(), fine, limits).results() | entries
+        entries = (
+            deepinv_run(make, problem, problem.exact, problem.x0.double(), fine, limits).results()
+            | entries
+        )
     return entries
 
 
-def deepinv_run(make: Callable[..., tuple[type, dict[str, Any]]], problem: Any, f: Any, x0: Tensor,
-                levels: list[float], limits: Limits, noise: float = 0.0) -> Watch:
+def deepinv_run(
+    make: Callable[..., tuple[type, dict[str, Any]]],
+    problem: Any,
+    f: Any,
+    x0: Tensor,
+    levels: list[float],
+    limits: Limits,
+    noise: float = 0.0,
+) -> Watch:
     """One run in the precision of x0."""
     watch, steps = Watch(problem.mu, levels, limits, problem.images, noise), limits.evaluations + 3
     kind, settings = make(x0, problem.mu, problem.L, steps)
-    model = kind(data_fidelity=Whole(f, watch), prior=Nothing(), max_iter=steps, early_stop=True, **settings)
+    model = kind(
+        data_fidelity=Whole(f, watch), prior=Nothing(), max_iter=steps, early_stop=True, **settings
+    )
     model.watch, model.exact = watch, problem.exact
     with watch:
         model(problem.y, None)
@@ -280,6 +334,14 @@ def deepinv_run(make: Callable[..., tuple[type, dict[str, Any]]], problem: Any, 
 
 
 RIVALS: dict[str, Callable[..., Entries]] = {
-    "scipy-lbfgs": partial(one_by_one, scipy_lbfgs), "scipy-cg": partial(one_by_one, scipy_cg),
-    **{f"deepinv-{name}": partial(of_deepinv, make) for name, make in
-       {"gd": deepinv_gd, "fista": deepinv_fista, "nesterov": deepinv_nesterov}.items()}}
+    "scipy-lbfgs": partial(one_by_one, scipy_lbfgs),
+    "scipy-cg": partial(one_by_one, scipy_cg),
+    **{
+        f"deepinv-{name}": partial(of_deepinv, make)
+        for name, make in {
+            "gd": deepinv_gd,
+            "fista": deepinv_fista,
+            "nesterov": deepinv_nesterov,
+        }.items()
+    },
+}

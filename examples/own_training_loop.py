@@ -1,9 +1,10 @@
-"""The second floor: a certified reconstruction layer inside a training loop of your own, here with Adam.
+"""The second floor: a certified reconstruction layer inside a training loop of your own, here with
+Adam.
 
     python examples/own_training_loop.py [epochs]
 
-``Reconstructor`` is an ``nn.Module`` and a ``deepinv.models.Reconstructor``; its backward pass is the implicit
-hypergradient, so memory does not grow with the number of lower-level iterations.
+``Reconstructor`` is an ``nn.Module`` and a ``deepinv.models.Reconstructor``; its backward pass is
+the implicit hypergradient, so memory does not grow with the number of lower-level iterations.
 """
 
 import sys

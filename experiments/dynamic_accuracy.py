@@ -1,12 +1,14 @@
-"""Dynamic accuracy against fixed numbers of lower-level iterations, on the signal problems of derivative-free learning.
+"""Dynamic accuracy against fixed numbers of lower-level iterations, on the signal problems of
+derivative-free learning.
 
     python experiments/dynamic_accuracy.py --json result.json
 
-Claim (Ehrhardt and Roberts, J. Math. Imaging Vis. 2021, arXiv 2006.12674): dynamic accuracy reaches an objective with
-ten to a hundred times fewer lower-level iterations than many fixed ones, and a fixed number is not robust. All rows
-are ``DFO`` from the same start with the same number of evaluations; a fixed number of iterations starts from the data
-every time. Work counts every evaluation of the energy, summed over the signals. F = sum of squared residuals + penalty
-is evaluated again exactly at every theta on the way; the target is 1 % above the best F of all rows.
+Claim (Ehrhardt and Roberts, J. Math. Imaging Vis. 2021, arXiv 2006.12674): dynamic accuracy reaches
+an objective with ten to a hundred times fewer lower-level iterations than many fixed ones, and a
+fixed number is not robust. All rows are ``DFO`` from the same start with the same number of
+evaluations; a fixed number of iterations starts from the data every time. Work counts every
+evaluation of the energy, summed over the signals. F = sum of squared residuals + penalty is
+evaluated again exactly at every theta on the way; the target is 1 % above the best F of all rows.
 """
 
 from __future__ import annotations
@@ -29,10 +31,18 @@ PROBLEMS = {
 
 def methods(box: Any) -> dict[str, tuple[Any, Any, str]]:
     """Name -> (learner, strategy, lower-level solver)."""
-    dynamic = {"dynamic": (lr.DFO(box=box), None, "auto"), "dynamic, agd": (lr.DFO(box=box), None, "agd"),
-               "dynamic, agd, as published": (lr.DFO(box=box, residuals="images"), None, "agd")}
-    tolerances = {f"fixed eps {eps:g}": (lr.DFO(box=box, eps=eps), None, "agd") for eps in (1e-1, 1e-2, 1e-3)}
-    iterations = {f"{n} iterations": (lr.DFO(box=box, eps=1.0), lr.Unrolled(steps=n), "agd") for n in (200, 2000)}
+    dynamic = {
+        "dynamic": (lr.DFO(box=box), None, "auto"),
+        "dynamic, agd": (lr.DFO(box=box), None, "agd"),
+        "dynamic, agd, as published": (lr.DFO(box=box, residuals="images"), None, "agd"),
+    }
+    tolerances = {
+        f"fixed eps {eps:g}": (lr.DFO(box=box, eps=eps), None, "agd") for eps in (1e-1, 1e-2, 1e-3)
+    }
+    iterations = {
+        f"{n} iterations": (lr.DFO(box=box, eps=1.0), lr.Unrolled(steps=n), "agd")
+        for n in (200, 2000)
+    }
     return dynamic | tolerances | iterations
 
 
@@ -54,16 +64,33 @@ def compare(name: str, seed: int) -> list[dict[str, Any]]:
     curves: dict[str, list[tuple[float, float]]] = {}
     for method, (learner, strategy, solver) in methods(make(seed).box).items():
         problem = make(seed)
-        run = lr.learn(problem, learner, hypergradient=strategy, solver=solver, budget=lr.Budget(steps=evaluations - 1))
+        run = lr.learn(
+            problem,
+            learner,
+            hypergradient=strategy,
+            solver=solver,
+            budget=lr.Budget(steps=evaluations - 1),
+        )
         curves[method] = measured(problem, run)
     target = 1.01 * min(rows[-1][1] for rows in curves.values())
-    return [{"problem": name, "seed": seed, "method": method, "F": rows[-1][1], "work": rows[-1][0], "target": target,
-             "work_to_target": next((work for work, value in rows if value <= target), None)}
-            for method, rows in curves.items()]
+    return [
+        {
+            "problem": name,
+            "seed": seed,
+            "method": method,
+            "F": rows[-1][1],
+            "work": rows[-1][0],
+            "target": target,
+            "work_to_target": next((work for work, value in rows if value <= target), None),
+        }
+        for method, rows in curves.items()
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -73,9 +100,17 @@ def main() -> None:
             rows = compare(name, seed)
             found += rows
             for row in rows:
-                reached = "not reached" if row["work_to_target"] is None else f"{row['work_to_target']:,.0f}"
-                print(f"{name:26} seed {seed}  {row['method']:28} F {row['F']:9.5f}  work {row['work']:12,.0f}  "
-                      f"to {row['target']:.4f}: {reached}", flush=True)
+                reached = (
+                    "not reached"
+                    if row["work_to_target"] is None
+                    else f"{row['work_to_target']:,.0f}"
+                )
+                print(
+                    f"{name:26} seed {seed}  {row['method']:28} F {row['F']:9.5f}  work "
+                    f"{row['work']:12,.0f}  "
+                    f"to {row['target']:.4f}: {reached}",
+                    flush=True,
+                )
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
 

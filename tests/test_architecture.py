@@ -32,7 +32,8 @@ ROOMS = {
     "learners": "metrics models solvers hypergradients",
     "training": "data regularizers",
     "reports": "metrics",
-    "cli": "operators convex linear metrics networks regularizers data problems models solvers hypergradients"
+    "cli": "operators convex linear metrics networks regularizers data problems models solvers "
+    "hypergradients"
     " learners training reports",
 }
 
@@ -66,7 +67,9 @@ def module_name(file: Path, house: Path) -> str:
 
 
 def imports(file: Path, house: Path) -> Iterator[tuple[int, str]]:
-    """All (line, absolute dotted name) a file imports, also in functions, for type checkers and by string."""
+    """All (line, absolute dotted name) a file imports, also in functions, for type checkers and by
+    string.
+    """
     package = module_name(file, house).split(".")
     if file.name != "__init__.py":
         package.pop()
@@ -83,7 +86,8 @@ def imports(file: Path, house: Path) -> Iterator[tuple[int, str]]:
                 source = absolute(node.module or "", node.level)
                 yield from ((node.lineno, f"{source}.{alias.name}") for alias in node.names)
             case ast.Call(
-                func=ast.Name(id="import_module" | "__import__") | ast.Attribute(attr="import_module"),
+                func=ast.Name(id="import_module" | "__import__")
+                | ast.Attribute(attr="import_module"),
                 args=[ast.Constant(value=str(name)), *_],
             ):
                 bare = name.lstrip(".")
@@ -101,17 +105,25 @@ def objection(inside: str, target: str, house: str) -> str | None:
             return None if allowed else f"`{room}` may not import `{guest}`"
         # `__version__` is the one thing at the front that every room may ask for.
         front = guest == "__version__" or room == "cli"
-        return None if front else f"`{target}` must come from its room, not from the front of the house"
+        return (
+            None
+            if front
+            else f"`{target}` must come from its room, not from the front of the house"
+        )
     if package in DOORS:
         doors = DOORS[package].split()
-        through = any(inside == door or (door.endswith("/") and inside.startswith(door)) for door in doors)
+        through = any(
+            inside == door or (door.endswith("/") and inside.startswith(door)) for door in doors
+        )
         return None if through else f"`{package}` enters only by {', '.join(doors)}"
     known = package in EVERYWHERE or package in sys.stdlib_module_names
     return None if known else f"`{package}` has no door: is it a declared dependency?"
 
 
 def violations(house: Path) -> list[str]:
-    """Every breach of the tables in the package at `house`, and one import cycle if there is any."""
+    """Every breach of the tables in the package at `house`, and one import cycle if there is
+    any.
+    """
     files = {module_name(file, house): file for file in sorted(house.rglob("*.py"))}
     found: list[str] = []
     graph: dict[str, set[str]] = {}
@@ -126,7 +138,8 @@ def violations(house: Path) -> list[str]:
         for line, target in imports(file, house):
             if complaint := objection(inside, target, house.name):
                 found.append(f"{inside}:{line}: {complaint}")
-            # `from a.b import c` leads to the module a.b.c if it exists, else to a.b: the longest prefix.
+            # `from a.b import c` leads to the module a.b.c if it exists, else to a.b: the longest
+            # prefix.
             owner = target
             while owner and owner not in files:
                 owner = owner.rpartition(".")[0]
@@ -147,7 +160,9 @@ def test_the_house_keeps_its_own_rules():
 
 def test_the_table_of_rooms_has_one_direction():
     assert {guest for row in ROOMS.values() for guest in row.split()} <= ROOMS.keys()
-    assert not any("cli" in row.split() for row in ROOMS.values()), "nothing imports the command line"
+    assert not any("cli" in row.split() for row in ROOMS.values()), (
+        "nothing imports the command line"
+    )
     TopologicalSorter({room: row.split() for room, row in ROOMS.items()}).prepare()
 
 
@@ -159,7 +174,8 @@ def build(house: Path, files: dict[str, str]) -> Path:
         "core/bounds.py": "import math\nBound = Status = float",
         "core/status.py": "from .bounds import Status",
         "linear/__init__.py": "from .cg import cg",
-        "linear/cg.py": "import torch\nfrom ..core import Bound\nfrom house.core import status\ncg = None",
+        "linear/cg.py": "import torch\nfrom ..core import Bound\nfrom house.core import "
+        "status\ncg = None",
         "solvers/__init__.py": "",
         "solvers/agd.py": "from house.linear import cg\nfrom house import __version__",
         "operators/__init__.py": "",
@@ -183,14 +199,30 @@ def test_a_lawful_house_passes(tmp_path):
         ("core/a.py", "import house.linear.cg", "core/a.py:1: `core` may not import `linear`"),
         ("core/a.py", "from ..linear import cg", "`core` may not import `linear`"),
         ("core/a.py", "from .. import linear", "`core` may not import `linear`"),
-        ("core/a.py", "def f():\n    import house.linear", "core/a.py:2: `core` may not import `linear`"),
-        ("core/a.py", "if TYPE_CHECKING:\n    import house.linear", "`core` may not import `linear`"),
+        (
+            "core/a.py",
+            "def f():\n    import house.linear",
+            "core/a.py:2: `core` may not import `linear`",
+        ),
+        (
+            "core/a.py",
+            "if TYPE_CHECKING:\n    import house.linear",
+            "`core` may not import `linear`",
+        ),
         ("core/a.py", "importlib.import_module('house.linear')", "`core` may not import `linear`"),
         ("core/a.py", "import_module('..linear', __package__)", "`core` may not import `linear`"),
-        ("solvers/deep/a.py", "from ...problems import energy", "`solvers` may not import `problems`"),
+        (
+            "solvers/deep/a.py",
+            "from ...problems import energy",
+            "`solvers` may not import `problems`",
+        ),
         ("solvers/a.py", "from house.cli.main import app", "`solvers` may not import `cli`"),
         ("solvers/a.py", "from house import Energy", "not from the front"),
-        ("solvers/a.py", "import matplotlib.pyplot as plt", "`matplotlib` enters only by reports/figures.py"),
+        (
+            "solvers/a.py",
+            "import matplotlib.pyplot as plt",
+            "`matplotlib` enters only by reports/figures.py",
+        ),
         ("solvers/a.py", "from scipy.optimize import minimize", "`scipy` enters only by learners/"),
         ("operators/a.py", "import deepinv as dinv", "`deepinv` enters only by"),
         ("cli/a.py", "import deepinv", "`deepinv` enters only by"),
@@ -206,7 +238,9 @@ def test_a_planted_violation_is_found(tmp_path, file, source, complaint):
     assert complaint in found
 
 
-@pytest.mark.parametrize("inside", sorted(file.relative_to(HOUSE).as_posix() for file in HOUSE.rglob("*.py")))
+@pytest.mark.parametrize(
+    "inside", sorted(file.relative_to(HOUSE).as_posix() for file in HOUSE.rglob("*.py"))
+)
 def test_a_file_is_short_and_says_what_it_is_for(inside):
     text = (HOUSE / inside).read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text)), "a file opens with a docstring: its caption"
@@ -221,12 +255,16 @@ MACHINE_PATH = re.compile(
 
 def test_no_file_knows_the_machine_it_was_written_on():
     folders = ("src", "tests", "examples", "benchmarks", "experiments", "docs", ".ci")
-    files = [file for folder in folders for file in (ROOT / folder).rglob("*")] + list(ROOT.iterdir())
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*")] + list(
+        ROOT.iterdir()
+    )
     written = {".py", ".md", ".toml", ".yaml", ".cff", ".j2", ".json"}
     for file in files:
         if file.is_file() and (file.suffix in written or file.name in {"Makefile", "run"}):
             for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-                assert not MACHINE_PATH.search(line), f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
+                assert not MACHINE_PATH.search(line), (
+                    f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
+                )
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(*arguments: str, cwd: Path) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1",
-                   "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True,
-                          timeout=300)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -31,16 +40,26 @@ def test_the_ten_line_script_writes_a_report_and_a_model_that_reconstructs(tmp_p
 
 def test_a_training_loop_of_ones_own_lowers_the_loss(tmp_path):
     lines = run(str(ROOT / "examples" / "own_training_loop.py"), "2", cwd=tmp_path).splitlines()
-    losses = [float(line.split("training loss ")[1].split(",")[0]) for line in lines if "training loss" in line]
+    losses = [
+        float(line.split("training loss ")[1].split(",")[0])
+        for line in lines
+        if "training loss" in line
+    ]
     assert len(losses) == 2
     assert losses[1] < losses[0]
 
 
 def test_exact_total_variation_is_learned_and_certified(tmp_path):
     lines = run(str(ROOT / "examples" / "exact_tv.py"), "3", cwd=tmp_path).splitlines()
-    before, after = (float(v.strip(",")) for v in next(x for x in lines if "loss" in x).split()[1:4:2])
+    before, after = (
+        float(v.strip(",")) for v in next(x for x in lines if "loss" in x).split()[1:4:2]
+    )
     assert after < before
-    errors = [float(line.split("within ")[1].split()[0]) for line in lines if "certified by the gap" in line]
+    errors = [
+        float(line.split("within ")[1].split()[0])
+        for line in lines
+        if "certified by the gap" in line
+    ]
     assert len(errors) == 2 and max(errors) <= 0.05
 
 
@@ -49,13 +68,20 @@ def test_the_ten_lines_of_the_readme_are_those_of_the_example():
     script = (ROOT / "examples" / "denoise.py").read_text()
     block = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
     wanted = [line.split("  #")[0].strip() for line in block.splitlines() if line.strip()]
-    have = {line.split("  #")[0].strip().replace("seconds=seconds", "seconds=120").replace("folder", '"report"')
-            for line in script.splitlines()}
+    have = {
+        line.split("  #")[0]
+        .strip()
+        .replace("seconds=seconds", "seconds=120")
+        .replace("folder", '"report"')
+        for line in script.splitlines()
+    }
     missing = [line for line in wanted if line not in have and not line.startswith("import")]
     assert not missing
 
 
-@pytest.mark.parametrize("model, arguments", [("tv", []), ("foe", ["--filters", "4", "--size", "3"])])
+@pytest.mark.parametrize(
+    "model, arguments", [("tv", []), ("foe", ["--filters", "4", "--size", "3"])]
+)
 def test_the_reference_benchmark_takes_any_file_of_its_layout(tmp_path, model, arguments):
     import json
 
@@ -64,16 +90,49 @@ def test_the_reference_benchmark_takes_any_file_of_its_layout(tmp_path, model, a
     generator = np.random.default_rng(0)
     x = np.kron(generator.random((2, 1, 4, 4)), np.ones((1, 1, 6, 6))).astype(np.float32)
     d = 2 if model == "tv" else 1 + 2 * 4 + 4 * 9
-    theta = np.full(d, -3, np.float32) if model == "tv" else (0.3 * generator.standard_normal(d) - 1).astype(np.float32)
-    np.savez(tmp_path / "P.npz", y=x + 0.1 * generator.standard_normal(x.shape).astype(np.float32), x_true=x,
-             theta0=theta)
-    run(str(ROOT / "benchmarks" / "reference.py"), "--problem", "P.npz", "--model", model, *arguments, "--seconds", "2",
-        "--json", "out.json", cwd=tmp_path)
+    theta = (
+        np.full(d, -3, np.float32)
+        if model == "tv"
+        else (0.3 * generator.standard_normal(d) - 1).astype(np.float32)
+    )
+    np.savez(
+        tmp_path / "P.npz",
+        y=x + 0.1 * generator.standard_normal(x.shape).astype(np.float32),
+        x_true=x,
+        theta0=theta,
+    )
+    run(
+        str(ROOT / "benchmarks" / "reference.py"),
+        "--problem",
+        "P.npz",
+        "--model",
+        model,
+        *arguments,
+        "--seconds",
+        "2",
+        "--json",
+        "out.json",
+        cwd=tmp_path,
+    )
     document = json.loads((tmp_path / "out.json").read_text())
     assert {"problem", "model", "learner", "threads", "seed", "rows", "theta"} <= set(document)
-    wanted = {"step", "loss", "psnr", "cpu_seconds", "gradients", "hvps", "cg_steps", "eps", "delta", "step_size"}
+    wanted = {
+        "step",
+        "loss",
+        "psnr",
+        "cpu_seconds",
+        "gradients",
+        "hvps",
+        "cg_steps",
+        "eps",
+        "delta",
+        "step_size",
+    }
     assert wanted <= set(document["rows"][0])
     losses = [row["loss"] for row in document["rows"]]
-    # the exact loss never rises; a re-evaluation is accurate to a distance of 1e-6, which is about 2e-6 in the loss
+    # the exact loss never rises; a re-evaluation is accurate to a distance of 1e-6, which is about
+    # 2e-6 in the loss
     assert all(b < a + 1e-5 for a, b in itertools.pairwise(losses)) and losses[-1] < losses[0]
-    assert all(r["loss_lower"] - 1e-5 <= r["loss"] <= r["loss_upper"] + 1e-5 for r in document["rows"])
+    assert all(
+        r["loss_lower"] - 1e-5 <= r["loss"] <= r["loss_upper"] + 1e-5 for r in document["rows"]
+    )

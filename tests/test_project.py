@@ -39,7 +39,9 @@ def test_one_version_everywhere():
 
 
 def test_help_comes_at_once():
-    """CPU seconds, best of three: the first run may compile, and a busy machine must not fail us."""
+    """CPU seconds, best of three: the first run may compile, and a busy machine must not fail
+    us.
+    """
 
     def cpu_seconds() -> float:
         before = os.times()
@@ -51,7 +53,8 @@ def test_help_comes_at_once():
 
 
 def test_the_front_door_is_light():
-    code = "import learnreg, sys; print(*{'torch', 'deepinv', 'numpy', 'matplotlib'} & sys.modules.keys())"
+    heavy = "{'torch', 'deepinv', 'numpy', 'matplotlib'}"
+    code = f"import learnreg, sys; print(*{heavy} & sys.modules.keys())"
     assert python("-c", code).split() == []
 
 

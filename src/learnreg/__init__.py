@@ -1,4 +1,5 @@
-"""learnreg: learn the regularizer of an imaging inverse problem from data, with certified inexactness.
+"""learnreg: learn the regularizer of an imaging inverse problem from data, with certified
+inexactness.
 
 Names are imported on first use, so ``import learnreg`` is fast.
 """
@@ -10,20 +11,62 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_ROOMS = ("convex", "core", "data", "hypergradients", "learners", "linear", "metrics", "models", "operators",
-          "problems", "regularizers", "reports", "solvers")
+_ROOMS = (
+    "convex",
+    "core",
+    "data",
+    "hypergradients",
+    "learners",
+    "linear",
+    "metrics",
+    "models",
+    "operators",
+    "problems",
+    "regularizers",
+    "reports",
+    "solvers",
+)
 _HOME = {
-    "Bound": "core", "Kind": "core", "Cost": "core", "Status": "core", "LearnregError": "core", "InputError": "core",
-    "SolveError": "core", "Energy": "problems", "SaddleEnergy": "problems",
-    "L2": "problems", "L1": "problems", "KL": "problems", "SquaredError": "problems",
-    "BilevelProblem": "problems", "solve": "solvers", "certify": "solvers", "hypergradient": "hypergradients",
-    "Implicit": "hypergradients", "JacobianFree": "hypergradients", "Unrolled": "hypergradients",
-    "Piggyback": "hypergradients", "JointPiggyback": "hypergradients",
-    "Reconstructor": "hypergradients.layer", "learn": "learners", "MAID": "learners",
-    "FixedAccuracy": "learners", "HOAG": "learners", "LBFGSB": "learners", "Stochastic": "learners",
-    "DFO": "learners", "DFOLS": "learners", "GridSearch": "learners", "RandomSearch": "learners",
-    "OptunaSearch": "learners", "Budget": "learners", "Run": "learners", "Report": "reports", "Comparison": "reports",
-    "load_model": "models", "save_model": "models",
+    "Bound": "core",
+    "Kind": "core",
+    "Cost": "core",
+    "Status": "core",
+    "LearnregError": "core",
+    "InputError": "core",
+    "SolveError": "core",
+    "Energy": "problems",
+    "SaddleEnergy": "problems",
+    "L2": "problems",
+    "L1": "problems",
+    "KL": "problems",
+    "SquaredError": "problems",
+    "BilevelProblem": "problems",
+    "solve": "solvers",
+    "certify": "solvers",
+    "hypergradient": "hypergradients",
+    "Implicit": "hypergradients",
+    "JacobianFree": "hypergradients",
+    "Unrolled": "hypergradients",
+    "Piggyback": "hypergradients",
+    "JointPiggyback": "hypergradients",
+    "Reconstructor": "hypergradients.layer",
+    "learn": "learners",
+    "MAID": "learners",
+    "FixedAccuracy": "learners",
+    "HOAG": "learners",
+    "LBFGSB": "learners",
+    "Stochastic": "learners",
+    "DFO": "learners",
+    "DFOLS": "learners",
+    "GridSearch": "learners",
+    "RandomSearch": "learners",
+    "OptunaSearch": "learners",
+    "Budget": "learners",
+    "Run": "learners",
+    "Report": "reports",
+    "Comparison": "reports",
+    "load_model": "models",
+    "save_model": "models",
 }
 
 __all__ = [*_ROOMS, *_HOME]  # names resolved by __getattr__
@@ -34,7 +77,9 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f".{name}", __name__)
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    raise AttributeError(f"module 'learnreg' has no attribute {name!r}; it offers {', '.join(sorted(__all__))}")
+    raise AttributeError(
+        f"module 'learnreg' has no attribute {name!r}; it offers {', '.join(sorted(__all__))}"
+    )
 
 
 def __dir__() -> list[str]:

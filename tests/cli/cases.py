@@ -40,9 +40,14 @@ def invoke(*arguments, code=0):
     return result
 
 
-def write_config(folder, name="config.toml", *, steps=2, size=24, regularizer='type = "TV"', output="out"):
+def write_config(
+    folder, name="config.toml", *, steps=2, size=24, regularizer='type = "TV"', output="out"
+):
     path, place = folder / name, json.dumps(str(folder / output))
-    path.write_text(CONFIG.format(steps=steps, size=size, regularizer=regularizer, output=place), encoding="utf-8")
+    path.write_text(
+        CONFIG.format(steps=steps, size=size, regularizer=regularizer, output=place),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -68,4 +73,9 @@ def save_png(path, height, width, channels=1, dtype=np.uint8):
 
 def environment():
     source = str(Path(learnreg.__file__).parents[1])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")]).rstrip(
+            os.pathsep
+        ),
+    }

@@ -21,12 +21,14 @@ from learnreg.learners import Budget
 COMMANDS = ("demo", "learn", "compare", "reconstruct", "report", "version")
 
 
-# --- help and version -------------------------------------------------------------------------------------------------
+# --- help and version -----------------------------------------------------------------------------
 
 
 def test_help_lists_every_command():
     text = invoke("--help").stdout
-    assert {command.name or command.callback.__name__ for command in app.registered_commands} == set(COMMANDS)
+    assert {
+        command.name or command.callback.__name__ for command in app.registered_commands
+    } == set(COMMANDS)
     for command in COMMANDS:
         assert re.search(rf"^\W*{command}\b", text, re.MULTILINE)
         assert "Usage" in invoke(command, "--help").stdout
@@ -39,16 +41,32 @@ def test_versions():
 
 
 def test_the_shell_does_not_import_what_only_a_command_needs():
-    code = "import learnreg.cli.main, sys; print(*{'torch', 'numpy', 'pydantic', 'matplotlib'} & sys.modules.keys())"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                          env=environment()).stdout.split() == []
+    heavy = "{'torch', 'numpy', 'pydantic', 'matplotlib'}"
+    code = f"import learnreg.cli.main, sys; print(*{heavy} & sys.modules.keys())"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment(),
+        ).stdout.split()
+        == []
+    )
 
 
-# --- learn, report ----------------------------------------------------------------------------------------------------
+# --- learn, report --------------------------------------------------------------------------------
 
 
 def test_learning_leaves_everything_in_one_folder(learned):
-    names = {"index.html", "run.json", "run.safetensors", "model.safetensors", "history.safetensors", "config.toml"}
+    names = {
+        "index.html",
+        "run.json",
+        "run.safetensors",
+        "model.safetensors",
+        "history.safetensors",
+        "config.toml",
+    }
     assert names <= {path.name for path in learned.iterdir()}
     assert (learned / "checkpoint" / "checkpoint.safetensors").is_file()
     record = json.loads((learned / "run.json").read_text(encoding="utf-8"))["methods"][0]["record"]
@@ -64,7 +82,15 @@ def test_the_copy_of_the_configuration_repeats_the_run(learned, tmp_path):
 
 def test_the_output_says_what_came_out(tmp_path):
     result = invoke("learn", write_config(tmp_path, steps=1))
-    for words in ("step 0", "step 1", "budget of 1 accepted steps", "noisy", "PSNR", "index.html", "model.safetensors"):
+    for words in (
+        "step 0",
+        "step 1",
+        "budget of 1 accepted steps",
+        "noisy",
+        "PSNR",
+        "index.html",
+        "model.safetensors",
+    ):
         assert words in result.stdout
 
 
@@ -95,7 +121,7 @@ def test_an_example_can_be_saved_and_read(tmp_path):
     assert load_config(tmp_path / "c.toml") == Config()
 
 
-# --- what learn refuses -----------------------------------------------------------------------------------------------
+# --- what learn refuses ---------------------------------------------------------------------------
 
 
 def test_an_error_is_one_line_without_a_traceback(tmp_path):
@@ -103,7 +129,13 @@ def test_an_error_is_one_line_without_a_traceback(tmp_path):
     path.write_text("[learner]\nrhoo = 0.5", encoding="utf-8")
     result = invoke("learn", path, code=2)
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    for words in (str(path), "[learner] rhoo", "unknown key", "expected one of", "Did you mean 'rho'?"):
+    for words in (
+        str(path),
+        "[learner] rhoo",
+        "unknown key",
+        "expected one of",
+        "Did you mean 'rho'?",
+    ):
         assert words in result.stderr
     assert result.stdout == ""
 
@@ -117,10 +149,13 @@ def test_no_configuration_is_a_question_about_usage():
     assert "--example" in invoke("learn", code=2).stderr
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["--seconds", "-1"], "[budget] seconds: given -1"),
-    (["--resume", "--overwrite"], "together with --overwrite"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seconds", "-1"], "[budget] seconds: given -1"),
+        (["--resume", "--overwrite"], "together with --overwrite"),
+    ],
+)
 def test_contradictions_are_refused(tmp_path, arguments, words):
     assert words in invoke("learn", write_config(tmp_path), *arguments, code=2).stderr
     assert not (tmp_path / "out").exists()
@@ -128,7 +163,9 @@ def test_contradictions_are_refused(tmp_path, arguments, words):
 
 def test_bad_data_leave_no_folder(tmp_path):
     path = write_config(tmp_path)
-    path.write_text(path.read_text(encoding="utf-8").replace('"phantoms"', '"no/such/folder"'), encoding="utf-8")
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('"phantoms"', '"no/such/folder"'), encoding="utf-8"
+    )
     assert "no such folder" in invoke("learn", path, code=2).stderr
     assert not (tmp_path / "out").exists()
 
@@ -166,10 +203,19 @@ def test_an_output_that_is_a_file_is_refused(tmp_path):
     assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"
 
 
-# --- progress ---------------------------------------------------------------------------------------------------------
+# --- progress -------------------------------------------------------------------------------------
 
-ROW = {"step": 3, "loss": 1.25, "psnr": 28.5, "eps": 1e-2, "delta": 2e-2, "step_size": None, "trials": 2, "work": 800,
-       "seconds": 30.0}
+ROW = {
+    "step": 3,
+    "loss": 1.25,
+    "psnr": 28.5,
+    "eps": 1e-2,
+    "delta": 2e-2,
+    "step_size": None,
+    "trials": 2,
+    "work": 800,
+    "seconds": 30.0,
+}
 
 
 def test_a_terminal_shows_a_table_and_a_bar():
@@ -187,4 +233,8 @@ def test_a_file_gets_one_line_per_step():
         progress(ROW)
         progress({**ROW, "step": 4, "psnr": float("nan")})
     first, second = console.file.getvalue().splitlines()
-    assert first.startswith("step 3  loss 1.25  PSNR 28.50") and "step size -" in first and "PSNR -" in second
+    assert (
+        first.startswith("step 3  loss 1.25  PSNR 28.50")
+        and "step size -" in first
+        and "PSNR -" in second
+    )

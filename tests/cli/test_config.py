@@ -1,4 +1,6 @@
-"""Configuration files: in step with the classes they describe, and every mistake named with its place and remedy."""
+"""Configuration files: in step with the classes they describe, and every mistake named with its
+place and remedy.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,13 @@ def load(tmp_path):
     return read
 
 
-# --- in step with the library -----------------------------------------------------------------------------------------
+# --- in step with the library ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("section", "target"), [(LEARNERS["maid"], MAID), (LEARNERS["fixed"], FixedAccuracy),
-                                                 (BudgetSection, Budget)])
+@pytest.mark.parametrize(
+    ("section", "target"),
+    [(LEARNERS["maid"], MAID), (LEARNERS["fixed"], FixedAccuracy), (BudgetSection, Budget)],
+)
 def test_a_section_has_the_fields_of_its_dataclass(section, target):
     assert set(section.model_fields) - {"type"} == {f.name for f in fields(target)}
 
@@ -51,8 +55,10 @@ def test_defaults_are_those_of_the_classes(load):
 
 
 def test_values_arrive(load):
-    config = load("[learner]\nrho = 0.25\n[learner.accuracy]\ntighten = 0.125\n[budget]\nsteps = 3\n"
-                  "[regularizer]\ntype = 'FoE'\nfilters = 2\nsize = 3\nscale = 2\n")
+    config = load(
+        "[learner]\nrho = 0.25\n[learner.accuracy]\ntighten = 0.125\n[budget]\nsteps = 3\n"
+        "[regularizer]\ntype = 'FoE'\nfilters = 2\nsize = 3\nscale = 2\n"
+    )
     assert config.build_learner() == MAID(rho=0.25, accuracy=Adaptive(tighten=0.125))
     assert config.build_budget() == Budget(steps=3)
     regularizer = config.build_regularizer()
@@ -61,7 +67,10 @@ def test_values_arrive(load):
 
 
 def test_what_another_section_knows_need_not_be_repeated(load):
-    text = "[data]\nchannels = 3\n[regularizer]\ntype = 'FoE'\nfilters = 2\nsize = 3\ninit = 'random'\n"
+    text = (
+        "[data]\nchannels = 3\n"
+        "[regularizer]\ntype = 'FoE'\nfilters = 2\nsize = 3\ninit = 'random'\n"
+    )
     assert load(text).build_regularizer().kernels.shape[1] == 3
     one, two = (load(f"{text}[run]\nseed = {seed}").build_regularizer().kernels for seed in (1, 2))
     assert not one.equal(two)
@@ -69,8 +78,10 @@ def test_what_another_section_knows_need_not_be_repeated(load):
 
 
 def test_terms_are_summed(load):
-    config = load("[regularizer]\nscale = 0.5\n[[regularizer.terms]]\ntype = 'TV'\n"
-                  "[[regularizer.terms]]\ntype = 'FoE'\nfilters = 2\nsize = 3\nscale = 3.0\n")
+    config = load(
+        "[regularizer]\nscale = 0.5\n[[regularizer.terms]]\ntype = 'TV'\n"
+        "[[regularizer.terms]]\ntype = 'FoE'\nfilters = 2\nsize = 3\nscale = 3.0\n"
+    )
     regularizer = config.build_regularizer()
     assert isinstance(regularizer, Scaled) and isinstance(regularizer.regularizer, Sum)
     tv, foe = regularizer.regularizer.terms
@@ -78,12 +89,16 @@ def test_terms_are_summed(load):
     assert config.name == "TV + FoE"
 
 
-@pytest.mark.parametrize("text", [
-    "",
-    "[data]\nsource = 'C:\\new \"x\" \u00e9\U0001f600'\nscale = 0.3\n[budget]\nwork = 1e5\n",
-    "[learner]\ntype = 'fixed'\neps = 1e-7\n[regularizer]\ntype = 'TV'\nisotropic = false\n",
-    "[[regularizer.terms]]\ntype = 'TV'\n[[regularizer.terms]]\ntype = 'Tikhonov'\nlearned = false\n",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[data]\nsource = 'C:\\new \"x\" \u00e9\U0001f600'\nscale = 0.3\n[budget]\nwork = 1e5\n",
+        "[learner]\ntype = 'fixed'\neps = 1e-7\n[regularizer]\ntype = 'TV'\nisotropic = false\n",
+        "[[regularizer.terms]]\ntype = 'TV'\n[[regularizer.terms]]\ntype = 'Tikhonov'\nlearned = "
+        "false\n",
+    ],
+)
 @pytest.mark.parametrize("comments", [False, True])
 def test_a_configuration_survives_writing_and_reading(load, text, comments):
     config = load(text)
@@ -93,27 +108,39 @@ def test_a_configuration_survives_writing_and_reading(load, text, comments):
 def test_the_example_is_the_default_run_and_explains_every_key(load):
     text = example()
     assert load(text) == Config()
-    for section in (Config().data, Config().regularizer, Config().learner, Config().budget, Config().run):
+    for section in (
+        Config().data,
+        Config().regularizer,
+        Config().learner,
+        Config().budget,
+        Config().run,
+    ):
         for key in type(section).model_fields:
             assert f"\n{key} = " in text or f"\n# {key} =" in text or f".{key}]" in text
 
 
 def test_changes_from_the_command_line_win_and_are_checked(load):
-    config = load("[run]\noutput = 'a'", changes={("run", "output"): "b", ("budget", "seconds"): None})
+    config = load(
+        "[run]\noutput = 'a'", changes={("run", "output"): "b", ("budget", "seconds"): None}
+    )
     assert config.run.output == "b"
     with pytest.raises(ConfigError, match=r"\[budget\] seconds: given -1"):
         load("", changes={("budget", "seconds"): -1.0})
 
 
-# --- mistakes ---------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 MISSPELT = [
     ("[learner]\nrhoo = 0.5", "[learner] rhoo", "'rho'"),
     ("[learner.accuracy]\ntightn = 0.5", "[learner.accuracy] tightn", "'tighten'"),
     ("[regularizer]\ntype = 'FoE'\nfilter = 3", "[regularizer] filter", "'filters'"),
     ("[regularizer]\ntype = 'TV'\nfilters = 3", "[regularizer] filters", "isotropic"),
-    ("[[regularizer.terms]]\ntype = 'TV'\n[[regularizer.terms]]\ntype = 'Tikhonov'\nwieght = 1.0",
-     "[regularizer.terms(2)] wieght", "'weight'"),
+    (
+        "[[regularizer.terms]]\ntype = 'TV'\n[[regularizer.terms]]\ntype = 'Tikhonov'\nwieght = "
+        "1.0",
+        "[regularizer.terms(2)] wieght",
+        "'weight'",
+    ),
     ("[budget]\nsecond = 1.0", "[budget] second", "'seconds'"),
     ("[data]\nsizes = 3", "[data] sizes", "'size'"),
     ("[runs]\nseed = 0", "[runs]", "'run'"),
@@ -121,7 +148,9 @@ MISSPELT = [
 
 
 @pytest.mark.parametrize(("text", "where", "suggestion"), MISSPELT)
-def test_an_unknown_key_is_named_with_its_section_and_the_nearest(load, tmp_path, text, where, suggestion):
+def test_an_unknown_key_is_named_with_its_section_and_the_nearest(
+    load, tmp_path, text, where, suggestion
+):
     with pytest.raises(ConfigError) as caught:
         load(text)
     message = str(caught.value)
@@ -178,16 +207,19 @@ def test_a_value_out_of_range_is_named(load, section, key, value, expected):
     assert caught.value.given == value or float(caught.value.given) == float(value)
 
 
-@pytest.mark.parametrize(("kind", "line", "expected"), [
-    ("TV", "weight = 0.0", "positive finite number"),
-    ("TV", "isotropic = 1", "boolean"),
-    ("FoE", "size = 4", "odd"),
-    ("FoE", "filters = 0", "positive integer"),
-    ("FoE", 'padding = "wrap"', "'reflect' or 'zero'"),
-    ("FoE", "size = 3\nfilters = 9", "at most 8"),
-    ("Tikhonov", "weight = -1.0", "positive finite number"),
-    ("Tikhonov", "scale = 0.0", "greater than 0"),
-])
+@pytest.mark.parametrize(
+    ("kind", "line", "expected"),
+    [
+        ("TV", "weight = 0.0", "positive finite number"),
+        ("TV", "isotropic = 1", "boolean"),
+        ("FoE", "size = 4", "odd"),
+        ("FoE", "filters = 0", "positive integer"),
+        ("FoE", 'padding = "wrap"', "'reflect' or 'zero'"),
+        ("FoE", "size = 3\nfilters = 9", "at most 8"),
+        ("Tikhonov", "weight = -1.0", "positive finite number"),
+        ("Tikhonov", "scale = 0.0", "greater than 0"),
+    ],
+)
 def test_a_value_that_a_regularizer_refuses_is_named(load, kind, line, expected):
     key = line.splitlines()[-1].split(" = ")[0]
     with pytest.raises(ConfigError, match=expected) as caught:
@@ -195,18 +227,27 @@ def test_a_value_that_a_regularizer_refuses_is_named(load, kind, line, expected)
     assert f"[regularizer] {key}: given " in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("[regularizer]\nweight = 1.0", r"\[regularizer\] type: given nothing; expected one of TV, HuberTV, FoE"),
-    ("[regularizer]\ntype = 'Sum'", r"\[regularizer\] terms: given nothing"),
-    ("[regularizer]\nterms = [3]", r"\[regularizer.terms\(1\)\] type: given 3"),
-    ("[[regularizer.terms]]\nweight = 1.0", r"\[regularizer.terms\(1\)\] type: given nothing"),
-    ("[[regularizer.terms]]\ntype = 'TV'\nweight = -3.0", r"\[regularizer.terms\(1\)\] weight: given -3.0"),
-    ("[budget]", r"\[budget\]: given no limit"),
-    ("data = 3", r"\[data\]: given 3; expected a table"),
-    ("learner = 'maid'", r"\[learner\] type: given \"maid\""),
-    ("[run]\nseed = -1\ndtype = 'half'", "1 more mistake in this file"),
-    ("x =", "no valid TOML"),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "[regularizer]\nweight = 1.0",
+            r"\[regularizer\] type: given nothing; expected one of TV, HuberTV, FoE",
+        ),
+        ("[regularizer]\ntype = 'Sum'", r"\[regularizer\] terms: given nothing"),
+        ("[regularizer]\nterms = [3]", r"\[regularizer.terms\(1\)\] type: given 3"),
+        ("[[regularizer.terms]]\nweight = 1.0", r"\[regularizer.terms\(1\)\] type: given nothing"),
+        (
+            "[[regularizer.terms]]\ntype = 'TV'\nweight = -3.0",
+            r"\[regularizer.terms\(1\)\] weight: given -3.0",
+        ),
+        ("[budget]", r"\[budget\]: given no limit"),
+        ("data = 3", r"\[data\]: given 3; expected a table"),
+        ("learner = 'maid'", r"\[learner\] type: given \"maid\""),
+        ("[run]\nseed = -1\ndtype = 'half'", "1 more mistake in this file"),
+        ("x =", "no valid TOML"),
+    ],
+)
 def test_a_malformed_file_is_explained(load, text, expected):
     with pytest.raises(ConfigError, match=expected):
         load(text)

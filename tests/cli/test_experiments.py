@@ -1,4 +1,6 @@
-"""The committed experiments can be started: every file is a valid comparison, and its boxes fit its parameters."""
+"""The committed experiments can be started: every file is a valid comparison, and its boxes fit its
+parameters.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Stopping and going on: Ctrl-C, kill and a used-up budget lose nothing, and resuming gives the same numbers."""
+"""Stopping and going on: Ctrl-C, kill and a used-up budget lose nothing, and resuming gives the
+same numbers.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def test_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_path):
 def test_resuming_another_run_is_refused(learned, tmp_path):
     path = write_config(tmp_path, regularizer='type = "TV"\nweight = 0.07')
     before = (learned / "config.toml").read_bytes()
-    assert "another problem" in invoke("learn", path, "--resume", "--output", learned, code=2).stderr
+    assert (
+        "another problem" in invoke("learn", path, "--resume", "--output", learned, code=2).stderr
+    )
     assert (learned / "config.toml").read_bytes() == before
 
 
@@ -67,7 +71,9 @@ def interrupted(*_, **__):
 
 
 def wait_for_steps(process, checkpoint, steps, seconds=120):
-    """Wait until a checkpoint of at least ``steps`` steps is there; every file that is ever seen is whole."""
+    """Wait until a checkpoint of at least ``steps`` steps is there; every file that is ever seen is
+    whole.
+    """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert process.poll() is None, process.communicate()[1].decode()
@@ -82,8 +88,16 @@ def wait_for_steps(process, checkpoint, steps, seconds=120):
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
     options = {"size": 48, "regularizer": 'type = "FoE"\nfilters = 8\nsize = 5'}
     checkpoint = tmp_path / "out" / "checkpoint" / "checkpoint.safetensors"
-    command = [sys.executable, "-m", "learnreg", "learn", write_config(tmp_path, steps=100000, **options)]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    command = [
+        sys.executable,
+        "-m",
+        "learnreg",
+        "learn",
+        write_config(tmp_path, steps=100000, **options),
+    ]
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     try:
         wait_for_steps(process, checkpoint, 2)
     finally:
@@ -92,6 +106,8 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"checkpoint", "config.toml"}
     done = len(load_tensors(checkpoint, "learnreg-checkpoint")[1]["rows"]) - 1
     invoke("learn", write_config(tmp_path, steps=done + 2, **options), "--resume")
-    invoke("learn", write_config(tmp_path, steps=done + 2, **options), "--output", tmp_path / "whole")
+    invoke(
+        "learn", write_config(tmp_path, steps=done + 2, **options), "--output", tmp_path / "whole"
+    )
     assert len(rows(tmp_path / "out")[0]) == done + 3
     assert_same_run(tmp_path / "whole", tmp_path / "out")

@@ -1,4 +1,6 @@
-"""Saddle-point regularizers and their strategies from a configuration file: chosen, checked, run, resumed, compared."""
+"""Saddle-point regularizers and their strategies from a configuration file: chosen, checked, run,
+resumed, compared.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ from learnreg.cli.learn import prepare
 from learnreg.cli.mistakes import one_of_words
 from learnreg.cli.progress import LearnProgress
 from learnreg.cli.reconstruct import model_channels
-from learnreg.cli.settings import OF_SADDLES, REGULARIZERS, SADDLES, STRATEGIES, default_strategy, described
+from learnreg.cli.settings import (
+    OF_SADDLES,
+    REGULARIZERS,
+    SADDLES,
+    STRATEGIES,
+    default_strategy,
+    described,
+)
 from learnreg.core.errors import ConfigError
 from learnreg.hypergradients import JointPiggyback, Piggyback
 from learnreg.hypergradients.piggyback import natural_strategy
@@ -36,11 +45,13 @@ def load(tmp_path):
     return read
 
 
-# --- what a configuration means ---------------------------------------------------------------------------------------
+# --- what a configuration means -------------------------------------------------------------------
 
 
 def test_all_saddle_regularizers_are_known_as_such():
-    assert set(SADDLES) == {name for name, kind in KNOWN.items() if issubclass(kind, SaddleRegularizer)}
+    assert set(SADDLES) == {
+        name for name, kind in KNOWN.items() if issubclass(kind, SaddleRegularizer)
+    }
     assert {"ExactTV", "TGV", "LearnedTV"} <= set(SADDLES) and "TV" not in SADDLES
     assert f"# {', '.join(SADDLES)} are saddle points" in example()
 
@@ -61,10 +72,14 @@ def test_a_sum_is_differentiated_as_differentiable_regularizers_are(load):
 
 
 def test_values_arrive(load):
-    weight = load("[regularizer]\ntype = 'ExactTV'\nweight = 0.3\nisotropic = false").build_regularizer()
+    weight = load(
+        "[regularizer]\ntype = 'ExactTV'\nweight = 0.3\nisotropic = false"
+    ).build_regularizer()
     assert isinstance(weight, ExactTV) and weight.log_weight.exp().item() == pytest.approx(0.3)
     assert not weight.isotropic
-    second = load("[regularizer]\ntype = 'TGV'\nweight = 0.2\nratio = 3.0\ncurvature = 0.1").build_regularizer()
+    second = load(
+        "[regularizer]\ntype = 'TGV'\nweight = 0.2\nratio = 3.0\ncurvature = 0.1"
+    ).build_regularizer()
     assert isinstance(second, TGV) and second.curvature == 0.1
     assert (second.log_second_weight - second.log_weight).exp().item() == pytest.approx(3.0)
 
@@ -76,16 +91,25 @@ def test_random_filters_take_the_seed_of_the_run(load):
     assert one.coordinates.equal(load(text.format(1)).build_regularizer().coordinates)
 
 
-TEXTS = ["[hypergradient]\ntype = 'piggyback'\n",
-         "[hypergradient]\ntype = 'joint_piggyback'\nsteps = 7\nbalance = 2.0\n",
-         "[hypergradient]\ntype = 'piggyback'\nmax_steps = 50\n[hypergradient.solver]\nrule = 'basic'\nbalance = 3.0\n"]
-EXPECTED = [Piggyback(), JointPiggyback(7, balance=2.0), Piggyback(PDHG("basic", 3.0), max_steps=50)]
+TEXTS = [
+    "[hypergradient]\ntype = 'piggyback'\n",
+    "[hypergradient]\ntype = 'joint_piggyback'\nsteps = 7\nbalance = 2.0\n",
+    "[hypergradient]\ntype = 'piggyback'\nmax_steps = 50\n[hypergradient.solver]\nrule = "
+    "'basic'\nbalance = 3.0\n",
+]
+EXPECTED = [
+    Piggyback(),
+    JointPiggyback(7, balance=2.0),
+    Piggyback(PDHG("basic", 3.0), max_steps=50),
+]
 
 
 @pytest.mark.parametrize("name", SADDLES)
 @pytest.mark.parametrize(("text", "expected"), list(zip(TEXTS, EXPECTED, strict=True)))
 @pytest.mark.parametrize("comments", [False, True])
-def test_every_strategy_can_be_chosen_and_survives_writing_and_reading(name, text, expected, comments, load):
+def test_every_strategy_can_be_chosen_and_survives_writing_and_reading(
+    name, text, expected, comments, load
+):
     config = load(f"[regularizer]\ntype = '{name}'\n{text}[run]\nsolver = 'pdhg'\n")
     assert config.build_hypergradient() == expected
     again = load(config.to_toml(comments))
@@ -112,34 +136,69 @@ def test_feature_maps_are_no_channels_of_images():
     assert model_channels({"type": "FoE", "channels": 3}) == 3
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 SMOOTH_ONLY = one_of_words([name for name in REGULARIZERS if name not in SADDLES])
 MISTAKES = [
-    ("[regularizer]\ntype = 'ExactTV'\nscale = 2.0",
-     "[regularizer] scale: given 2.0; expected no factor in front of ExactTV, which is a saddle point"),
+    (
+        "[regularizer]\ntype = 'ExactTV'\nscale = 2.0",
+        "[regularizer] scale: given 2.0; expected no factor in front of ExactTV, which is a "
+        "saddle point",
+    ),
     ("[regularizer]\ntype = 'ExactTV'\nwieght = 2.0", "[regularizer] wieght: given an unknown key"),
     ("[regularizer]\ntype = 'TGV'\ncurvature = -1.0", "[regularizer] curvature: given -1.0"),
-    ("[regularizer]\ntype = 'LearnedTV'\nsmoothing = 0.0", "[regularizer] curvature: given 5.0; expected 0 without"),
-    ("[[regularizer.terms]]\ntype = 'TV'\n[[regularizer.terms]]\ntype = 'ExactTV'",
-     f'[regularizer.terms(2)] type: given "ExactTV"; expected {SMOOTH_ONLY}. '
-     "ExactTV is a saddle point, which cannot be a term of a sum."),
-    ("[regularizer]\ntype = 'ExactTV'\n[hypergradient]\ntype = 'implicit'",
-     f'[hypergradient] type: given "implicit" for ExactTV; expected {one_of_words(OF_SADDLES)}'),
-    ("[regularizer]\ntype = 'ExactTV'\n[hypergradient]\nestimate = true", 'given "implicit" for ExactTV'),
-    ("[hypergradient]\ntype = 'piggyback'",
-     '[hypergradient] type: given "piggyback" for FoE; expected one of implicit, unrolled, jacobian_free'),
-    ("[[regularizer.terms]]\ntype = 'TV'\n[hypergradient]\ntype = 'joint_piggyback'", '"joint_piggyback" for Sum'),
-    ("[regularizer]\ntype = 'TGV'\n[run]\nsolver = 'agd'", '[run] solver: given "agd" for TGV; expected "pdhg"'),
-    ("[run]\nsolver = 'pdhg'", '[run] solver: given "pdhg" for FoE; expected a method for differentiable energies'),
-    ("[regularizer]\ntype = 'ExactTV'\n[hypergradient]\ntype = 'joint_piggyback'\nfixed = false",
-     "fixed: given an unknown"),
-    ("[regularizer]\ntype = 'ExactTV'\n[hypergradient]\ntype = 'joint_piggyback'\nsteps = 0",
-     "steps: given 0; expected"),
-    ("[regularizer]\ntype = 'ExactTV'\n[hypergradient]\ntype = 'piggyback'\n[hypergradient.solver]\ntau = 1.0",
-     "[hypergradient.solver] tau, sigma: given 1.0, None; expected both or none"),
-    ("[regularizer]\ntype = 'ExactTV'\n[hypergradient]\ntype = 'piggyback'\n[hypergradient.solver]\nname = 'x'",
-     "[hypergradient.solver] name: given an unknown key"),
+    (
+        "[regularizer]\ntype = 'LearnedTV'\nsmoothing = 0.0",
+        "[regularizer] curvature: given 5.0; expected 0 without",
+    ),
+    (
+        "[[regularizer.terms]]\ntype = 'TV'\n[[regularizer.terms]]\ntype = 'ExactTV'",
+        f'[regularizer.terms(2)] type: given "ExactTV"; expected {SMOOTH_ONLY}. '
+        "ExactTV is a saddle point, which cannot be a term of a sum.",
+    ),
+    (
+        "[regularizer]\ntype = 'ExactTV'\n[hypergradient]\ntype = 'implicit'",
+        f'[hypergradient] type: given "implicit" for ExactTV; expected {one_of_words(OF_SADDLES)}',
+    ),
+    (
+        "[regularizer]\ntype = 'ExactTV'\n[hypergradient]\nestimate = true",
+        'given "implicit" for ExactTV',
+    ),
+    (
+        "[hypergradient]\ntype = 'piggyback'",
+        '[hypergradient] type: given "piggyback" for FoE; expected one of implicit, unrolled, '
+        "jacobian_free",
+    ),
+    (
+        "[[regularizer.terms]]\ntype = 'TV'\n[hypergradient]\ntype = 'joint_piggyback'",
+        '"joint_piggyback" for Sum',
+    ),
+    (
+        "[regularizer]\ntype = 'TGV'\n[run]\nsolver = 'agd'",
+        '[run] solver: given "agd" for TGV; expected "pdhg"',
+    ),
+    (
+        "[run]\nsolver = 'pdhg'",
+        '[run] solver: given "pdhg" for FoE; expected a method for differentiable energies',
+    ),
+    (
+        "[regularizer]\ntype = 'ExactTV'\n[hypergradient]\ntype = 'joint_piggyback'\nfixed = false",
+        "fixed: given an unknown",
+    ),
+    (
+        "[regularizer]\ntype = 'ExactTV'\n[hypergradient]\ntype = 'joint_piggyback'\nsteps = 0",
+        "steps: given 0; expected",
+    ),
+    (
+        "[regularizer]\ntype = 'ExactTV'\n[hypergradient]\ntype = "
+        "'piggyback'\n[hypergradient.solver]\ntau = 1.0",
+        "[hypergradient.solver] tau, sigma: given 1.0, None; expected both or none",
+    ),
+    (
+        "[regularizer]\ntype = 'ExactTV'\n[hypergradient]\ntype = "
+        "'piggyback'\n[hypergradient.solver]\nname = 'x'",
+        "[hypergradient.solver] name: given an unknown key",
+    ),
 ]
 
 
@@ -147,7 +206,9 @@ MISTAKES = [
 def test_a_mistake_is_named_with_its_place(text, words, load, tmp_path):
     with pytest.raises(ConfigError) as caught:
         load(text)
-    assert str(caught.value).startswith(f"{tmp_path / 'config.toml'}: [") and words in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / 'config.toml'}: [") and words in str(
+        caught.value
+    )
 
 
 COMPARISON = """\
@@ -184,31 +245,58 @@ steps = 20
 
 def comparison(folder, learners=LEARNERS, kind="ExactTV", run=""):
     path = folder / "compare.toml"
-    path.write_text(COMPARISON.format(kind=kind, output=json.dumps(str(folder / "out")), run=run) + learners,
-                    encoding="utf-8")
+    path.write_text(
+        COMPARISON.format(kind=kind, output=json.dumps(str(folder / "out")), run=run) + learners,
+        encoding="utf-8",
+    )
     return path
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    ({"kind": "TV"}, '[learners(2).hypergradient] type: given "joint_piggyback" for TV'),
-    ({"learners": "[[learners]]\ntype = 'maid'\n[learners.hypergradient]\ntype = 'joint_piggyback'"},
-     "[learners(1)]"),  # MAID wants a lower level with an accuracy
-    ({"learners": "[[learners]]\ntype = 'maid'\n[learners.hypergradient]\ntype = 'implicit'"},
-     '[learners(1).hypergradient] type: given "implicit" for ExactTV'),
-    ({"learners": "[[learners]]\ntype = 'maid'\nsolver = 'agd'"}, '[learners(1)] solver: given "agd" for ExactTV'),
-    ({"run": "solver = 'agd'"}, '[run] solver: given "agd" for ExactTV'),
-    ({"kind": "TV", "learners": "[[learners]]\ntype = 'maid'\n[learners.hypergradient]\ntype = 'implicit'\n"
-      "[[starts]]\nname = 'plain'\n[[starts]]\ntype = 'ExactTV'\n"}, '"implicit" for ExactTV'),
-    ({"learners": "[[learners]]\ntype = 'maid'\n[[starts]]\nscale = 2.0"},
-     "[starts(1)] scale: given 2.0; expected no factor in front of ExactTV"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"kind": "TV"}, '[learners(2).hypergradient] type: given "joint_piggyback" for TV'),
+        (
+            {
+                "learners": "[[learners]]\ntype = 'maid'\n[learners.hypergradient]\ntype = "
+                "'joint_piggyback'"
+            },
+            "[learners(1)]",
+        ),  # MAID wants a lower level with an accuracy
+        (
+            {
+                "learners": "[[learners]]\ntype = 'maid'\n[learners.hypergradient]\ntype = "
+                "'implicit'"
+            },
+            '[learners(1).hypergradient] type: given "implicit" for ExactTV',
+        ),
+        (
+            {"learners": "[[learners]]\ntype = 'maid'\nsolver = 'agd'"},
+            '[learners(1)] solver: given "agd" for ExactTV',
+        ),
+        ({"run": "solver = 'agd'"}, '[run] solver: given "agd" for ExactTV'),
+        (
+            {
+                "kind": "TV",
+                "learners": "[[learners]]\ntype = 'maid'\n[learners.hypergradient]\ntype = "
+                "'implicit'\n"
+                "[[starts]]\nname = 'plain'\n[[starts]]\ntype = 'ExactTV'\n",
+            },
+            '"implicit" for ExactTV',
+        ),
+        (
+            {"learners": "[[learners]]\ntype = 'maid'\n[[starts]]\nscale = 2.0"},
+            "[starts(1)] scale: given 2.0; expected no factor in front of ExactTV",
+        ),
+    ],
+)
 def test_comparisons_refuse_what_does_not_go_together(arguments, words, tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_comparison(comparison(tmp_path, **arguments))
     assert words in str(caught.value)
 
 
-# --- whole runs -------------------------------------------------------------------------------------------------------
+# --- whole runs -----------------------------------------------------------------------------------
 
 SMALL = {"size": 16, "regularizer": 'type = "ExactTV"'}
 
@@ -239,13 +327,23 @@ def test_the_page_says_how_distances_are_certified(learned, tmp_path):
     assert (tmp_path / "index.html").read_bytes() == (learned / "index.html").read_bytes()
 
 
-@pytest.mark.parametrize("options", [("ExactTV", ""), ("LearnedTV", "filters = 1\ninit = 'identity'"),
-                                     ("TGV", "rounding = 0.01\ncurvature = 0.1")], ids=lambda o: o[0])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("ExactTV", ""),
+        ("LearnedTV", "filters = 1\ninit = 'identity'"),
+        ("TGV", "rounding = 0.01\ncurvature = 0.1"),
+    ],
+    ids=lambda o: o[0],
+)
 def test_resuming_gives_the_numbers_of_an_uninterrupted_run(options, tmp_path, unreported):
     settings = {"size": 16, "regularizer": f'type = "{options[0]}"\n{options[1]}'}
     invoke("learn", write_config(tmp_path, steps=2, **settings), "--output", tmp_path / "whole")
     invoke("learn", write_config(tmp_path, steps=1, **settings))
-    assert "Resuming" in invoke("learn", write_config(tmp_path, steps=2, **settings), "--resume").stdout
+    assert (
+        "Resuming"
+        in invoke("learn", write_config(tmp_path, steps=2, **settings), "--resume").stdout
+    )
     assert_same_run(tmp_path / "whole", tmp_path / "out")
 
 
@@ -280,8 +378,10 @@ def test_ctrl_c_keeps_the_last_step(learned, tmp_path, monkeypatch):
 
 
 def test_stochastic_steps_with_joint_piggyback_resume_to_the_same_numbers(tmp_path, unreported):
-    text = ("\n[learner]\ntype = 'stochastic'\nbatch = 1\n"
-            "[hypergradient]\ntype = 'joint_piggyback'\nsteps = 20\n")
+    text = (
+        "\n[learner]\ntype = 'stochastic'\nbatch = 1\n"
+        "[hypergradient]\ntype = 'joint_piggyback'\nsteps = 20\n"
+    )
 
     def configured(steps):
         path = write_config(tmp_path, steps=steps, **SMALL)
@@ -295,14 +395,31 @@ def test_stochastic_steps_with_joint_piggyback_resume_to_the_same_numbers(tmp_pa
 
 
 def test_a_model_reconstructs_pictures_of_any_size_and_channels(learned, tmp_path):
-    grey, colour = save_png(tmp_path / "grey.png", 21, 35), save_png(tmp_path / "colour.png", 20, 17, 3)
-    result = invoke("reconstruct", "-m", learned / "model.safetensors", grey, colour, "-o", tmp_path / "clean",
-                    "--eps", "0.05")
-    found = re.findall(r"exact minimizer <= ([\d.e+-]+) over the image.*?by strong convexity and the primal-dual gap",
-                       result.stdout.replace("\n", " "))
+    grey, colour = (
+        save_png(tmp_path / "grey.png", 21, 35),
+        save_png(tmp_path / "colour.png", 20, 17, 3),
+    )
+    result = invoke(
+        "reconstruct",
+        "-m",
+        learned / "model.safetensors",
+        grey,
+        colour,
+        "-o",
+        tmp_path / "clean",
+        "--eps",
+        "0.05",
+    )
+    found = re.findall(
+        r"exact minimizer <= ([\d.e+-]+) over the image.*?by strong convexity and the primal-dual "
+        r"gap",
+        result.stdout.replace("\n", " "),
+    )
     assert len(found) == 2 and all(float(distance) <= 0.05 for distance in found)
     assert {path.name for path in (tmp_path / "clean").iterdir()} == {"grey.png", "colour.png"}
-    error = invoke("reconstruct", "-m", learned / "config.toml", grey, "-o", tmp_path / "x.png", code=2).stderr
+    error = invoke(
+        "reconstruct", "-m", learned / "config.toml", grey, "-o", tmp_path / "x.png", code=2
+    ).stderr
     assert "not intact safetensors" in error
 
 
@@ -310,11 +427,22 @@ def test_maid_against_joint_piggyback(tmp_path, monkeypatch):
     monkeypatch.setattr(Comparison, "_render", lambda self: ("page", {}))
     path = comparison(tmp_path)
     result = invoke("compare", path)
-    assert "2/2" in result.stdout and "maid" in result.stdout and "joint_piggyback steps=20" in result.stdout
-    curves = [json.loads(p.read_text(encoding="utf-8")) for p in (tmp_path / "out" / "runs").glob("*/curve.json")]
-    strategies = {curve["method"].partition("(")[0]: curve["strategy"].partition("(")[0] for curve in curves}
+    assert (
+        "2/2" in result.stdout
+        and "maid" in result.stdout
+        and "joint_piggyback steps=20" in result.stdout
+    )
+    curves = [
+        json.loads(p.read_text(encoding="utf-8"))
+        for p in (tmp_path / "out" / "runs").glob("*/curve.json")
+    ]
+    strategies = {
+        curve["method"].partition("(")[0]: curve["strategy"].partition("(")[0] for curve in curves
+    }
     assert strategies == {"MAID": "Piggyback", "Stochastic": "JointPiggyback"}
-    assert {curve["strategy"].partition("(")[0] for curve in curves if curve["fixed"]} == {"JointPiggyback"}
+    assert {curve["strategy"].partition("(")[0] for curve in curves if curve["fixed"]} == {
+        "JointPiggyback"
+    }
     for curve in curves:
         last = curve["points"][-1]
         assert last["upper"] - last["lower"] <= 0.01 * last["loss"] and last["kind"] == "certified"

@@ -10,14 +10,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from learnreg.convex import Box, Convex, Epigraph, Hinge, KullbackLeibler, Norm, SmoothNorm, Squares, Zero
+from learnreg.convex import (
+    Box,
+    Convex,
+    Epigraph,
+    Hinge,
+    KullbackLeibler,
+    Norm,
+    SmoothNorm,
+    Squares,
+    Zero,
+)
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Case:
-    """``make(shape)`` gives the function with float64 data for blocks of this shape; what it is expected to offer."""
+    """``make(shape)`` gives the function with float64 data for blocks of this shape; what it is
+    expected to offer.
+    """
 
     name: str
     make: Callable[[Shape], Convex]
@@ -35,7 +47,9 @@ def normal(shape: Shape, seed: int) -> Tensor:
 
 def points(shape: Shape, seed: int) -> Tensor:
     """Entries of both signs over three orders of magnitude: every branch is visited."""
-    return normal(shape, seed) * 10 ** (3 * random(shape[:1], seed + 1) - 2).view(-1, *[1] * (len(shape) - 1))
+    return normal(shape, seed) * 10 ** (3 * random(shape[:1], seed + 1) - 2).view(
+        -1, *[1] * (len(shape) - 1)
+    )
 
 
 def counts(shape: Shape) -> Tensor:
@@ -52,30 +66,64 @@ def norms() -> list[Case]:
     for isotropic in (True, False):
         for rounding in (0.0, 0.3):
             for shift in (False, True):
-                name = f"Norm-{'iso' if isotropic else 'aniso'}-rounding{rounding}{'-centre' if shift else ''}"
-                found.append(Case(name, lambda shape, i=isotropic, r=rounding, c=shift: Norm(
-                    0.7, normal(shape, 3) if c else None, isotropic=i, rounding=r), smooth=rounding > 0))
+                kind = "iso" if isotropic else "aniso"
+                name = f"Norm-{kind}-rounding{rounding}{'-centre' if shift else ''}"
+                found.append(
+                    Case(
+                        name,
+                        lambda shape, i=isotropic, r=rounding, c=shift: Norm(
+                            0.7, normal(shape, 3) if c else None, isotropic=i, rounding=r
+                        ),
+                        smooth=rounding > 0,
+                    )
+                )
     return found
 
 
 CASES = [
     Case("Zero", lambda shape: Zero(), smooth=True),
     Case("Squares", lambda shape: Squares(2.5), smooth=True, conjugate_smooth=True),
-    Case("Squares-centre", lambda shape: Squares(0.4, normal((1, *shape[1:]), 3)), smooth=True, conjugate_smooth=True),
-    Case("Squares-weights", lambda shape: Squares(0.1 + random(shape), normal(shape, 3)), True, True),
+    Case(
+        "Squares-centre",
+        lambda shape: Squares(0.4, normal((1, *shape[1:]), 3)),
+        smooth=True,
+        conjugate_smooth=True,
+    ),
+    Case(
+        "Squares-weights", lambda shape: Squares(0.1 + random(shape), normal(shape, 3)), True, True
+    ),
     Case("Squares-mask", lambda shape: Squares(mask(shape), normal(shape, 3)), smooth=True),
     *norms(),
     Case("SmoothNorm", lambda shape: SmoothNorm(0.7, 0.2), smooth=True),
-    Case("SmoothNorm-sharp", lambda shape: SmoothNorm(0.7, 0.01, 0.02), smooth=True, conjugate_smooth=True),
-    Case("SmoothNorm-strong", lambda shape: SmoothNorm(0.7, 0.2, 0.5), smooth=True, conjugate_smooth=True),
+    Case(
+        "SmoothNorm-sharp",
+        lambda shape: SmoothNorm(0.7, 0.01, 0.02),
+        smooth=True,
+        conjugate_smooth=True,
+    ),
+    Case(
+        "SmoothNorm-strong",
+        lambda shape: SmoothNorm(0.7, 0.2, 0.5),
+        smooth=True,
+        conjugate_smooth=True,
+    ),
     Case("Hinge", lambda shape: Hinge(0.7)),
     Case("Hinge-rounding", lambda shape: Hinge(0.7, 0.3), smooth=True),
     Case("Box", lambda shape: Box(-0.2, 0.5)),
     Case("Box-half", lambda shape: Box(0.0)),
     Case("Box-below", lambda shape: Box(-math.inf, 0.3)),
-    *(Case(f"Epigraph-{a}-{r}", lambda shape, a=a, r=r: Epigraph(a, r)) for a in (0.0, 0.2) for r in (0.0, 0.01, 0.5)),
+    *(
+        Case(f"Epigraph-{a}-{r}", lambda shape, a=a, r=r: Epigraph(a, r))
+        for a in (0.0, 0.2)
+        for r in (0.0, 0.01, 0.5)
+    ),
     Case("KullbackLeibler", lambda shape: KullbackLeibler(counts(shape), 0.3), True, True),
-    Case("KullbackLeibler-varying", lambda shape: KullbackLeibler(counts(shape), 0.1 + random(shape, 5)), True, True),
+    Case(
+        "KullbackLeibler-varying",
+        lambda shape: KullbackLeibler(counts(shape), 0.1 + random(shape, 5)),
+        True,
+        True,
+    ),
 ]
 
 each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

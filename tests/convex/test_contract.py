@@ -17,7 +17,9 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def golden(f, low: Tensor, high: Tensor, rounds: int = 48) -> tuple[Tensor, Tensor]:
-    """Minimizer and minimum of a convex function per row, from above: if infinite, larger arguments are feasible."""
+    """Minimizer and minimum of a convex function per row, from above: if infinite, larger arguments
+    are feasible.
+    """
     for _ in range(rounds):
         c, d = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         left = f(c) < f(d)
@@ -48,7 +50,8 @@ def test_the_prox_minimizes(case: Case):
     if isinstance(f, Box):
         assert torch.equal(found, a.clamp(f.lower, f.upper))
         return
-    # along a graph the search sees the inner minimum up to its bracket: half of the digits (see test_epigraph.py)
+    # along a graph the search sees the inner minimum up to its bracket: half of the digits (see
+    # test_epigraph.py)
     tolerance = 1e-4 if isinstance(f, Epigraph) else 1e-6
     torch.testing.assert_close(found, brute_prox(f, a, step), rtol=tolerance, atol=tolerance)
 
@@ -68,7 +71,9 @@ def test_prox_of_the_conjugate_is_moreaus(case: Case):
     for step in steps(BLOCK[0], len(BLOCK)):
         z = f.prox(s / step, 1 / step)
         torch.testing.assert_close(f.prox_conjugate(s, step), s - step * z, rtol=1e-11, atol=1e-11)
-        torch.testing.assert_close(f.prox_conjugate(s, step), Convex.prox_conjugate(f, s, step), rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(
+            f.prox_conjugate(s, step), Convex.prox_conjugate(f, s, step), rtol=1e-11, atol=1e-11
+        )
 
 
 @each
@@ -120,17 +125,25 @@ def test_tangents_of_the_prox(case: Case, which: str):
         difference = (prox(a + h * v, step) - prox(a - h * v, step)) / (2 * h)
         torch.testing.assert_close(tangent(v).expand(BLOCK), difference, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(dot(tangent(v), w), dot(v, tangent(w)))
-        assert (dot(tangent(v), tangent(v)) <= dot(tangent(v), v) * (1 + 1e-12)).all()  # firmly nonexpansive
+        assert (
+            dot(tangent(v), tangent(v)) <= dot(tangent(v), v) * (1 + 1e-12)
+        ).all()  # firmly nonexpansive
 
 
 @each
 def test_at_a_kink_the_tangent_stays_between_zero_and_one(case: Case):
     f = case.make(BLOCK)
-    for a in (torch.zeros(BLOCK, dtype=torch.float64), getattr(f, "centre", None), normal(BLOCK, 3)):
+    for a in (
+        torch.zeros(BLOCK, dtype=torch.float64),
+        getattr(f, "centre", None),
+        normal(BLOCK, 3),
+    ):
         if a is not None:
             v = normal(BLOCK, 11)
             tangent = f.prox_tangent(a.expand(BLOCK), 0.4)
-            assert (dot(tangent(v), v) >= 0).all() and (dot(tangent(v), v) <= dot(v, v) * (1 + 1e-12)).all()
+            assert (dot(tangent(v), v) >= 0).all() and (
+                dot(tangent(v), v) <= dot(v, v) * (1 + 1e-12)
+            ).all()
 
 
 @each
@@ -149,7 +162,9 @@ def test_gradient_and_hessian(case: Case):
     grad = f.grad(a)
     if s is not None and case.name != "Zero":
         torch.testing.assert_close(grad, s, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(dot(grad, v), (f.value(a + h * v) - f.value(a - h * v)) / (2 * h), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        dot(grad, v), (f.value(a + h * v) - f.value(a - h * v)) / (2 * h), rtol=1e-5, atol=1e-5
+    )
     difference = (f.grad(a + h * v) - f.grad(a - h * v)) / (2 * h)
     torch.testing.assert_close(f.hessian(a)(v).expand(BLOCK), difference, rtol=1e-5, atol=1e-4)
     assert (f.gap(a, grad) <= 1e-13 * (1 + dot(a, a))).all()
@@ -169,11 +184,19 @@ def test_gradient_and_hessian_of_the_conjugate(case: Case):
         s = 0.9 - s.abs()
     v, h, a = normal(BLOCK, 15), 1e-7, f.conjugate_grad(s)
     assert (f.gap(a, s) <= 1e-12 * (1 + dot(a, a))).all()
-    keep = (f.data > 0).double() if isinstance(f, KullbackLeibler) else torch.ones(BLOCK, dtype=torch.float64)
+    keep = (
+        (f.data > 0).double()
+        if isinstance(f, KullbackLeibler)
+        else torch.ones(BLOCK, dtype=torch.float64)
+    )
     torch.testing.assert_close(f.grad(a) * keep, s * keep, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(f.hessian(a)(f.conjugate_hessian(s)(v)) * keep, v * keep, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        f.hessian(a)(f.conjugate_hessian(s)(v)) * keep, v * keep, rtol=1e-8, atol=1e-8
+    )
     difference = (f.conjugate_grad(s + h * v) - f.conjugate_grad(s - h * v)) / (2 * h)
-    torch.testing.assert_close(f.conjugate_hessian(s)(v).expand(BLOCK), difference, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        f.conjugate_hessian(s)(v).expand(BLOCK), difference, rtol=1e-4, atol=1e-3
+    )
 
 
 @each
@@ -186,7 +209,9 @@ def test_constants_hold(case: Case):
         moved = (f.prox(a, 0.7) - f.prox(b, 0.7)).square().sum(dim=1).sqrt()
         assert (moved <= apart / (1 + 0.7 * f.strong) * (1 + 1e-9)).all()
         if math.isfinite(f.smooth):
-            assert ((f.grad(a) - f.grad(b)).square().sum(dim=1).sqrt() <= f.smooth * apart * (1 + 1e-9)).all()
+            assert (
+                (f.grad(a) - f.grad(b)).square().sum(dim=1).sqrt() <= f.smooth * apart * (1 + 1e-9)
+            ).all()
         if math.isfinite(f.hessian_lipschitz):
             assert (local_norms(f, a, b) <= f.hessian_lipschitz * apart[:, None] * (1 + 1e-9)).all()
 
@@ -196,7 +221,9 @@ def local_norms(f: Convex, a: Tensor, b: Tensor) -> Tensor:
     first, second = f.hessian(a), f.hessian(b)
     if isinstance(first, Diagonal):
         return (first.weights - second.weights).abs()
-    columns = [first(e) - second(e) for e in torch.eye(2, dtype=a.dtype).expand(len(a), 2, 2).unbind(dim=1)]
+    columns = [
+        first(e) - second(e) for e in torch.eye(2, dtype=a.dtype).expand(len(a), 2, 2).unbind(dim=1)
+    ]
     return torch.linalg.matrix_norm(torch.stack(columns, dim=2), ord=2)[:, None]
 
 
@@ -216,10 +243,16 @@ def test_the_change_of_the_hessian_is_bounded(case: Case):
         assert torch.broadcast_shapes(bound.shape, a.shape) == a.shape
         for seed in range(12):
             v = normal(GROUPS, 20 + seed) if seed < 10 else a * (-1) ** seed
-            v = v * (radius / v.square().sum(dim=1).sqrt())[:, None] * (random(GROUPS[:1], seed) ** 0.2)[:, None]
+            v = (
+                v
+                * (radius / v.square().sum(dim=1).sqrt())[:, None]
+                * (random(GROUPS[:1], seed) ** 0.2)[:, None]
+            )
             b = a + v
             allowed = bound * (1 + 1e-6) + 1e-9
-            if isinstance(f, KullbackLeibler):  # compared inside of the domain only; outside the bound is infinite
+            if isinstance(
+                f, KullbackLeibler
+            ):  # compared inside of the domain only; outside the bound is infinite
                 b = torch.maximum(b, 1e-3 - torch.as_tensor(f.background))
             assert (local_norms(f, a, b) <= allowed).all()
 
@@ -231,18 +264,28 @@ def test_images_are_strangers(case: Case):
     z, step = points(BLOCK, 22), steps(BLOCK[0], len(BLOCK))[2]
     radius = 0.1 * random(BLOCK[:1])
     questions = {
-        "value": lambda f, i: f.value(a[i]), "conjugate": lambda f, i: f.conjugate(s[i]),
-        "gap": lambda f, i: f.gap(a[i], s[i]), "gauge": lambda f, i: f.gauge(z[i]),
-        "prox": lambda f, i: f.prox(z[i], step[i]), "prox_conjugate": lambda f, i: f.prox_conjugate(z[i], step[i]),
+        "value": lambda f, i: f.value(a[i]),
+        "conjugate": lambda f, i: f.conjugate(s[i]),
+        "gap": lambda f, i: f.gap(a[i], s[i]),
+        "gauge": lambda f, i: f.gauge(z[i]),
+        "prox": lambda f, i: f.prox(z[i], step[i]),
+        "prox_conjugate": lambda f, i: f.prox_conjugate(z[i], step[i]),
         "tangent": lambda f, i: f.prox_tangent(z[i], step[i])(a[i]),
     }
     if case.smooth:
-        questions |= {"grad": lambda f, i: f.grad(z[i].abs()), "hessian": lambda f, i: f.hessian(z[i].abs())(a[i]),
-                      "change": lambda f, i: f.change(z[i].abs(), radius[i]).expand(z[i].shape)}
+        questions |= {
+            "grad": lambda f, i: f.grad(z[i].abs()),
+            "hessian": lambda f, i: f.hessian(z[i].abs())(a[i]),
+            "change": lambda f, i: f.change(z[i].abs(), radius[i]).expand(z[i].shape),
+        }
     for name, ask in questions.items():
         whole = ask(f, slice(None))
-        torch.testing.assert_close(ask(f.select(order), order), whole[order], rtol=1e-13, atol=1e-14, msg=name)
-        torch.testing.assert_close(ask(f.select(torch.tensor([2])), [2]), whole[[2]], rtol=1e-13, atol=1e-14, msg=name)
+        torch.testing.assert_close(
+            ask(f.select(order), order), whole[order], rtol=1e-13, atol=1e-14, msg=name
+        )
+        torch.testing.assert_close(
+            ask(f.select(torch.tensor([2])), [2]), whole[[2]], rtol=1e-13, atol=1e-14, msg=name
+        )
     selected = f.prox_tangent(z, step).select(order)
     torch.testing.assert_close(selected(a[order]), f.prox_tangent(z, step)(a)[order])
     shrunk = selected.mapped(lambda eigenvalue: 1 / (1 + step[order] * eigenvalue))
@@ -271,13 +314,19 @@ def test_float32_loses_a_few_units_only(case: Case):
     for step in (0.3, steps(BLOCK[0], len(BLOCK))[2].float()):
         exact_step = step.double() if isinstance(step, Tensor) else step
         for name in ("prox", "prox_conjugate"):
-            rough, exact = getattr(f, name)(z, step), getattr(f.double(), name)(z.double(), exact_step)
+            rough, exact = (
+                getattr(f, name)(z, step),
+                getattr(f.double(), name)(z.double(), exact_step),
+            )
             assert rough.dtype == torch.float32 and exact.dtype == torch.float64
             assert ((rough - exact).abs() <= 24 * eps * size).all()
             # what was projected is inside, up to rounding
             inside = f.value(rough) if name == "prox" else f.conjugate(rough)
             assert torch.isfinite(inside).all() or isinstance(f, KullbackLeibler)
-        assert f.prox_conjugate(z, step.double() if isinstance(step, Tensor) else step).dtype == torch.float32
+        assert (
+            f.prox_conjugate(z, step.double() if isinstance(step, Tensor) else step).dtype
+            == torch.float32
+        )
     a = f.prox(z, 0.3)
     p = f.prox_conjugate(s, 0.3)
     rough, exact = f.gap(a, p), f.double().gap(a.double(), p.double())
@@ -306,7 +355,12 @@ def test_nothing_lent_is_changed_and_results_are_new(case: Case):
     z, v = points(BLOCK, 27), normal(BLOCK, 28)
     lent = (a, s, z, v)
     before = [t.clone() for t in lent]
-    results = [f.prox(z, 0.4), f.prox_conjugate(z, 0.4), f.prox_tangent(z, 0.4)(v), f.prox_conjugate_tangent(z, 0.4)(v)]
+    results = [
+        f.prox(z, 0.4),
+        f.prox_conjugate(z, 0.4),
+        f.prox_tangent(z, 0.4)(v),
+        f.prox_conjugate_tangent(z, 0.4)(v),
+    ]
     f.value(z), f.conjugate(z), f.gap(a, s), f.gauge(z)
     if case.smooth:
         results += [f.grad(a), f.hessian(a)(v)]

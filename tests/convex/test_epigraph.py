@@ -19,12 +19,16 @@ def leaky(s: Tensor, slope: float, rounding: float) -> Tensor:
     """The activation, piece by piece."""
     if rounding == 0:
         return torch.where(s > 0, s, slope * s)
-    h = torch.where(s <= 0, 0.0, torch.where(s <= rounding, s * s / (2 * rounding), s - rounding / 2))
+    h = torch.where(
+        s <= 0, 0.0, torch.where(s <= rounding, s * s / (2 * rounding), s - rounding / 2)
+    )
     return slope * s + (1 - slope) * h
 
 
 def nearest(p: Tensor, slope: float, rounding: float) -> Tensor:
-    """Nearest point of the epigraph: a scan of the graph, refined four times around the best point; p: (n, 2)."""
+    """Nearest point of the epigraph: a scan of the graph, refined four times around the best point;
+    p: (n, 2).
+    """
     s, t = p.unbind(dim=1)
     centre, width = torch.zeros_like(s), 12.0
     for _ in range(5):
@@ -55,9 +59,15 @@ def test_every_piece_is_visited(slope: float, rounding: float):
     f, p = Epigraph(slope, rounding), sample(31)
     x = f.prox(p, 1.0)[:, 0]
     moved = p[:, 1] < leaky(p[:, 0], slope, rounding)
-    pieces = {"above": ~moved, "left": moved & (x < 0), "right": moved & (x > rounding),
-              "between": moved & ((x > 0) & (x < rounding) if rounding else x == 0)}
-    assert all(int(piece.sum()) >= 3 for piece in pieces.values()), {k: int(v.sum()) for k, v in pieces.items()}
+    pieces = {
+        "above": ~moved,
+        "left": moved & (x < 0),
+        "right": moved & (x > rounding),
+        "between": moved & ((x > 0) & (x < rounding) if rounding else x == 0),
+    }
+    assert all(int(piece.sum()) >= 3 for piece in pieces.values()), {
+        k: int(v.sum()) for k, v in pieces.items()
+    }
 
 
 @each
@@ -90,7 +100,9 @@ def test_float32_keeps_its_digits_at_every_size(slope: float, rounding: float):
 
 @pytest.mark.parametrize("slope", [0.0, 0.2])
 def test_far_points_need_no_more_newton_steps(slope: float):
-    """The cubic is solved from a start that knows the scale: any distance to the graph, any rounding."""
+    """The cubic is solved from a start that knows the scale: any distance to the graph, any
+    rounding.
+    """
     for rounding in (1e-4, 0.5, 20.0):
         f = Epigraph(slope, rounding)
         x = rounding * torch.linspace(0.001, 0.999, 200, dtype=torch.float64)

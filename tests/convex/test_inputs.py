@@ -14,13 +14,28 @@ NAN, INF = math.nan, math.inf
 HURT = torch.tensor([[1.0, NAN]])
 
 BAD = [
-    *((make, "scale", value) for make in (Norm, SmoothNorm, Hinge) for value in (0.0, -1.0, NAN, INF, "1", True)),
-    *((make, "rounding", value) for make in (Norm, Hinge, Epigraph) for value in (-0.1, NAN, INF, None)),
+    *(
+        (make, "scale", value)
+        for make in (Norm, SmoothNorm, Hinge)
+        for value in (0.0, -1.0, NAN, INF, "1", True)
+    ),
+    *(
+        (make, "rounding", value)
+        for make in (Norm, Hinge, Epigraph)
+        for value in (-0.1, NAN, INF, None)
+    ),
     *((SmoothNorm, "eta", value) for value in (0.0, -1.0, INF)),
     *((SmoothNorm, "strong", value) for value in (-1.0, NAN)),
     *((Epigraph, "slope", value) for value in (-0.1, 1.0, NAN)),
-    *((Squares, "weight", value) for value in (0.0, -1.0, INF, torch.tensor([[1.0, -2.0]]), HURT, torch.ones(2).int())),
-    *((make, "centre", value) for make in (Norm, Squares) for value in (1.0, HURT, torch.zeros(2, 2).int())),
+    *(
+        (Squares, "weight", value)
+        for value in (0.0, -1.0, INF, torch.tensor([[1.0, -2.0]]), HURT, torch.ones(2).int())
+    ),
+    *(
+        (make, "centre", value)
+        for make in (Norm, Squares)
+        for value in (1.0, HURT, torch.zeros(2, 2).int())
+    ),
     *((KullbackLeibler, "data", value) for value in (None, 3.0, -torch.ones(1, 2), HURT)),
     *((Box, "lower", value) for value in (NAN, "0", None)),
     *((Box, "upper", value) for value in (NAN, True)),
@@ -28,7 +43,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("make", "name", "value"), BAD, ids=lambda v: getattr(v, "__name__", None) or str(v)[:12])
+@pytest.mark.parametrize(
+    ("make", "name", "value"), BAD, ids=lambda v: getattr(v, "__name__", None) or str(v)[:12]
+)
 def test_values_out_of_range_are_refused(make, name, value):
     with pytest.raises(InputError, match=name) as error:
         make(**{name: value})
@@ -47,13 +64,20 @@ def test_backgrounds_out_of_range_are_refused(background):
         KullbackLeibler(torch.ones(1, 2), background)
 
 
-@pytest.mark.parametrize(("f", "derivative", "remedy"), [
-    (Norm(), "grad", "rounding > 0"), (Norm(), "hessian", "SmoothNorm"),
-    (Norm(rounding=1.0), "conjugate_grad", "strong > 0"),
-    (SmoothNorm(), "conjugate_hessian", "strong > 0"), (Hinge(), "grad", "rounding > 0"), (Box(), "grad", "proximal"),
-    (Epigraph(), "hessian", "projection"), (Squares(torch.zeros(1, 2)), "conjugate_grad", "positive weight"),
-    (Zero(), "conjugate_grad", "proximal"),
-])
+@pytest.mark.parametrize(
+    ("f", "derivative", "remedy"),
+    [
+        (Norm(), "grad", "rounding > 0"),
+        (Norm(), "hessian", "SmoothNorm"),
+        (Norm(rounding=1.0), "conjugate_grad", "strong > 0"),
+        (SmoothNorm(), "conjugate_hessian", "strong > 0"),
+        (Hinge(), "grad", "rounding > 0"),
+        (Box(), "grad", "proximal"),
+        (Epigraph(), "hessian", "projection"),
+        (Squares(torch.zeros(1, 2)), "conjugate_grad", "positive weight"),
+        (Zero(), "conjugate_grad", "proximal"),
+    ],
+)
 def test_missing_derivatives_name_their_remedy(f, derivative, remedy):
     with pytest.raises(MissingPropertyError, match=remedy):
         getattr(f, derivative)(torch.zeros(1, 2))

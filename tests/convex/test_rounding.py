@@ -34,7 +34,9 @@ def test_kullback_leibler_is_accurate_near_and_far_from_the_data(mean: float):
 
 
 def test_small_gaps_of_the_norm_survive_in_float32():
-    """With |s| = scale the gap is of second order in the angle; scale |a| - <a, s> itself would return noise."""
+    """With |s| = scale the gap is of second order in the angle; scale |a| - <a, s> itself would
+    return noise.
+    """
     f, angle = Norm(1.0, rounding=0.5), 1e-4
     a = torch.tensor([[1000.0, 0.0]])
     s = torch.tensor([[math.cos(angle), math.sin(angle)]])

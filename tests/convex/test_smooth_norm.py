@@ -16,6 +16,7 @@ from .cases import normal, random
 
 def third_derivative(a: Tensor) -> Tensor:
     """All third derivatives of sqrt(|a|^2 + 1) at the points a: (n, g) -> (n, g, g, g)."""
+
     def phi(x: Tensor) -> Tensor:
         return torch.sqrt(x.square().sum() + 1)
 
@@ -23,10 +24,15 @@ def third_derivative(a: Tensor) -> Tensor:
 
 
 def trilinear_norm(tensor: Tensor, starts: int = 20) -> float:
-    """sup |T(h, k, l)| over three independent unit vectors, by alternating maximization from many starts."""
+    """sup |T(h, k, l)| over three independent unit vectors, by alternating maximization from many
+    starts.
+    """
     g, best = tensor.shape[-1], torch.zeros(len(tensor), dtype=tensor.dtype)
     for seed in range(starts):
-        k, m = (torch.nn.functional.normalize(normal((len(tensor), g), 2 * seed + i), dim=1) for i in range(2))
+        k, m = (
+            torch.nn.functional.normalize(normal((len(tensor), g), 2 * seed + i), dim=1)
+            for i in range(2)
+        )
         for _ in range(30):
             h = torch.nn.functional.normalize(torch.einsum("nijk,nj,nk->ni", tensor, k, m), dim=1)
             k = torch.nn.functional.normalize(torch.einsum("nijk,ni,nk->nj", tensor, h, m), dim=1)
@@ -39,7 +45,9 @@ def trilinear_norm(tensor: Tensor, starts: int = 20) -> float:
 @pytest.mark.parametrize("components", [1, 2, 3])
 def test_the_third_derivative_has_the_same_norm_in_every_dimension(components: int):
     directions = torch.nn.functional.normalize(normal((61, components), 1), dim=1)
-    lengths = torch.linspace(0, 3, 61, dtype=torch.float64)  # 1/2, where it is extreme, is among them
+    lengths = torch.linspace(
+        0, 3, 61, dtype=torch.float64
+    )  # 1/2, where it is extreme, is among them
     found = trilinear_norm(third_derivative(directions * lengths[:, None]))
     assert found <= THIRD_MAX * (1 + 1e-9)
     assert found >= THIRD_MAX * (1 - 1e-9)
@@ -54,7 +62,9 @@ def test_the_constants_are_attained():
     assert f.hessian_lipschitz * 0.999 <= change <= f.hessian_lipschitz
     slope = (f.grad(b) - f.grad(a)).norm(dim=1)[1] / 1e-7
     assert f.smooth * 0.999 <= slope <= f.smooth * (1 + 1e-9)
-    assert f.hessian(torch.full((1, 2), 1e4, dtype=torch.float64)).along.item() == pytest.approx(f.strong)
+    assert f.hessian(torch.full((1, 2), 1e4, dtype=torch.float64)).along.item() == pytest.approx(
+        f.strong
+    )
 
 
 @pytest.mark.parametrize("eta", [1e-4, 0.05, 3.0])

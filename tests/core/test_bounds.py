@@ -62,7 +62,11 @@ def test_sums_are_associative_up_to_rounding(a, b, c):
 @given(bounds, bounds, bounds, bounds, factors)
 def test_curvature_adds_and_scales_both_ends(a, b, c, d, factor):
     total = factor * (Curvature(a, b) + Curvature(c, d))
-    assert total == Curvature(factor * (a + c), factor * (b + d)) == (Curvature(a, b) + Curvature(c, d)) * factor
+    assert (
+        total
+        == Curvature(factor * (a + c), factor * (b + d))
+        == (Curvature(a, b) + Curvature(c, d)) * factor
+    )
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
@@ -79,7 +83,9 @@ def test_a_negative_constant_is_refused(value):
 
 @pytest.mark.parametrize("factor", [-1.0, math.inf, math.nan])
 def test_a_factor_that_would_turn_the_bound_is_refused(factor):
-    with pytest.raises(InputError, match=f"factor: given {factor}; expected a finite non-negative number"):
+    with pytest.raises(
+        InputError, match=f"factor: given {factor}; expected a finite non-negative number"
+    ):
         Bound.exact(1.0) * factor
 
 

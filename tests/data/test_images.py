@@ -55,7 +55,10 @@ def test_round_trip(tmp_path, name, channels):
 def test_eight_bits_are_clipped_and_tiff_is_not(tmp_path):
     x = torch.tensor([[-0.5, 0.25], [1.0, 1.5]])
     save_image(tmp_path / "x.png", x)
-    assert load_image(tmp_path / "x.png")[0, 0, 0] == 0 and load_image(tmp_path / "x.png")[0, 1, 1] == 1
+    assert (
+        load_image(tmp_path / "x.png")[0, 0, 0] == 0
+        and load_image(tmp_path / "x.png")[0, 1, 1] == 1
+    )
     save_image(tmp_path / "x.tif", x[None, None])
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "x.tif"), x.numpy())
 
@@ -63,14 +66,18 @@ def test_eight_bits_are_clipped_and_tiff_is_not(tmp_path):
 @pytest.mark.parametrize("name", ["grey16.png", "grey16.tif", "rgb16.tif"])
 def test_sixteen_bits_keep_their_precision(tmp_path, name):
     pixels = np.array([[0, 1], [40000, 65535]], dtype=np.uint16)
-    path = write(tmp_path / name, np.stack([pixels] * 3, axis=-1) if name.startswith("rgb") else pixels)
+    path = write(
+        tmp_path / name, np.stack([pixels] * 3, axis=-1) if name.startswith("rgb") else pixels
+    )
     torch.testing.assert_close(load_image(path)[0], torch.from_numpy(pixels / 65535).float())
 
 
 def test_planar_colour_tiff(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (3, 7, 9), dtype=np.uint8)
     tifffile.imwrite(tmp_path / "p.tif", pixels, photometric="rgb", planarconfig="separate")
-    assert torch.equal(load_image(tmp_path / "p.tif", channels=3), torch.from_numpy(pixels / 255).float())
+    assert torch.equal(
+        load_image(tmp_path / "p.tif", channels=3), torch.from_numpy(pixels / 255).float()
+    )
 
 
 def test_compressed_and_palette_tiff(tmp_path):
@@ -116,7 +123,9 @@ def corrupt(folder: Path) -> Path:
 
 
 def truncated(folder: Path) -> Path:
-    path = write(folder / "half.png", np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8))
+    path = write(
+        folder / "half.png", np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+    )
     path.write_bytes(path.read_bytes()[:1000])
     return path
 
@@ -127,7 +136,9 @@ def nothing(folder: Path) -> Path:
 
 
 def pages(folder: Path) -> Path:
-    tifffile.imwrite(folder / "pages.tif", np.zeros((5, 8, 8), dtype=np.uint8), photometric="minisblack")
+    tifffile.imwrite(
+        folder / "pages.tif", np.zeros((5, 8, 8), dtype=np.uint8), photometric="minisblack"
+    )
     return folder / "pages.tif"
 
 
@@ -144,7 +155,10 @@ BAD_FILES = {
     "nan": (floats(np.nan), r"float.tif: given NaN or Inf pixels"),
     "inf": (floats(np.inf), r"float.tif: given NaN or Inf pixels"),
     "range": (floats(255), r"float.tif: given float pixels in \[255, 255\]"),
-    "type": (lambda f: write(f / "t.tif", np.zeros((4, 4), np.uint32)), r"given pixels of type uint32"),
+    "type": (
+        lambda f: write(f / "t.tif", np.zeros((4, 4), np.uint32)),
+        r"given pixels of type uint32",
+    ),
     "pages": (pages, r"pages.tif: given a TIFF file with 5 pages"),
 }
 
@@ -162,13 +176,16 @@ def test_bad_channels(tmp_path, channels):
         load_image(tmp_path / "x.png", channels=channels)
 
 
-@pytest.mark.parametrize(("name", "x", "message"), [
-    ("x.gif", RAMP, 'given the ending ".gif"'),
-    ("nowhere/x.png", RAMP, "Create the folder first"),
-    ("x.png", torch.zeros(2, 4, 4), r"given shape \(2, 4, 4\)"),
-    ("x.png", torch.zeros(5, 1, 4, 4), r"given shape \(5, 1, 4, 4\)"),
-    ("x.png", torch.full((4, 4), torch.nan), "given NaN or Inf"),
-])
+@pytest.mark.parametrize(
+    ("name", "x", "message"),
+    [
+        ("x.gif", RAMP, 'given the ending ".gif"'),
+        ("nowhere/x.png", RAMP, "Create the folder first"),
+        ("x.png", torch.zeros(2, 4, 4), r"given shape \(2, 4, 4\)"),
+        ("x.png", torch.zeros(5, 1, 4, 4), r"given shape \(5, 1, 4, 4\)"),
+        ("x.png", torch.full((4, 4), torch.nan), "given NaN or Inf"),
+    ],
+)
 def test_bad_saves(tmp_path, name, x, message):
     with pytest.raises(InputError, match=message):
         save_image(tmp_path / name, x)
@@ -207,12 +224,15 @@ def test_phantoms_are_seeded_and_piecewise_smooth():
     assert phantoms(0, 48, seed=0).shape == (0, 1, 48, 48)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ((-1, 48, 0), "n: given -1"),
-    ((1, 7, 0), "size: given 7"),
-    ((1, 48, -1), "seed: given -1"),
-    ((1, 48, None), "seed: given None"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((-1, 48, 0), "n: given -1"),
+        ((1, 7, 0), "size: given 7"),
+        ((1, 48, -1), "seed: given -1"),
+        ((1, 48, None), "seed: given None"),
+    ],
+)
 def test_bad_phantoms(arguments, message):
     with pytest.raises(InputError, match=message):
         phantoms(*arguments)

@@ -1,4 +1,6 @@
-"""Pairs: the same seed gives the same data, no photograph is on both sides, nothing lent is changed."""
+"""Pairs: the same seed gives the same data, no photograph is on both sides, nothing lent is
+changed.
+"""
 
 from __future__ import annotations
 
@@ -57,12 +59,16 @@ def test_no_photograph_is_on_both_sides(folder, split, seed):
     assert not set(train.sources) & set(test.sources)
     assert len(set(train.names)) == len(train)
     for side in (train, test):  # crops are what their names say, and spread evenly
-        per_source = [sum(name.startswith(source + "@") for name in side.names) for source in side.sources]
+        per_source = [
+            sum(name.startswith(source + "@") for name in side.names) for source in side.sources
+        ]
         assert max(per_source) - min(per_source) <= 1
         for x, name in zip(side.x, side.names, strict=True):
             file, place = name.split("@")
             row, column = map(int, place.split(","))
-            assert torch.equal(x, load_image(folder / file)[:, row : row + 16, column : column + 16])
+            assert torch.equal(
+                x, load_image(folder / file)[:, row : row + 16, column : column + 16]
+            )
 
 
 def test_photographs_change_sides_with_the_seed():
@@ -77,7 +83,9 @@ def test_every_photograph_is_used_and_several_are_held_out():
 
 def test_one_side_may_be_empty(folder):
     train, test = make(folder, split=(5, 0))
-    assert len(train) == 5 and len(test) == 0 and test.x.shape == (0, 1, 16, 16) and test.names == ()
+    assert (
+        len(train) == 5 and len(test) == 0 and test.x.shape == (0, 1, 16, 16) and test.names == ()
+    )
     train, test = make(sorted(folder.iterdir())[:1], split=(0, 5))
     assert len(train) == 0 and test.sources == ("0.png",)
 
@@ -95,7 +103,9 @@ def test_flat_crops_are_avoided(tmp_path):
     train, _ = make(tmp_path, size=16, split=(8, 0))
     assert (train.x.flatten(1).std(1) > 0.02).float().mean() >= 0.75
     Image.fromarray(np.full((64, 64), 9, dtype=np.uint8)).save(tmp_path / "corner.png")
-    assert len(make(tmp_path, split=(3, 0))[0]) == 3  # a flat photograph still gives what was asked for
+    assert (
+        len(make(tmp_path, split=(3, 0))[0]) == 3
+    )  # a flat photograph still gives what was asked for
 
 
 @pytest.mark.parametrize("rng", [None, torch.Generator()])
@@ -173,19 +183,34 @@ BAD = {
     "channels": ({"channels": 2}, "channels: given 2"),
     "scale": ({"scale": 0.0}, "scale: given 0.0"),
     "scale up": ({"scale": 2.0}, "scale: given 2.0"),
-    "too large a crop": ({"size": 41}, r"\d.png: given an image of 40 x 50 pixels, .* at least 41 x 41"),
-    "scaled too small": ({"scale": 0.3}, r"12 x 15 pixels \(of 40 x 50, at scale 0.3\).*larger scale"),
+    "too large a crop": (
+        {"size": 41},
+        r"\d.png: given an image of 40 x 50 pixels, .* at least 41 x 41",
+    ),
+    "scaled too small": (
+        {"scale": 0.3},
+        r"12 x 15 pixels \(of 40 x 50, at scale 0.3\).*larger scale",
+    ),
     "too many crops": ({"size": 40, "split": (78, 1)}, "split: given .* expected at most 11"),
     "no folder": ({"source": "no/such/folder"}, "no such folder"),
     "no list": ({"source": []}, "source: given an empty list"),
     "numbers": ({"source": [1, 2]}, r"source: given \[1, 2\]"),
     "none": ({"source": None}, "source: given None"),
-    "colour photographs": ({"source": "natural", "channels": 3}, "channels: given 3 with \"natural\""),
+    "colour photographs": (
+        {"source": "natural", "channels": 3},
+        'channels: given 3 with "natural"',
+    ),
     "large photographs": ({"source": "natural", "size": 400}, "at least 400 x 400 pixels"),
-    "scaled phantoms": ({"source": "phantoms", "scale": 0.5}, "scale: given 0.5 with \"phantoms\""),
-    "physics": ({"physics": GaussianNoise(0.1)}, "physics: given GaussianNoise; expected a deepinv"),
+    "scaled phantoms": ({"source": "phantoms", "scale": 0.5}, 'scale: given 0.5 with "phantoms"'),
+    "physics": (
+        {"physics": GaussianNoise(0.1)},
+        "physics: given GaussianNoise; expected a deepinv",
+    ),
     "physics size": ({"physics": Picky()}, r"fails on an image of shape \(1, 1, 16, 16\)"),
-    "stacked": ({"physics": StackedLinearPhysics([denoising(), denoising()])}, "answers .* with TensorList"),
+    "stacked": (
+        {"physics": StackedLinearPhysics([denoising(), denoising()])},
+        "answers .* with TensorList",
+    ),
     "nan": ({"physics": scaled(float("nan"))}, "y: given NaN or Inf in image 0"),
 }
 
@@ -193,7 +218,13 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(case, folder):
     options, message = BAD[case]
-    arguments = {"source": folder, "physics": denoising(), "size": 16, "split": (10, 4), "seed": 0} | options
+    arguments = {
+        "source": folder,
+        "physics": denoising(),
+        "size": 16,
+        "split": (10, 4),
+        "seed": 0,
+    } | options
     with pytest.raises(InputError, match=message):
         pairs(arguments.pop("source"), arguments.pop("physics"), **arguments)
 
@@ -211,7 +242,11 @@ def test_bad_lists(folder, tmp_path):
 
 def test_indexing(folder):
     train, _ = make(folder)
-    assert len(train[3]) == 1 and torch.equal(train[3].x, train.x[3:4]) and train[3].names == train.names[3:4]
+    assert (
+        len(train[3]) == 1
+        and torch.equal(train[3].x, train.x[3:4])
+        and train[3].names == train.names[3:4]
+    )
     assert train[-1].names == train.names[-1:]
     assert train[2:5].names == train.names[2:5] and train[::-1].names == train.names[::-1]
     for index in (torch.tensor([4, 1]), [4, 1], (4, 1)):
@@ -266,16 +301,19 @@ def test_repr(folder):
 X = torch.zeros(2, 1, 4, 4)
 
 
-@pytest.mark.parametrize(("x", "y", "names", "message"), [
-    (X[0], X, ("a", "b"), r"x: given shape \(1, 4, 4\)"),
-    (X, X[:1], ("a", "b"), "y: given shape .* expected 2 measurements"),
-    (X, X, ("a",), "names: given 1 names; expected 2"),
-    (X.int(), X, ("a", "b"), "x: given torch.int32"),
-    (X.numpy(), X, ("a", "b"), "x: given ndarray"),
-    (X * torch.nan, X, ("a", "b"), "x: given NaN or Inf"),
-    (X, X + torch.inf, ("a", "b"), "y: given NaN or Inf"),
-    (X, torch.full((2, 3), complex(0, float("nan"))), ("a", "b"), "y: given NaN or Inf"),
-])
+@pytest.mark.parametrize(
+    ("x", "y", "names", "message"),
+    [
+        (X[0], X, ("a", "b"), r"x: given shape \(1, 4, 4\)"),
+        (X, X[:1], ("a", "b"), "y: given shape .* expected 2 measurements"),
+        (X, X, ("a",), "names: given 1 names; expected 2"),
+        (X.int(), X, ("a", "b"), "x: given torch.int32"),
+        (X.numpy(), X, ("a", "b"), "x: given ndarray"),
+        (X * torch.nan, X, ("a", "b"), "x: given NaN or Inf"),
+        (X, X + torch.inf, ("a", "b"), "y: given NaN or Inf"),
+        (X, torch.full((2, 3), complex(0, float("nan"))), ("a", "b"), "y: given NaN or Inf"),
+    ],
+)
 def test_bad_pairs(x, y, names, message):
     with pytest.raises(InputError, match=message):
         Pairs(x, y, denoising(), names)

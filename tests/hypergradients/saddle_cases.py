@@ -1,4 +1,6 @@
-"""Tiny saddle points whose solutions and derivatives are known: matrices for K, and truths by dense Newton steps."""
+"""Tiny saddle points whose solutions and derivatives are known: matrices for K, and truths by dense
+Newton steps.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 class Matrix(SaddleRegularizer):
-    """K(theta) is the matrix theta itself (m, n + k) on n pixels and k auxiliary numbers, b(theta) the vector shift.
+    """K(theta) is the matrix theta itself (m, n + k) on n pixels and k auxiliary numbers, b(theta)
+    the vector shift.
 
-    Blocks are (b, 1, numbers), so that functions which take lengths over dimension 1 act on every number alone.
+    Blocks are (b, 1, numbers), so that functions which take lengths over dimension 1 act on every
+    number alone.
 
     Args:
         table: start values (m, n + k).
@@ -39,15 +43,26 @@ class Matrix(SaddleRegularizer):
         unit: K is unit times theta.
     """
 
-    def __init__(self, table: Tensor, pixels: int, rows: Convex, own: Convex | None = None,
-                 shift: Tensor | None = None, unit: float = 1.0) -> None:
+    def __init__(
+        self,
+        table: Tensor,
+        pixels: int,
+        rows: Convex,
+        own: Convex | None = None,
+        shift: Tensor | None = None,
+        unit: float = 1.0,
+    ) -> None:
         super().__init__()
         self.table, self.pixels, self.rows, self.own = nn.Parameter(table / unit), pixels, rows, own
         self.unit = unit
         self.shift = None if shift is None else nn.Parameter(shift.clone())
 
     def auxiliary(self, u: Tensor) -> tuple[Tensor, ...]:
-        return () if self.own is None else (u.new_zeros(u.shape[0], 1, self.table.shape[1] - self.pixels),)
+        return (
+            ()
+            if self.own is None
+            else (u.new_zeros(u.shape[0], 1, self.table.shape[1] - self.pixels),)
+        )
 
     def primal(self, u: Tensor) -> tuple[Convex, ...]:
         return () if self.own is None else (self.own,)
@@ -64,15 +79,15 @@ class Matrix(SaddleRegularizer):
 
     def adjoint(self, *p: Tensor) -> tuple[Tensor, ...]:
         x = p[0][:, 0] @ (self.unit * self.table)
-        image = x[:, :self.pixels].reshape(-1, 1, 1, self.pixels)
-        return (image,) if self.own is None else (image, x[:, None, self.pixels:])
+        image = x[:, : self.pixels].reshape(-1, 1, 1, self.pixels)
+        return (image,) if self.own is None else (image, x[:, None, self.pixels :])
 
     def offset(self, u: Tensor) -> tuple[Tensor | None, ...] | None:
         return None if self.shift is None else (self.shift.view(1, 1, -1),)
 
     def norms(self, u: Tensor) -> list[list[float]]:
         table = self.unit * self.table.detach().double()
-        parts = [table[:, :self.pixels]] + ([] if self.own is None else [table[:, self.pixels:]])
+        parts = [table[:, : self.pixels]] + ([] if self.own is None else [table[:, self.pixels :]])
         return [[float(torch.linalg.matrix_norm(t, 2)) for t in parts]]
 
     def sensitivity(self, u: Tensor) -> tuple[float, float]:
@@ -97,34 +112,81 @@ def denoising() -> nn.Module:
     return deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.1))
 
 
-def posed(regularizer: SaddleRegularizer, physics: nn.Module | None = None, *, images: int = 3, measured: int = 0,
-          seed: int = 0, **settings: Any) -> BilevelProblem:
+def posed(
+    regularizer: SaddleRegularizer,
+    physics: nn.Module | None = None,
+    *,
+    images: int = 3,
+    measured: int = 0,
+    seed: int = 0,
+    **settings: Any,
+) -> BilevelProblem:
     """A problem with random x (b, 1, 1, n) and y (b, 1, 1, measured or n)."""
     n = regularizer.pixels
-    x, y = normal(images, 1, 1, n, seed=seed + 1), normal(images, 1, 1, measured or n, seed=seed + 2)
-    return BilevelProblem(SaddleEnergy(physics or denoising(), regularizer.double(), **settings), Pairs(x=x, y=y))
+    x, y = (
+        normal(images, 1, 1, n, seed=seed + 1),
+        normal(images, 1, 1, measured or n, seed=seed + 2),
+    )
+    return BilevelProblem(
+        SaddleEnergy(physics or denoising(), regularizer.double(), **settings), Pairs(x=x, y=y)
+    )
 
 
-def quadratic(*, shift: bool = True, auxiliary: bool = False, data: bool = False, n: int = 6, m: int = 3,
-              seed: int = 0) -> BilevelProblem:
-    """g = 1.5/2 |u - y|^2 and f* = 2/2 |p|^2 (T1), with an offset, an auxiliary block, or a matrix A on request."""
+def quadratic(
+    *,
+    shift: bool = True,
+    auxiliary: bool = False,
+    data: bool = False,
+    n: int = 6,
+    m: int = 3,
+    seed: int = 0,
+) -> BilevelProblem:
+    """g = 1.5/2 |u - y|^2 and f* = 2/2 |p|^2 (T1), with an offset, an auxiliary block, or a matrix
+    A on request.
+    """
     extra = 2 if auxiliary else 0
-    regularizer = Matrix(normal(m, n + extra, seed=seed), n, Squares(0.5), Squares(0.8) if auxiliary else None,
-                         normal(m, seed=seed + 5) if shift else None)
+    regularizer = Matrix(
+        normal(m, n + extra, seed=seed),
+        n,
+        Squares(0.5),
+        Squares(0.8) if auxiliary else None,
+        normal(m, seed=seed + 5) if shift else None,
+    )
     physics = Dense(normal(n - 2, n, seed=seed + 6)) if data else None
-    return posed(regularizer, physics, measured=n - 2 if data else 0, fidelity=L2(1.5**-0.5),
-                 tikhonov=0.3 if data else 0.0, seed=seed)
+    return posed(
+        regularizer,
+        physics,
+        measured=n - 2 if data else 0,
+        fidelity=L2(1.5**-0.5),
+        tikhonov=0.3 if data else 0.0,
+        seed=seed,
+    )
 
 
-def curved(*, data: bool = False, shift: bool = True, n: int = 6, m: int = 4, seed: int = 0) -> BilevelProblem:
-    """Neither g nor f* is quadratic (T2): |u - y|^2 and c sqrt(1 + v^2) + v^2/2 against f of the same kind."""
-    regularizer = Matrix(0.6 * normal(m, n + 3, seed=seed), n, SmoothNorm(1.0, 0.7, 0.4), SmoothNorm(0.5, 1.0, 1.0),
-                         normal(m, seed=seed + 5) if shift else None)
+def curved(
+    *, data: bool = False, shift: bool = True, n: int = 6, m: int = 4, seed: int = 0
+) -> BilevelProblem:
+    """Neither g nor f* is quadratic (T2): |u - y|^2 and c sqrt(1 + v^2) + v^2/2 against f of the
+    same kind.
+    """
+    regularizer = Matrix(
+        0.6 * normal(m, n + 3, seed=seed),
+        n,
+        SmoothNorm(1.0, 0.7, 0.4),
+        SmoothNorm(0.5, 1.0, 1.0),
+        normal(m, seed=seed + 5) if shift else None,
+    )
     physics = Dense(normal(n - 2, n, seed=seed + 6)) if data else None
-    return posed(regularizer, physics, measured=n - 2 if data else 0, tikhonov=0.3 if data else 0.0, seed=seed)
+    return posed(
+        regularizer,
+        physics,
+        measured=n - 2 if data else 0,
+        tikhonov=0.3 if data else 0.0,
+        seed=seed,
+    )
 
 
-# --- truths -----------------------------------------------------------------------------------------------------------
+# --- truths ---------------------------------------------------------------------------------------
 
 
 def plain(f: Convex, a: Tensor) -> Tensor:
@@ -134,7 +196,9 @@ def plain(f: Convex, a: Tensor) -> Tensor:
         return 0.5 * (f.weight * d * d).sum()
     if isinstance(f, SmoothNorm):
         square = (a * a).sum(dim=1)
-        return (f.scale * (torch.sqrt(square + f.eta**2) - f.eta)).sum() + 0.5 * f.strong * square.sum()
+        return (
+            f.scale * (torch.sqrt(square + f.eta**2) - f.eta)
+        ).sum() + 0.5 * f.strong * square.sum()
     assert isinstance(f, KullbackLeibler)
     return (a - f.data * torch.log(a + f.background)).sum()
 
@@ -151,7 +215,8 @@ def primal(f: Any, x: tuple[Tensor, ...]) -> Tensor:
 
 
 class Truth(NamedTuple):
-    """Packed solutions (b, n) of x and p, the packed adjoints, z (d,) and the loss, all exact to rounding.
+    """Packed solutions (b, n) of x and p, the packed adjoints, z (d,) and the loss, all exact to
+    rounding.
 
     Packed states are compared after ``variables``: solvers may remember more in them.
     """
@@ -163,20 +228,28 @@ class Truth(NamedTuple):
 
 
 @torch.enable_grad()
-def truth(problem: BilevelProblem, theta: Tensor | None = None, start: Tensor | None = None) -> Truth:
-    """By dense Newton steps on P, for smooth problems; derivatives by the implicit function theorem on grad P = 0."""
+def truth(
+    problem: BilevelProblem, theta: Tensor | None = None, start: Tensor | None = None
+) -> Truth:
+    """By dense Newton steps on P, for smooth problems; derivatives by the implicit function theorem
+    on grad P = 0.
+    """
     energy = problem.energy.with_theta(problem.theta if theta is None else theta)
     params = trainable(energy)
-    states, adjoints, total = [], [], torch.zeros(sum(q.numel() for q in params), dtype=torch.float64)
+    states, adjoints, total = (
+        [],
+        [],
+        torch.zeros(sum(q.numel() for q in params), dtype=torch.float64),
+    )
     size = problem.pairs.x.shape[0]
     for i in range(size):
-        f = energy.at(problem.pairs.y[i:i + 1])
-        first = f.start(energy.start(f.y))[0] if start is None else f.unpack(start[i:i + 1])[0]
+        f = energy.at(problem.pairs.y[i : i + 1])
+        first = f.start(energy.start(f.y))[0] if start is None else f.unpack(start[i : i + 1])[0]
         x, hessian = _newton(f, first)
         blocks = _split(f, x.requires_grad_())
         slope = torch.zeros_like(x)
         pixels = blocks[0].numel()
-        slope[:pixels] = problem.loss.grad(blocks[0].detach(), problem.pairs.x[i:i + 1]).flatten()
+        slope[:pixels] = problem.loss.grad(blocks[0].detach(), problem.pairs.x[i : i + 1]).flatten()
         X = torch.linalg.solve(hessian, -slope)
         (g,) = torch.autograd.grad(primal(f, blocks), x, create_graph=True)
         found = torch.autograd.grad(g @ X, params)
@@ -186,7 +259,9 @@ def truth(problem: BilevelProblem, theta: Tensor | None = None, start: Tensor | 
         adjoints.append(f.pack(_split(f, X), Y))
     state = torch.cat(states)
     image = energy.at(problem.pairs.y).image(state)
-    return Truth(state, torch.cat(adjoints), total, float(problem.loss.value(image, problem.pairs.x).mean()))
+    return Truth(
+        state, torch.cat(adjoints), total, float(problem.loss.value(image, problem.pairs.x).mean())
+    )
 
 
 def variables(problem: BilevelProblem, z: Tensor) -> Tensor:
@@ -227,7 +302,9 @@ def _newton(f: Any, start: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     return x, hessian
 
 
-def _dual(f: Any, x: tuple[Tensor, ...], X: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def _dual(
+    f: Any, x: tuple[Tensor, ...], X: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """p = grad f(K x + b) and Y, its derivative along K X."""
     with torch.no_grad():
         rows, moved = f.apply(x), f.linear(X)
@@ -241,19 +318,24 @@ def _dual(f: Any, x: tuple[Tensor, ...], X: tuple[Tensor, ...]) -> tuple[tuple[T
     return tuple(p), tuple(Y)
 
 
-def central_difference(value: Callable[[Tensor], float], theta: Tensor, direction: Tensor, h: float,
-                       order: int = 2) -> float:
+def central_difference(
+    value: Callable[[Tensor], float], theta: Tensor, direction: Tensor, h: float, order: int = 2
+) -> float:
     """d/dt value(theta + t direction) at 0, off by O(h^2) or, with order 4, by O(h^4)."""
     near = (value(theta + h * direction) - value(theta - h * direction)) / (2 * h)
-    return near if order == 2 else (4 * near - central_difference(value, theta, direction, 2 * h)) / 3
+    return (
+        near if order == 2 else (4 * near - central_difference(value, theta, direction, 2 * h)) / 3
+    )
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
 def blur() -> nn.Module:
     """A 3 x 3 kernel without symmetry, periodic."""
-    kernel = torch.tensor([[0.0, 0.1, 0.0], [0.2, 0.4, 0.1], [0.0, 0.15, 0.05]], dtype=torch.float64)[None, None]
+    kernel = torch.tensor(
+        [[0.0, 0.1, 0.0], [0.2, 0.4, 0.1], [0.0, 0.15, 0.05]], dtype=torch.float64
+    )[None, None]
     return deepinv.physics.Blur(filter=kernel, padding="circular")
 
 
@@ -269,8 +351,9 @@ PICTURES: dict[str, Callable[[], SaddleRegularizer]] = {
     "tgv": lambda: TGV(0.04),
     "tgv-curvature": lambda: TGV(0.1, curvature=0.2, rounding=0.05),
     "learned": lambda: LearnedTV(2, weight=0.3, rounding=0.05, smoothing=0.05, curvature=0.05),
-    "learned-zero": lambda: LearnedTV(2, weight=0.3, rounding=0.05, smoothing=0.1, curvature=0.2, padding="zero",
-                                      init="random"),
+    "learned-zero": lambda: LearnedTV(
+        2, weight=0.3, rounding=0.05, smoothing=0.1, curvature=0.2, padding="zero", init="random"
+    ),
     "learned-sharp": lambda: LearnedTV(2, weight=0.3, rounding=0.05, smoothing=0.0, curvature=0.0),
 }
 SMOOTH = ("learned", "learned-zero")
@@ -281,21 +364,31 @@ PHYSICS: dict[str, Callable[[tuple[int, int, int]], tuple[nn.Module, float]]] = 
 }
 
 
-def pictured(name: str, physics: str = "denoising", size: tuple[int, int] = (5, 6), count: int = 3,
-             dtype: torch.dtype = torch.float64) -> BilevelProblem:
+def pictured(
+    name: str,
+    physics: str = "denoising",
+    size: tuple[int, int] = (5, 6),
+    count: int = 3,
+    dtype: torch.dtype = torch.float64,
+) -> BilevelProblem:
     """Piecewise smooth pictures, measured."""
     data = pairs(count, size)
     operator, tikhonov = PHYSICS[physics](tuple(data.x.shape[1:]))
     noise = data.y - data.x
-    y = data.y if physics == "denoising" else operator.A(data.x) + 0.5 * (
-        noise if physics == "blur" else operator.mask * noise)
+    y = (
+        data.y
+        if physics == "denoising"
+        else operator.A(data.x) + 0.5 * (noise if physics == "blur" else operator.mask * noise)
+    )
     if dtype == torch.float32:
         operator = operator.float()
     energy = SaddleEnergy(operator, PICTURES[name]().to(dtype), tikhonov=tikhonov)
     return BilevelProblem(energy, Pairs(x=data.x.to(dtype), y=y.to(dtype)))
 
 
-def reached(problem: BilevelProblem, eps: float, theta: Tensor | None = None, x0: Tensor | None = None) -> Solution:
+def reached(
+    problem: BilevelProblem, eps: float, theta: Tensor | None = None, x0: Tensor | None = None
+) -> Solution:
     """A float64 solve, as far as it comes."""
     energy = problem.energy.with_theta((problem.theta if theta is None else theta).double())
     return solve(SaddleEnergy.double(energy), problem.pairs.y.double(), eps, x0=x0, throw=False)
@@ -309,7 +402,9 @@ def picture(name: str, physics: str = "denoising") -> tuple[BilevelProblem, Trut
 
 
 def picture_truth(problem: BilevelProblem) -> Truth:
-    """Newton's method from a solution: large Hessians are paid for twice or so, not twenty times."""
+    """Newton's method from a solution: large Hessians are paid for twice or so, not twenty
+    times.
+    """
     state = reached(problem, 1e-7).state
     assert state is not None
     return truth(problem, start=state)

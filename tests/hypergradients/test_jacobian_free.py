@@ -1,4 +1,6 @@
-"""The truncated Neumann series: what it computes, what it costs, and a bound that holds however short it is."""
+"""The truncated Neumann series: what it computes, what it costs, and a bound that holds however
+short it is.
+"""
 
 from __future__ import annotations
 
@@ -72,6 +74,7 @@ class CountedAt:
         def product(v: Tensor) -> Tensor:
             self.calls["hessian_products"] += len(v)
             return hessian(v)
+
         return product
 
     def bounds(self) -> Curvature:
@@ -88,7 +91,7 @@ def solved(name: str, eps: float = 1e-2):
     return p, energy, solve(energy, p.pairs.y, eps)
 
 
-# --- what is computed -------------------------------------------------------------------------------------------------
+# --- what is computed -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", [None, 0.07])
@@ -100,7 +103,10 @@ def test_it_is_the_series_with_dense_matrices(name, terms, step):
     x, theta = solution.value.clone().requires_grad_(), p.theta.requires_grad_()
     size, n = p.size, x[0].numel()
     g = oracle(name).formula(x, theta).reshape(size, n)
-    rows = [torch.autograd.grad(g[:, j].sum(), x, retain_graph=True)[0].reshape(size, n) for j in range(n)]
+    rows = [
+        torch.autograd.grad(g[:, j].sum(), x, retain_graph=True)[0].reshape(size, n)
+        for j in range(n)
+    ]
     h, b = torch.stack(rows, dim=1), p.loss.grad(x.detach(), p.pairs.x).reshape(size, n, 1)
     curvature = energy.at(p.pairs.y).bounds()
     tau = step or 2 / (curvature.mu.value + curvature.L.value)
@@ -111,7 +117,9 @@ def test_it_is_the_series_with_dense_matrices(name, terms, step):
     close(result.value, -mixed / size, 1e-10)
     close(result.adjoint.reshape(size, n), q[..., 0], 1e-10)
     remainder = torch.linalg.matrix_power(shrink, terms) @ b
-    torch.testing.assert_close(result.residual, remainder[..., 0].norm(dim=1), rtol=1e-9, atol=1e-13)
+    torch.testing.assert_close(
+        result.residual, remainder[..., 0].norm(dim=1), rtol=1e-9, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -126,9 +134,13 @@ def test_one_term_differentiates_one_gradient_step(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_many_terms_are_the_closed_form(name):
-    few, many = (hypergradient(oracle(name).problem, 1e-10, 1e-9, strategy=JacobianFree(t)) for t in (1, 300))
+    few, many = (
+        hypergradient(oracle(name).problem, 1e-10, 1e-9, strategy=JacobianFree(t)) for t in (1, 300)
+    )
     close(many.value, oracle(name).exact, 1e-7)
-    assert float((few.value - oracle(name).exact).norm()) > 1e3 * float((many.value - oracle(name).exact).norm())
+    assert float((few.value - oracle(name).exact).norm()) > 1e3 * float(
+        (many.value - oracle(name).exact).norm()
+    )
     assert all(s.ok for s in many.status) and not any(s.ok for s in few.status)
 
 
@@ -140,14 +152,19 @@ def test_the_residual_falls_as_fast_as_the_condition_says(name):
     size = p.loss.grad(solution.value, p.pairs.x).flatten(1).norm(dim=1)
     for terms in (1, 4, 16):
         residual = JacobianFree(terms).gradient(p, energy, solution, 1.0).residual
-        assert residual.dtype == torch.float64 and (residual <= rate**terms * size * (1 + 1e-9) + 1e-15).all()
+        assert (
+            residual.dtype == torch.float64
+            and (residual <= rate**terms * size * (1 + 1e-9) + 1e-15).all()
+        )
 
 
 def test_delta_decides_on_the_status_alone_and_a_warm_start_on_nothing():
     p, energy, solution = solved("tv")
     plain = JacobianFree(3).gradient(p, energy, solution, 1e-300)
     middle = float(plain.residual.sort().values[1])
-    warm = JacobianFree(3).gradient(p, energy, solution, middle, adjoint=torch.ones_like(solution.value))
+    warm = JacobianFree(3).gradient(
+        p, energy, solution, middle, adjoint=torch.ones_like(solution.value)
+    )
     assert torch.equal(plain.value, warm.value) and torch.equal(plain.adjoint, warm.adjoint)
     assert set(plain.status) == {Status.MAX_STEPS}
     assert [s is Status.CONVERGED for s in warm.status] == (plain.residual <= middle).tolist()
@@ -161,7 +178,10 @@ def test_everything_is_counted(name, terms):
     p, energy, solution = solved(name)
     counted = Counted(energy)
     cost = JacobianFree(terms, group=2).gradient(p, counted, solution, 1e-3).cost
-    assert cost.hessian_products == terms * p.size and cost.mixed_products == cost.linearizations == p.size
+    assert (
+        cost.hessian_products == terms * p.size
+        and cost.mixed_products == cost.linearizations == p.size
+    )
     counted.check(cost)
     assert counted.largest == 2, "images in one reverse-mode call"
 
@@ -178,26 +198,42 @@ def test_the_batch_is_a_list_of_strangers(name):
         torch.testing.assert_close(parts[-1].adjoint, whole.adjoint[i], rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(parts[-1].residual, whole.residual[i], rtol=1e-10, atol=1e-14)
     close((parts[0].value + 2 * parts[1].value) / 3, whole.value, 1e-12)
-    assert (parts[0].certified + 2 * parts[1].certified) / 3 == pytest.approx(whole.certified, rel=1e-9)
+    assert (parts[0].certified + 2 * parts[1].certified) / 3 == pytest.approx(
+        whole.certified, rel=1e-9
+    )
 
 
-# --- what is certified ------------------------------------------------------------------------------------------------
+# --- what is certified ----------------------------------------------------------------------------
 
 
-def assert_bounded(p: BilevelProblem, exact: Tensor, loss: float, strategy: JacobianFree, eps: float) -> None:
+def assert_bounded(
+    p: BilevelProblem, exact: Tensor, loss: float, strategy: JacobianFree, eps: float
+) -> None:
     """Both bounds are attained by problems of one pixel, so that rounding needs a little room."""
     result = hypergradient(p, eps, 1e-3, strategy=strategy)
     assert result.certified is not None
     error, room = float((result.value.double() - exact).norm()), 1e-12 * (1 + result.norm)
     assert error <= result.certified + room, (strategy, eps, result)
-    assert result.bracket[0] <= loss * (1 + 1e-12) + 1e-13 and loss <= result.bracket[1] * (1 + 1e-12) + 1e-13
+    assert (
+        result.bracket[0] <= loss * (1 + 1e-12) + 1e-13
+        and loss <= result.bracket[1] * (1 + 1e-12) + 1e-13
+    )
 
 
 @settings(max_examples=60, deadline=None)
-@given(images=st.integers(1, 3), n=st.integers(1, 6), d=st.integers(1, 4), condition=st.floats(1, 1e3),
-       seed=st.integers(0, 99), terms=st.integers(1, 40), eps=st.sampled_from([1.0, 1e-2, 1e-5]),
-       factor=st.sampled_from([None, 0.1, 1.0, 1.9, 2.3]))
-def test_the_bound_holds_for_any_quadratic_and_any_series(images, n, d, condition, seed, terms, eps, factor):
+@given(
+    images=st.integers(1, 3),
+    n=st.integers(1, 6),
+    d=st.integers(1, 4),
+    condition=st.floats(1, 1e3),
+    seed=st.integers(0, 99),
+    terms=st.integers(1, 40),
+    eps=st.sampled_from([1.0, 1e-2, 1e-5]),
+    factor=st.sampled_from([None, 0.1, 1.0, 1.9, 2.3]),
+)
+def test_the_bound_holds_for_any_quadratic_and_any_series(
+    images, n, d, condition, seed, terms, eps, factor
+):
     """Also for series that diverge: the residual is measured, not assumed."""
     p = gallery.quadratic(images, n, d, condition, seed)
     step = None if factor is None else factor / condition
@@ -205,9 +241,17 @@ def test_the_bound_holds_for_any_quadratic_and_any_series(images, n, d, conditio
 
 
 @settings(max_examples=60, deadline=None)
-@given(weight=st.floats(0.01, 1), smoothing=st.floats(0.005, 1), seed=st.integers(0, 99), terms=st.integers(1, 40),
-       eps=st.sampled_from([0.3, 1e-2, 1e-5]), factor=st.sampled_from([None, 0.1, 1.0, 1.9, 2.3]))
-def test_the_bound_holds_for_any_two_pixels_and_any_series(weight, smoothing, seed, terms, eps, factor):
+@given(
+    weight=st.floats(0.01, 1),
+    smoothing=st.floats(0.005, 1),
+    seed=st.integers(0, 99),
+    terms=st.integers(1, 40),
+    eps=st.sampled_from([0.3, 1e-2, 1e-5]),
+    factor=st.sampled_from([None, 0.1, 1.0, 1.9, 2.3]),
+)
+def test_the_bound_holds_for_any_two_pixels_and_any_series(
+    weight, smoothing, seed, terms, eps, factor
+):
     p = gallery.scalar_tv(3, weight, smoothing, seed)
     step = None if factor is None else factor / p.energy.bounds().L.value
     assert_bounded(p, p.exact_hypergradient(), p.exact_loss(), JacobianFree(terms, step), eps)
@@ -237,7 +281,9 @@ def test_without_a_proven_constant_nothing_is_called_certified(kind):
 
 def test_a_certificate_can_be_left_out():
     p = problem(denoising(tv(True)), count=2, size=(4, 5))
-    with_bound, without = (hypergradient(p, 1e-2, 1e-3, strategy=JacobianFree(certify=c)) for c in (True, False))
+    with_bound, without = (
+        hypergradient(p, 1e-2, 1e-3, strategy=JacobianFree(certify=c)) for c in (True, False)
+    )
     assert with_bound.certified is not None and without.certified is None
     assert torch.equal(with_bound.value, without.value) and with_bound.cost == without.cost
 
@@ -248,11 +294,13 @@ def test_a_series_that_overflows_says_so_and_certifies_nothing():
     assert set(result.status) == {Status.NOT_FINITE} and result.certified == math.inf
 
 
-# --- learners ---------------------------------------------------------------------------------------------------------
+# --- learners -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("terms", [1, 8])
-@pytest.mark.parametrize("learner", [MAID(), MAID(memory=0), FixedAccuracy(eps=1e-2)], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "learner", [MAID(), MAID(memory=0), FixedAccuracy(eps=1e-2)], ids=lambda v: type(v).__name__
+)
 def test_every_accepted_step_decreases_the_exact_loss(learner, terms):
     p, watched = pictures(TV(0.01, 0.02)), Watched(learner)
     outcome = run(p, watched, steps=8, hypergradient=JacobianFree(terms))
@@ -264,7 +312,9 @@ def test_every_accepted_step_decreases_the_exact_loss(learner, terms):
 
 
 def test_maid_stops_where_the_series_shows_no_way_down():
-    """Short series end at a point of their own, by a search that no step passes; long ones at the optimum."""
+    """Short series end at a point of their own, by a search that no step passes; long ones at the
+    optimum.
+    """
     p = gallery.quadratic(images=3, n=6, d=3, condition=50.0)
     best = p.exact_loss(p.exact_optimum())
     gaps = {}
@@ -277,20 +327,31 @@ def test_maid_stops_where_the_series_shows_no_way_down():
 
 def test_the_certified_test_refuses_a_series_that_no_delta_makes_longer():
     p = gallery.quadratic(images=2, n=3, d=2)
-    with pytest.raises(MissingPropertyError, match=r"hypergradient: given JacobianFree\(terms=1.*Use Implicit\(\)"):
+    with pytest.raises(
+        MissingPropertyError, match=r"hypergradient: given JacobianFree\(terms=1.*Use Implicit\(\)"
+    ):
         run(p, MAID(test="certified"), hypergradient=JacobianFree())
     assert MAID(test="certified").strategy(Implicit()) == Implicit(estimate=False, certify=True)
 
 
-# --- bad values -------------------------------------------------------------------------------------------------------
+# --- bad values -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    *(({"terms": v}, f"terms: given {v}; expected an integer >= 1") for v in (0, -1, 1.5, True, None, math.inf)),
-    *(({"step": v}, f"step: given {v}; expected a positive finite number") for v in (0.0, -0.1, math.nan, math.inf)),
-    *(({"group": v}, f"group: given {v}; expected an integer >= 1") for v in (0, 2.0)),
-    ({"certify": 1}, "certify: given 1; expected True or False"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        *(
+            ({"terms": v}, f"terms: given {v}; expected an integer >= 1")
+            for v in (0, -1, 1.5, True, None, math.inf)
+        ),
+        *(
+            ({"step": v}, f"step: given {v}; expected a positive finite number")
+            for v in (0.0, -0.1, math.nan, math.inf)
+        ),
+        *(({"group": v}, f"group: given {v}; expected an integer >= 1") for v in (0, 2.0)),
+        ({"certify": 1}, "certify: given 1; expected True or False"),
+    ],
+)
 def test_bad_values_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         JacobianFree(**arguments)
@@ -309,5 +370,9 @@ def test_a_lower_level_without_strong_convexity_is_refused():
 
 
 def test_both_stand_at_the_front_of_the_house():
-    assert learnreg.JacobianFree is JacobianFree and JacobianFree() == JacobianFree(1, None, True, 4)
-    assert learnreg.Unrolled is Unrolled and Unrolled() == Unrolled(20, "data", "agd", None, None, 4)
+    assert learnreg.JacobianFree is JacobianFree and JacobianFree() == JacobianFree(
+        1, None, True, 4
+    )
+    assert learnreg.Unrolled is Unrolled and Unrolled() == Unrolled(
+        20, "data", "agd", None, None, 4
+    )

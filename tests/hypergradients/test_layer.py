@@ -65,8 +65,11 @@ def test_it_is_a_deepinv_model():
         assert torch.equal(other(y), model(y)) and not model(y).requires_grad
 
 
-@pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=0.3), lambda p: torch.optim.Adam(p, lr=0.1)],
-                         ids=["sgd", "adam"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda p: torch.optim.SGD(p, lr=0.3), lambda p: torch.optim.Adam(p, lr=0.1)],
+    ids=["sgd", "adam"],
+)
 @pytest.mark.parametrize("name", ENERGIES)
 def test_an_optimizer_learns(name, make):
     p = problem(ENERGIES[name](), count=4)
@@ -125,16 +128,24 @@ def test_gradients_through_an_operator_are_difference_quotients():
         assert float(found[i]) == pytest.approx((up - down) / (2 * h), rel=1e-5, abs=1e-8)
 
 
-@pytest.mark.parametrize("make", [lambda: gallery.quadratic(images=3), lambda: gallery.scalar_tv()],
-                         ids=["quadratic", "scalar_tv"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: gallery.quadratic(images=3), lambda: gallery.scalar_tv()],
+    ids=["quadratic", "scalar_tv"],
+)
 def test_any_energy_of_the_protocol_will_do(make):
     p = make()
     model = Reconstructor(p.energy, eps=1e-9, relative_delta=1e-10)
     y = p.pairs.y.clone().requires_grad_()
     p.loss.value(model(y), p.pairs.x).mean().backward()
     torch.testing.assert_close(p.energy.theta.grad, p.exact_hypergradient(), rtol=1e-6, atol=1e-9)
-    d, h = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64), 1e-6
-    up, down = (p.loss.value(p.exact_solution(y=p.pairs.y + s * h * d), p.pairs.x).mean() for s in (1, -1))
+    d, h = (
+        torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+        1e-6,
+    )
+    up, down = (
+        p.loss.value(p.exact_solution(y=p.pairs.y + s * h * d), p.pairs.x).mean() for s in (1, -1)
+    )
     assert float((y.grad * d).sum()) == pytest.approx(float((up - down) / (2 * h)), rel=1e-5)
 
 
@@ -156,7 +167,9 @@ def test_only_what_is_asked_for_gets_a_gradient():
     first.log_smoothing.requires_grad_(False)
     model = Reconstructor(energy, eps=1e-6)
     mean_squared_error(model(p.y), p.x).backward()
-    assert first.log_smoothing.grad is None and first.log_weight.grad is not None and p.y.grad is None
+    assert (
+        first.log_smoothing.grad is None and first.log_weight.grad is not None and p.y.grad is None
+    )
     for t in model.parameters():
         t.requires_grad_(False)
     y = p.y.clone().requires_grad_()
@@ -170,13 +183,15 @@ def test_images_do_not_see_each_other():
     y = p.y.clone().requires_grad_()
     (whole,) = torch.autograd.grad(mean_squared_error(model(y), p.x), y)
     for i in range(3):
-        alone = p.y[i:i + 1].clone().requires_grad_()
-        (g,) = torch.autograd.grad(mean_squared_error(model(alone), p.x[i:i + 1]), alone)
+        alone = p.y[i : i + 1].clone().requires_grad_()
+        (g,) = torch.autograd.grad(mean_squared_error(model(alone), p.x[i : i + 1]), alone)
         torch.testing.assert_close(g[0] / 3, whole[i], rtol=0, atol=1e-8)
 
 
 def test_parameters_changed_before_backward_are_noticed():
-    """The backward pass belongs to the parameters of the forward pass; torch refuses anything else."""
+    """The backward pass belongs to the parameters of the forward pass; torch refuses anything
+    else.
+    """
     model, p = Reconstructor(ENERGIES["tv"](), eps=1e-4), pairs(2)
     loss = mean_squared_error(model(p.y), p.x)
     with torch.no_grad():
@@ -219,4 +234,6 @@ def test_bad_measurements_and_unattainable_eps_are_refused_in_forward():
     with pytest.raises(InputError, match="solver: given 'adam'"):
         Reconstructor(ENERGIES["tv"](), eps=1e-3, solver="adam")(pairs(1).y)
     with pytest.raises(SolveError, match="ask for a larger eps or use float64"):
-        Reconstructor(ENERGIES["tv"]().with_theta(torch.tensor([-2.0, -2.0])), eps=1e-12)(pairs(2).y.float())
+        Reconstructor(ENERGIES["tv"]().with_theta(torch.tensor([-2.0, -2.0])), eps=1e-12)(
+            pairs(2).y.float()
+        )

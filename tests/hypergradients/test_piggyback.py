@@ -1,4 +1,6 @@
-"""Hypergradients of saddle points: closed forms, dense Newton truths, finite differences; refusals and counters."""
+"""Hypergradients of saddle points: closed forms, dense Newton truths, finite differences; refusals
+and counters.
+"""
 
 from __future__ import annotations
 
@@ -49,27 +51,37 @@ def relative(z: Tensor, exact: Tensor) -> float:
 
 
 def assert_near(found: Tensor, expected: object, atol: float) -> None:
-    torch.testing.assert_close(found, torch.as_tensor(expected, dtype=torch.float64), rtol=0, atol=atol)
+    torch.testing.assert_close(
+        found, torch.as_tensor(expected, dtype=torch.float64), rtol=0, atol=atol
+    )
 
 
 def tight(problem: BilevelProblem, **settings: object):
     return hypergradient(problem, 1e-11, 1e-11, strategy=Piggyback(**settings))
 
 
-# --- closed forms -----------------------------------------------------------------------------------------------------
+# --- closed forms ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("offset", [True, False], ids=["offset", "centre"])
 @pytest.mark.parametrize(("k", "mg", "mf"), [(0.7, 1.5, 2.0), (-2.0, 0.3, 0.1), (3.0, 1.0, 5.0)])
 def test_the_scalar_quadratic_has_its_closed_form(k, mg, mf, offset):
-    """g = mg/2 x^2 - r x, f* = mf/2 y^2 - q y: x, y, X, Y, dl/dk by hand; q is an offset or moves the centre of f."""
+    """g = mg/2 x^2 - r x, f* = mf/2 y^2 - q y: x, y, X, Y, dl/dk by hand; q is an offset or moves
+    the centre of f.
+    """
     r, q, target = 0.8, -0.6, 1.3
     one = torch.ones(1, dtype=torch.float64)
-    regularizer = Matrix(k * one.view(1, 1), 1, Squares(1 / mf, None if offset else -q * one.view(1, 1, 1)),
-                         shift=q * one if offset else None).double()
+    regularizer = Matrix(
+        k * one.view(1, 1),
+        1,
+        Squares(1 / mf, None if offset else -q * one.view(1, 1, 1)),
+        shift=q * one if offset else None,
+    ).double()
     y = (r / mg * one).view(1, 1, 1, 1)
-    problem = BilevelProblem(SaddleEnergy(cases.denoising(), regularizer, L2(mg**-0.5)),
-                             Pairs(x=target * torch.ones_like(y), y=y))
+    problem = BilevelProblem(
+        SaddleEnergy(cases.denoising(), regularizer, L2(mg**-0.5)),
+        Pairs(x=target * torch.ones_like(y), y=y),
+    )
     s = mg + k**2 / mf
     x = (r - k * q / mf) / s
     p = (k * x + q) / mf
@@ -84,11 +96,18 @@ def test_the_scalar_quadratic_has_its_closed_form(k, mg, mf, offset):
     expected = [slope, Y] if offset else [slope]
     assert_near(found.value, expected, 1e-10)
     assert found.loss == pytest.approx(0.5 * (x - target) ** 2)
-    assert found.bracket[0] <= found.loss <= found.bracket[1] and found.status == (Status.CONVERGED,)
+    assert found.bracket[0] <= found.loss <= found.bracket[1] and found.status == (
+        Status.CONVERGED,
+    )
 
 
-T1 = {"plain": {"shift": False}, "offset": {}, "auxiliary": {"auxiliary": True}, "data": {"data": True},
-      "all": {"auxiliary": True, "data": True}}
+T1 = {
+    "plain": {"shift": False},
+    "offset": {},
+    "auxiliary": {"auxiliary": True},
+    "data": {"data": True},
+    "all": {"auxiliary": True, "data": True},
+}
 
 
 def eye(n: int) -> Tensor:
@@ -131,7 +150,9 @@ def test_the_truth_by_newton_is_that_of_the_dense_solve():
 
 def _wrong_sign(monkeypatch) -> None:
     right = adjoint_saddle.AdjointSaddle.adjoint
-    monkeypatch.setattr(adjoint_saddle.AdjointSaddle, "adjoint", lambda self, p: tuple(-t for t in right(self, p)))
+    monkeypatch.setattr(
+        adjoint_saddle.AdjointSaddle, "adjoint", lambda self, p: tuple(-t for t in right(self, p))
+    )
 
 
 def _exchanged(monkeypatch) -> None:
@@ -139,8 +160,17 @@ def _exchanged(monkeypatch) -> None:
 
     def wrong(energy, f, state, adjoint, group):
         X, Y = f.unpack(adjoint)
-        return right(energy, f, state, f.pack(tuple(t.view_as(s) for s, t in zip(X, Y, strict=True)),
-                                              tuple(s.view_as(t) for s, t in zip(X, Y, strict=True))), group)
+        return right(
+            energy,
+            f,
+            state,
+            f.pack(
+                tuple(t.view_as(s) for s, t in zip(X, Y, strict=True)),
+                tuple(s.view_as(t) for s, t in zip(X, Y, strict=True)),
+            ),
+            group,
+        )
+
     monkeypatch.setattr(piggyback, "mixed_saddle", wrong)
 
 
@@ -151,7 +181,9 @@ def _wrong_slope(monkeypatch) -> None:
 
 @pytest.mark.parametrize("spoil", [_wrong_sign, _exchanged, _wrong_slope])
 def test_the_check_can_fail(spoil, monkeypatch):
-    """A wrong sign between K^T and K, X and Y exchanged, the slope of the loss with the other sign."""
+    """A wrong sign between K^T and K, X and Y exchanged, the slope of the loss with the other
+    sign.
+    """
     problem = quadratic(n=3, m=3)
     check_quadratic(problem)
     spoil(monkeypatch)
@@ -159,14 +191,21 @@ def test_the_check_can_fail(spoil, monkeypatch):
         check_quadratic(problem)
 
 
-# --- finite differences -----------------------------------------------------------------------------------------------
+# --- finite differences ---------------------------------------------------------------------------
 
 
 CURVED = {"plain": {"shift": False}, "offset": {}, "data": {"data": True}}
 
 
-def assert_differences(problem: BilevelProblem, z: Tensor, value, h: float, tolerance: float, count: int = 4,
-                       order: int = 2) -> None:
+def assert_differences(
+    problem: BilevelProblem,
+    z: Tensor,
+    value,
+    h: float,
+    tolerance: float,
+    count: int = 4,
+    order: int = 2,
+) -> None:
     """<z, d> in random directions, relative to |z|."""
     for seed in range(count):
         d = normal(z.numel(), seed=50 + seed)
@@ -181,12 +220,26 @@ def test_curved_saddles_agree_with_finite_differences(name):
     exact, found = truth(problem), tight(problem)
     assert relative(found.value, exact.z) < 1e-9
     assert_near(variables(problem, -found.adjoint), variables(problem, exact.adjoint), 1e-8)
-    assert_differences(problem, found.value, lambda t: cases.exact_loss(problem, t, exact.state), 1e-5, 1e-8, count=2)
+    assert_differences(
+        problem,
+        found.value,
+        lambda t: cases.exact_loss(problem, t, exact.state),
+        1e-5,
+        1e-8,
+        count=2,
+    )
 
 
-@pytest.mark.parametrize(("name", "physics"), [
-    ("learned", "denoising"), ("learned", "blur"), ("learned-zero", "denoising"), ("learned-zero", "inpainting"),
-    ("learned-zero", "blur")])
+@pytest.mark.parametrize(
+    ("name", "physics"),
+    [
+        ("learned", "denoising"),
+        ("learned", "blur"),
+        ("learned-zero", "denoising"),
+        ("learned-zero", "inpainting"),
+        ("learned-zero", "blur"),
+    ],
+)
 def test_learned_filters_have_the_gradient_of_a_dense_linear_solve(name, physics):
     """All entries of theta."""
     problem, exact = picture(name, physics)
@@ -207,16 +260,27 @@ def test_learned_filters_on_8_by_8_pixels_agree_with_finite_differences():
     assert_differences(problem, found.value, value, 1e-3, 1e-7, count=2, order=4)
 
 
-@pytest.mark.parametrize(("name", "physics", "eps", "h", "tolerance"), [
-    ("tv", "denoising", 1e-8, 1e-4, 1e-4), ("tv-anisotropic", "denoising", 1e-8, 1e-4, 1e-4),
-    ("tv-rounding", "blur", 1e-9, 1e-4, 1e-5), ("tv", "inpainting", 1e-8, 1e-4, 1e-4),
-    ("tgv-curvature", "denoising", 1e-9, 1e-4, 1e-4), ("tgv", "denoising", 3e-7, 1e-3, 1e-3)])
-def test_pictures_with_edges_agree_with_finite_differences_almost_everywhere(name, physics, eps, h, tolerance):
+@pytest.mark.parametrize(
+    ("name", "physics", "eps", "h", "tolerance"),
+    [
+        ("tv", "denoising", 1e-8, 1e-4, 1e-4),
+        ("tv-anisotropic", "denoising", 1e-8, 1e-4, 1e-4),
+        ("tv-rounding", "blur", 1e-9, 1e-4, 1e-5),
+        ("tv", "inpainting", 1e-8, 1e-4, 1e-4),
+        ("tgv-curvature", "denoising", 1e-9, 1e-4, 1e-4),
+        ("tgv", "denoising", 3e-7, 1e-3, 1e-3),
+    ],
+)
+def test_pictures_with_edges_agree_with_finite_differences_almost_everywhere(
+    name, physics, eps, h, tolerance
+):
     problem = pictured(name, physics, (4, 4), count=1)
     solution = reached(problem, eps)
     found = hypergradient(problem, 3 * eps, 1e-9, strategy=Piggyback())
     assert found.certified is None, "no Hessian, no proven bound"
-    assert found.status == (Status.CONVERGED,), "components that a constraint keeps at zero have no residual"
+    assert found.status == (Status.CONVERGED,), (
+        "components that a constraint keeps at zero have no residual"
+    )
 
     def value(theta: Tensor) -> float:
         image = reached(problem, eps, theta, solution.state).value
@@ -226,18 +290,28 @@ def test_pictures_with_edges_agree_with_finite_differences_almost_everywhere(nam
 
 
 def test_counts_agree_with_finite_differences():
-    """KL has a Hessian but no modulus: the derivative goes through the proximal map of its dual block."""
+    """KL has a Hessian but no modulus: the derivative goes through the proximal map of its dual
+    block.
+    """
     n = 5
     regularizer = Matrix(0.5 * normal(3, n), n, Squares(2.0), shift=normal(3, seed=1))
-    problem = posed(regularizer, cases.Dense(normal(6, n, seed=6).abs()), measured=6, fidelity=KL(0.5), tikhonov=0.4)
+    problem = posed(
+        regularizer,
+        cases.Dense(normal(6, n, seed=6).abs()),
+        measured=6,
+        fidelity=KL(0.5),
+        tikhonov=0.4,
+    )
     problem = BilevelProblem(problem.energy, Pairs(x=problem.pairs.x, y=problem.pairs.y.abs() * 4))
     exact = truth(problem)
     found = hypergradient(problem, 3e-8, 1e-9, strategy=Piggyback())
     assert relative(found.value, exact.z) < 1e-6
-    assert_differences(problem, exact.z, lambda t: cases.exact_loss(problem, t, exact.state), 1e-5, 1e-8, count=2)
+    assert_differences(
+        problem, exact.z, lambda t: cases.exact_loss(problem, t, exact.state), 1e-5, 1e-8, count=2
+    )
 
 
-# --- the strategy -----------------------------------------------------------------------------------------------------
+# --- the strategy ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("delta", [1e-1, 1e-3, 1e-6])
@@ -249,7 +323,10 @@ def test_the_residual_is_what_was_asked_for_and_is_that_of_the_dense_system(delt
     (x, p), (X, Y) = f.unpack(solution.state), f.unpack(-found.adjoint)
     with torch.no_grad():
         rx = [g.hessian(a)(b) + k for g, a, b, k in zip(f.primal, x, X, f.adjoint(Y), strict=True)]
-        rp = [phi.conjugate_hessian(s)(b) - k for phi, s, b, k in zip(f.dual, p, Y, f.linear(X), strict=True)]
+        rp = [
+            phi.conjugate_hessian(s)(b) - k
+            for phi, s, b, k in zip(f.dual, p, Y, f.linear(X), strict=True)
+        ]
     rx[0] = rx[0] + problem.loss.grad(x[0], problem.pairs.x)
     residual = torch.cat([r.flatten(1) for r in (*rx, *rp)], dim=1).norm(dim=1)
     torch.testing.assert_close(found.residual, residual, rtol=1e-9, atol=1e-14)
@@ -269,7 +346,9 @@ def test_the_adjoint_of_a_call_before_saves_steps():
     strategy = Piggyback(certify=False)
     cold = strategy.gradient(problem, problem.energy, solution, 1e-6)
     warm = strategy.gradient(problem, problem.energy, solution, 1e-6, cold.adjoint)
-    assert warm.cost.gradients == 2 * 2, "one look at the start, one to close, for each of two images"
+    assert warm.cost.gradients == 2 * 2, (
+        "one look at the start, one to close, for each of two images"
+    )
     torch.testing.assert_close(warm.value, cold.value, rtol=0, atol=1e-12)
     nearer = strategy.gradient(problem, problem.energy, solution, 1e-8, cold.adjoint)
     anew = strategy.gradient(problem, problem.energy, solution, 1e-8)
@@ -300,6 +379,7 @@ class Counter:
         def apply(this, u, *v):
             self.images += 0 if torch.is_grad_enabled() else u.shape[0]
             return right(this, u, *v)
+
         monkeypatch.setattr(type(regularizer), "apply", apply)
 
 
@@ -317,8 +397,13 @@ def test_work_is_counted_per_image(monkeypatch):
     found = Piggyback(certify=False).gradient(problem, problem.energy, solution, 1e-6)
     assert found.cost.gradients == counter.images and found.cost.mixed_products == 3
     counter.images = 0
-    polished = Piggyback(estimate=True, certify=False).gradient(problem, problem.energy, solution, 1e-6)
-    assert polished.cost.gradients == counter.images > found.cost.gradients and polished.cost.mixed_products == 6
+    polished = Piggyback(estimate=True, certify=False).gradient(
+        problem, problem.energy, solution, 1e-6
+    )
+    assert (
+        polished.cost.gradients == counter.images > found.cost.gradients
+        and polished.cost.mixed_products == 6
+    )
 
 
 def test_the_front_door_takes_piggyback_by_itself():
@@ -344,7 +429,9 @@ def test_the_estimate_has_the_size_of_the_error(eps, seed, record_property):
     found = Piggyback(estimate=True, certify=False).gradient(problem, problem.energy, solution, eps)
     before, after = float((plain.value - exact).norm()), float((found.value - exact).norm())
     record_property("ratio", found.estimated / before)
-    assert 0.5 * before <= found.estimated <= 3 * before, f"estimate / error = {found.estimated / before:.2f}"
+    assert 0.5 * before <= found.estimated <= 3 * before, (
+        f"estimate / error = {found.estimated / before:.2f}"
+    )
     assert after < before, "the polished hypergradient is returned"
     torch.testing.assert_close(found.correction, plain.value - found.value, rtol=0, atol=1e-14)
     assert after <= found.estimated
@@ -371,11 +458,15 @@ def test_what_is_lent_is_left_alone():
     copy = start.clone()
     Piggyback(estimate=True).gradient(problem, problem.energy, solution, 1e-2, start)
     assert torch.equal(solution.state, kept[0]) and torch.equal(solution.value, kept[1])
-    assert torch.equal(problem.theta, theta) and torch.equal(problem.pairs.y, y) and torch.equal(start, copy)
+    assert (
+        torch.equal(problem.theta, theta)
+        and torch.equal(problem.pairs.y, y)
+        and torch.equal(start, copy)
+    )
     assert all(p.grad is None for p in problem.energy.parameters())
 
 
-# --- the joint variant ------------------------------------------------------------------------------------------------
+# --- the joint variant ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [curved, lambda: picture("learned")[0]], ids=["curved", "learned"])
@@ -398,7 +489,9 @@ def test_joint_steps_arrive_at_the_same_gradient_when_warm_started(make):
 
 
 def test_one_long_call_is_two_calls_with_a_warm_start_of_extrapolation_aside():
-    """A call starts without extrapolation, so two calls are not bitwise one; they end at the same point."""
+    """A call starts without extrapolation, so two calls are not bitwise one; they end at the same
+    point.
+    """
     problem = curved()
     f, start = problem.energy.at(problem.pairs.y), problem.energy.start(problem.pairs.y)
     long = JointPiggyback(steps=200).reconstruct(f, start, problem)
@@ -412,7 +505,9 @@ def test_joint_steps_through_the_front_door():
     problem = curved()
     found = hypergradient(problem, 1e-3, 1e-3, strategy=JointPiggyback(steps=200))
     assert relative(found.value, truth(problem).z) < 1e-6
-    assert found.certified is None and found.estimated is None and bool(found.residual.isnan().all())
+    assert (
+        found.certified is None and found.estimated is None and bool(found.residual.isnan().all())
+    )
 
 
 def test_work_of_joint_steps_is_counted(monkeypatch):
@@ -423,27 +518,38 @@ def test_work_of_joint_steps_is_counted(monkeypatch):
     assert solution.cost.gradients + solution.cost.hessian_products == counter.images
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", [Implicit(), JacobianFree(), Unrolled(), Unrolled(start="solution")],
-                         ids=["implicit", "jacobian_free", "unrolled", "truncated"])
+@pytest.mark.parametrize(
+    "strategy",
+    [Implicit(), JacobianFree(), Unrolled(), Unrolled(start="solution")],
+    ids=["implicit", "jacobian_free", "unrolled", "truncated"],
+)
 def test_strategies_for_differentiable_energies_refuse_a_saddle(strategy):
     with pytest.raises(MissingPropertyError, match=r"SaddleEnergy.*Piggyback\(\)"):
         hypergradient(curved(), 1e-2, 1e-2, strategy=strategy)
 
 
-@pytest.mark.parametrize("strategy", [Piggyback(), JointPiggyback(steps=2)], ids=["piggyback", "joint"])
+@pytest.mark.parametrize(
+    "strategy", [Piggyback(), JointPiggyback(steps=2)], ids=["piggyback", "joint"]
+)
 def test_a_differentiable_energy_is_refused(strategy):
-    problem = BilevelProblem(denoising(TV().double()), Pairs(x=normal(1, 1, 4, 4), y=normal(1, 1, 4, 4, seed=1)))
+    problem = BilevelProblem(
+        denoising(TV().double()), Pairs(x=normal(1, 1, 4, 4), y=normal(1, 1, 4, 4, seed=1))
+    )
     with pytest.raises(MissingPropertyError, match=r"Energy.*Implicit\(\)"):
         hypergradient(problem, 1e-2, 1e-2, strategy=strategy)
 
 
-@pytest.mark.parametrize("learner", [MAID(), MAID(test="certified")], ids=["estimated", "certified"])
+@pytest.mark.parametrize(
+    "learner", [MAID(), MAID(test="certified")], ids=["estimated", "certified"]
+)
 def test_maid_switches_on_what_its_test_needs(learner):
     strategy = learner.strategy(Piggyback())
-    assert strategy.estimate == (learner.test == "estimated") and strategy.certify == (learner.test == "certified")
+    assert strategy.estimate == (learner.test == "estimated") and strategy.certify == (
+        learner.test == "certified"
+    )
     with pytest.raises(MissingPropertyError, match="MAID"):
         learner.strategy(JointPiggyback())
 
@@ -463,7 +569,9 @@ def test_a_balance_out_of_range_is_named():
 
 def test_another_solver_of_the_linear_problem_gives_the_same():
     problem = curved()
-    found = [tight(problem, solver=PDHG(rule=rule)).value for rule in ("basic", "linear", "balanced")]
+    found = [
+        tight(problem, solver=PDHG(rule=rule)).value for rule in ("basic", "linear", "balanced")
+    ]
     for z in found[1:]:
         torch.testing.assert_close(z, found[0], rtol=0, atol=1e-8)
 
@@ -472,4 +580,6 @@ def test_a_solution_without_its_dual_variables_is_refused():
     problem = curved()
     solution = replace(solve(problem.energy, problem.pairs.y, 1e-2), state=None)
     with pytest.raises(MissingPropertyError, match="Piggyback"):
-        Piggyback().gradient(problem, SimpleNamespace(regularizer=problem.energy.regularizer), solution, 1e-2)
+        Piggyback().gradient(
+            problem, SimpleNamespace(regularizer=problem.energy.regularizer), solution, 1e-2
+        )

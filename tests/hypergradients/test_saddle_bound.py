@@ -1,4 +1,6 @@
-"""The proven bounds of hypergradients of saddle points: valid wherever the solver stops, and what they would miss."""
+"""The proven bounds of hypergradients of saddle points: valid wherever the solver stops, and what
+they would miss.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,13 @@ from learnreg.core.results import Solution
 from learnreg.core.status import Status
 from learnreg.hypergradients import Piggyback, hypergradient, saddle_bound
 from learnreg.hypergradients.piggyback import mixed_saddle, saddle_error
-from learnreg.hypergradients.saddle_bound import SaddleConstants, adjoint_distances, constants_bound, length, omega
+from learnreg.hypergradients.saddle_bound import (
+    SaddleConstants,
+    adjoint_distances,
+    constants_bound,
+    length,
+    omega,
+)
 from learnreg.problems import BilevelProblem, SaddleEnergy
 
 HESSIAN = 0.8587
@@ -34,13 +42,27 @@ def one(value: float) -> Tensor:
     return torch.tensor([value], dtype=torch.float64)
 
 
-# --- the cross term ---------------------------------------------------------------------------------------------------
+# --- the cross term -------------------------------------------------------------------------------
 
 
 def counterexample(bound: Callable[..., Tensor]) -> float:
-    """K = 0, mu = 1, x = 0.1 for 0, y = -1 for -1.1, X = 1 for 1.1, Y = 0: the error is exactly 0.21."""
-    return float(bound(SaddleConstants(1.0, 1.0, 0.0), eps_x=one(0.1), eps_p=one(0.1), delta_x=one(0.0),
-                       delta_p=one(0.0), x=one(0.1), p=one(1.0), X=one(1.0), Y=one(0.0), slope_x=one(1.0)))
+    """K = 0, mu = 1, x = 0.1 for 0, y = -1 for -1.1, X = 1 for 1.1, Y = 0: the error is exactly
+    0.21.
+    """
+    return float(
+        bound(
+            SaddleConstants(1.0, 1.0, 0.0),
+            eps_x=one(0.1),
+            eps_p=one(0.1),
+            delta_x=one(0.0),
+            delta_p=one(0.0),
+            x=one(0.1),
+            p=one(1.0),
+            X=one(1.0),
+            Y=one(0.0),
+            slope_x=one(1.0),
+        )
+    )
 
 
 def without_cross_term(c: SaddleConstants, **sizes: Tensor) -> Tensor:
@@ -62,10 +84,14 @@ def test_the_cross_term_is_needed_and_there():
 
 
 def test_the_counterexample_is_one():
-    """The same numbers from the library: its hypergradient at x = 0.1, y = -1 is off by 0.21, its bound is not less."""
+    """The same numbers from the library: its hypergradient at x = 0.1, y = -1 is off by 0.21, its
+    bound is not less.
+    """
     regularizer = Matrix(torch.zeros(1, 1).double(), 1, Squares(1.0, one(1.1).view(1, 1, 1)))
     zero = torch.zeros(1, 1, 1, 1).double()
-    problem = BilevelProblem(SaddleEnergy(cases.denoising(), regularizer), Pairs(x=zero + 1.1, y=zero))
+    problem = BilevelProblem(
+        SaddleEnergy(cases.denoising(), regularizer), Pairs(x=zero + 1.1, y=zero)
+    )
     exact = truth(problem)
     assert float(exact.z) == pytest.approx(-1.21)
     f = problem.energy.at(problem.pairs.y)
@@ -79,7 +105,9 @@ def test_the_distance_of_the_image_counts_in_full():
     """K = 0 and p exact, but long: the error is 0.1 |p|, and the bound not much more."""
     regularizer = Matrix(torch.zeros(1, 1).double(), 1, Squares(1.0, one(100.0).view(1, 1, 1)))
     zero = torch.zeros(1, 1, 1, 1).double()
-    problem = BilevelProblem(SaddleEnergy(cases.denoising(), regularizer), Pairs(x=zero + 1.1, y=zero))
+    problem = BilevelProblem(
+        SaddleEnergy(cases.denoising(), regularizer), Pairs(x=zero + 1.1, y=zero)
+    )
     f = problem.energy.at(problem.pairs.y)
     solution = at_state(problem, f.pack((zero + 0.1,), (one(-100.0).view(1, 1, 1),)), one(0.1))
     found = Piggyback().gradient(problem, problem.energy, solution, 1e-5)
@@ -93,10 +121,12 @@ def test_no_part_of_omega_may_be_missing():
         x, p, X, Y, ex, ep, dx, dy = normal(8, seed=seed).abs()
         exact = (p + ep) * (X + dx) + (Y + dy) * (x + ex)
         sizes = (x, p, X, Y, ex, ep, dx, dy)
-        assert float(omega(*(s[None] for s in sizes))) == pytest.approx(float(exact - p * X - Y * x), rel=1e-12)
+        assert float(omega(*(s[None] for s in sizes))) == pytest.approx(
+            float(exact - p * X - Y * x), rel=1e-12
+        )
 
 
-# --- thousands of random cases ----------------------------------------------------------------------------------------
+# --- thousands of random cases --------------------------------------------------------------------
 
 
 SHAPES = [(n, m) for n in range(1, 5) for m in range(1, 5)]
@@ -104,7 +134,9 @@ PER_SHAPE = 260
 
 
 class Random:
-    """g = mu/2 x^2 + c sqrt(1 + x^2) - r x and f* of the same form with q, l1 and l2 squares: a batch with own K."""
+    """g = mu/2 x^2 + c sqrt(1 + x^2) - r x and f* of the same form with q, l1 and l2 squares: a
+    batch with own K.
+    """
 
     def __init__(self, n: int, m: int, seed: int) -> None:
         g = torch.Generator().manual_seed(seed)
@@ -114,9 +146,15 @@ class Random:
             return torch.randn(*shape, generator=g, dtype=torch.float64)
 
         def choose(*values: float) -> Tensor:
-            return torch.tensor(values, dtype=torch.float64)[torch.randint(len(values), (b,), generator=g)][:, None]
+            return torch.tensor(values, dtype=torch.float64)[
+                torch.randint(len(values), (b,), generator=g)
+            ][:, None]
 
-        self.mu_g, self.mu_f, self.c = (0.5 * draw(b, 1)).exp(), (0.5 * draw(b, 1)).exp(), choose(0.0, 0.5)
+        self.mu_g, self.mu_f, self.c = (
+            (0.5 * draw(b, 1)).exp(),
+            (0.5 * draw(b, 1)).exp(),
+            choose(0.0, 0.5),
+        )
         self.K = draw(b, m, n) * choose(0.0, 0.1, 1.0)[:, :, None]
         self.r, self.q, self.x_true, self.p_true = draw(b, n), draw(b, m), draw(b, n), draw(b, m)
         self.L2 = choose(0.0, 1.0)
@@ -146,21 +184,24 @@ class Random:
             rx = self.slope(self.mu_g, self.r, x) + self.back(p)
             rp = self.times(x) - self.slope(self.mu_f, self.q, p)
             step = torch.linalg.solve(self.matrix(x, p), torch.cat([rx, rp], dim=1))
-            x, p = x - step[:, :x.shape[1]], p - step[:, x.shape[1]:]
+            x, p = x - step[:, : x.shape[1]], p - step[:, x.shape[1] :]
         assert float(torch.cat([rx, rp], dim=1).abs().max()) < 1e-12
         return x, p
 
     def matrix(self, x: Tensor, p: Tensor) -> Tensor:
         """[[Hg, K^T], [K, -Hf]]."""
         top = torch.cat([torch.diag_embed(self.curvature(self.mu_g, x)), self.K.mT], dim=2)
-        return torch.cat([top, torch.cat([self.K, -torch.diag_embed(self.curvature(self.mu_f, p))], dim=2)], dim=1)
+        return torch.cat(
+            [top, torch.cat([self.K, -torch.diag_embed(self.curvature(self.mu_f, p))], dim=2)],
+            dim=1,
+        )
 
     def slopes(self, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         return x - self.x_true, self.L2 * (p - self.p_true)
 
     def adjoint(self, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         solution = torch.linalg.solve(self.matrix(x, p), -torch.cat(self.slopes(x, p), dim=1))
-        return solution[:, :x.shape[1]], solution[:, x.shape[1]:]
+        return solution[:, : x.shape[1]], solution[:, x.shape[1] :]
 
     def error(self) -> Tensor:
         """||(p X^T + Y x^T) - the exact one||, (b,)."""
@@ -178,12 +219,32 @@ class Random:
         found = []
         for i in range(len(x)):
             mu_g, mu_f, c = (float(t[i]) for t in (self.mu_g, self.mu_f, self.c))
-            constants = SaddleConstants(mu_g, mu_f, float(torch.linalg.matrix_norm(self.K[i], 2)), HESSIAN * c,
-                                        HESSIAN * c, HESSIAN * c / mu_g**3 * (mu_g + c),
-                                        HESSIAN * c / mu_f**3 * (mu_f + c), 1.0, float(self.L2[i]))
-            sizes = {"eps_x": x - self.x, "eps_p": p - self.p, "delta_x": X - exact[0], "delta_p": Y - exact[1],
-                     "x": x, "p": p, "X": X, "Y": Y, "slope_x": slope_x, "slope_p": slope_p}
-            found.append(constants_bound(constants, **{k: t[i].norm()[None] for k, t in sizes.items()}))
+            constants = SaddleConstants(
+                mu_g,
+                mu_f,
+                float(torch.linalg.matrix_norm(self.K[i], 2)),
+                HESSIAN * c,
+                HESSIAN * c,
+                HESSIAN * c / mu_g**3 * (mu_g + c),
+                HESSIAN * c / mu_f**3 * (mu_f + c),
+                1.0,
+                float(self.L2[i]),
+            )
+            sizes = {
+                "eps_x": x - self.x,
+                "eps_p": p - self.p,
+                "delta_x": X - exact[0],
+                "delta_p": Y - exact[1],
+                "x": x,
+                "p": p,
+                "X": X,
+                "Y": Y,
+                "slope_x": slope_x,
+                "slope_p": slope_p,
+            }
+            found.append(
+                constants_bound(constants, **{k: t[i].norm()[None] for k, t in sizes.items()})
+            )
         return torch.cat(found)
 
 
@@ -192,10 +253,15 @@ def test_the_bound_with_constants_holds_in_thousands_of_cases(record_property):
     for k, (n, m) in enumerate(SHAPES):
         case = Random(n, m, seed=k)
         error, bound = case.error(), case.bound()
-        assert bool((error <= bound * (1 + 1e-9) + 1e-12).all()), f"n={n}, m={m}: {float((error / bound).max()):.3f}"
+        assert bool((error <= bound * (1 + 1e-9) + 1e-12).all()), (
+            f"n={n}, m={m}: {float((error / bound).max()):.3f}"
+        )
         ratios.append((bound / error)[error > 1e-10])
     ratio = torch.cat(ratios)
-    words = f"{len(ratio)} cases, bound / error least {ratio.min():.3f}, median {ratio.median():.1f}, {ratio.max():.1e}"
+    words = (
+        f"{len(ratio)} cases, bound / error least {ratio.min():.3f}, "
+        f"median {ratio.median():.1f}, {ratio.max():.1e}"
+    )
     record_property("tightness", words)
     assert len(ratio) > 4000 and float(ratio.min()) < 2 and float(ratio.median()) < 100, words
 
@@ -214,17 +280,24 @@ def curvature_of(phi: SmoothNorm, a: Tensor) -> Tensor:
 
 
 def test_the_bound_with_local_curvature_holds_in_thousands_of_cases(record_property):
-    """``adjoint_distances`` and ``omega``, with a K of its own for every image; their truth is a dense linear solve."""
+    """``adjoint_distances`` and ``omega``, with a K of its own for every image; their truth is a
+    dense linear solve.
+    """
     ratios, count = [], 0
     for k, (n, m) in enumerate(SHAPES):
         for j, numbers in enumerate(functions()):
             g, f = SmoothNorm(*numbers), SmoothNorm(*list(functions())[(j + k) % 3])
             error, bound = local_case(g, f, n, m, seed=100 * k + j)
-            assert bool((error <= bound * (1 + 1e-9) + 1e-12).all()), f"n={n}, m={m}, {float((error / bound).max())}"
+            assert bool((error <= bound * (1 + 1e-9) + 1e-12).all()), (
+                f"n={n}, m={m}, {float((error / bound).max())}"
+            )
             count += len(error)
             ratios.append((bound / error)[error > 1e-10])
     ratio = torch.cat(ratios)
-    words = f"{len(ratio)} cases, bound / error least {ratio.min():.3f}, median {ratio.median():.1f}, {ratio.max():.1e}"
+    words = (
+        f"{len(ratio)} cases, bound / error least {ratio.min():.3f}, "
+        f"median {ratio.median():.1f}, {ratio.max():.1e}"
+    )
     record_property("tightness", words)
     assert count > 4000 and float(ratio.min()) < 3 and float(ratio.median()) < 1000, words
 
@@ -233,10 +306,19 @@ def local_case(g: SmoothNorm, f: SmoothNorm, n: int, m: int, seed: int) -> tuple
     """min over x of g(x) - r x + f(K x + q), near its exact solution: errors and bounds (b,)."""
     b = 90
     draw = torch.Generator().manual_seed(seed)
-    K = torch.randn(b, m, n, generator=draw).double() * 10 ** (-torch.rand(b, 1, 1, generator=draw).double())
-    x = torch.randn(b, n, generator=draw).double() * 10 ** (1 - 2 * torch.rand(b, 1, generator=draw).double())
-    a = torch.randn(b, m, generator=draw).double() * 10 ** (1 - 2 * torch.rand(b, 1, generator=draw).double())
-    p, target = slope_of(f, a), torch.randn(b, n, generator=draw).double()  # r and q make (x, p) the solution
+    K = torch.randn(b, m, n, generator=draw).double() * 10 ** (
+        -torch.rand(b, 1, 1, generator=draw).double()
+    )
+    x = torch.randn(b, n, generator=draw).double() * 10 ** (
+        1 - 2 * torch.rand(b, 1, generator=draw).double()
+    )
+    a = torch.randn(b, m, generator=draw).double() * 10 ** (
+        1 - 2 * torch.rand(b, 1, generator=draw).double()
+    )
+    p, target = (
+        slope_of(f, a),
+        torch.randn(b, n, generator=draw).double(),
+    )  # r and q make (x, p) the solution
 
     def adjoint(curved_x: Tensor, curved_a: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
         matrix = torch.diag_embed(curved_x) + K.mT @ torch.diag_embed(curved_a) @ K
@@ -245,7 +327,10 @@ def local_case(g: SmoothNorm, f: SmoothNorm, n: int, m: int, seed: int) -> tuple
 
     X_true, Y_true = adjoint(curvature_of(g, x), curvature_of(f, a), x - target)
     e = 10 ** (-4 + 4.5 * torch.rand(b, 1, generator=draw).double())
-    dx, da = e * torch.randn(b, n, generator=draw).double(), e * torch.randn(b, m, generator=draw).double()
+    dx, da = (
+        e * torch.randn(b, n, generator=draw).double(),
+        e * torch.randn(b, m, generator=draw).double(),
+    )
     near, near_a = x + dx, a + da
     near_p = slope_of(f, near_a)
     X, Y = adjoint(curvature_of(g, near), curvature_of(f, near_a), near - target)
@@ -254,12 +339,24 @@ def local_case(g: SmoothNorm, f: SmoothNorm, n: int, m: int, seed: int) -> tuple
     rp = Y / curvature_of(f, near_a) - torch.einsum("bmn,bn->bm", K, X)
     eps = [(near - x).norm(dim=1), (near_p - p).norm(dim=1)]
     block = [t[:, None] for t in (near, near_p, X, Y, rx, rp)]
-    moved = adjoint_distances((g,), (f,), block[:1], block[1:2], block[2:3], block[3:4], eps, block[4:],
-                              [g.strong, 1 / f.smooth], 1.0)
+    moved = adjoint_distances(
+        (g,),
+        (f,),
+        block[:1],
+        block[1:2],
+        block[2:3],
+        block[3:4],
+        eps,
+        block[4:],
+        [g.strong, 1 / f.smooth],
+        1.0,
+    )
     assert moved is not None
     assert bool((moved[0] >= (X - X_true).norm(dim=1) * (1 - 1e-9)).all())
     assert bool((moved[1] >= (Y - Y_true).norm(dim=1) * (1 - 1e-9)).all())
-    bound = omega(*(length(t) for t in (block[:1], block[1:2], block[2:3], block[3:4])), *eps, *moved)
+    bound = omega(
+        *(length(t) for t in (block[:1], block[1:2], block[2:3], block[3:4])), *eps, *moved
+    )
 
     def outer(s: Tensor, t: Tensor) -> Tensor:
         return torch.einsum("bm,bn->bmn", s, t)
@@ -268,15 +365,25 @@ def local_case(g: SmoothNorm, f: SmoothNorm, n: int, m: int, seed: int) -> tuple
     return (outer(near_p, X) + outer(Y, near) - exact).flatten(1).norm(dim=1), bound
 
 
-# --- the strategy -----------------------------------------------------------------------------------------------------
+# --- the strategy ---------------------------------------------------------------------------------
 
 
 def at_state(problem: BilevelProblem, state: Tensor, distance: Tensor) -> Solution:
     """A solution that a solver might have stopped at, with the least ``error`` that is true."""
     f = problem.energy.at(problem.pairs.y)
     gradient = f.certify(state).gradient
-    return Solution(f.image(state), distance, Kind.EXACT, (Status.CONVERGED,) * len(state), torch.zeros(len(state)),
-                    Cost(), "by hand", distance, gradient, state)
+    return Solution(
+        f.image(state),
+        distance,
+        Kind.EXACT,
+        (Status.CONVERGED,) * len(state),
+        torch.zeros(len(state)),
+        Cost(),
+        "by hand",
+        distance,
+        gradient,
+        state,
+    )
 
 
 def offset_alone() -> BilevelProblem:
@@ -286,9 +393,14 @@ def offset_alone() -> BilevelProblem:
     return problem
 
 
-MATRICES = {"quadratic": quadratic, "quadratic-data": lambda: quadratic(data=True, auxiliary=True),
-            "curved": lambda: curved(shift=False), "curved-offset": curved, "curved-data": lambda: curved(data=True),
-            "offset-alone": offset_alone}
+MATRICES = {
+    "quadratic": quadratic,
+    "quadratic-data": lambda: quadratic(data=True, auxiliary=True),
+    "curved": lambda: curved(shift=False),
+    "curved-offset": curved,
+    "curved-data": lambda: curved(data=True),
+    "offset-alone": offset_alone,
+}
 
 
 @pytest.mark.parametrize("name", MATRICES)
@@ -297,20 +409,33 @@ def test_the_certified_error_holds_wherever_the_solver_stops(name, record_proper
     exact, ratios = truth(problem), []
     f = problem.energy.at(problem.pairs.y)
     for k, size in enumerate((1e-4, 1e-2, 0.3, 3.0) * 3):
-        state = exact.state + size * normal(*exact.state.shape, seed=k) * (normal(1, exact.state.shape[1], seed=99 + k)
-                                                                          > 0.5)
+        state = exact.state + size * normal(*exact.state.shape, seed=k) * (
+            normal(1, exact.state.shape[1], seed=99 + k) > 0.5
+        )
         distance = (f.image(state) - f.image(exact.state)).flatten(1).norm(dim=1)
-        found = Piggyback().gradient(problem, problem.energy, at_state(problem, state, distance), 0.1 * size)
+        found = Piggyback().gradient(
+            problem, problem.energy, at_state(problem, state, distance), 0.1 * size
+        )
         error = float((found.value - exact.z).norm())
         assert error <= found.certified * (1 + 1e-9), (k, size, error, found.certified)
         ratios.append(found.certified / max(error, 1e-300))
-    record_property("tightness", f"least {min(ratios):.2f}, median {sorted(ratios)[len(ratios) // 2]:.1f}")
+    record_property(
+        "tightness", f"least {min(ratios):.2f}, median {sorted(ratios)[len(ratios) // 2]:.1f}"
+    )
     assert min(ratios) < 1000, ratios
 
 
-@pytest.mark.parametrize(("physics", "estimate", "dtype"), [
-    ("denoising", False, torch.float64), ("denoising", True, torch.float64), ("denoising", False, torch.float32),
-    ("inpainting", True, torch.float64), ("blur", False, torch.float64), ("blur", True, torch.float32)])
+@pytest.mark.parametrize(
+    ("physics", "estimate", "dtype"),
+    [
+        ("denoising", False, torch.float64),
+        ("denoising", True, torch.float64),
+        ("denoising", False, torch.float32),
+        ("inpainting", True, torch.float64),
+        ("blur", False, torch.float64),
+        ("blur", True, torch.float32),
+    ],
+)
 def test_certified_errors_of_learned_filters_hold(physics, estimate, dtype, record_property):
     """K depends on theta through exp and an orthonormal basis; kappa stands for both."""
     name = "learned" if physics == "blur" else "learned-zero"
@@ -339,7 +464,9 @@ def rounded_truth(problem: BilevelProblem) -> Tensor:
 
 @pytest.mark.parametrize("name", ["tv-rounding", "tgv-curvature", "learned", "learned-zero"])
 def test_omega_times_kappa_bounds_what_true_distances_do_to_z(name):
-    """Whatever the functions are: z is p X^T + Y x^T seen through dK, here with exact distances of all variables."""
+    """Whatever the functions are: z is p X^T + Y x^T seen through dK, here with exact distances of
+    all variables.
+    """
     problem = pictured(name, size=(4, 5), count=3)
     f, y = problem.energy.at(problem.pairs.y), problem.pairs.y
     state = f.pack(*f.start(problem.energy.start(y)))
@@ -355,12 +482,17 @@ def test_omega_times_kappa_bounds_what_true_distances_do_to_z(name):
         for i in range(3):
             part = slice(i, i + 1)
             g = problem.energy.at(y[part])
-            z, z_true = (mixed_saddle(problem.energy, g, s[part], a[part], 4)
-                         for s, a in ((state, adjoint), (moved, moved_adjoint)))
+            z, z_true = (
+                mixed_saddle(problem.energy, g, s[part], a[part], 4)
+                for s, a in ((state, adjoint), (moved, moved_adjoint))
+            )
             blocks = [b for t in (state, adjoint) for b in g.unpack(t[part])]
             other = [b for t in (moved, moved_adjoint) for b in g.unpack(t[part])]
             sizes = [length(b) for b in blocks]
-            apart = [length([s - t for s, t in zip(b, c, strict=True)]) for b, c in zip(blocks, other, strict=True)]
+            apart = [
+                length([s - t for s, t in zip(b, c, strict=True)])
+                for b, c in zip(blocks, other, strict=True)
+            ]
             bound = kappa * omega(*sizes, *apart)
             error = float((z - z_true).norm())
             assert error <= float(bound) * (1 + 1e-9)
@@ -368,8 +500,13 @@ def test_omega_times_kappa_bounds_what_true_distances_do_to_z(name):
     assert worst > 0.02, "the bound is of the size of what happens"
 
 
-@pytest.mark.parametrize("make", [lambda unit: Matrix(normal(3, 6), 6, Squares(0.5), unit=unit),
-                                  lambda unit: Matrix(normal(3, 6), 6, SmoothNorm(1.0, 0.7, 0.4), unit=unit)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda unit: Matrix(normal(3, 6), 6, Squares(0.5), unit=unit),
+        lambda unit: Matrix(normal(3, 6), 6, SmoothNorm(1.0, 0.7, 0.4), unit=unit),
+    ],
+)
 def test_the_bound_knows_the_unit_of_theta(make):
     """K = unit theta: z, its error and the bound scale with the unit."""
     found = []
@@ -389,7 +526,10 @@ def test_a_polish_is_paid_for():
     state = exact.state + 0.1 * normal(*exact.state.shape)
     distance = (f.image(state) - f.image(exact.state)).flatten(1).norm(dim=1)
     solution = at_state(problem, state, distance)
-    plain, polished = (Piggyback(estimate=e).gradient(problem, problem.energy, solution, 1e-3) for e in (False, True))
+    plain, polished = (
+        Piggyback(estimate=e).gradient(problem, problem.energy, solution, 1e-3)
+        for e in (False, True)
+    )
     way = float((plain.value - polished.value).norm())
     assert way > 1e-4 and polished.certified == pytest.approx(plain.certified + way, rel=1e-12)
 
@@ -423,17 +563,35 @@ def test_an_image_that_broke_down_is_not_certified(which):
     problem = curved()
     state = truth(problem).state
     f = problem.energy.at(problem.pairs.y)
-    solution = at_state(problem, state + 0.1, torch.full((3,), 0.1 * math.sqrt(6), dtype=torch.float64))
+    solution = at_state(
+        problem, state + 0.1, torch.full((3,), 0.1 * math.sqrt(6), dtype=torch.float64)
+    )
     linear = Piggyback()._adjoint(problem, f, solution.state, 1e-3, None)
-    fine = saddle_error(f, solution.state, solution, linear, 1.0, problem.loss.grad(solution.value, problem.pairs.x),
-                        1.0, 1.0)
+    fine = saddle_error(
+        f,
+        solution.state,
+        solution,
+        linear,
+        1.0,
+        problem.loss.grad(solution.value, problem.pairs.x),
+        1.0,
+        1.0,
+    )
     assert bool(fine.isfinite().all())
     if which == "lower level":
         solution = broken_down(solution, 1)
     else:
         linear = broken_down(linear, 1)
-    found = saddle_error(f, solution.state, solution, linear, 1.0, problem.loss.grad(solution.value, problem.pairs.x),
-                         1.0, 1.0)
+    found = saddle_error(
+        f,
+        solution.state,
+        solution,
+        linear,
+        1.0,
+        problem.loss.grad(solution.value, problem.pairs.x),
+        1.0,
+        1.0,
+    )
     assert found.isinf().tolist() == [False, True, False]
     torch.testing.assert_close(found[::2], fine[::2])
 
@@ -441,9 +599,12 @@ def test_an_image_that_broke_down_is_not_certified(which):
 def test_the_smoothness_of_the_loss_counts():
     """A loss that is steeper by a factor: z, its error and the bound scale with it."""
     problem = quadratic()
-    steep = SimpleNamespace(smoothness=100.0, value=lambda x, t: 100 * problem.loss.value(x, t),
-                            grad=lambda x, t: 100 * problem.loss.grad(x, t),
-                            bracket=lambda x, t, e: tuple(100 * v for v in problem.loss.bracket(x, t, e)))
+    steep = SimpleNamespace(
+        smoothness=100.0,
+        value=lambda x, t: 100 * problem.loss.value(x, t),
+        grad=lambda x, t: 100 * problem.loss.grad(x, t),
+        bracket=lambda x, t, e: tuple(100 * v for v in problem.loss.bracket(x, t, e)),
+    )
     other = BilevelProblem(problem.energy, problem.pairs, loss=steep)
     exact = truth(problem).z
     state = truth(problem).state + 0.1 * normal(*truth(problem).state.shape)
@@ -456,12 +617,14 @@ def test_the_smoothness_of_the_loss_counts():
     assert scaled.certified == pytest.approx(100 * plain.certified, rel=1e-3)
 
 
-# --- its parts --------------------------------------------------------------------------------------------------------
+# --- its parts ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_distances_from_residuals_hold_block_by_block(seed):
-    """F(z) = (mu_i z_i) + skew part: the zero is the origin, and the bound is attained without the skew part."""
+    """F(z) = (mu_i z_i) + skew part: the zero is the origin, and the bound is attained without the
+    skew part.
+    """
     sizes, mu = (2, 3, 1), (0.3, 2.0, 1.0)
     z = normal(6, seed=seed)
     skew = normal(6, 6, seed=seed + 1)
@@ -479,21 +642,34 @@ def test_distances_from_residuals_hold_block_by_block(seed):
 @pytest.mark.parametrize("numbers", list(functions()))
 def test_the_change_of_a_conjugate_hessian_is_bounded(numbers):
     f = SmoothNorm(*numbers)
-    s, t = normal(200, 1, 4), normal(200, 1, 4, seed=1) * 10 ** (-3 * torch.rand(200, 1, 1).double())
-    difference = (f.conjugate_hessian(s + t)(torch.ones_like(s)) - f.conjugate_hessian(s)(torch.ones_like(s))).abs()
+    s, t = (
+        normal(200, 1, 4),
+        normal(200, 1, 4, seed=1) * 10 ** (-3 * torch.rand(200, 1, 1).double()),
+    )
+    difference = (
+        f.conjugate_hessian(s + t)(torch.ones_like(s)) - f.conjugate_hessian(s)(torch.ones_like(s))
+    ).abs()
     limit = saddle_bound.conjugate_change(f) * t.abs()
     assert bool((difference <= limit * (1 + 1e-6) + 1e-9).all())
 
 
 def test_the_bound_of_the_change_is_attained_where_the_curvature_hardly_varies():
-    f, s = SmoothNorm(0.01, 1.0, 0.2), torch.linspace(0.05, 0.2, 200, dtype=torch.float64).view(-1, 1, 1)
+    f, s = (
+        SmoothNorm(0.01, 1.0, 0.2),
+        torch.linspace(0.05, 0.2, 200, dtype=torch.float64).view(-1, 1, 1),
+    )
     one_each = torch.ones_like(s)
-    rate = (f.conjugate_hessian(s + 1e-5)(one_each) - f.conjugate_hessian(s)(one_each)).abs().max() / 1e-5
+    rate = (
+        f.conjugate_hessian(s + 1e-5)(one_each) - f.conjugate_hessian(s)(one_each)
+    ).abs().max() / 1e-5
     assert 0.8 * saddle_bound.conjugate_change(f) < float(rate) <= saddle_bound.conjugate_change(f)
 
 
 def test_the_conjugate_of_squares_does_not_change_and_others_must_be_strong():
     assert saddle_bound.conjugate_change(Squares(3.0)) == 0
-    for f in (SmoothNorm(1.0, 0.1), pictured("tv").energy.regularizer.dual(torch.zeros(1, 1, 4, 4))[0]):
+    for f in (
+        SmoothNorm(1.0, 0.1),
+        pictured("tv").energy.regularizer.dual(torch.zeros(1, 1, 4, 4))[0],
+    ):
         with pytest.raises(MissingPropertyError, match="strong > 0"):
             saddle_bound.conjugate_change(f)

@@ -1,4 +1,6 @@
-"""The reconstruction layer on saddle points: derivatives in theta and in y, against finite differences."""
+"""The reconstruction layer on saddle points: derivatives in theta and in y, against finite
+differences.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,19 @@ SMOOTH = {"smoothing": 0.02, "curvature": 1.0, "rounding": 1e-2}
 
 
 def images(seed: int) -> torch.Tensor:
-    return torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.rand(
+        2, 1, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 CASES = {
-    "learned": lambda: lr.SaddleEnergy(DENOISING, LearnedTV(filters=2, weight=0.1, init="random", **SMOOTH)),
+    "learned": lambda: lr.SaddleEnergy(
+        DENOISING, LearnedTV(filters=2, weight=0.1, init="random", **SMOOTH)
+    ),
     "blur": lambda: lr.SaddleEnergy(BLUR, ExactTV(0.05, rounding=0.02), lr.L2(0.7), tikhonov=0.1),
-    "sigma": lambda: lr.SaddleEnergy(DENOISING, ExactTV(0.1, rounding=0.05), lr.L2(0.8), tikhonov=0.1),
+    "sigma": lambda: lr.SaddleEnergy(
+        DENOISING, ExactTV(0.1, rounding=0.05), lr.L2(0.8), tikhonov=0.1
+    ),
 }
 
 
@@ -47,15 +55,23 @@ def test_both_derivatives_are_those_of_finite_differences(name):
         assert float((to_y * v).sum()) == pytest.approx(float(slope), rel=1e-5)
         theta = flatten(params)
         d = torch.randn(theta.shape, generator=g, dtype=torch.float64)
-        ends = [loss(y, lr.Reconstructor(energy.with_theta(theta + s * h * d), 1e-10)) for s in (1, -1)]
-        assert float(flatten(to_theta) @ d) == pytest.approx(float(ends[0] - ends[1]) / (2 * h), rel=1e-5)
+        ends = [
+            loss(y, lr.Reconstructor(energy.with_theta(theta + s * h * d), 1e-10)) for s in (1, -1)
+        ]
+        assert float(flatten(to_theta) @ d) == pytest.approx(
+            float(ends[0] - ends[1]) / (2 * h), rel=1e-5
+        )
 
 
 def test_it_agrees_with_the_strategy():
     energy, x_true, y = CASES["learned"]().double(), images(0), images(1)
     problem = lr.BilevelProblem(energy, _Pairs(x_true, y))
     z = lr.hypergradient(problem, 1e-8, 1e-9, strategy=lr.Piggyback()).value
-    loss = 0.5 * (lr.Reconstructor(energy, 1e-8, relative_delta=1e-9)(y) - x_true).square().sum() / len(y)
+    loss = (
+        0.5
+        * (lr.Reconstructor(energy, 1e-8, relative_delta=1e-9)(y) - x_true).square().sum()
+        / len(y)
+    )
     found = flatten(torch.autograd.grad(loss, trainable(energy)))
     assert torch.allclose(found, z, rtol=1e-6, atol=1e-10)
 

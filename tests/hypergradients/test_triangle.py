@@ -1,4 +1,6 @@
-"""The triangle: closed form = implicit = unrolled = central difference, in float64, for every kind of lower level."""
+"""The triangle: closed form = implicit = unrolled = central difference, in float64, for every kind
+of lower level.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from learnreg.solvers import solve
 
 @dataclass(frozen=True)
 class Oracle:
-    """A problem, its exact hypergradient, and grad_x h as a formula differentiable in x and theta."""
+    """A problem, its exact hypergradient, and grad_x h as a formula differentiable in x and
+    theta.
+    """
 
     problem: BilevelProblem
     exact: Tensor
@@ -32,6 +36,7 @@ class Oracle:
 
 def energy_formula(posed: BilevelProblem) -> Callable[[Tensor, Tensor], Tensor]:
     """grad_x h(x; theta) of an image energy from the plain formula of its regularizer."""
+
     def gradient(x: Tensor, theta: Tensor) -> Tensor:
         r = posed.energy.with_theta(theta.detach()).regularizer
         names = [n for n, p in r.named_parameters() if p.requires_grad]
@@ -40,15 +45,20 @@ def energy_formula(posed: BilevelProblem) -> Callable[[Tensor, Tensor], Tensor]:
             if not x.requires_grad:
                 x = x.clone().requires_grad_()
             wrapped = Plain(r)
-            values = {f"r.{n}": t.view_as(r.get_parameter(n)) for n, t in zip(names, parts, strict=True)}
+            values = {
+                f"r.{n}": t.view_as(r.get_parameter(n)) for n, t in zip(names, parts, strict=True)
+            }
             value = torch.func.functional_call(wrapped, values, (x,))
             (g,) = torch.autograd.grad(value.sum(), x, create_graph=True)
         return x - posed.pairs.y + g
+
     return gradient
 
 
 class Plain(torch.nn.Module):
-    """The plain formula as a module, so that its parameters can be replaced by tensors of a graph."""
+    """The plain formula as a module, so that its parameters can be replaced by tensors of a
+    graph.
+    """
 
     def __init__(self, r: torch.nn.Module) -> None:
         super().__init__()
@@ -68,17 +78,24 @@ def two_pixel_formula(posed: gallery.ScalarTVProblem) -> Callable[[Tensor, Tenso
         t = x[:, 1] - x[:, 0]
         s = theta[0].exp() * t / torch.sqrt(t * t + theta[1].exp() ** 2)
         return x - posed.pairs.y + torch.stack([-s, s], dim=1)
+
     return gradient
 
 
-def dense_hypergradient(posed: BilevelProblem, formula: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """-mean_i J_i^T H_i^{-1} b_i at the minimizers of dense Newton steps, all matrices by autograd of the formula."""
+def dense_hypergradient(
+    posed: BilevelProblem, formula: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """-mean_i J_i^T H_i^{-1} b_i at the minimizers of dense Newton steps, all matrices by autograd
+    of the formula.
+    """
     x, theta = newton(posed.energy, posed.pairs.y), posed.theta
     n, b = x[0].numel(), x.shape[0]
     x = x.requires_grad_()
     t = theta.clone().requires_grad_()
     g = formula(x, t).reshape(b, n)
-    rows = [torch.autograd.grad(g[:, j].sum(), x, retain_graph=True)[0].reshape(b, n) for j in range(n)]
+    rows = [
+        torch.autograd.grad(g[:, j].sum(), x, retain_graph=True)[0].reshape(b, n) for j in range(n)
+    ]
     q = torch.linalg.solve(torch.stack(rows, dim=1), (x.detach() - posed.pairs.x).reshape(b, n))
     return -torch.autograd.grad((g * q).sum(), t)[0] / b
 
@@ -143,7 +160,9 @@ def test_central_differences_agree(name):
     theta, h = o.problem.theta, 1e-4
     directions = torch.eye(theta.numel(), dtype=torch.float64)
     if theta.numel() > 6:
-        directions = torch.randn(6, theta.numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        directions = torch.randn(
+            6, theta.numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
         directions /= directions.norm(dim=1, keepdim=True)
 
     def loss(at: Tensor) -> float:
@@ -168,10 +187,12 @@ def test_exact_answers_of_the_gallery_are_consistent(name):
         best = posed.exact_optimum()
         assert posed.exact_hypergradient(best).norm() < 1e-10
         for e in torch.eye(theta.numel(), dtype=torch.float64):
-            assert posed.exact_loss(best) < min(posed.exact_loss(best + 0.1 * e), posed.exact_loss(best - 0.1 * e))
+            assert posed.exact_loss(best) < min(
+                posed.exact_loss(best + 0.1 * e), posed.exact_loss(best - 0.1 * e)
+            )
 
 
-# --- the batch and its cost -------------------------------------------------------------------------------------------
+# --- the batch and its cost -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["quadratic", "tv", "foe"])
@@ -212,7 +233,11 @@ def test_the_linear_system_is_solved_as_asked_and_counted(name):
     loose, tight = (strategy.gradient(posed, energy, solution, delta) for delta in (1e-2, 1e-8))
     for result, delta in ((loose, 1e-2), (tight, 1e-8)):
         hessian = energy.at(posed.pairs.y).linearize(solution.value)
-        residual = (hessian(result.adjoint) - posed.loss.grad(solution.value, posed.pairs.x)).flatten(1).norm(dim=1)
+        residual = (
+            (hessian(result.adjoint) - posed.loss.grad(solution.value, posed.pairs.x))
+            .flatten(1)
+            .norm(dim=1)
+        )
         torch.testing.assert_close(result.residual, residual, rtol=1e-6, atol=1e-12)
         assert (result.residual <= delta).all() and all(s.ok for s in result.status)
         assert result.cost.mixed_products == posed.size and result.cost.gradients == 0
@@ -243,11 +268,19 @@ def test_nothing_lent_is_changed():
     assert torch.equal(posed.theta, flatten(trainable(posed.energy)))
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"eps": 0.0, "delta": 1e-3}, "eps: given 0.0"), ({"eps": 1e-3, "delta": 0.0}, "delta: given 0.0"),
-    ({"eps": 1e-3, "delta": -1.0}, "delta: given -1.0"), ({"eps": math.nan, "delta": 1e-3}, "eps: given nan"),
-    ({"eps": 1e-3, "delta": 1e-3, "theta": torch.zeros(5)}, r"theta: given shape \(5,\); expected shape \(2,\)"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"eps": 0.0, "delta": 1e-3}, "eps: given 0.0"),
+        ({"eps": 1e-3, "delta": 0.0}, "delta: given 0.0"),
+        ({"eps": 1e-3, "delta": -1.0}, "delta: given -1.0"),
+        ({"eps": math.nan, "delta": 1e-3}, "eps: given nan"),
+        (
+            {"eps": 1e-3, "delta": 1e-3, "theta": torch.zeros(5)},
+            r"theta: given shape \(5,\); expected shape \(2,\)",
+        ),
+    ],
+)
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         hypergradient(oracle("tv").problem, **arguments)
@@ -255,7 +288,9 @@ def test_bad_arguments_are_refused(arguments, message):
 
 def test_a_linear_solve_that_fell_short_says_so():
     posed = oracle("quadratic").problem
-    result = hypergradient(posed, 1e-6, 1e-10, strategy=Implicit(linear=CG(max_steps=2, restarts=0)))
+    result = hypergradient(
+        posed, 1e-6, 1e-10, strategy=Implicit(linear=CG(max_steps=2, restarts=0))
+    )
     assert not any(s.ok for s in result.status) and (result.residual > 1e-10).all()
     error = float((result.value - oracle("quadratic").exact).norm())
     assert error > 1e-4 and result.certified is not None and error <= result.certified

@@ -1,4 +1,6 @@
-"""Unrolled differentiation: autograd through the loop written out, finite differences, checkpoints, learners."""
+"""Unrolled differentiation: autograd through the loop written out, finite differences, checkpoints,
+learners.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ def minimizers(p: BilevelProblem, energy) -> Tensor:
     return p.exact_solution(p.theta) if hasattr(p, "exact_solution") else newton(energy, p.pairs.y)
 
 
-# --- what is computed -------------------------------------------------------------------------------------------------
+# --- what is computed -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", [None, 0.06])
@@ -71,7 +73,9 @@ def test_it_is_autograd_through_the_loop(name, start, method, step):
         close(result.value, expected, 1e-10)
         assert not result.value.requires_grad and all(s.ok for s in result.status)
         if start == "data":
-            torch.testing.assert_close(strategy.reconstruct(energy.at(p.pairs.y), x0).value, x, rtol=0, atol=1e-12)
+            torch.testing.assert_close(
+                strategy.reconstruct(energy.at(p.pairs.y), x0).value, x, rtol=0, atol=1e-12
+            )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -84,12 +88,19 @@ def test_with_a_given_step_it_is_the_derivative_of_the_loss_of_k_steps(name, met
     for _ in range(4):
         e = torch.randn(theta.shape, generator=g, dtype=torch.float64)
         e /= e.norm()
-        up, down = (hypergradient(p, 1.0, 1.0, strategy=strategy, theta=theta + s * h * e).loss for s in (1, -1))
-        assert (up - down) / (2 * h) == pytest.approx(float(result.value @ e), abs=1e-6 * float(result.value.norm()))
+        up, down = (
+            hypergradient(p, 1.0, 1.0, strategy=strategy, theta=theta + s * h * e).loss
+            for s in (1, -1)
+        )
+        assert (up - down) / (2 * h) == pytest.approx(
+            float(result.value @ e), abs=1e-6 * float(result.value.norm())
+        )
 
 
 def test_the_default_step_is_held_constant_in_the_differentiation():
-    """L of TV depends on theta: the loss with a step that follows it has another slope, with a frozen one the same."""
+    """L of TV depends on theta: the loss with a step that follows it has another slope, with a
+    frozen one the same.
+    """
     p, h = oracle("tv").problem, 1e-5
     default = Unrolled(6, method="gd")
     frozen = replace(default, step=constants(p, default)[0])
@@ -98,8 +109,13 @@ def test_the_default_step_is_held_constant_in_the_differentiation():
 
     def slopes(strategy: Unrolled) -> Tensor:
         moves = h * torch.eye(2, dtype=torch.float64)
-        losses = [[hypergradient(p, 1.0, 1.0, strategy=strategy, theta=p.theta + s * e).loss for s in (1, -1)]
-                  for e in moves]
+        losses = [
+            [
+                hypergradient(p, 1.0, 1.0, strategy=strategy, theta=p.theta + s * e).loss
+                for s in (1, -1)
+            ]
+            for e in moves
+        ]
         return torch.tensor([(up - down) / (2 * h) for up, down in losses], dtype=torch.float64)
 
     close(z, slopes(frozen), 1e-6)
@@ -111,8 +127,18 @@ def test_the_default_step_is_held_constant_in_the_differentiation():
 @pytest.mark.parametrize("name", FEW)
 def test_many_steps_are_the_closed_form(name, start, method):
     exact = oracle(name).exact
-    errors = [float((hypergradient(oracle(name).problem, 1e-3, 1.0, strategy=Unrolled(k, start, method)).value
-                     - exact).norm()) / float(exact.norm()) for k in (4, 30, 240)]
+    errors = [
+        float(
+            (
+                hypergradient(
+                    oracle(name).problem, 1e-3, 1.0, strategy=Unrolled(k, start, method)
+                ).value
+                - exact
+            ).norm()
+        )
+        / float(exact.norm())
+        for k in (4, 30, 240)
+    ]
     assert errors[2] < 1e-6 and errors[2] < 1e-2 * errors[1] and errors[1] < errors[0]
 
 
@@ -145,10 +171,16 @@ def test_loss_and_bracket_are_those_of_the_reconstruction(name):
         assert result.bracket[0] <= truth <= result.bracket[1] and result.bracket_kind.certifies
     x = Unrolled(5).reconstruct(energy.at(p.pairs.y), energy.start(p.pairs.y)).value
     assert fixed.loss == pytest.approx(float(p.loss.value(x, p.pairs.x).mean()), rel=1e-12)
-    assert free.loss == pytest.approx(float(p.loss.value(solution.value, p.pairs.x).mean()), rel=1e-12)
+    assert free.loss == pytest.approx(
+        float(p.loss.value(solution.value, p.pairs.x).mean()), rel=1e-12
+    )
     elsewhere = replace(solution, value=solution.value + 1, error=solution.error + 100)
     again = Unrolled(5).gradient(p, energy, elsewhere, 1e-9, adjoint=elsewhere.value)
-    assert torch.equal(again.value, fixed.value) and again.loss == fixed.loss and again.bracket == fixed.bracket
+    assert (
+        torch.equal(again.value, fixed.value)
+        and again.loss == fixed.loss
+        and again.bracket == fixed.bracket
+    )
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -164,7 +196,7 @@ def test_the_batch_is_a_list_of_strangers(name, start):
     close(sum(len(r.status) * r.value for r in parts) / p.size, whole.value, 1e-12)
 
 
-# --- checkpoints ------------------------------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------------------
 
 
 def expected_gradients(steps: int, segment: int) -> int:
@@ -176,8 +208,10 @@ def expected_gradients(steps: int, segment: int) -> int:
 @pytest.mark.parametrize("segment", [None, 1, 2, 3, 5, 10, 11, 12, 50])
 def test_segments_change_the_cost_and_nothing_else(segment, method):
     p, energy, solution = solved("tv")
-    whole, parts = (Unrolled(11, "solution", method, segment=s).gradient(p, energy, solution, 1.0)
-                    for s in (11, segment))
+    whole, parts = (
+        Unrolled(11, "solution", method, segment=s).gradient(p, energy, solution, 1.0)
+        for s in (11, segment)
+    )
     close(parts.value, whole.value, 1e-13)
     close(parts.adjoint, whole.adjoint, 1e-13)
     assert whole.cost.gradients == 11 * p.size
@@ -186,7 +220,9 @@ def test_segments_change_the_cost_and_nothing_else(segment, method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize(("steps", "segment"), [(1, None), (2, None), (9, None), (10, None), (10, 3), (10, 10)])
+@pytest.mark.parametrize(
+    ("steps", "segment"), [(1, None), (2, None), (9, None), (10, None), (10, 3), (10, 10)]
+)
 def test_everything_is_counted(steps, segment, start, method):
     p, energy, solution = solved("scalar_tv")
     counted, strategy = Counted(energy), Unrolled(steps, start, method, segment=segment, group=2)
@@ -205,7 +241,9 @@ def test_everything_is_counted(steps, segment, start, method):
 
 
 class Remembered(CountedAt):
-    """Notes how many of the points at which a gradient was taken are still in memory when a Hessian is."""
+    """Notes how many of the points at which a gradient was taken are still in memory when a Hessian
+    is.
+    """
 
     def __init__(self, f) -> None:
         self.f, self.seen, self.alive = f, [], 0
@@ -235,7 +273,7 @@ def test_memory_grows_as_the_square_root_of_the_steps():
     assert alive[None] == alive[10] <= 2 * 10 + 1 and alive[100] >= 99
 
 
-# --- the map of K steps as a lower level ------------------------------------------------------------------------------
+# --- the map of K steps as a lower level ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -278,7 +316,9 @@ def test_the_front_door_makes_the_steps_and_solves_nothing(name):
     assert torch.equal(coarse.value, fine.value) and coarse.cost == fine.cost
     assert coarse.cost.gradients == (9 + 1 + expected_gradients(9, 3) + 1) * p.size
     solution = solved(name)[2]
-    assert torch.equal(coarse.value, Unrolled(9).gradient(p, p.energy.with_theta(p.theta), solution, 1.0).value)
+    assert torch.equal(
+        coarse.value, Unrolled(9).gradient(p, p.energy.with_theta(p.theta), solution, 1.0).value
+    )
     free = hypergradient(p, 1e-2, 1.0, strategy=Unrolled(9, "solution"))
     assert free.cost.gradients == solution.cost.gradients + expected_gradients(9, 3) * p.size
 
@@ -311,18 +351,23 @@ def test_descending_along_it_decreases_the_loss_of_k_steps():
     assert losses == sorted(losses, reverse=True) and losses[-1] < 0.8 * losses[0]
 
 
-# --- learners ---------------------------------------------------------------------------------------------------------
+# --- learners -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("learner", [MAID(), MAID(memory=0), FixedAccuracy(eps=1e-2)], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "learner", [MAID(), MAID(memory=0), FixedAccuracy(eps=1e-2)], ids=lambda v: type(v).__name__
+)
 def test_every_accepted_step_decreases_the_exact_loss(learner, method):
     p, watched = pictures(TV(0.01, 0.02)), Watched(learner)
     outcome = run(p, watched, steps=6, hypergradient=Unrolled(10, "solution", method))
     losses = [exact_loss(p, theta) for theta in outcome.thetas]
     assert_certified(p, watched, outcome, losses)
     assert len(losses) > 3 and losses[-1] < 0.8 * losses[0]
-    assert all(row["omega_estimated"] is None and row["omega_certified"] is None for row in outcome.record.rows)
+    assert all(
+        row["omega_estimated"] is None and row["omega_certified"] is None
+        for row in outcome.record.rows
+    )
 
 
 def test_many_steps_lead_maid_to_the_optimum():
@@ -349,18 +394,30 @@ def test_the_certified_test_refuses_a_strategy_without_a_bound():
         MAID(test="certified").strategy(Unrolled(start="solution"))
 
 
-# --- bad values -------------------------------------------------------------------------------------------------------
+# --- bad values -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    *(({"steps": v}, f"steps: given {v}; expected an integer >= 1") for v in (0, -2, 2.5, True, None)),
-    *(({"segment": v}, f"segment: given {v}; expected an integer >= 1 or None") for v in (0, 1.5, False)),
-    *(({"step": v}, f"step: given {v}; expected a positive finite number") for v in (0.0, -1.0, math.nan, math.inf)),
-    ({"group": 0}, "group: given 0; expected an integer >= 1"),
-    ({"start": "zero"}, "start: given 'zero'; expected 'data' or 'solution'"),
-    ({"start": None}, "start: given None"),
-    ({"method": "adam"}, "method: given 'adam'; expected 'gd' or 'agd'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        *(
+            ({"steps": v}, f"steps: given {v}; expected an integer >= 1")
+            for v in (0, -2, 2.5, True, None)
+        ),
+        *(
+            ({"segment": v}, f"segment: given {v}; expected an integer >= 1 or None")
+            for v in (0, 1.5, False)
+        ),
+        *(
+            ({"step": v}, f"step: given {v}; expected a positive finite number")
+            for v in (0.0, -1.0, math.nan, math.inf)
+        ),
+        ({"group": 0}, "group: given 0; expected an integer >= 1"),
+        ({"start": "zero"}, "start: given 'zero'; expected 'data' or 'solution'"),
+        ({"start": None}, "start: given None"),
+        ({"method": "adam"}, "method: given 'adam'; expected 'gd' or 'agd'"),
+    ],
+)
 def test_bad_values_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Unrolled(**arguments)
@@ -385,7 +442,9 @@ def test_a_step_beyond_the_strong_convexity_is_plain():
     """mu tau > 1 leaves no momentum: agd is gd there."""
     p, _, solution = solved("tv")
     p = BilevelProblem(denoising(TV(0.05, 0.2) + Tikhonov(3.0).double()).double(), p.pairs)
-    plain, accelerated = (Unrolled(4, "solution", m, step=0.26).gradient(p, p.energy, solution, 1.0) for m in METHODS)
+    plain, accelerated = (
+        Unrolled(4, "solution", m, step=0.26).gradient(p, p.energy, solution, 1.0) for m in METHODS
+    )
     assert torch.equal(plain.value, accelerated.value)
 
 
@@ -397,4 +456,6 @@ def test_nothing_lent_is_changed():
         Unrolled(4, start).gradient(p, energy, solution, 1.0)
     Unrolled(4).reconstruct(energy.at(p.pairs.y), p.pairs.y)
     assert all(torch.equal(a, b) for a, b in zip(lent, kept, strict=True))
-    assert all(q.grad is None for q in energy.parameters()) and torch.equal(torch.get_rng_state(), random)
+    assert all(q.grad is None for q in energy.parameters()) and torch.equal(
+        torch.get_rng_state(), random
+    )

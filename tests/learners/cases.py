@@ -23,7 +23,10 @@ GALLERY = {
     "spectrum": lambda: gallery.spectrum_quadratic(10.0, n=12),
     "two_pixels": lambda: gallery.scalar_tv(),
 }
-IMAGES: dict[str, Callable[[], Regularizer]] = {"TV": lambda: TV(), "FoE": lambda: FoE(filters=3, size=3)}
+IMAGES: dict[str, Callable[[], Regularizer]] = {
+    "TV": lambda: TV(),
+    "FoE": lambda: FoE(filters=3, size=3),
+}
 
 
 class Plain(SimpleNamespace):
@@ -45,11 +48,15 @@ def denoising() -> torch.nn.Module:
 
 def pictures(regularizer: Regularizer | None = None, data: object = None) -> BilevelProblem:
     """Denoising of the phantoms, with TV unless another regularizer is given."""
-    return BilevelProblem(Energy(denoising(), regularizer or TV()), phantoms()[0] if data is None else data)
+    return BilevelProblem(
+        Energy(denoising(), regularizer or TV()), phantoms()[0] if data is None else data
+    )
 
 
 class Watched:
-    """A learner that keeps its states; their ``last`` holds theta_k and z_k of the step that led to them."""
+    """A learner that keeps its states; their ``last`` holds theta_k and z_k of the step that led to
+    them.
+    """
 
     def __init__(self, learner: object) -> None:
         self.learner, self.states = learner, []
@@ -88,12 +95,18 @@ def exact_loss(problem: BilevelProblem, theta: Tensor) -> float:
 
 
 def slack(problem: BilevelProblem) -> float:
-    """How far ``exact_loss`` can be off: a few roundings of a loss of order one, or the tight solve."""
+    """How far ``exact_loss`` can be off: a few roundings of a loss of order one, or the tight
+    solve.
+    """
     return 1e-14 if hasattr(problem, "exact_loss") else 1e-9
 
 
-def assert_certified(problem: BilevelProblem, watched: Watched, outcome: Run, losses: list[float]) -> None:
-    """Every row brackets its exact loss, and every step decreased it as much as the learner promises."""
+def assert_certified(
+    problem: BilevelProblem, watched: Watched, outcome: Run, losses: list[float]
+) -> None:
+    """Every row brackets its exact loss, and every step decreased it as much as the learner
+    promises.
+    """
     off, promised = slack(problem), watched.learner.sufficient
     assert len(losses) == len(outcome.record.rows) == len(outcome.thetas)
     for row, loss in zip(outcome.record.rows, losses, strict=True):

@@ -19,7 +19,7 @@ from learnreg.learners.box import Box, box_of, check_ranges
 INF = math.inf
 
 
-# --- the box itself ---------------------------------------------------------------------------------------------------
+# --- the box itself -------------------------------------------------------------------------------
 
 
 def test_one_range_is_for_all_parameters():
@@ -30,7 +30,9 @@ def test_one_range_is_for_all_parameters():
 
 def test_no_range_is_no_constraint():
     box = box_of(None, pictures())
-    assert box.lower.tolist() == [-INF, -INF] and box.upper.tolist() == [INF, INF] and not box.bounded
+    assert (
+        box.lower.tolist() == [-INF, -INF] and box.upper.tolist() == [INF, INF] and not box.bounded
+    )
 
 
 def test_ranges_by_name_leave_the_others_free():
@@ -55,28 +57,53 @@ def test_half_open_ranges():
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
-@given(theta=st.lists(st.floats(-10, 10), min_size=1, max_size=4), low=st.floats(-5, 0), width=st.floats(0.1, 5),
-       dtype=st.sampled_from([torch.float32, torch.float64]))
+@given(
+    theta=st.lists(st.floats(-10, 10), min_size=1, max_size=4),
+    low=st.floats(-5, 0),
+    width=st.floats(0.1, 5),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
 def test_projection_gives_the_nearest_point(theta, low, width, dtype):
     theta = torch.tensor(theta, dtype=dtype)
     lower = torch.full((len(theta),), low, dtype=torch.float64)
     box = Box(lower, lower + width)
     found = box.project(theta)
     assert found.dtype == dtype
-    expected = [min(max(t, box.lower.to(dtype)[0].item()), box.upper.to(dtype)[0].item()) for t in theta.tolist()]
+    expected = [
+        min(max(t, box.lower.to(dtype)[0].item()), box.upper.to(dtype)[0].item())
+        for t in theta.tolist()
+    ]
     assert found.tolist() == expected
     assert box.project(found).equal(found)
 
 
-@pytest.mark.parametrize("ranges", [
-    [1.0], [1.0, 2.0, 3.0], [2.0, 1.0], [1.0, 1.0], ["a", "b"], [math.nan, 1.0], [0.0, math.nan], [True, 2.0], 3.0,
-    "wide", {"w": 3.0}, {"w": [2.0, 1.0]}, {"w": None}, torch.tensor([0.0, 1.0])])
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        [1.0],
+        [1.0, 2.0, 3.0],
+        [2.0, 1.0],
+        [1.0, 1.0],
+        ["a", "b"],
+        [math.nan, 1.0],
+        [0.0, math.nan],
+        [True, 2.0],
+        3.0,
+        "wide",
+        {"w": 3.0},
+        {"w": [2.0, 1.0]},
+        {"w": None},
+        torch.tensor([0.0, 1.0]),
+    ],
+)
 def test_what_is_no_range_is_refused(ranges):
     with pytest.raises(InputError, match=r"^box.*lower < upper"):
         check_ranges("box", ranges)
 
 
-@pytest.mark.parametrize("ranges", [None, [0, 1], (0.0, 1.0), [-INF, INF], {}, {"a": [0, 1], "b[3]": [-INF, 1.0]}])
+@pytest.mark.parametrize(
+    "ranges", [None, [0, 1], (0.0, 1.0), [-INF, INF], {}, {"a": [0, 1], "b[3]": [-INF, 1.0]}]
+)
 def test_what_is_a_range_is_not(ranges):
     check_ranges("box", ranges)
 
@@ -93,11 +120,13 @@ def test_a_start_outside_is_refused_before_anything_is_solved(learner, monkeypat
         run(pictures(), learner(box={"log_weight": [-2, 5], "log_smoothing": [-9, 5]}), steps=1)
 
 
-# --- learners in a box ------------------------------------------------------------------------------------------------
+# --- learners in a box ----------------------------------------------------------------------------
 
 
 def bounds(problem, active: bool) -> dict:
-    """A box around the start that holds the optimum, or leaves it out in the entry that is farthest away."""
+    """A box around the start that holds the optimum, or leaves it out in the entry that is farthest
+    away.
+    """
     start, best = problem.theta.double(), problem.exact_optimum()
     reach = 3 * (best - start).abs() + 1
     low, high = start - reach, start + reach
@@ -110,25 +139,67 @@ def bounds(problem, active: bool) -> dict:
 
 def constrained_optimum(problem, box: Box) -> torch.Tensor:
     """By SciPy on the closed form."""
+
     def exact(x):
         theta = torch.tensor(x)
         return problem.exact_loss(theta), problem.exact_hypergradient(theta).numpy()
 
     pairs = list(zip(box.lower.tolist(), box.upper.tolist(), strict=True))
-    found = minimize(exact, problem.theta.numpy(), jac=True, bounds=pairs, method="L-BFGS-B",
-                     options={"ftol": 1e-15, "gtol": 1e-10})
+    found = minimize(
+        exact,
+        problem.theta.numpy(),
+        jac=True,
+        bounds=pairs,
+        method="L-BFGS-B",
+        options={"ftol": 1e-15, "gtol": 1e-10},
+    )
     return torch.tensor(np.asarray(found.x))
 
 
 LEARNERS = {
     "hoag": (lambda box: HOAG(box=box, eps0=1e-2, delta0=1e-2, alpha0=1.0), 40),
     "lbfgsb": (lambda box: LBFGSB(box=box, eps=1e-8, delta=1e-8), 40),
-    "sgd": (lambda box: Stochastic(box=box, batch=3, alpha0=1.5, step_exponent=0.0, accuracy_exponent=2.0, record=20,
-                                   eps0=1e-2, delta0=1e-2), 2),
-    "momentum": (lambda box: Stochastic(box=box, batch=3, alpha0=0.5, step_exponent=0.0, accuracy_exponent=2.0,
-                                        momentum=0.5, record=40, eps0=1e-2, delta0=1e-2), 1),
-    "adam": (lambda box: Stochastic(box=box, batch=3, alpha0=0.3, step_exponent=0.5, accuracy_exponent=2.0, record=40,
-                                    eps0=1e-2, delta0=1e-2, optimizer="adam"), 1),
+    "sgd": (
+        lambda box: Stochastic(
+            box=box,
+            batch=3,
+            alpha0=1.5,
+            step_exponent=0.0,
+            accuracy_exponent=2.0,
+            record=20,
+            eps0=1e-2,
+            delta0=1e-2,
+        ),
+        2,
+    ),
+    "momentum": (
+        lambda box: Stochastic(
+            box=box,
+            batch=3,
+            alpha0=0.5,
+            step_exponent=0.0,
+            accuracy_exponent=2.0,
+            momentum=0.5,
+            record=40,
+            eps0=1e-2,
+            delta0=1e-2,
+        ),
+        1,
+    ),
+    "adam": (
+        lambda box: Stochastic(
+            box=box,
+            batch=3,
+            alpha0=0.3,
+            step_exponent=0.5,
+            accuracy_exponent=2.0,
+            record=40,
+            eps0=1e-2,
+            delta0=1e-2,
+            optimizer="adam",
+        ),
+        1,
+    ),
 }
 
 
@@ -148,14 +219,22 @@ def test_the_constrained_optimum_is_found_and_the_box_never_left(name):
 
 @pytest.mark.parametrize("learner", [HOAG, Stochastic])
 def test_a_box_that_is_not_in_the_way_changes_nothing(learner):
-    one, two = (run(GALLERY["quadratic"](), learner(box=box), steps=3)
-                for box in (None, bounds(GALLERY["quadratic"](), active=False)))
+    one, two = (
+        run(GALLERY["quadratic"](), learner(box=box), steps=3)
+        for box in (None, bounds(GALLERY["quadratic"](), active=False))
+    )
     assert one.thetas.equal(two.thetas)
 
 
-@pytest.mark.parametrize("learner", [HOAG(box=[-3.2, 1.0], alpha0=100.0), LBFGSB(box={"log_weight": [-3.0, -2.9]}),
-                                     Stochastic(box=[-4.5, 0.0], optimizer="adam", alpha0=1.0)],
-                         ids=["hoag", "lbfgsb", "adam"])
+@pytest.mark.parametrize(
+    "learner",
+    [
+        HOAG(box=[-3.2, 1.0], alpha0=100.0),
+        LBFGSB(box={"log_weight": [-3.0, -2.9]}),
+        Stochastic(box=[-4.5, 0.0], optimizer="adam", alpha0=1.0),
+    ],
+    ids=["hoag", "lbfgsb", "adam"],
+)
 def test_a_box_holds_for_pictures_in_float32(learner):
     if isinstance(learner.box, list) and learner.box[0] == -3.2:
         problem = pictures(type(IMAGES["TV"]())(smoothing=0.05))
@@ -165,4 +244,6 @@ def test_a_box_holds_for_pictures_in_float32(learner):
     box = box_of(learner.box, problem)
     low, high = box.lower.to(outcome.thetas), box.upper.to(outcome.thetas)
     assert bool((outcome.thetas >= low).all()) and bool((outcome.thetas <= high).all())
-    assert bool(((outcome.thetas[1:] == low) | (outcome.thetas[1:] == high)).any()), "the box is in the way"
+    assert bool(((outcome.thetas[1:] == low) | (outcome.thetas[1:] == high)).any()), (
+        "the box is in the way"
+    )

@@ -1,7 +1,8 @@
-"""Certified decrease and brackets on random small problems, checked with tight solves of another kind.
+"""Certified decrease and brackets on random small problems, checked with tight solves of another
+kind.
 
-MAID and its fixed-accuracy baseline: the exact loss falls at every accepted step by as much as is promised. Every other
-learner that shows a bracket: the exact loss lies in it.
+MAID and its fixed-accuracy baseline: the exact loss falls at every accepted step by as much as is
+promised. Every other learner that shows a bracket: the exact loss lies in it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from hypothesis import strategies as st
 from tests.learners.cases import Plain, Watched, assert_certified, exact_loss, run, slack
 
 from learnreg.hypergradients import Implicit, JacobianFree, Unrolled
-from learnreg.learners import HOAG, LBFGSB, MAID, Budget, FixedAccuracy, GridSearch, RandomSearch, Stochastic
+from learnreg.learners import (
+    HOAG,
+    LBFGSB,
+    MAID,
+    Budget,
+    FixedAccuracy,
+    GridSearch,
+    RandomSearch,
+    Stochastic,
+)
 from learnreg.problems import BilevelProblem, Energy, gallery
 from learnreg.regularizers import TV, FoE, Tikhonov
 
@@ -29,35 +39,80 @@ def pictures(kind: str, seed: int, count: int, noise: float, dtype: torch.dtype)
     x = torch.nn.functional.interpolate(x, size=8, mode="nearest")
     y = x + noise * torch.randn(x.shape, generator=g, dtype=torch.float64)
     weight = 10 ** (2 * float(torch.rand((), generator=g)) - 2.5)
-    regularizer = {"TV": lambda: TV(weight, smoothing=weight), "FoE": lambda: FoE(2, 3, init="random", seed=seed),
-                   "sum": lambda: TV(weight, isotropic=False) + Tikhonov(weight)}[kind]()
-    return BilevelProblem(Energy(deepinv.physics.Denoising(), regularizer), Plain(x=x.to(dtype), y=y.to(dtype)))
+    regularizer = {
+        "TV": lambda: TV(weight, smoothing=weight),
+        "FoE": lambda: FoE(2, 3, init="random", seed=seed),
+        "sum": lambda: TV(weight, isotropic=False) + Tikhonov(weight),
+    }[kind]()
+    return BilevelProblem(
+        Energy(deepinv.physics.Denoising(), regularizer), Plain(x=x.to(dtype), y=y.to(dtype))
+    )
 
 
 sizes = st.integers(1, 4)
 seeds = st.integers(0, 2**20)
 vectors = st.one_of(
-    st.builds(lambda images, n, d, c, seed: gallery.quadratic(images=images, n=n, d=d, condition=10**c, seed=seed),
-              st.integers(1, 3), sizes, sizes, st.floats(0, 2.5), seeds),
-    st.builds(lambda c, n, d, seed: gallery.spectrum_quadratic(10**c, n=n + d, d=d, seed=seed), st.floats(0, 2), sizes,
-              sizes, seeds),
-    st.builds(lambda images, w, nu, seed: gallery.scalar_tv(images, 10**w, 10**nu, seed), sizes, st.floats(-2.5, 0.5),
-              st.floats(-2, 0), seeds))
-images = st.builds(pictures, st.sampled_from(["TV", "FoE", "sum"]), seeds, st.integers(1, 2), st.floats(0.03, 0.3),
-                   st.sampled_from([torch.float32, torch.float64]))
+    st.builds(
+        lambda images, n, d, c, seed: gallery.quadratic(
+            images=images, n=n, d=d, condition=10**c, seed=seed
+        ),
+        st.integers(1, 3),
+        sizes,
+        sizes,
+        st.floats(0, 2.5),
+        seeds,
+    ),
+    st.builds(
+        lambda c, n, d, seed: gallery.spectrum_quadratic(10**c, n=n + d, d=d, seed=seed),
+        st.floats(0, 2),
+        sizes,
+        sizes,
+        seeds,
+    ),
+    st.builds(
+        lambda images, w, nu, seed: gallery.scalar_tv(images, 10**w, 10**nu, seed),
+        sizes,
+        st.floats(-2.5, 0.5),
+        st.floats(-2, 0),
+        seeds,
+    ),
+)
+images = st.builds(
+    pictures,
+    st.sampled_from(["TV", "FoE", "sum"]),
+    seeds,
+    st.integers(1, 2),
+    st.floats(0.03, 0.3),
+    st.sampled_from([torch.float32, torch.float64]),
+)
 scales = st.none() | st.floats(-3, 1).map(lambda e: 10**e)
-strategies = st.sampled_from([Implicit(), JacobianFree(terms=1), JacobianFree(terms=5),
-                              Unrolled(steps=5, start="solution")])
-maids = st.builds(MAID, eps0=scales, delta0=scales, alpha0=scales, memory=st.sampled_from([0, MAID().memory]),
-                  sufficient=st.sampled_from([1e-4, 0.3]), gradient_tolerance=st.just(1e-6))
-fixed = st.builds(FixedAccuracy, eps=st.floats(-6, -1).map(lambda e: 10**e),
-                  delta=st.floats(-6, 0).map(lambda e: 10**e), alpha0=scales, memory=st.sampled_from([0, 20]),
-                  sufficient=st.sampled_from([1e-4, 0.3]))
+strategies = st.sampled_from(
+    [Implicit(), JacobianFree(terms=1), JacobianFree(terms=5), Unrolled(steps=5, start="solution")]
+)
+maids = st.builds(
+    MAID,
+    eps0=scales,
+    delta0=scales,
+    alpha0=scales,
+    memory=st.sampled_from([0, MAID().memory]),
+    sufficient=st.sampled_from([1e-4, 0.3]),
+    gradient_tolerance=st.just(1e-6),
+)
+fixed = st.builds(
+    FixedAccuracy,
+    eps=st.floats(-6, -1).map(lambda e: 10**e),
+    delta=st.floats(-6, 0).map(lambda e: 10**e),
+    alpha0=scales,
+    memory=st.sampled_from([0, 20]),
+    sufficient=st.sampled_from([1e-4, 0.3]),
+)
 
 
 def decreases(problem: BilevelProblem, learner: object, strategy: object, seed: int) -> None:
     watched = Watched(learner)
-    outcome = run(problem, watched, budget=Budget(steps=4, work=800), hypergradient=strategy, seed=seed)
+    outcome = run(
+        problem, watched, budget=Budget(steps=4, work=800), hypergradient=strategy, seed=seed
+    )
     losses = [exact_loss(problem, theta) for theta in outcome.thetas]
     assert_certified(problem, watched, outcome, losses)
     assert all(after <= before + 2 * slack(problem) for before, after in pairwise(losses))
@@ -91,10 +146,23 @@ def test_with_a_penalty_too(problem, learner, factor):
 
 
 rivals = st.one_of(
-    st.builds(HOAG, st.sampled_from(["quadratic", "cubic", "geometric"]), eps0=scales, delta0=scales, alpha0=scales),
-    st.builds(LBFGSB, eps=st.floats(-6, 0).map(lambda e: 10**e), delta=st.floats(-6, 0).map(lambda e: 10**e)),
+    st.builds(
+        HOAG,
+        st.sampled_from(["quadratic", "cubic", "geometric"]),
+        eps0=scales,
+        delta0=scales,
+        alpha0=scales,
+    ),
+    st.builds(
+        LBFGSB,
+        eps=st.floats(-6, 0).map(lambda e: 10**e),
+        delta=st.floats(-6, 0).map(lambda e: 10**e),
+    ),
     st.builds(RandomSearch, st.just([-8.0, 2.0]), eps=st.floats(-4, 0).map(lambda e: 10**e)),
-    st.builds(GridSearch, st.just([-8.0, 2.0]), st.just(2), eps=st.floats(-4, 0).map(lambda e: 10**e)))
+    st.builds(
+        GridSearch, st.just([-8.0, 2.0]), st.just(2), eps=st.floats(-4, 0).map(lambda e: 10**e)
+    ),
+)
 
 
 def brackets(problem: BilevelProblem, learner: object, seed: int) -> None:
@@ -124,5 +192,7 @@ def test_brackets_of_other_learners_hold_for_pictures(problem, learner, seed):
 @settings(quick, max_examples=10)
 @given(problem=vectors, batch=st.integers(1, 4), eps=st.floats(-3, 0).map(lambda e: 10**e))
 def test_the_only_bracket_of_a_stochastic_run_holds(problem, batch, eps):
-    row = run(problem, Stochastic(batch=batch, eps0=eps, delta0=eps), budget=Budget(work=1e-9)).record.rows[0]
+    row = run(
+        problem, Stochastic(batch=batch, eps0=eps, delta0=eps), budget=Budget(work=1e-9)
+    ).record.rows[0]
     assert row["lower"] - slack(problem) <= problem.exact_loss() <= row["upper"] + slack(problem)

@@ -30,7 +30,9 @@ def spd(seed: int = 1) -> Tensor:
     return (a @ a.T + 0.1 * torch.eye(D, dtype=torch.float64)) / torch.outer(u, u)
 
 
-def collected(count: int, memory: int = 20, u: Tensor | None = None) -> tuple[CurvaturePairs, list[tuple]]:
+def collected(
+    count: int, memory: int = 20, u: Tensor | None = None
+) -> tuple[CurvaturePairs, list[tuple]]:
     """Pairs of a quadratic, added one after the other, and the list of all."""
     u = units() if u is None else u
     pairs, given, hessian = CurvaturePairs.empty(torch.zeros(D, dtype=torch.float64)), [], spd()
@@ -42,7 +44,9 @@ def collected(count: int, memory: int = 20, u: Tensor | None = None) -> tuple[Cu
 
 
 def dense_bfgs(given: list[tuple[Tensor, Tensor]], u: Tensor) -> Tensor:
-    """The inverse BFGS matrix: H <- (I - rho s y^T) H (I - rho y s^T) + rho s s^T, from scaled squared units."""
+    """The inverse BFGS matrix: H <- (I - rho s y^T) H (I - rho y s^T) + rho s s^T, from scaled
+    squared units.
+    """
     h, eye = torch.diag(u**2), torch.eye(D, dtype=torch.float64)
     if given:
         s, y = given[-1]
@@ -66,7 +70,9 @@ def test_the_two_loops_are_the_dense_matrix(count, scaled):
     pairs, given = collected(count, u=u)
     assert len(pairs) == count
     expected = dense_bfgs(given, u)
-    assert torch.allclose(matrix(pairs, u), expected, rtol=1e-8, atol=1e-10 * float(expected.abs().max()))
+    assert torch.allclose(
+        matrix(pairs, u), expected, rtol=1e-8, atol=1e-10 * float(expected.abs().max())
+    )
 
 
 def test_without_pairs_it_is_scaled_steepest_descent():
@@ -100,7 +106,9 @@ def test_a_change_of_units_changes_nothing_but_the_units():
     pairs, _ = collected(4)
     c, u, z = torch.exp(normal(D, seed=3)), units(), normal(D, seed=4)
     moved = CurvaturePairs(pairs.s / c, pairs.y * c)
-    assert torch.allclose(moved.direction(c * z, (u / c) ** 2), pairs.direction(z, u**2) / c, rtol=1e-9)
+    assert torch.allclose(
+        moved.direction(c * z, (u / c) ** 2), pairs.direction(z, u**2) / c, rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("curvature", [-1.0, 0.0, 1e-6], ids=["negative", "zero", "faint"])
@@ -110,7 +118,10 @@ def test_what_is_not_clearly_positive_curvature_is_refused(curvature):
     s = torch.zeros(D, dtype=torch.float64)
     s[0] = 1
     y = torch.zeros_like(s)
-    y[0], y[1] = curvature / u[0], 1 / u[1]  # <s, y> is ``curvature`` times the natural sizes of both
+    y[0], y[1] = (
+        curvature / u[0],
+        1 / u[1],
+    )  # <s, y> is ``curvature`` times the natural sizes of both
     assert pairs.add(s, y, 20, u) is pairs
 
 
@@ -121,7 +132,9 @@ def test_a_pair_that_is_not_finite_is_refused():
 
 
 def test_the_measure_of_curvature_knows_the_units():
-    """s along a coordinate with a large unit and y along its small partner: fine in natural units, faint without."""
+    """s along a coordinate with a large unit and y along its small partner: fine in natural units,
+    faint without.
+    """
     u = torch.tensor([1e4, 1e-4, 1, 1, 1, 1], dtype=torch.float64)
     s = torch.tensor([1e4, 1e-4, 0, 0, 0, 0], dtype=torch.float64)
     y = torch.tensor([1e-4, 1e4, 0, 0, 0, 0], dtype=torch.float64)
@@ -134,7 +147,7 @@ def test_the_measure_of_curvature_knows_the_units():
 def test_memory_is_a_limit_and_the_oldest_goes_first(memory):
     pairs, given = collected(5, memory)
     assert len(pairs) == memory
-    kept = given[len(given) - memory:]
+    kept = given[len(given) - memory :]
     assert all(row.equal(s) for row, (s, _) in zip(pairs.s, kept, strict=True))
     assert all(row.equal(y) for row, (_, y) in zip(pairs.y, kept, strict=True))
 
@@ -155,7 +168,9 @@ def test_the_metric_without_a_history_is_that_of_the_units():
 
 @given(seed=st.integers(0, 2**31), spread=st.floats(0.0, 20.0), power=st.floats(-100.0, 100.0))
 def test_the_metric_is_positive_and_knows_ratios_only(seed, spread, power):
-    """Gradients sixteen times as large take a quarter of the step; a factor common to all changes nothing."""
+    """Gradients sixteen times as large take a quarter of the step; a factor common to all changes
+    nothing.
+    """
     squares = torch.exp(spread * normal(D, seed=seed))
     metric = diagonal_metric(squares, units())
     assert bool((metric > 0).all()) and bool(torch.isfinite(metric).all())
@@ -171,4 +186,6 @@ def test_the_mean_of_squares_is_taken_in_units_and_forgets():
     z, other, u = normal(D, seed=1), normal(D, seed=2), units()
     first = mean_squares(None, z, u)
     assert first.equal((u * z) ** 2)
-    assert torch.allclose(mean_squares(first, other, u), FORGET * first + (1 - FORGET) * (u * other) ** 2)
+    assert torch.allclose(
+        mean_squares(first, other, u), FORGET * first + (1 - FORGET) * (u * other) ** 2
+    )

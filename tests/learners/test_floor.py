@@ -1,4 +1,6 @@
-"""Where the linear system cannot be solved more accurately, a run ends or goes on in float64; it never spins."""
+"""Where the linear system cannot be solved more accurately, a run ends or goes on in float64; it
+never spins.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,12 @@ class AtTheFloor(Implicit):
     def gradient(self, problem, energy, solution, delta, adjoint=None):
         result = super().gradient(problem, energy, solution, delta, adjoint)
         n = len(result.status)
-        return replace(result, residual=torch.full((n,), 1e3, dtype=torch.float64), estimated=10 * result.norm,
-                       status=(Status.ROUNDING_FLOOR,) * n)
+        return replace(
+            result,
+            residual=torch.full((n,), 1e3, dtype=torch.float64),
+            estimated=10 * result.norm,
+            status=(Status.ROUNDING_FLOOR,) * n,
+        )
 
 
 class Given(MAID):
@@ -33,6 +39,8 @@ class Given(MAID):
 
 @pytest.mark.parametrize("promote", [True, False])
 def test_a_linear_system_at_its_floor_ends_the_run_with_a_sentence(promote):
-    outcome = learn(pictures(), Given(), hypergradient=AtTheFloor(), budget=Budget(steps=3), promote=promote)
+    outcome = learn(
+        pictures(), Given(), hypergradient=AtTheFloor(), budget=Budget(steps=3), promote=promote
+    )
     assert isinstance(outcome.stop, StopReason) and outcome.stop.code == "rounding_floor"
     assert "linear system" in outcome.stop.sentence

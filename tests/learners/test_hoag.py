@@ -1,4 +1,6 @@
-"""HOAG: one move per pass, schedules as declared, undone moves that leave no trace but in L and eps, exact resume."""
+"""HOAG: one move per pass, schedules as declared, undone moves that leave no trace but in L and
+eps, exact resume.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,11 @@ from learnreg.learners import HOAG
 from learnreg.learners.hoag import SMALLEST_EPS
 from learnreg.learners.lower_level import LowerLevel
 
-FACTORS = {"quadratic": lambda k: 1 / (k + 1) ** 2, "cubic": lambda k: 1 / (k + 1) ** 3, "geometric": lambda k: 0.9**k}
+FACTORS = {
+    "quadratic": lambda k: 1 / (k + 1) ** 2,
+    "cubic": lambda k: 1 / (k + 1) ** 3,
+    "geometric": lambda k: 0.9**k,
+}
 
 
 def watch(problem, learner, **arguments):
@@ -30,21 +36,25 @@ def hessian(problem) -> torch.Tensor:
     """Of the exact f of a quadratic problem (d, d)."""
     d = problem.theta.numel()
     start = problem.exact_hypergradient(torch.zeros(d, dtype=torch.float64))
-    return torch.stack([problem.exact_hypergradient(e) - start for e in torch.eye(d, dtype=torch.float64)], dim=1)
+    return torch.stack(
+        [problem.exact_hypergradient(e) - start for e in torch.eye(d, dtype=torch.float64)], dim=1
+    )
 
 
 def smoothness(problem) -> float:
     return float(torch.linalg.eigvalsh(hessian(problem))[-1])
 
 
-# --- convergence ------------------------------------------------------------------------------------------------------
+# --- convergence ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("schedule", FACTORS)
 def test_it_reaches_the_optimum_at_a_linear_rate(schedule):
-    """With 1 / L_f the first passes contract by 1 - mu_f / L_f at least, up to the error of z, which follows eps.
+    """With 1 / L_f the first passes contract by 1 - mu_f / L_f at least, up to the error of z,
+    which follows eps.
 
-    ||B|| = 2 and mu = 1 in this problem, so that ||z - grad f|| <= 2 (eps + delta). Later L has shrunk below L_f / 2.
+    ||B|| = 2 and mu = 1 in this problem, so that ||z - grad f|| <= 2 (eps + delta). Later L has
+    shrunk below L_f / 2.
     """
     problem = GALLERY["quadratic"]()
     curvatures = torch.linalg.eigvalsh(hessian(problem))
@@ -65,8 +75,12 @@ def test_it_reaches_the_optimum_at_a_linear_rate(schedule):
 
 
 def test_tighter_schedules_cost_more_work():
-    work = {s: run(GALLERY["quadratic"](), HOAG(s, eps0=0.1, delta0=0.1, alpha0=0.5), steps=8).record.rows[-1]["work"]
-            for s in FACTORS}
+    work = {
+        s: run(
+            GALLERY["quadratic"](), HOAG(s, eps0=0.1, delta0=0.1, alpha0=0.5), steps=8
+        ).record.rows[-1]["work"]
+        for s in FACTORS
+    }
     assert work["geometric"] < work["quadratic"] < work["cubic"]
 
 
@@ -75,12 +89,14 @@ def test_it_learns_from_pictures():
     assert rows[-1]["loss"] < 0.85 * rows[0]["loss"]
 
 
-# --- one pass ---------------------------------------------------------------------------------------------------------
+# --- one pass -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["quadratic", "two_pixels"])
 def test_every_pass_moves_theta_by_one_step_of_minus_z(name, monkeypatch):
-    """z is asked for once, at theta_k with delta_k, and theta_{k+1} - theta_k = -z / L, L that of the record."""
+    """z is asked for once, at theta_k with delta_k, and theta_{k+1} - theta_k = -z / L, L that of
+    the record.
+    """
     asked, gradient = [], LowerLevel.gradient
 
     def watched_gradient(lower, point, delta, adjoint):
@@ -90,13 +106,19 @@ def test_every_pass_moves_theta_by_one_step_of_minus_z(name, monkeypatch):
 
     monkeypatch.setattr(LowerLevel, "gradient", watched_gradient)
     problem = GALLERY[name]()
-    outcome = run(problem, HOAG(eps0=1e-3, delta0=1e-3, alpha0=0.3 / smoothness(GALLERY["quadratic"]())), steps=8)
+    outcome = run(
+        problem,
+        HOAG(eps0=1e-3, delta0=1e-3, alpha0=0.3 / smoothness(GALLERY["quadratic"]())),
+        steps=8,
+    )
     rows = outcome.record.rows
     assert not any(row["undone"] for row in rows) and len(asked) == 8
     for k, (theta, delta, z) in enumerate(asked):
         assert theta.equal(outcome.thetas[k]) and delta == rows[k]["delta"]
         assert rows[k + 1]["gradient_norm"] == pytest.approx(float(z.norm()), rel=1e-12)
-        assert torch.allclose(outcome.thetas[k + 1], theta - rows[k + 1]["step_size"] * z, rtol=1e-14, atol=1e-14)
+        assert torch.allclose(
+            outcome.thetas[k + 1], theta - rows[k + 1]["step_size"] * z, rtol=1e-14, atol=1e-14
+        )
 
 
 def verdict(learner: HOAG, before: dict, now: dict, later: float, move: float, alpha: float) -> str:
@@ -137,7 +159,9 @@ def test_the_passes_follow_the_rule(schedule, alpha0):
 
 @pytest.mark.parametrize("schedule", FACTORS)
 def test_accuracies_are_those_of_the_schedule(schedule):
-    rows = run(GALLERY["quadratic"](), HOAG(schedule, eps0=0.3, delta0=0.7, alpha0=0.5), steps=8).record.rows
+    rows = run(
+        GALLERY["quadratic"](), HOAG(schedule, eps0=0.3, delta0=0.7, alpha0=0.5), steps=8
+    ).record.rows
     assert not any(row["undone"] for row in rows)
     for k, row in enumerate(rows):
         assert row["eps"] == pytest.approx(0.3 * FACTORS[schedule](k), rel=1e-12)
@@ -153,32 +177,44 @@ def test_the_ratio_is_that_of_the_geometric_schedule():
 def test_no_accuracy_falls_below_the_floor(monkeypatch):
     learner = HOAG("geometric", eps0=1e-9, delta0=1e-9, ratio=1e-2, alpha0=0.5)
     rows = run(GALLERY["quadratic"](), learner, steps=4).record.rows
-    assert [row["eps"] for row in rows] == pytest.approx([1e-9, 1e-11, SMALLEST_EPS, SMALLEST_EPS, SMALLEST_EPS])
+    assert [row["eps"] for row in rows] == pytest.approx(
+        [1e-9, 1e-11, SMALLEST_EPS, SMALLEST_EPS, SMALLEST_EPS]
+    )
 
 
 def test_the_first_move_has_the_length_of_the_root_of_d():
     problem = GALLERY["quadratic"]()
     outcome = run(problem, HOAG(), steps=1)
-    assert float((outcome.thetas[1] - outcome.thetas[0]).norm()) == pytest.approx(problem.theta.numel() ** 0.5)
+    assert float((outcome.thetas[1] - outcome.thetas[0]).norm()) == pytest.approx(
+        problem.theta.numel() ** 0.5
+    )
 
 
-# --- undone moves -----------------------------------------------------------------------------------------------------
+# --- undone moves ---------------------------------------------------------------------------------
 
 
 def test_an_undone_pass_restores_theta_and_solution_and_computes_no_gradient():
-    """The solution at theta_0 goes on from where it was; no mixed product is paid for in the pass."""
+    """The solution at theta_0 goes on from where it was; no mixed product is paid for in the
+    pass.
+    """
     problem = GALLERY["quadratic"]()
     outcome, states = watch(problem, HOAG(eps0=0.1, delta0=0.1, alpha0=20.0), steps=3)
     rows = outcome.record.rows
     assert [row["undone"] for row in rows] == [False, False, True, False]
-    assert outcome.thetas[2].equal(outcome.thetas[0]) and not outcome.thetas[1].equal(outcome.thetas[0])
+    assert outcome.thetas[2].equal(outcome.thetas[0]) and not outcome.thetas[1].equal(
+        outcome.thetas[0]
+    )
     assert rows[2]["mixed_products"] == rows[1]["mixed_products"] < rows[3]["mixed_products"]
-    assert rows[2]["eps"] == pytest.approx(0.5 * 0.1 / 9) and rows[2]["step_size"] == pytest.approx(10.0)
+    assert rows[2]["eps"] == pytest.approx(0.5 * 0.1 / 9) and rows[2]["step_size"] == pytest.approx(
+        10.0
+    )
     before, after = states[0].point.solution, states[2].point.solution
     assert bool((after.error <= rows[2]["eps"]).all())
     moved = (after.value - before.value).norm(dim=1)
     assert bool((moved <= before.error + after.error).all())
-    assert states[2].adjoint.equal(states[1].adjoint), "q belongs to theta_0 and is the next warm start"
+    assert states[2].adjoint.equal(states[1].adjoint), (
+        "q belongs to theta_0 and is the next warm start"
+    )
 
 
 def test_a_solution_that_is_accurate_enough_is_restored_as_it_was():
@@ -210,14 +246,19 @@ def test_a_move_to_where_nothing_can_be_solved_is_undone(alpha0, limit, monkeypa
 def with_steps(limit: int):
     """``LowerLevel.solve`` with so few steps for every solve but the first."""
     solve, calls = LowerLevel.solve, iter(range(10**6))
-    return lambda lower, theta, eps, x0, most=None: solve(lower, theta, eps, x0, limit if next(calls) else most)
+    return lambda lower, theta, eps, x0, most=None: solve(
+        lower, theta, eps, x0, limit if next(calls) else most
+    )
 
 
 def test_trials_that_are_nan_are_undone():
     problem = pictures(broken(limit=-2.9))
     outcome = run(problem, HOAG(), steps=6)
     assert any(row["undone"] for row in outcome.record.rows)
-    assert outcome.theta[0] <= -2.9 and outcome.record.rows[-1]["loss"] < outcome.record.rows[0]["loss"]
+    assert (
+        outcome.theta[0] <= -2.9
+        and outcome.record.rows[-1]["loss"] < outcome.record.rows[0]["loss"]
+    )
 
 
 def test_after_an_undone_pass_a_shorter_step_is_tried():
@@ -228,28 +269,37 @@ def test_after_an_undone_pass_a_shorter_step_is_tried():
     assert exact_loss(problem, outcome.theta) < 0.2 * problem.exact_loss()
 
 
-# --- why it stops -----------------------------------------------------------------------------------------------------
+# --- why it stops ---------------------------------------------------------------------------------
 
 
 def test_a_stationary_point_is_one():
     problem = GALLERY["quadratic"]()
-    outcome = run(problem, HOAG(eps0=1e-3, delta0=1e-3, alpha0=1 / smoothness(problem), gradient_tolerance=1e-2))
+    outcome = run(
+        problem,
+        HOAG(eps0=1e-3, delta0=1e-3, alpha0=1 / smoothness(problem), gradient_tolerance=1e-2),
+    )
     assert outcome.stop.code == "stationary"
     assert float(problem.exact_hypergradient(outcome.theta).norm()) < 2e-2
 
 
 def test_a_gradient_that_was_never_computed_is_not_called_stationary():
-    """delta above ||grad loss|| makes q = 0 a solution of the linear system, and so z = 0, wherever theta is."""
+    """delta above ||grad loss|| makes q = 0 a solution of the linear system, and so z = 0, wherever
+    theta is.
+    """
     problem = GALLERY["quadratic"]()
     outcome = run(problem, HOAG(eps0=0.1, delta0=100.0, alpha0=0.5), steps=14)
     rows = outcome.record.rows
     assert rows[1]["gradient_norm"] == 0 and outcome.thetas[1].equal(outcome.thetas[0])
     assert not rows[1]["undone"]
-    assert outcome.stop.code == "budget" and exact_loss(problem, outcome.theta) < 0.5 * problem.exact_loss()
+    assert (
+        outcome.stop.code == "budget"
+        and exact_loss(problem, outcome.theta) < 0.5 * problem.exact_loss()
+    )
 
 
-@pytest.mark.parametrize(("kind", "word"), [({"limit": -1e9}, "could not be solved"),
-                                            ({"mixed": True}, "hypergradient")])
+@pytest.mark.parametrize(
+    ("kind", "word"), [({"limit": -1e9}, "could not be solved"), ({"mixed": True}, "hypergradient")]
+)
 def test_a_problem_that_is_nan_ends_the_run_with_a_sentence(kind, word):
     outcome = run(pictures(broken(**kind)), HOAG())
     assert outcome.stop.code == "not_finite" and word in outcome.stop.sentence
@@ -265,7 +315,9 @@ def test_it_goes_on_in_float64():
     outcome = run(problem, learner(), steps=k + 1)
     assert outcome.theta.dtype == torch.float64
     assert outcome.thetas[:k].equal(short.thetas.double())
-    assert [row["eps"] for row in outcome.record.rows] == pytest.approx([1e-2 * 0.05**i for i in range(k + 2)])
+    assert [row["eps"] for row in outcome.record.rows] == pytest.approx(
+        [1e-2 * 0.05**i for i in range(k + 2)]
+    )
     assert all(row["upper"] - row["lower"] < 30 * row["eps"] for row in outcome.record.rows)
 
 
@@ -276,7 +328,11 @@ def test_a_move_is_undone_in_float64_where_float32_ends(tmp_path):
     assert [state.theta.dtype for state in states] == [torch.float32] * 2 + [torch.float64] * 2
     assert outcome.record.rows[2]["undone"] and outcome.thetas[2].equal(problem.theta.double())
     assert states[2].point.theta.dtype == states[2].point.solution.value.dtype == torch.float64
-    assert float(states[2].point.solution.error.max()) <= outcome.record.rows[2]["eps"] == pytest.approx(1e-6 / 9)
+    assert (
+        float(states[2].point.solution.error.max())
+        <= outcome.record.rows[2]["eps"]
+        == pytest.approx(1e-6 / 9)
+    )
     assert_same(outcome, in_parts(Case(pictures, HOAG(eps0=2e-6)), tmp_path, (1, 2, 3)))
 
 
@@ -287,7 +343,7 @@ def test_a_start_at_the_floor_of_float32_is_no_error():
         assert len(outcome.record.rows) == (2 if promote else 1)
 
 
-# --- resume -----------------------------------------------------------------------------------------------------------
+# --- resume ---------------------------------------------------------------------------------------
 
 
 def test_a_run_in_parts_is_the_whole_run_at_every_kind_of_pass(tmp_path):
@@ -295,11 +351,16 @@ def test_a_run_in_parts_is_the_whole_run_at_every_kind_of_pass(tmp_path):
     learner = HOAG(eps0=0.05, delta0=0.02, alpha0=20.0)
     whole = run(GALLERY["quadratic"](), learner, steps=7)
     assert {row["undone"] for row in whole.record.rows} == {True, False}
-    assert_same(whole, in_parts(Case(GALLERY["quadratic"], learner), tmp_path, (0, 1, 2, 3, 4, 5, 6, 7)))
+    assert_same(
+        whole, in_parts(Case(GALLERY["quadratic"], learner), tmp_path, (0, 1, 2, 3, 4, 5, 6, 7))
+    )
 
 
-@pytest.mark.parametrize("learner", [HOAG(), HOAG(eps0=1e-2, schedule="geometric", ratio=0.05, alpha0=1e-3)],
-                         ids=["float32", "promoted"])
+@pytest.mark.parametrize(
+    "learner",
+    [HOAG(), HOAG(eps0=1e-2, schedule="geometric", ratio=0.05, alpha0=1e-3)],
+    ids=["float32", "promoted"],
+)
 def test_a_run_on_pictures_in_parts_is_the_whole_run(learner, tmp_path):
     whole = run(pictures(), learner, steps=6)
     assert_same(whole, in_parts(Case(pictures, learner), tmp_path, (2, 3, 4, 6)))
@@ -310,21 +371,45 @@ def test_a_run_on_pictures_in_parts_is_the_whole_run(learner, tmp_path):
 def test_ctrl_c_inside_a_pass_loses_nothing(where, call, tmp_path, monkeypatch):
     learner = HOAG(eps0=0.05, delta0=0.02, alpha0=20.0)
     with monkeypatch.context() as patch:
-        patch.setattr(LowerLevel, where, at_call(call, getattr(LowerLevel, where), KeyboardInterrupt))
+        patch.setattr(
+            LowerLevel, where, at_call(call, getattr(LowerLevel, where), KeyboardInterrupt)
+        )
         outcome = run(GALLERY["quadratic"](), learner, checkpoint=tmp_path)
     assert outcome.stop.code == "interrupted"
     whole = run(GALLERY["quadratic"](), learner, steps=len(outcome.record.rows))
-    assert_same(whole, run(GALLERY["quadratic"](), learner, steps=len(outcome.record.rows), checkpoint=tmp_path,
-                           resume=True))
+    assert_same(
+        whole,
+        run(
+            GALLERY["quadratic"](),
+            learner,
+            steps=len(outcome.record.rows),
+            checkpoint=tmp_path,
+            resume=True,
+        ),
+    )
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("schedule", "linear"), ("eps0", 0.0), ("eps0", float("nan")), ("delta0", -1.0), ("alpha0", float("inf")),
-    ("ratio", 1.0), ("ratio", 0.0), ("constant", -0.1), ("gradient_tolerance", 0.0), ("box", [1.0, 1.0]),
-    ("box", "wide"), ("eps0", True), ("alpha0", "1")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("schedule", "linear"),
+        ("eps0", 0.0),
+        ("eps0", float("nan")),
+        ("delta0", -1.0),
+        ("alpha0", float("inf")),
+        ("ratio", 1.0),
+        ("ratio", 0.0),
+        ("constant", -0.1),
+        ("gradient_tolerance", 0.0),
+        ("box", [1.0, 1.0]),
+        ("box", "wide"),
+        ("eps0", True),
+        ("alpha0", "1"),
+    ],
+)
 def test_values_out_of_range_are_named(name, value):
     with pytest.raises(InputError) as error:
         HOAG(**{name: value})
@@ -334,4 +419,11 @@ def test_values_out_of_range_are_named(name, value):
 def test_a_fixed_number_of_lower_level_steps_is_refused():
     with pytest.raises(MissingPropertyError, match="HOAG"):
         run(GALLERY["quadratic"](), HOAG(), hypergradient=Unrolled(start="data"))
-    assert len(run(GALLERY["quadratic"](), HOAG(), hypergradient=Unrolled(start="solution"), steps=2).record.rows) == 3
+    assert (
+        len(
+            run(
+                GALLERY["quadratic"](), HOAG(), hypergradient=Unrolled(start="solution"), steps=2
+            ).record.rows
+        )
+        == 3
+    )

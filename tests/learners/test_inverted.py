@@ -1,4 +1,6 @@
-"""The dialogue with an optimizer that calls back: order, endings, and a thread that never outlives its use."""
+"""The dialogue with an optimizer that calls back: order, endings, and a thread that never outlives
+its use.
+"""
 
 from __future__ import annotations
 
@@ -174,5 +176,9 @@ def test_one_of_the_two_always_waits():
         assert log[-1][1:] == ("asks", k)
         dialogue.tell(None)
     assert dialogue.ask() is None
-    assert [entry[1:] for entry in log] == [(word, k) for k in range(3) for word in ("asks", "knows")]
-    assert {entry[0] for entry in log} != {threading.get_ident()} and len({entry[0] for entry in log}) == 1
+    assert [entry[1:] for entry in log] == [
+        (word, k) for k in range(3) for word in ("asks", "knows")
+    ]
+    assert {entry[0] for entry in log} != {threading.get_ident()} and len(
+        {entry[0] for entry in log}
+    ) == 1

@@ -1,4 +1,6 @@
-"""L-BFGS-B: SciPy's own steps on the exact loss, walls where nothing can be solved, exact resume, no thread left."""
+"""L-BFGS-B: SciPy's own steps on the exact loss, walls where nothing can be solved, exact resume,
+no thread left.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
-from tests.learners.cases import GALLERY, IMAGES, Watched, assert_same, exact_loss, pictures, run, without_clocks
+from tests.learners.cases import (
+    GALLERY,
+    IMAGES,
+    Watched,
+    assert_same,
+    exact_loss,
+    pictures,
+    run,
+    without_clocks,
+)
 from tests.learners.test_maid import broken
 from tests.learners.test_resume import Case, at_call, in_parts
 
@@ -30,24 +41,33 @@ from learnreg.problems import gallery
 from learnreg.problems.gallery.quadratics import QuadraticEnergy
 
 TIGHT = LBFGSB(eps=1e-9, delta=1e-9)
-PROBLEMS = {**{k: GALLERY[k] for k in ("quadratic", "spectrum")},
-            "six": lambda: gallery.quadratic(images=3, n=8, d=6, condition=30.0)}
+PROBLEMS = {
+    **{k: GALLERY[k] for k in ("quadratic", "spectrum")},
+    "six": lambda: gallery.quadratic(images=3, n=8, d=6, condition=30.0),
+}
 
 
 def scipy_itself(problem, **options):
     """SciPy on the exact loss, with the settings of TIGHT."""
+
     def exact(x):
         theta = torch.tensor(x)
         return problem.exact_loss(theta), problem.exact_hypergradient(theta).numpy()
 
     moves = []
     options = {"maxcor": 20, "ftol": 1e-10, "gtol": 1e-8, **options}
-    found = minimize(exact, problem.theta.numpy(), jac=True, method="L-BFGS-B", options=options,
-                     callback=lambda x: moves.append(np.array(x)))
+    found = minimize(
+        exact,
+        problem.theta.numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        options=options,
+        callback=lambda x: moves.append(np.array(x)),
+    )
     return found, torch.tensor(np.array(moves))
 
 
-# --- convergence ------------------------------------------------------------------------------------------------------
+# --- convergence ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -89,7 +109,10 @@ def test_an_accuracy_that_is_too_loose_ends_it_early_and_the_record_shows_it(eps
 def test_two_pixels():
     problem = GALLERY["two_pixels"]()
     outcome = run(problem, TIGHT)
-    assert outcome.stop.code == "stationary" and float(problem.exact_hypergradient(outcome.theta).norm()) < 1e-6
+    assert (
+        outcome.stop.code == "stationary"
+        and float(problem.exact_hypergradient(outcome.theta).norm()) < 1e-6
+    )
     assert exact_loss(problem, outcome.theta) < problem.exact_loss()
 
 
@@ -107,7 +130,9 @@ def test_theta_is_scaled_by_its_units(monkeypatch):
     units = problem.units.clone()
     assert float(units.max()) > float(units.min())
     asked, solve = [], LowerLevel.solve
-    monkeypatch.setattr(LowerLevel, "solve", lambda lower, theta, *a: asked.append(theta) or solve(lower, theta, *a))
+    monkeypatch.setattr(
+        LowerLevel, "solve", lambda lower, theta, *a: asked.append(theta) or solve(lower, theta, *a)
+    )
     run(problem, LBFGSB(), steps=1)
     first = (asked[1] - asked[0]) / units
     assert float(first.norm()) == pytest.approx(1.0, rel=1e-4)
@@ -119,7 +144,7 @@ def test_other_strategies_are_taken():
     assert exact_loss(problem, outcome.theta) < 0.5 * problem.exact_loss()
 
 
-# --- walls ------------------------------------------------------------------------------------------------------------
+# --- walls ----------------------------------------------------------------------------------------
 
 
 class Fenced(QuadraticEnergy):
@@ -129,7 +154,11 @@ class Fenced(QuadraticEnergy):
 
     def bounds(self, dtype: torch.dtype = torch.float64) -> Curvature:
         found = super().bounds(dtype)
-        return found if self.theta[1] >= self.fence else Curvature(found.mu, Bound(math.inf, Kind.UNKNOWN))
+        return (
+            found
+            if self.theta[1] >= self.fence
+            else Curvature(found.mu, Bound(math.inf, Kind.UNKNOWN))
+        )
 
 
 def counting_walls(monkeypatch) -> list:
@@ -167,12 +196,16 @@ def test_a_trial_that_is_nan_or_takes_too_long_does_not_end_the_run(monkeypatch)
 
 
 def test_an_optimum_beyond_the_wall_ends_the_run_with_a_reason(monkeypatch):
-    """Where trials that stand for nothing were taken for progress, theta would end where nothing can be solved."""
+    """Where trials that stand for nothing were taken for progress, theta would end where nothing
+    can be solved.
+    """
     walls = counting_walls(monkeypatch)
     problem = GALLERY["quadratic"]()
     problem.energy.__class__, problem.energy.fence = Fenced, 0.8
     outcome = run(problem, LBFGSB(), steps=40)
-    assert walls and outcome.stop.code == "line_search" and "L-BFGS-B ended" in outcome.stop.sentence
+    assert (
+        walls and outcome.stop.code == "line_search" and "L-BFGS-B ended" in outcome.stop.sentence
+    )
     assert 0.8 <= outcome.theta[1] < 0.81 and bool((outcome.thetas[:, 1] >= 0.8).all())
     losses = [exact_loss(problem, theta) for theta in outcome.thetas]
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
@@ -180,11 +213,19 @@ def test_an_optimum_beyond_the_wall_ends_the_run_with_a_reason(monkeypatch):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_wall_rises_as_much_as_was_promised_to_fall(seed):
-    """Its value and gradient fit together, it touches the true model, and a quarter of the way is its minimum."""
+    """Its value and gradient fit together, it touches the true model, and a quarter of the way is
+    its minimum.
+    """
     d, g = 3, torch.Generator().manual_seed(seed)
     origin, slope, x = torch.rand(3, d, generator=g, dtype=torch.float64)
     slope = slope * -torch.sign(slope @ (x - origin))
-    log = _Log(torch.ones(d), origin, torch.zeros(0, d).double(), torch.zeros(0).double(), torch.zeros(0, d).double())
+    log = _Log(
+        torch.ones(d),
+        origin,
+        torch.zeros(0, d).double(),
+        torch.zeros(0).double(),
+        torch.zeros(0, d).double(),
+    )
     log = log.add(origin + 1, 0.1, -slope).add(origin, 2.0, slope).add(origin - 1, 0.2, slope)
     value, gradient = _wall(x.numpy(), log, origin.numpy())
     away = x - origin
@@ -197,24 +238,38 @@ def test_a_wall_rises_as_much_as_was_promised_to_fall(seed):
     assert min(range(101), key=lambda percent: along(percent / 100)) == 25
 
 
-@pytest.mark.parametrize("kind", [{"limit": -1e9}, {"mixed": True}], ids=["energy", "hypergradient"])
+@pytest.mark.parametrize(
+    "kind", [{"limit": -1e9}, {"mixed": True}], ids=["energy", "hypergradient"]
+)
 def test_a_start_that_is_nan_ends_the_run_with_a_sentence(kind):
     outcome = run(pictures(broken(**kind)), LBFGSB())
     assert outcome.stop.code == "not_finite" and len(outcome.record.rows) == 1
     assert "present parameters" in outcome.stop.sentence
 
 
-# --- why it stops -----------------------------------------------------------------------------------------------------
+# --- why it stops ---------------------------------------------------------------------------------
 
 
 def test_it_ends_with_the_reason_of_scipy():
-    outcome = run(GALLERY["quadratic"](), LBFGSB(eps=1e-9, delta=1e-9, loss_tolerance=0.0, gradient_tolerance=1e-3))
-    assert outcome.stop.code == "stationary" and "NORM OF PROJECTED GRADIENT" in outcome.stop.sentence
+    outcome = run(
+        GALLERY["quadratic"](),
+        LBFGSB(eps=1e-9, delta=1e-9, loss_tolerance=0.0, gradient_tolerance=1e-3),
+    )
+    assert (
+        outcome.stop.code == "stationary" and "NORM OF PROJECTED GRADIENT" in outcome.stop.sentence
+    )
     assert float(GALLERY["quadratic"]().exact_hypergradient(outcome.theta).abs().max()) <= 1.01e-3
-    outcome = run(GALLERY["quadratic"](), LBFGSB(eps=1e-9, delta=1e-9, loss_tolerance=1e-2, gradient_tolerance=0.0))
-    assert outcome.stop.code == "small_progress" and "RELATIVE REDUCTION OF F" in outcome.stop.sentence
+    outcome = run(
+        GALLERY["quadratic"](),
+        LBFGSB(eps=1e-9, delta=1e-9, loss_tolerance=1e-2, gradient_tolerance=0.0),
+    )
+    assert (
+        outcome.stop.code == "small_progress" and "RELATIVE REDUCTION OF F" in outcome.stop.sentence
+    )
     losses = outcome.record.column("loss")
-    assert losses[-2] - losses[-1] <= 1e-2 < losses[-3] - losses[-2], "relative to 1, which is larger than the losses"
+    assert losses[-2] - losses[-1] <= 1e-2 < losses[-3] - losses[-2], (
+        "relative to 1, which is larger than the losses"
+    )
 
 
 def test_a_start_that_is_optimal_already():
@@ -226,6 +281,7 @@ def test_a_start_that_is_optimal_already():
 
 def test_gradients_that_are_wrong_lead_nowhere():
     """The trials rise until they are so short that the loss is the same to rounding."""
+
     class Wrong(JacobianFree):
         def gradient(self, *arguments):
             found = super().gradient(*arguments)
@@ -242,18 +298,25 @@ def test_the_budget_of_work_ends_it_inside_a_step():
     between = 0.5 * (full[3]["work"] + full[4]["work"]) / problem.size
     outcome = run(problem, TIGHT, budget=Budget(work=between))
     assert outcome.stop.code == "budget"
-    assert without_clocks(outcome.record.rows) == without_clocks(full[:len(outcome.record.rows)])
+    assert without_clocks(outcome.record.rows) == without_clocks(full[: len(outcome.record.rows)])
     assert len(outcome.record.rows) in (4, 5)
 
 
-# --- resume -----------------------------------------------------------------------------------------------------------
+# --- resume ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("make", "learner", "stops"), [
-    (GALLERY["quadratic"], TIGHT, (0, 1, 2, 3, 5, 8)), (GALLERY["two_pixels"], LBFGSB(), (3, 6)),
-    (pictures, LBFGSB(), (1, 4)), (lambda: pictures(IMAGES["FoE"]()), LBFGSB(memory=2), (2, 5)),
-    (pictures, LBFGSB(box={"log_weight": [-3.1, -2.8]}), (1, 2, 4)),
-    (lambda: pictures(broken(limit=-2.9)), LBFGSB(), (1, 2, 3))], ids=str)
+@pytest.mark.parametrize(
+    ("make", "learner", "stops"),
+    [
+        (GALLERY["quadratic"], TIGHT, (0, 1, 2, 3, 5, 8)),
+        (GALLERY["two_pixels"], LBFGSB(), (3, 6)),
+        (pictures, LBFGSB(), (1, 4)),
+        (lambda: pictures(IMAGES["FoE"]()), LBFGSB(memory=2), (2, 5)),
+        (pictures, LBFGSB(box={"log_weight": [-3.1, -2.8]}), (1, 2, 4)),
+        (lambda: pictures(broken(limit=-2.9)), LBFGSB(), (1, 2, 3)),
+    ],
+    ids=str,
+)
 def test_a_run_in_parts_is_the_whole_run(make, learner, stops, tmp_path):
     whole = run(make(), learner, steps=stops[-1])
     parts = in_parts(Case(make, learner), tmp_path, stops)
@@ -270,7 +333,9 @@ def uneven() -> gallery.QuadraticProblem:
 
 @pytest.mark.parametrize("make", [uneven, pictures], ids=["quadratic", "TV"])
 def test_a_run_in_parts_goes_on_in_float64(make, tmp_path, monkeypatch):
-    """It ends before, at and after the step that leaves float32, in which SciPy is told its history again."""
+    """It ends before, at and after the step that leaves float32, in which SciPy is told its history
+    again.
+    """
     losses = run(make(), LBFGSB(), steps=4, promote=False).record.column("loss")
     limit = 0.5 * (losses[2] + losses[3])
 
@@ -292,14 +357,20 @@ def test_a_run_in_parts_goes_on_in_float64(make, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("call", [2, 3, 6])
 @pytest.mark.parametrize("where", ["_solve", "gradient"])
-def test_ctrl_c_inside_an_evaluation_leaves_a_state_that_can_be_resumed(where, call, tmp_path, monkeypatch):
+def test_ctrl_c_inside_an_evaluation_leaves_a_state_that_can_be_resumed(
+    where, call, tmp_path, monkeypatch
+):
     with monkeypatch.context() as patch:
-        patch.setattr(LowerLevel, where, at_call(call, getattr(LowerLevel, where), KeyboardInterrupt))
+        patch.setattr(
+            LowerLevel, where, at_call(call, getattr(LowerLevel, where), KeyboardInterrupt)
+        )
         outcome = run(GALLERY["quadratic"](), TIGHT, checkpoint=tmp_path)
     assert outcome.stop.code == "interrupted"
     kept = len(outcome.record.rows)
     whole = run(GALLERY["quadratic"](), TIGHT, steps=kept + 1)
-    assert_same(whole, run(GALLERY["quadratic"](), TIGHT, steps=kept + 1, checkpoint=tmp_path, resume=True))
+    assert_same(
+        whole, run(GALLERY["quadratic"](), TIGHT, steps=kept + 1, checkpoint=tmp_path, resume=True)
+    )
 
 
 def test_another_step_from_the_same_state_gives_the_same_state():
@@ -323,7 +394,7 @@ def test_a_scipy_that_takes_other_steps_is_noticed():
         TIGHT.step(lower, other)
 
 
-# --- threads and errors -----------------------------------------------------------------------------------------------
+# --- threads and errors ---------------------------------------------------------------------------
 
 
 def threads() -> set[threading.Thread]:
@@ -347,14 +418,18 @@ def test_no_thread_outlives_the_run(steps):
     assert left_alone(before)
 
 
-def test_an_error_inside_an_evaluation_is_passed_on_and_the_step_before_it_was_saved(tmp_path, monkeypatch):
+def test_an_error_inside_an_evaluation_is_passed_on_and_the_step_before_it_was_saved(
+    tmp_path, monkeypatch
+):
     before = threads()
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(LowerLevel, "gradient", at_call(4, LowerLevel.gradient, ZeroDivisionError))
         run(GALLERY["quadratic"](), TIGHT, checkpoint=tmp_path)
     assert left_alone(before)
-    assert_same(run(GALLERY["quadratic"](), TIGHT, steps=5),
-                run(GALLERY["quadratic"](), TIGHT, steps=5, checkpoint=tmp_path, resume=True))
+    assert_same(
+        run(GALLERY["quadratic"](), TIGHT, steps=5),
+        run(GALLERY["quadratic"](), TIGHT, steps=5, checkpoint=tmp_path, resume=True),
+    )
 
 
 def test_an_error_inside_scipy_is_passed_on(monkeypatch):
@@ -368,10 +443,22 @@ def test_an_error_inside_scipy_is_passed_on(monkeypatch):
         learn(GALLERY["quadratic"](), TIGHT, budget=Budget(steps=3))
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("eps", 0.0), ("eps", None), ("delta", -1e-3), ("delta", math.inf), ("memory", 0), ("memory", 2.5),
-    ("memory", True),
-    ("loss_tolerance", -1e-9), ("gradient_tolerance", math.nan), ("box", [2, 1]), ("box", {"log_weight": [0]})])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("eps", 0.0),
+        ("eps", None),
+        ("delta", -1e-3),
+        ("delta", math.inf),
+        ("memory", 0),
+        ("memory", 2.5),
+        ("memory", True),
+        ("loss_tolerance", -1e-9),
+        ("gradient_tolerance", math.nan),
+        ("box", [2, 1]),
+        ("box", {"log_weight": [0]}),
+    ],
+)
 def test_values_out_of_range_are_named(name, value):
     with pytest.raises(InputError, match=name):
         LBFGSB(**{name: value})

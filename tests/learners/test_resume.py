@@ -1,4 +1,6 @@
-"""Checkpoints: resuming gives the same numbers, nothing foreign is continued, nothing half-written is left behind."""
+"""Checkpoints: resuming gives the same numbers, nothing foreign is continued, nothing half-written
+is left behind.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,17 @@ from pathlib import Path
 import deepinv
 import pytest
 import torch
-from tests.learners.cases import GALLERY, IMAGES, Plain, Watched, assert_same, phantoms, pictures, run, without_clocks
+from tests.learners.cases import (
+    GALLERY,
+    IMAGES,
+    Plain,
+    Watched,
+    assert_same,
+    phantoms,
+    pictures,
+    run,
+    without_clocks,
+)
 
 from learnreg.core.errors import CheckpointError
 from learnreg.core.files import load_tensors
@@ -65,12 +77,16 @@ CASES = {
 
 
 def in_parts(case: Case, folder: Path, stops: tuple[int, ...]):
-    """One ``learn`` after the other; each ends where its budget says and leaves exactly one file."""
+    """One ``learn`` after the other; each ends where its budget says and leaves exactly one
+    file.
+    """
     for steps in stops:
         if steps:
             outcome = run(case.problem(), case.learner, steps=steps, checkpoint=folder, resume=True)
         else:
-            outcome = run(case.problem(), case.learner, budget=Budget(work=1), checkpoint=folder, resume=True)
+            outcome = run(
+                case.problem(), case.learner, budget=Budget(work=1), checkpoint=folder, resume=True
+            )
         assert len(outcome.record.rows) == steps + 1
         assert files(folder) == [FILE]
     return outcome
@@ -93,12 +109,17 @@ def test_a_run_in_parts_goes_on_in_float64(tmp_path):
     k = len(run(pictures(), MAID(), promote=False).thetas)
     watched = Watched(MAID())
     whole = run(pictures(), watched, steps=k + 2)
-    assert [state.point.theta.dtype for state in watched.states[k - 1:k + 1]] == [torch.float32, torch.float64]
+    assert [state.point.theta.dtype for state in watched.states[k - 1 : k + 1]] == [
+        torch.float32,
+        torch.float64,
+    ]
     assert_same(whole, in_parts(Case(pictures, MAID()), tmp_path, (k - 2, k - 1, k, k + 1, k + 2)))
 
 
 def test_writing_checkpoints_changes_no_number(tmp_path):
-    assert_same(run(pictures(), MAID(), steps=3), run(pictures(), MAID(), steps=3, checkpoint=tmp_path))
+    assert_same(
+        run(pictures(), MAID(), steps=3), run(pictures(), MAID(), steps=3, checkpoint=tmp_path)
+    )
 
 
 def test_resuming_a_finished_run_adds_nothing(tmp_path):
@@ -128,12 +149,14 @@ def test_a_folder_without_a_checkpoint_starts_at_the_beginning(tmp_path, exists)
 def test_seconds_go_on_where_they_ended(tmp_path):
     first = run(pictures(), MAID(), steps=2, checkpoint=tmp_path)
     spent = first.record.rows[-1]["seconds"]
-    outcome = run(pictures(), MAID(), budget=Budget(seconds=0.5 * spent), checkpoint=tmp_path, resume=True)
+    outcome = run(
+        pictures(), MAID(), budget=Budget(seconds=0.5 * spent), checkpoint=tmp_path, resume=True
+    )
     assert outcome.stop.code == "budget"
     assert_same(first, outcome)
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 def refused(error: pytest.ExceptionInfo, folder: Path | str, given: str, remedy: str) -> None:
@@ -148,7 +171,9 @@ def mixed(weight: float):
 
 
 def blurred(side: float) -> BilevelProblem:
-    """Blurring physics that differ in their kernels alone, on the same pictures and measurements."""
+    """Blurring physics that differ in their kernels alone, on the same pictures and
+    measurements.
+    """
     kernel = torch.tensor([[0, side, 0], [side, 1.0, side], [0, side, 0]])[None, None]
     physics = deepinv.physics.Blur(filter=kernel / kernel.sum(), padding="circular")
     return BilevelProblem(Energy(physics, mixed(0.1)), phantoms()[0])
@@ -198,8 +223,11 @@ def test_a_checkpoint_of_another_problem_is_refused(what, tmp_path):
     assert (tmp_path / FILE).read_bytes() == before
 
 
-@pytest.mark.parametrize("other", [MAID(memory=3), MAID(eta=0.4), MAID(test="certified"), FixedAccuracy()],
-                         ids=["memory", "eta", "test", "kind"])
+@pytest.mark.parametrize(
+    "other",
+    [MAID(memory=3), MAID(eta=0.4), MAID(test="certified"), FixedAccuracy()],
+    ids=["memory", "eta", "test", "kind"],
+)
 def test_a_checkpoint_of_another_learner_is_refused(other, tmp_path):
     run(pictures(), MAID(), steps=1, checkpoint=tmp_path)
     with pytest.raises(CheckpointError) as error:
@@ -210,20 +238,39 @@ def test_a_checkpoint_of_another_learner_is_refused(other, tmp_path):
 def test_a_checkpoint_of_another_strategy_is_refused(tmp_path):
     run(pictures(), MAID(), steps=1, checkpoint=tmp_path)
     with pytest.raises(CheckpointError):
-        run(pictures(), MAID(), steps=2, checkpoint=tmp_path, resume=True, hypergradient=Implicit(polish_steps=3))
+        run(
+            pictures(),
+            MAID(),
+            steps=2,
+            checkpoint=tmp_path,
+            resume=True,
+            hypergradient=Implicit(polish_steps=3),
+        )
 
 
 def test_names_and_budgets_may_change(tmp_path):
     run(pictures(), MAID(), steps=1, checkpoint=tmp_path, name="one", seed=1)
-    assert len(run(pictures(), MAID(), budget=Budget(steps=2, seconds=60), checkpoint=tmp_path, resume=True,
-                   name="two", seed=2).record.rows) == 3
+    assert (
+        len(
+            run(
+                pictures(),
+                MAID(),
+                budget=Budget(steps=2, seconds=60),
+                checkpoint=tmp_path,
+                resume=True,
+                name="two",
+                seed=2,
+            ).record.rows
+        )
+        == 3
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
 def test_a_truncated_checkpoint_is_refused(share, tmp_path):
     run(pictures(), MAID(), steps=1, checkpoint=tmp_path)
     content = (tmp_path / FILE).read_bytes()
-    (tmp_path / FILE).write_bytes(content[:int(share * len(content))])
+    (tmp_path / FILE).write_bytes(content[: int(share * len(content))])
     with pytest.raises(CheckpointError) as error:
         run(pictures(), MAID(), steps=2, checkpoint=tmp_path, resume=True)
     refused(error, tmp_path, "not intact", "Start without resume")
@@ -244,7 +291,7 @@ def test_resuming_needs_a_folder():
     refused(error, "resume", "no checkpoint folder", "Name the folder")
 
 
-# --- interruptions ----------------------------------------------------------------------------------------------------
+# --- interruptions --------------------------------------------------------------------------------
 
 
 def interrupted_after(step: int):
@@ -266,9 +313,14 @@ def assert_resumes(folder: Path, kept: int) -> None:
 @pytest.mark.parametrize("step", [0, 2])
 def test_ctrl_c_in_progress_keeps_the_step(step, tmp_path):
     outcome = run(pictures(), MAID(), checkpoint=tmp_path, progress=interrupted_after(step))
-    assert outcome.stop.code == "interrupted" and "interrupted from the keyboard" in outcome.stop.sentence
+    assert (
+        outcome.stop.code == "interrupted"
+        and "interrupted from the keyboard" in outcome.stop.sentence
+    )
     assert len(outcome.record.rows) == len(outcome.thetas) == step + 1
-    assert_same(outcome, run(pictures(), MAID(), budget=Budget(steps=2) if step else Budget(work=1)))
+    assert_same(
+        outcome, run(pictures(), MAID(), budget=Budget(steps=2) if step else Budget(work=1))
+    )
     assert_resumes(tmp_path, step + 1)
 
 
@@ -288,12 +340,16 @@ def at_call(number: int, original: Callable, error: type[BaseException]):
 @pytest.mark.parametrize("where", ["_solve", "gradient"])
 def test_ctrl_c_inside_a_step_keeps_the_last_accepted_one(where, call, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(LowerLevel, where, at_call(call, getattr(LowerLevel, where), KeyboardInterrupt))
+        patch.setattr(
+            LowerLevel, where, at_call(call, getattr(LowerLevel, where), KeyboardInterrupt)
+        )
         outcome = run(pictures(), MAID(), checkpoint=tmp_path)
     assert outcome.stop.code == "interrupted"
     kept = len(outcome.record.rows)
     assert kept >= 1 and outcome.theta.equal(outcome.thetas[-1])
-    assert without_clocks(outcome.record.rows) == without_clocks(run(pictures(), MAID(), steps=kept).record.rows[:kept])
+    assert without_clocks(outcome.record.rows) == without_clocks(
+        run(pictures(), MAID(), steps=kept).record.rows[:kept]
+    )
     assert_resumes(tmp_path, kept)
 
 
@@ -310,7 +366,9 @@ def test_ctrl_c_inside_a_write_leaves_the_old_checkpoint(function, tmp_path, mon
         patch.setattr(function, at_call(3, getattr(os, function[3:]), KeyboardInterrupt))
         outcome = run(pictures(), MAID(), checkpoint=tmp_path)
     assert outcome.stop.code == "interrupted" and len(outcome.record.rows) == len(outcome.thetas)
-    kept = len(load_tensors(tmp_path / FILE, FORMAT)[1]["rows"])  # the second write, which need not be the second step
+    kept = len(
+        load_tensors(tmp_path / FILE, FORMAT)[1]["rows"]
+    )  # the second write, which need not be the second step
     assert 2 <= kept < len(outcome.record.rows)
     assert_resumes(tmp_path, kept)
 
@@ -329,6 +387,7 @@ def test_a_failing_write_leaves_the_old_checkpoint(function, tmp_path, monkeypat
 
 def test_any_error_leaves_the_checkpoint(tmp_path):
     """An error of the user's own ``progress`` is passed on; the step before it was saved."""
+
     def progress(row):
         if row["step"] == 2:
             raise ZeroDivisionError("mine")

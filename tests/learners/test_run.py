@@ -1,4 +1,6 @@
-"""What a run leaves behind: reconstructions, evaluations, certificates that hold, files and sentences."""
+"""What a run leaves behind: reconstructions, evaluations, certificates that hold, files and
+sentences.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,11 @@ COUNTERS = tuple(Cost().to_dict())
 @pytest.fixture(scope="module")
 def runs() -> dict[str, Run]:
     """Three short runs, one of which ended in float64; not to be changed."""
-    return {"TV": run(pictures(), MAID(), steps=3), "FoE": run(pictures(IMAGES["FoE"]()), MAID(), steps=2),
-            "promoted": run(pictures(), MAID(eps0=1e-9, smallest_eps=1e-10), steps=30)}
+    return {
+        "TV": run(pictures(), MAID(), steps=3),
+        "FoE": run(pictures(IMAGES["FoE"]()), MAID(), steps=2),
+        "promoted": run(pictures(), MAID(eps0=1e-9, smallest_eps=1e-10), steps=30),
+    }
 
 
 @pytest.fixture(params=["TV", "FoE", "promoted"])
@@ -44,7 +49,7 @@ def distance(x: Tensor, other: Tensor) -> Tensor:
     return (x.double() - other.double()).flatten(1).norm(dim=1)
 
 
-# --- reconstruction -----------------------------------------------------------------------------------------------
+# --- reconstruction -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 17, 41), (3, 1, 32, 32), (1, 1, 7, 7)], ids=str)
@@ -84,7 +89,9 @@ def test_another_physics_takes_the_place_of_the_first(runs):
 
 def test_an_accuracy_out_of_reach_is_an_error_or_a_status(runs):
     y = noisy(1, 1, 9, 9)
-    with pytest.raises(SolveError, match=r"below what this floating-point type can reach.*image 0: \d"):
+    with pytest.raises(
+        SolveError, match=r"below what this floating-point type can reach.*image 0: \d"
+    ):
         runs["TV"].reconstruct(y, 1e-12)
     solution = runs["TV"].reconstruct(y, 1e-12, throw=False)
     assert not solution.ok and 1e-12 < float(solution.error) < 1e-3
@@ -97,13 +104,16 @@ def test_an_accuracy_must_be_positive(runs, eps):
         runs["TV"].reconstruct(noisy(1, 1, 9, 9), eps)
 
 
-# --- evaluation -------------------------------------------------------------------------------------------------------
+# --- evaluation -----------------------------------------------------------------------------------
 
 
 def test_evaluation_measures_every_image_alone(learned):
     test = phantoms()[1]
     result = learned.evaluate(test, 1e-2)
-    assert len(result.psnr) == len(result.names) == len(result.status) == 2 and result.names == test.names
+    assert (
+        len(result.psnr) == len(result.names) == len(result.status) == 2
+        and result.names == test.names
+    )
     assert (result.error <= 1e-2).all() and result.eps == 1e-2
     assert list(result.psnr) == psnr(result.reconstruction, test.x).tolist()
     assert list(result.ssim) == ssim(result.reconstruction, test.x).tolist()
@@ -111,17 +121,24 @@ def test_evaluation_measures_every_image_alone(learned):
     assert list(result.ssim_input) == ssim(test.y, test.x).tolist()
     assert result.reconstruction.equal(learned.reconstruct(test.y, 1e-2).value)
     for i in range(2):
-        alone = learned.evaluate(test[i:i + 1], 1e-2)
-        assert distance(alone.reconstruction, result.reconstruction[i:i + 1]) < 1e-4  # convolutions round by batch
+        alone = learned.evaluate(test[i : i + 1], 1e-2)
+        assert (
+            distance(alone.reconstruction, result.reconstruction[i : i + 1]) < 1e-4
+        )  # convolutions round by batch
         assert alone.psnr[0] == pytest.approx(result.psnr[i], abs=1e-4)
         assert alone.ssim[0] == pytest.approx(result.ssim[i], abs=1e-5)
-        assert (alone.psnr_input[0], alone.ssim_input[0]) == (result.psnr_input[i], result.ssim_input[i])
+        assert (alone.psnr_input[0], alone.ssim_input[0]) == (
+            result.psnr_input[i],
+            result.ssim_input[i],
+        )
         assert alone.names[0] == result.names[i]
 
 
 def test_learning_was_worth_it(learned):
     result = learned.evaluate(phantoms()[1], 1e-2)
-    assert all(after > before + 0.5 for before, after in zip(result.psnr_input, result.psnr, strict=True))
+    assert all(
+        after > before + 0.5 for before, after in zip(result.psnr_input, result.psnr, strict=True)
+    )
 
 
 def test_an_evaluation_knows_its_mean_its_spread_and_its_sentence(runs):
@@ -130,7 +147,11 @@ def test_an_evaluation_knows_its_mean_its_spread_and_its_sentence(runs):
     assert result.mean("psnr") == pytest.approx((a + b) / 2)
     assert result.spread("psnr") == pytest.approx(abs(a - b) / 2**0.5)
     assert runs["TV"].evaluate(phantoms()[1][:1], 1e-2).spread("psnr") == 0
-    assert "2 images" in repr(result) and "certified" in repr(result) and f"{(a + b) / 2:.2f}" in repr(result)
+    assert (
+        "2 images" in repr(result)
+        and "certified" in repr(result)
+        and f"{(a + b) / 2:.2f}" in repr(result)
+    )
     as_json(result.to_dict())
 
 
@@ -164,7 +185,7 @@ def test_certificates_hold_for_a_physics_with_tensors():
         assert row["true"] <= row["certified"] + 1e-8 and row["certified"] <= row["eps"], row
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def test_saving_and_loading_changes_nothing(learned, tmp_path):
@@ -173,7 +194,11 @@ def test_saving_and_loading_changes_nothing(learned, tmp_path):
     loaded = Run.load(tmp_path / "a" / "b")
     assert loaded.theta.dtype == learned.theta.dtype
     assert loaded.theta.equal(learned.theta) and loaded.thetas.equal(learned.thetas)
-    assert loaded.record == learned.record and loaded.stop == learned.stop and loaded.name == learned.name
+    assert (
+        loaded.record == learned.record
+        and loaded.stop == learned.stop
+        and loaded.name == learned.name
+    )
     assert repr(loaded) == repr(learned) and loaded.to_json() == learned.to_json()
     y = noisy(2, 1, 12, 13)
     assert loaded.reconstruct(y, 1e-3).value.equal(learned.reconstruct(y, 1e-3).value)
@@ -181,7 +206,9 @@ def test_saving_and_loading_changes_nothing(learned, tmp_path):
     assert one.to_dict() == two.to_dict() and one.reconstruction.equal(two.reconstruction)
     loaded.save(tmp_path / "again")
     for name in ("history.safetensors", "model.safetensors"):
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "a" / "b" / name).read_bytes()
+        assert (tmp_path / "again" / name).read_bytes() == (
+            tmp_path / "a" / "b" / name
+        ).read_bytes()
 
 
 def test_loading_takes_an_energy_or_a_physics(tmp_path, runs):
@@ -190,11 +217,17 @@ def test_loading_takes_an_energy_or_a_physics(tmp_path, runs):
     assert Run.load(tmp_path, energy=mine).energy is mine
     assert Run.load(str(tmp_path), physics=mine.physics).energy.physics is mine.physics
     y = noisy(1, 1, 9, 9)
-    assert Run.load(tmp_path, energy=mine).reconstruct(y, 1e-3).value.equal(runs["TV"].reconstruct(y, 1e-3).value)
+    assert (
+        Run.load(tmp_path, energy=mine)
+        .reconstruct(y, 1e-3)
+        .value.equal(runs["TV"].reconstruct(y, 1e-3).value)
+    )
 
 
 def test_loading_from_nowhere_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"given no such folder; expected a folder written by Run\.save"):
+    with pytest.raises(
+        InputError, match=r"given no such folder; expected a folder written by Run\.save"
+    ):
         Run.load(tmp_path / "missing")
     with pytest.raises(ModelFileError, match=r"history\.safetensors: given no such file"):
         Run.load(tmp_path)
@@ -215,11 +248,13 @@ def test_loading_damaged_files_is_an_error(name, tmp_path, runs):
 def test_history_and_model_do_not_stand_in_for_each_other(tmp_path, runs):
     runs["TV"].save(tmp_path)
     (tmp_path / "history.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
-    with pytest.raises(ModelFileError, match="given learnreg-model; expected a learnreg-history file"):
+    with pytest.raises(
+        ModelFileError, match="given learnreg-model; expected a learnreg-history file"
+    ):
         Run.load(tmp_path)
 
 
-# --- the record -------------------------------------------------------------------------------------------------------
+# --- the record -----------------------------------------------------------------------------------
 
 
 def as_json(data: object) -> str:
@@ -232,15 +267,29 @@ def as_json(data: object) -> str:
 def test_work_is_the_sum_of_its_counters_and_never_falls(learned):
     rows = learned.record.rows
     for row in rows:
-        evaluations = ("values", "gradients", "linearizations", "hessian_products", "mixed_products")
-        assert row["work"] == sum(row[name] for name in evaluations) == Cost(*(row[c] for c in COUNTERS)).work
+        evaluations = (
+            "values",
+            "gradients",
+            "linearizations",
+            "hessian_products",
+            "mixed_products",
+        )
+        assert (
+            row["work"]
+            == sum(row[name] for name in evaluations)
+            == Cost(*(row[c] for c in COUNTERS)).work
+        )
         assert row["cg_steps"] <= row["hessian_products"]
     for name in (*COUNTERS, "work", *CLOCKS, "step"):
         column = learned.record.column(name)
         assert column == sorted(column), name
     assert learned.record.column("step") == list(range(len(rows)))
-    assert all(a < b for a, b in zip(learned.record.column("work")[:-1], learned.record.column("work")[1:],
-                                     strict=True))
+    assert all(
+        a < b
+        for a, b in zip(
+            learned.record.column("work")[:-1], learned.record.column("work")[1:], strict=True
+        )
+    )
 
 
 def test_the_counters_count_what_the_energy_is_asked_for(monkeypatch):
@@ -255,10 +304,30 @@ def test_the_counters_count_what_the_energy_is_asked_for(monkeypatch):
 
 
 def test_every_row_has_every_column(learned):
-    documented = {"step", "loss", "lower", "upper", "psnr", "eps", "delta", "step_size", "trials", "refinements",
-                  "gradient_norm", "omega_estimated", "omega_certified", "work", "seconds", "cpu_seconds", *COUNTERS}
+    documented = {
+        "step",
+        "loss",
+        "lower",
+        "upper",
+        "psnr",
+        "eps",
+        "delta",
+        "step_size",
+        "trials",
+        "refinements",
+        "gradient_norm",
+        "omega_estimated",
+        "omega_certified",
+        "work",
+        "seconds",
+        "cpu_seconds",
+        *COUNTERS,
+    }
     assert all(documented <= set(row) for row in learned.record.rows)
-    assert all(row["psnr"] > 10 and row["lower"] <= row["loss"] <= row["upper"] for row in learned.record.rows)
+    assert all(
+        row["psnr"] > 10 and row["lower"] <= row["loss"] <= row["upper"]
+        for row in learned.record.rows
+    )
 
 
 def test_the_losses_of_the_record_are_those_of_its_thetas(learned):
@@ -288,13 +357,23 @@ def test_a_record_with_infinite_brackets_is_json_all_the_same():
 
 def test_settings_are_enough_to_repeat_the_run(learned):
     settings = learned.record.settings
-    assert {"seed", "budget", "solver", "version", "torch", "python", "threads", "device", "dtype"} <= set(settings)
+    assert {
+        "seed",
+        "budget",
+        "solver",
+        "version",
+        "torch",
+        "python",
+        "threads",
+        "device",
+        "dtype",
+    } <= set(settings)
     assert settings["budget"]["steps"] in (2, 3, 30) and settings["threads"] == 1
     assert "MAID(" in learned.record.learner and learned.record.images == 2
     assert len(learned.record.parameter_names) == learned.theta.numel()
 
 
-# --- sentences --------------------------------------------------------------------------------------------------------
+# --- sentences ------------------------------------------------------------------------------------
 
 
 def test_a_run_says_why_it_stopped(learned):
@@ -328,4 +407,6 @@ def test_filters_are_shown_where_there_are_any(runs):
     filters = runs["FoE"].filters
     assert filters["kernels"].shape == (3, 1, 3, 3)
     assert filters["weights"].shape == filters["smoothings"].shape == (3,)
-    assert not filters["kernels"].equal(pictures(IMAGES["FoE"]()).energy.regularizer.filters()["kernels"])
+    assert not filters["kernels"].equal(
+        pictures(IMAGES["FoE"]()).energy.regularizer.filters()["kernels"]
+    )

@@ -1,4 +1,6 @@
-"""Learners on saddle-point lower levels: certified decreases, warm starts of all variables, exact resumption."""
+"""Learners on saddle-point lower levels: certified decreases, warm starts of all variables, exact
+resumption.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,11 @@ LEARNERS: dict[str, tuple[Make, object, dict]] = {
     "lbfgsb_joint": (gentle, LBFGSB(), {"hypergradient": JointPiggyback(steps=100)}),
     "stochastic": (lambda: tv(3), Stochastic(batch=2, record=2), {}),
     "adam": (lambda: tv(3), Stochastic.preset("iadam", batch=1, record=2), {}),
-    "joint": (lambda: tv(3), Stochastic(batch=2, record=2), {"hypergradient": JointPiggyback(steps=20)}),
+    "joint": (
+        lambda: tv(3),
+        Stochastic(batch=2, record=2),
+        {"hypergradient": JointPiggyback(steps=20)},
+    ),
     "dfo": (tv, DFO(box=[-5.0, 0.0]), {}),
     "grid": (tv, GridSearch(points=5, box=[-4.0, -1.0]), {}),
 }
@@ -138,7 +144,7 @@ def test_float32_is_promoted_where_it_ends():
     assert end < start
 
 
-# --- the lower level that learners see --------------------------------------------------------------------------------
+# --- the lower level that learners see ------------------------------------------------------------
 
 
 def test_corrected_losses_are_of_second_order():
@@ -152,7 +158,9 @@ def test_corrected_losses_are_of_second_order():
         point = lower.solve(problem.theta, eps, lower.start(problem.theta))
         noise = 0.2 * eps * normal(*exact.state.shape)
         state = f.pack(*f.unpack(exact.state + noise))
-        solution = replace(point.solution, value=f.image(state), state=state, gradient=f.certify(state).gradient)
+        solution = replace(
+            point.solution, value=f.image(state), state=state, gradient=f.certify(state).gradient
+        )
         point = lower.point(problem.theta, point.energy, solution, eps)
         q = lower.gradient(point, 1e-10, None).adjoint
         plain, corrected = abs(point.loss - exact.loss), abs(point.corrected(q) - exact.loss)
@@ -180,14 +188,27 @@ def test_the_first_accuracies_come_from_the_start():
     images = cases.reached(problem, 1e-8).value
     true = (lower.start(problem.theta) - images).flatten(1).norm(dim=1)
     assert float(true.mean()) <= distance < 50 * float(true.mean())
-    assert slope == pytest.approx(float((problem.pairs.y - problem.pairs.x).flatten(1).norm(dim=1).mean()))
+    assert slope == pytest.approx(
+        float((problem.pairs.y - problem.pairs.x).flatten(1).norm(dim=1).mean())
+    )
 
 
-# --- resumption -------------------------------------------------------------------------------------------------------
+# --- resumption -----------------------------------------------------------------------------------
 
 
-RESUMED = ("maid", "maid_certified", "fixed", "hoag", "lbfgsb", "lbfgsb_joint", "stochastic", "adam", "joint", "dfo",
-           "grid")
+RESUMED = (
+    "maid",
+    "maid_certified",
+    "fixed",
+    "hoag",
+    "lbfgsb",
+    "lbfgsb_joint",
+    "stochastic",
+    "adam",
+    "joint",
+    "dfo",
+    "grid",
+)
 
 
 @pytest.mark.parametrize("name", RESUMED)
@@ -207,37 +228,55 @@ def test_a_checkpoint_holds_all_variables(name, tmp_path):
     run(problem, learner, steps=2, checkpoint=tmp_path, **arguments)
     tensors, _ = load_tensors(tmp_path / FILE, FORMAT)
     n = solve(problem.energy, problem.pairs.y, 1.0).state.shape[1] * (2 if name == "joint" else 1)
-    found = [t for k, t in tensors.items() if k.endswith("state.state") or k.endswith("solutions.entries")
-             or k.endswith(".state") or k == "state"]
-    assert found and found[0].shape == (problem.size, n), {k: tuple(t.shape) for k, t in tensors.items()}
+    found = [
+        t
+        for k, t in tensors.items()
+        if k.endswith("state.state")
+        or k.endswith("solutions.entries")
+        or k.endswith(".state")
+        or k == "state"
+    ]
+    assert found and found[0].shape == (problem.size, n), {
+        k: tuple(t.shape) for k, t in tensors.items()
+    }
 
 
 def on_disk(folder: Path) -> Stochastic:
     return Stochastic(batch=2, record=2, store=str(folder))
 
 
-@pytest.mark.parametrize("strategy", [Piggyback(), JointPiggyback(steps=10)], ids=["piggyback", "joint"])
+@pytest.mark.parametrize(
+    "strategy", [Piggyback(), JointPiggyback(steps=10)], ids=["piggyback", "joint"]
+)
 def test_warm_starts_on_disk_and_in_memory_are_the_same(strategy, tmp_path):
     problem = tv(3)  # two of three images make a mini-batch: some have an adjoint before others
     memory = run(problem, Stochastic(batch=2, record=2), steps=3, hypergradient=strategy)
     disk = run(problem, on_disk(tmp_path / "a"), steps=3, hypergradient=strategy)
     assert_same(memory, replace(disk, name=memory.name))
     for steps in (1, 3):
-        parts = run(problem, on_disk(tmp_path / "b"), steps=steps, hypergradient=strategy,
-                    checkpoint=tmp_path / "c", resume=True)
+        parts = run(
+            problem,
+            on_disk(tmp_path / "b"),
+            steps=steps,
+            hypergradient=strategy,
+            checkpoint=tmp_path / "c",
+            resume=True,
+        )
     assert_same(memory, parts)
 
 
 def test_warm_starts_save_work():
     """The second visit of an image costs less than a start from A^T y."""
     problem = learned()
-    learner = Stochastic(batch=2, alpha0=1e-6, eps0=1e-4, delta0=1e-4, accuracy_exponent=0.0, record=1)
+    learner = Stochastic(
+        batch=2, alpha0=1e-6, eps0=1e-4, delta0=1e-4, accuracy_exponent=0.0, record=1
+    )
     work = run(problem, learner, steps=3).record.column("work")
     steps = [b - a for a, b in pairwise(work)]
     assert steps[1] < 0.7 * steps[0], "the linear problem starts from its last solution too"
 
 
-# --- what a run leaves behind -----------------------------------------------------------------------------------------
+# --- what a run leaves behind ---------------------------------------------------------------------
 
 
 @cache
@@ -265,7 +304,9 @@ def test_a_run_evaluates_pictures_of_another_size():
     rows = outcome.check_certificate(data.y[:1], grid=(1e-1, 1e-2), reference_eps=1e-7)
     assert [row["eps"] for row in rows] == [1e-1, 1e-2]
     assert all(row["true"] <= row["certified"] + 1e-7 <= row["eps"] + 1e-7 for row in rows)
-    other = outcome.reconstruct(cases.inpainting((1, 11, 12)).A(data.x), 1e-2, physics=cases.denoising())
+    other = outcome.reconstruct(
+        cases.inpainting((1, 11, 12)).A(data.x), 1e-2, physics=cases.denoising()
+    )
     assert other.ok
 
 
@@ -274,8 +315,12 @@ def test_a_trajectory_measures_a_run_again(strategy):
     problem, outcome = finished()
     if strategy is not None:
         outcome = run(problem, Stochastic(batch=1, record=2), steps=3, hypergradient=strategy)
-    rows = trajectory(outcome, problem, pairs(2, (6, 5), seed=3), points=3, relative=1e-3, strategy=strategy)
-    assert len(rows) >= 2 and rows[0]["step"] == 0 and rows[-1]["step"] == len(outcome.record.rows) - 1
+    rows = trajectory(
+        outcome, problem, pairs(2, (6, 5), seed=3), points=3, relative=1e-3, strategy=strategy
+    )
+    assert (
+        len(rows) >= 2 and rows[0]["step"] == 0 and rows[-1]["step"] == len(outcome.record.rows) - 1
+    )
     for row in rows:
         loss = exact_loss(problem, outcome.thetas[row["step"]])
         assert row["note"] is None and row["kind"] == "certified"
@@ -291,7 +336,9 @@ def test_a_budget_ends_a_run_in_the_middle_of_a_solve():
 
 def test_data_of_one_channel_more_are_learned_from():
     x = pairs(2, (4, 5)).x.repeat(1, 3, 1, 1)
-    problem = BilevelProblem(SaddleEnergy(cases.denoising(), ExactTV(0.05, rounding=0.05).double()),
-                             Pairs(x=x, y=x + 0.1 * normal(*x.shape)))
+    problem = BilevelProblem(
+        SaddleEnergy(cases.denoising(), ExactTV(0.05, rounding=0.05).double()),
+        Pairs(x=x, y=x + 0.1 * normal(*x.shape)),
+    )
     outcome = run(problem, MAID(), steps=2)
     assert len(outcome.record.rows) == 3

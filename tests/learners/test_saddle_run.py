@@ -1,4 +1,6 @@
-"""Certificates of learned saddle points against true errors: the reference, its limit, and what is left out."""
+"""Certificates of learned saddle points against true errors: the reference, its limit, and what is
+left out.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,17 @@ from learnreg.regularizers import ExactTV, LearnedTV
 
 def learned(regularizer) -> Run:
     """A run that learned nothing."""
-    energy = SaddleEnergy(deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.1)), regularizer)
+    energy = SaddleEnergy(
+        deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.1)), regularizer
+    )
     theta = torch.cat([p.detach().reshape(-1) for p in regularizer.parameters()])
-    return Run(RunRecord("problem", "learner", 1, ()), StopReason("budget", "it ended"), theta, theta[None], energy)
+    return Run(
+        RunRecord("problem", "learner", 1, ()),
+        StopReason("budget", "it ended"),
+        theta,
+        theta[None],
+        energy,
+    )
 
 
 def picture(size: int = 16) -> Tensor:
@@ -30,14 +40,19 @@ def picture(size: int = 16) -> Tensor:
     return y
 
 
-@pytest.mark.parametrize("make", [lambda: ExactTV(0.2), lambda: ExactTV(0.2, rounding=1e-2),
-                                  lambda: LearnedTV(2, weight=0.2)], ids=["ExactTV", "Huber", "LearnedTV"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: ExactTV(0.2), lambda: ExactTV(0.2, rounding=1e-2), lambda: LearnedTV(2, weight=0.2)],
+    ids=["ExactTV", "Huber", "LearnedTV"],
+)
 def test_certificates_hold(make):
     rows = learned(make()).check_certificate(picture())
     assert [row["eps"] for row in rows] == list(SADDLE_GRID)
     for row in rows:
         assert row["reference"] <= SADDLE_REFERENCE == min(SADDLE_GRID) / 100
-        assert row["true"] <= row["certified"] + row["reference"] and row["certified"] <= row["eps"], row
+        assert (
+            row["true"] <= row["certified"] + row["reference"] and row["certified"] <= row["eps"]
+        ), row
 
 
 def test_a_reference_of_ones_own_is_kept_to():
@@ -49,14 +64,18 @@ def test_accuracies_that_the_reference_says_nothing_about_are_left_out(monkeypat
     monkeypatch.setattr(run_module, "SADDLE_STEPS", 15)
     rows = learned(ExactTV(0.2)).check_certificate(picture())
     assert rows and rows[0]["reference"] > SADDLE_REFERENCE
-    assert [row["eps"] for row in rows] == [eps for eps in SADDLE_GRID if eps >= 10 * rows[0]["reference"]]
+    assert [row["eps"] for row in rows] == [
+        eps for eps in SADDLE_GRID if eps >= 10 * rows[0]["reference"]
+    ]
     assert len(rows) < len(SADDLE_GRID)
     assert all(row["true"] <= row["certified"] + row["reference"] for row in rows)
 
 
 def test_a_reference_that_says_nothing_at_all_is_an_error_that_says_so(monkeypatch):
     monkeypatch.setattr(run_module, "SADDLE_STEPS", 1)
-    with pytest.raises(SolveError, match=r"within .* of the truth after 1 steps, .* distances up to 0\.01"):
+    with pytest.raises(
+        SolveError, match=r"within .* of the truth after 1 steps, .* distances up to 0\.01"
+    ):
         learned(ExactTV(0.2)).check_certificate(picture(), grid=[0.01])
 
 

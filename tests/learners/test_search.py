@@ -1,4 +1,6 @@
-"""Search without gradients: every point of a grid once, points inside the box, the best one kept, exact resume."""
+"""Search without gradients: every point of a grid once, points inside the box, the best one kept,
+exact resume.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ def asked(monkeypatch) -> list[torch.Tensor]:
     return thetas
 
 
-# --- grid -------------------------------------------------------------------------------------------------------------
+# --- grid -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [0, 7])
@@ -46,8 +48,10 @@ def test_the_grid_visits_every_point_once_and_ends(seed, asked):
     assert outcome.stop.code == "grid" and "16 points" in outcome.stop.sentence
     assert len(outcome.record.rows) == 17 and len(asked) == 17
     values = [-5.0, -5 + 8 / 3, -5 + 16 / 3, 3.0]
-    nearest = [tuple(min(range(4), key=lambda i, t=t: abs(values[i] - t)) for t in theta.tolist())
-               for theta in asked[1:]]
+    nearest = [
+        tuple(min(range(4), key=lambda i, t=t: abs(values[i] - t)) for t in theta.tolist())
+        for theta in asked[1:]
+    ]
     assert sorted(nearest) == [(i, j) for i in range(4) for j in range(4)]
     for theta, (i, j) in zip(asked[1:], nearest, strict=True):
         assert theta.tolist() == pytest.approx([values[i], values[j]], abs=1e-12)
@@ -64,8 +68,16 @@ def test_the_order_is_drawn_from_the_seed(asked):
 
 
 def test_a_grid_by_name_has_its_own_ends(asked):
-    run(pictures(), GridSearch({"log_weight": [-4.0, -2.0], "log_smoothing": [-5.0, -1.0]}, points=2))
-    assert {tuple(theta.tolist()) for theta in asked[1:]} == {(-4, -5), (-4, -1), (-2, -5), (-2, -1)}
+    run(
+        pictures(),
+        GridSearch({"log_weight": [-4.0, -2.0], "log_smoothing": [-5.0, -1.0]}, points=2),
+    )
+    assert {tuple(theta.tolist()) for theta in asked[1:]} == {
+        (-4, -5),
+        (-4, -1),
+        (-2, -5),
+        (-2, -1),
+    }
 
 
 def test_a_grid_of_too_many_points_is_refused_before_anything_is_solved(asked):
@@ -74,7 +86,7 @@ def test_a_grid_of_too_many_points_is_refused_before_anything_is_solved(asked):
     assert not asked
 
 
-# --- random points ----------------------------------------------------------------------------------------------------
+# --- random points --------------------------------------------------------------------------------
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
@@ -82,7 +94,9 @@ def test_a_grid_of_too_many_points_is_refused_before_anything_is_solved(asked):
 def test_random_points_lie_in_the_box(low, high, seed):
     watched = Watched(RandomSearch([low, high], eps=1.0))
     thetas, tried = [], module._tried
-    module._tried = lambda eps, lower, state, theta: thetas.append(theta) or tried(eps, lower, state, theta)
+    module._tried = lambda eps, lower, state, theta: (
+        thetas.append(theta) or tried(eps, lower, state, theta)
+    )
     try:
         run(GALLERY["quadratic"](), watched, steps=3, seed=seed)
     finally:
@@ -93,7 +107,11 @@ def test_random_points_lie_in_the_box(low, high, seed):
 
 
 def test_random_points_fill_the_box(asked):
-    run(GALLERY["two_pixels"](), RandomSearch({"theta[0]": [-4, 0], "theta[1]": [-5, -1]}, eps=1.0), steps=40)
+    run(
+        GALLERY["two_pixels"](),
+        RandomSearch({"theta[0]": [-4, 0], "theta[1]": [-5, -1]}, eps=1.0),
+        steps=40,
+    )
     share = (torch.stack(asked[1:]) - torch.tensor([-4.0, -5.0])) / 4
     assert float(share.min()) < 0.1 and float(share.max()) > 0.9
     assert torch.allclose(share.mean(dim=0), torch.tensor([0.5, 0.5]).double(), atol=0.15)
@@ -111,10 +129,12 @@ def test_points_depend_on_the_seed_alone(asked):
     assert found[0].equal(found[1]) and not found[0].equal(found[2])
 
 
-# --- the best point ---------------------------------------------------------------------------------------------------
+# --- the best point -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("learner", [GridSearch(BOX, points=5), RandomSearch(BOX)], ids=["grid", "random"])
+@pytest.mark.parametrize(
+    "learner", [GridSearch(BOX, points=5), RandomSearch(BOX)], ids=["grid", "random"]
+)
 def test_the_best_point_is_kept(learner, asked):
     problem = GALLERY["two_pixels"]()
     outcome = run(problem, learner, steps=25)
@@ -126,7 +146,7 @@ def test_the_best_point_is_kept(learner, asked):
     assert tried[0] is None
     for k in range(1, 26):
         assert tried[k] == pytest.approx(losses[k], abs=2e-2)
-        assert shown[k] == min(shown[0], *tried[1:k + 1])
+        assert shown[k] == min(shown[0], *tried[1 : k + 1])
     for row, theta in zip(outcome.record.rows, outcome.thetas, strict=True):
         assert row["lower"] <= exact_loss(problem, theta) <= row["upper"]
 
@@ -159,16 +179,23 @@ def test_a_start_that_cannot_be_solved_loses():
 def test_it_goes_on_in_float64():
     outcome = run(pictures(), GridSearch([-5.0, -2.0], points=2, eps=2e-7), steps=2)
     assert outcome.theta.dtype == torch.float64 and len(outcome.record.rows) == 3
-    assert run(pictures(), GridSearch([-5.0, -2.0], eps=2e-7), promote=False).stop.code == "rounding_floor"
+    assert (
+        run(pictures(), GridSearch([-5.0, -2.0], eps=2e-7), promote=False).stop.code
+        == "rounding_floor"
+    )
 
 
-# --- resume -----------------------------------------------------------------------------------------------------------
+# --- resume ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("learner", [GridSearch(BOX, points=3), RandomSearch(BOX)], ids=["grid", "random"])
+@pytest.mark.parametrize(
+    "learner", [GridSearch(BOX, points=3), RandomSearch(BOX)], ids=["grid", "random"]
+)
 @pytest.mark.parametrize("make", [GALLERY["two_pixels"], pictures], ids=["two_pixels", "TV"])
 def test_a_run_in_parts_is_the_whole_run(make, learner, tmp_path):
-    assert_same(run(make(), learner, steps=7), in_parts(Case(make, learner), tmp_path, (0, 1, 4, 7)))
+    assert_same(
+        run(make(), learner, steps=7), in_parts(Case(make, learner), tmp_path, (0, 1, 4, 7))
+    )
 
 
 def test_a_finished_grid_stays_finished(tmp_path):
@@ -178,7 +205,7 @@ def test_a_finished_grid_stays_finished(tmp_path):
     assert one.stop == two.stop
 
 
-# --- Optuna -----------------------------------------------------------------------------------------------------------
+# --- Optuna ---------------------------------------------------------------------------------------
 
 
 def test_without_optuna_the_error_says_how_to_get_it(monkeypatch):
@@ -210,7 +237,7 @@ def test_optuna_can_be_told_of_points_that_cannot_be_solved():
     assert len(outcome.record.rows) == 7 and outcome.theta[0] <= -2.9
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("learner", [GridSearch, RandomSearch, OptunaSearch])
@@ -227,16 +254,25 @@ def test_every_parameter_needs_both_bounds(learner, box, asked):
     assert not asked
 
 
-@pytest.mark.parametrize(("learner", "arguments", "name"), [
-    (GridSearch, {"points": 1}, "points"), (GridSearch, {"points": 2.5}, "points"), (GridSearch, {"eps": 0.0}, "eps"),
-    (RandomSearch, {"eps": math.nan}, "eps"), (OptunaSearch, {"eps": -1.0}, "eps"),
-    (RandomSearch, {"box": [1, 0]}, "box")])
+@pytest.mark.parametrize(
+    ("learner", "arguments", "name"),
+    [
+        (GridSearch, {"points": 1}, "points"),
+        (GridSearch, {"points": 2.5}, "points"),
+        (GridSearch, {"eps": 0.0}, "eps"),
+        (RandomSearch, {"eps": math.nan}, "eps"),
+        (OptunaSearch, {"eps": -1.0}, "eps"),
+        (RandomSearch, {"box": [1, 0]}, "box"),
+    ],
+)
 def test_values_out_of_range_are_named(learner, arguments, name):
     with pytest.raises(InputError, match=name):
         learner(**{"box": BOX, **arguments})
 
 
-@pytest.mark.parametrize("learner", [GridSearch(BOX), RandomSearch(BOX), OptunaSearch(BOX)], ids=repr)
+@pytest.mark.parametrize(
+    "learner", [GridSearch(BOX), RandomSearch(BOX), OptunaSearch(BOX)], ids=repr
+)
 def test_a_fixed_number_of_lower_level_steps_is_refused(learner):
     with pytest.raises(MissingPropertyError, match="Search"):
         run(GALLERY["two_pixels"](), learner, hypergradient=Unrolled(), steps=1)

@@ -1,4 +1,6 @@
-"""Runs measured again: brackets that hold and are as narrow as promised, steps well chosen, the run left alone."""
+"""Runs measured again: brackets that hold and are as narrow as promised, steps well chosen, the run
+left alone.
+"""
 
 from __future__ import annotations
 
@@ -60,21 +62,29 @@ def test_what_the_learner_spent_and_chose_is_copied_and_not_added_to(learned):
     for row in rows:
         recorded = outcome.record.rows[row["step"]]
         assert row["work"] == recorded["work"] / problem.size
-        assert all(row[c] == recorded[c] for c in ("seconds", "cpu_seconds", "eps", "delta", "step_size"))
+        assert all(
+            row[c] == recorded[c] for c in ("seconds", "cpu_seconds", "eps", "delta", "step_size")
+        )
 
 
 def test_a_penalty_is_part_of_the_loss():
     plain = GALLERY["quadratic"]()
-    problem = BilevelProblem(plain.energy, plain.pairs, plain.loss, penalty=lambda theta: 3 + theta.square().sum())
+    problem = BilevelProblem(
+        plain.energy, plain.pairs, plain.loss, penalty=lambda theta: 3 + theta.square().sum()
+    )
     outcome = run(problem, MAID(), steps=3)
-    for row, theta in zip(trajectory(outcome, problem, problem.pairs, relative=1e-6), outcome.thetas, strict=True):
+    for row, theta in zip(
+        trajectory(outcome, problem, problem.pairs, relative=1e-6), outcome.thetas, strict=True
+    ):
         exact = plain.exact_loss(theta) + 3 + float(theta.square().sum())
         assert row["lower"] - 1e-12 <= exact <= row["upper"] + 1e-12
         assert row["upper"] - row["lower"] <= 1e-6 * exact * (1 + 1e-9)
 
 
 class Shifted:
-    """||x - x_true||_1, 1-Lipschitz in sqrt(n) ||.||: a loss for which the first guess of eps does not fit."""
+    """||x - x_true||_1, 1-Lipschitz in sqrt(n) ||.||: a loss for which the first guess of eps does
+    not fit.
+    """
 
     smoothness = 0.0
 
@@ -117,17 +127,21 @@ def test_a_reconstruction_of_its_own_is_measured_as_well(learned, steps):
     row = trajectory(outcome, problem, test, points=2, eps_test=1e-4, strategy=Unrolled(steps))[-1]
     assert row == {**exact, "psnr_test_own": row["psnr_test_own"]}
     assert (abs(row["psnr_test_own"] - exact["psnr_test"]) < 1e-2) is (steps == 2000)
-    started = trajectory(outcome, problem, test, points=2, eps_test=1e-4, strategy=Unrolled(steps, start="solution"))
+    started = trajectory(
+        outcome, problem, test, points=2, eps_test=1e-4, strategy=Unrolled(steps, start="solution")
+    )
     assert started[-1] == exact
 
 
-# --- which steps ------------------------------------------------------------------------------------------------------
+# --- which steps ----------------------------------------------------------------------------------
 
 
 def made(work, thetas):
     """A run of these amounts of work and thetas."""
     rows = tuple({"step": k, "work": w, "seconds": float(w)} for k, w in enumerate(work))
-    return SimpleNamespace(record=SimpleNamespace(rows=rows, images=1), thetas=torch.tensor(thetas)[:, None])
+    return SimpleNamespace(
+        record=SimpleNamespace(rows=rows, images=1), thetas=torch.tensor(thetas)[:, None]
+    )
 
 
 def test_steps_are_spread_over_the_logarithm_of_the_work():
@@ -150,13 +164,15 @@ def test_the_same_theta_is_not_solved_twice(learned, monkeypatch):
     problem, outcome = learned
     still = replace(outcome, thetas=outcome.thetas[:1].expand(len(outcome.thetas), -1))
     calls = []
-    monkeypatch.setattr("learnreg.learners.trajectory.solve", lambda *a, **k: calls.append(1) or solve(*a, **k))
+    monkeypatch.setattr(
+        "learnreg.learners.trajectory.solve", lambda *a, **k: calls.append(1) or solve(*a, **k)
+    )
     rows = trajectory(still, problem, phantoms()[1])
     assert [row["step"] for row in rows] == [0, len(outcome.thetas) - 1] and len(calls) == 1
     assert rows[0]["loss"] == rows[1]["loss"] and rows[0]["work"] < rows[1]["work"]
 
 
-# --- what cannot be evaluated -----------------------------------------------------------------------------------------
+# --- what cannot be evaluated ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [[math.nan, 0.0], [1e30, -1e30], [1e30, 1e30]])
@@ -172,9 +188,15 @@ def test_a_theta_that_cannot_be_solved_has_a_note_and_the_others_have_numbers(le
 def test_rows_without_a_loss_of_their_own_are_evaluated(learned):
     problem, outcome = learned
     unknown = dict.fromkeys(("loss", "lower", "upper", "psnr"))
-    silent = replace(outcome, record=replace(outcome.record, rows=tuple({**row, **unknown} for row in
-                                                                          outcome.record.rows)))
-    assert trajectory(silent, problem, phantoms()[1], points=3) == trajectory(outcome, problem, phantoms()[1], points=3)
+    silent = replace(
+        outcome,
+        record=replace(
+            outcome.record, rows=tuple({**row, **unknown} for row in outcome.record.rows)
+        ),
+    )
+    assert trajectory(silent, problem, phantoms()[1], points=3) == trajectory(
+        outcome, problem, phantoms()[1], points=3
+    )
     assert "not known" in repr(silent) and "not known" in repr(silent.record)
 
 
@@ -190,12 +212,27 @@ def test_a_loss_of_zero_ends_at_the_rounding_floor():
 def test_progress_is_told(learned):
     problem, outcome = learned
     seen = []
-    trajectory(outcome, problem, phantoms()[1], points=3, progress=lambda done, total: seen.append((done, total)))
+    trajectory(
+        outcome,
+        problem,
+        phantoms()[1],
+        points=3,
+        progress=lambda done, total: seen.append((done, total)),
+    )
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
-@pytest.mark.parametrize("given", [{"points": 1}, {"points": 2.5}, {"relative": 0.0}, {"relative": 1.0},
-                                   {"relative": math.nan}, {"eps_test": -1.0}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"points": 1},
+        {"points": 2.5},
+        {"relative": 0.0},
+        {"relative": 1.0},
+        {"relative": math.nan},
+        {"eps_test": -1.0},
+    ],
+)
 def test_numbers_out_of_range_are_refused(learned, given):
     problem, outcome = learned
     with pytest.raises(InputError, match=next(iter(given))):
@@ -205,4 +242,6 @@ def test_numbers_out_of_range_are_refused(learned, given):
 def test_a_run_without_rows_is_refused(learned):
     problem, outcome = learned
     with pytest.raises(InputError, match="no rows"):
-        trajectory(replace(outcome, record=replace(outcome.record, rows=())), problem, phantoms()[1])
+        trajectory(
+            replace(outcome, record=replace(outcome.record, rows=())), problem, phantoms()[1]
+        )

@@ -1,4 +1,6 @@
-"""The parts of the derivative-free method: steps in ball and box, models through samples, errors of residuals."""
+"""The parts of the derivative-free method: steps in ball and box, models through samples, errors of
+residuals.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +17,37 @@ from tests.learners.cases import GALLERY
 
 from learnreg.core.errors import InputError
 from learnreg.learners import DFO
-from learnreg.learners.interpolation import Sample, Scaling, distances, gauss_newton, lagrange, nearest, sample
+from learnreg.learners.interpolation import (
+    Sample,
+    Scaling,
+    distances,
+    gauss_newton,
+    lagrange,
+    nearest,
+    sample,
+)
 from learnreg.learners.lower_level import LowerLevel
 from learnreg.learners.trust_region import box_minimizer, constrained_step, longest_step
 from learnreg.problems import BilevelProblem, gallery
 from learnreg.problems.losses import SquaredError
 
-# --- the subproblem ---------------------------------------------------------------------------------------------------
+# --- the subproblem -------------------------------------------------------------------------------
 
 
 def subproblem(seed: int, n: int, m: int, spread: float = 1.0):
-    """g, H, lower, upper, radius: some entries at a bound, some free, a Hessian of rank min(n, m)."""
+    """g, H, lower, upper, radius: some entries at a bound, some free, a Hessian of rank min(n,
+    m).
+    """
     draw = np.random.default_rng(seed)
     jacobian = draw.standard_normal((m, n)) * 10 ** draw.uniform(-spread, spread, n)
     lower, upper = (sign * draw.uniform(0, 1, n) * draw.integers(0, 2, n) for sign in (-1, 1))
-    return jacobian.T @ draw.standard_normal(m), jacobian.T @ jacobian, lower, upper, 10 ** draw.uniform(-1.5, 0.5)
+    return (
+        jacobian.T @ draw.standard_normal(m),
+        jacobian.T @ jacobian,
+        lower,
+        upper,
+        10 ** draw.uniform(-1.5, 0.5),
+    )
 
 
 def q(g, h, s):
@@ -38,16 +56,24 @@ def q(g, h, s):
 
 @pytest.mark.parametrize("seed", range(40))
 def test_a_step_is_as_good_as_a_general_optimizer(seed):
-    """SLSQP on the same problem, from several starts, never gets lower by more than its own tolerance."""
+    """SLSQP on the same problem, from several starts, never gets lower by more than its own
+    tolerance.
+    """
     draw = np.random.default_rng(seed)
     g, h, lower, upper, radius = subproblem(seed, draw.integers(1, 7), draw.integers(1, 9))
     s = constrained_step(g, h, lower, upper, radius)
     ball = {"type": "ineq", "fun": lambda v: radius**2 - v @ v, "jac": lambda v: -2 * v}
     scale = max(abs(q(g, h, s)), 1e-12)
     for start in (np.zeros_like(g), 0.5 * s):
-        other = minimize(lambda v: q(g, h, v) / scale, start, jac=lambda v: 2 * (g + h @ v) / scale, method="SLSQP",
-                         bounds=list(zip(lower, upper, strict=True)), constraints=[ball],
-                         options={"ftol": 1e-12, "maxiter": 500}).x
+        other = minimize(
+            lambda v: q(g, h, v) / scale,
+            start,
+            jac=lambda v: 2 * (g + h @ v) / scale,
+            method="SLSQP",
+            bounds=list(zip(lower, upper, strict=True)),
+            constraints=[ball],
+            options={"ftol": 1e-12, "maxiter": 500},
+        ).x
         other = np.clip(other, lower, upper)
         other *= min(1.0, radius / max(np.linalg.norm(other), 1e-300))
         assert q(g, h, s) <= q(g, h, other) + 1e-6 * scale
@@ -71,8 +97,12 @@ def test_a_step_is_feasible_and_no_random_point_is_better(seed, n, m, spread):
 def test_a_step_in_the_plane_is_that_of_brute_force():
     g, h = np.array([-1.0, -0.2]), np.array([[1.0, 0.9], [0.9, 1.0]])
     lower, upper, radius = np.array([-1.0, -0.3]), np.array([0.8, 1.0]), 0.9
-    grid = np.stack(np.meshgrid(np.linspace(-1, 1, 801), np.linspace(-1, 1, 801)), axis=-1).reshape(-1, 2)
-    grid = grid[((grid >= lower) & (grid <= upper)).all(axis=1) & (np.linalg.norm(grid, axis=1) <= radius)]
+    grid = np.stack(np.meshgrid(np.linspace(-1, 1, 801), np.linspace(-1, 1, 801)), axis=-1).reshape(
+        -1, 2
+    )
+    grid = grid[
+        ((grid >= lower) & (grid <= upper)).all(axis=1) & (np.linalg.norm(grid, axis=1) <= radius)
+    ]
     values = 2 * grid @ g + np.einsum("ij,jk,ik->i", grid, h, grid)
     s = constrained_step(g, h, lower, upper, radius)
     assert q(g, h, s) <= values.min() and np.linalg.norm(s - grid[values.argmin()]) < 5e-3
@@ -85,16 +115,23 @@ def test_without_a_ball_it_is_bounded_least_squares(seed):
     jacobian, r = draw.standard_normal((n + 3, n)), draw.standard_normal(n + 3)
     lower, upper = -draw.uniform(0.01, 0.3, n), draw.uniform(0.01, 0.3, n)
     s = box_minimizer(jacobian.T @ r, jacobian.T @ jacobian, lower, upper)
-    assert np.allclose(s, lsq_linear(jacobian, -r, (lower, upper), method="bvls", tol=1e-14).x, atol=1e-9)
-    assert np.allclose(s, constrained_step(jacobian.T @ r, jacobian.T @ jacobian, lower, upper, 100.0), atol=1e-6)
+    assert np.allclose(
+        s, lsq_linear(jacobian, -r, (lower, upper), method="bvls", tol=1e-14).x, atol=1e-9
+    )
+    assert np.allclose(
+        s, constrained_step(jacobian.T @ r, jacobian.T @ jacobian, lower, upper, 100.0), atol=1e-6
+    )
 
 
 def test_degenerate_subproblems():
     free = np.full(3, np.inf)
     g = np.array([1.0, -2.0, 0.0])
     assert (constrained_step(np.zeros(3), np.eye(3), -free, free, 1.0) == 0).all()
-    # without curvature the step is steepest descent to the boundary, with bounds at zero it stays where it is
-    assert np.allclose(constrained_step(g, np.zeros((3, 3)), -free, free, 0.5), -0.5 * g / math.sqrt(5), atol=1e-6)
+    # without curvature the step is steepest descent to the boundary, with bounds at zero it stays
+    # where it is
+    assert np.allclose(
+        constrained_step(g, np.zeros((3, 3)), -free, free, 0.5), -0.5 * g / math.sqrt(5), atol=1e-6
+    )
     assert (constrained_step(g, np.eye(3), np.zeros(3), np.zeros(3), 1.0) == 0).all()
     assert (longest_step(np.zeros(3), -free, free, 1.0) == 0).all()
 
@@ -126,7 +163,7 @@ def test_the_longest_step_is_feasible_and_reaches_farthest(seed, n):
         assert abs(direction @ v) <= abs(direction @ s) * (1 + 1e-5) + 1e-12
 
 
-# --- models through samples -------------------------------------------------------------------------------------------
+# --- models through samples -----------------------------------------------------------------------
 
 
 def simplex(seed: int, n: int, m: int):
@@ -135,7 +172,11 @@ def simplex(seed: int, n: int, m: int):
     a, b = draw.standard_normal((m, n)), draw.standard_normal(m)
     points = np.concatenate([np.zeros((1, n)), np.eye(n)]) + 0.2 * draw.standard_normal((n + 1, n))
     r = points @ a.T + b
-    return [Sample(None, u, v, 0.0, float(v @ v), 0.0, 0.0) for u, v in zip(points, r, strict=True)], a, b
+    return (
+        [Sample(None, u, v, 0.0, float(v @ v), 0.0, 0.0) for u, v in zip(points, r, strict=True)],
+        a,
+        b,
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
@@ -146,7 +187,9 @@ def test_the_model_of_affine_residuals_is_exact(n):
         assert np.allclose(model.h, a.T @ a) and np.allclose(model.g, a.T @ (a @ center.u + b))
         for s in np.random.default_rng(0).standard_normal((5, n)):
             r = a @ (center.u + s) + b
-            assert math.isclose(model.reduction(s), center.value - r @ r, rel_tol=1e-9, abs_tol=1e-9)
+            assert math.isclose(
+                model.reduction(s), center.value - r @ r, rel_tol=1e-9, abs_tol=1e-9
+            )
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -161,13 +204,15 @@ def test_lagrange_polynomials(n):
         assert nearest(samples, center.u + 1e-9) is center and distances(samples, center.u)[k] == 0
 
 
-# --- samples ----------------------------------------------------------------------------------------------------------
+# --- samples --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["quadratic", "spectrum", "two_pixels"])
 @pytest.mark.parametrize("eps", [1.0, 1e-2, 1e-5])
 def test_residuals_and_their_errors_hold(name, eps):
-    """F = 2 n f lies in its bracket, and every residual is as near to the exact one as is claimed."""
+    """F = 2 n f lies in its bracket, and every residual is as near to the exact one as is
+    claimed.
+    """
     problem = GALLERY[name]()
     lower = LowerLevel(problem, None)
     point = lower.solve(problem.theta, eps, lower.start(problem.theta))
@@ -181,11 +226,17 @@ def test_residuals_and_their_errors_hold(name, eps):
 
 def test_pixels_sum_to_the_same_loss():
     problem = gallery.quadratic()
-    point = LowerLevel(problem, None).solve(problem.theta, 1e-3, problem.energy.start(problem.pairs.y))
+    point = LowerLevel(problem, None).solve(
+        problem.theta, 1e-3, problem.energy.start(problem.pairs.y)
+    )
     scaling = Scaling.of(None, problem)
     images, pixels = sample(problem, scaling, point, False), sample(problem, scaling, point, True)
-    assert pixels.residuals.shape == (problem.pairs.x.numel(),) and images.residuals.shape == (problem.size,)
-    assert math.isclose(pixels.residuals @ pixels.residuals, images.residuals @ images.residuals, rel_tol=1e-12)
+    assert pixels.residuals.shape == (problem.pairs.x.numel(),) and images.residuals.shape == (
+        problem.size,
+    )
+    assert math.isclose(
+        pixels.residuals @ pixels.residuals, images.residuals @ images.residuals, rel_tol=1e-12
+    )
     assert replace(pixels, residuals=images.residuals) == replace(images, u=pixels.u)
 
 
@@ -217,7 +268,9 @@ class Negative(SquaredError):
 def test_a_loss_below_zero_is_refused():
     problem = gallery.quadratic()
     problem = BilevelProblem(problem.energy, problem.pairs, Negative())
-    point = LowerLevel(problem, None).solve(problem.theta, 1e-3, problem.energy.start(problem.pairs.y))
+    point = LowerLevel(problem, None).solve(
+        problem.theta, 1e-3, problem.energy.start(problem.pairs.y)
+    )
     with pytest.raises(InputError, match=r"^loss: given the value -.*; expected values >= 0.*MAID"):
         sample(problem, Scaling.of(None, problem), point, False)
 
@@ -231,6 +284,8 @@ def test_scaling_goes_there_and_back(dtype):
     assert scaling.to_theta(u, problem.theta).equal(problem.theta)
     down, up = scaling.room(u)
     assert np.allclose(down, -u) and np.allclose(up, 1 - u)
-    assert (scaling.to_theta(u + 5, problem.theta) == torch.tensor([7.0, 0.0, 0.0], dtype=dtype)).all()
+    assert (
+        scaling.to_theta(u + 5, problem.theta) == torch.tensor([7.0, 0.0, 0.0], dtype=dtype)
+    ).all()
     free = Scaling.of({"theta[0]": [-7.0, 7.0]}, problem)
     assert free.width.tolist() == [14.0, 1.0, 1.0] and np.isinf(free.room(u)[1][1:]).all()

@@ -35,7 +35,9 @@ def values(count: int, number: float, dtype: torch.dtype = torch.float64) -> tor
 
 def content(store) -> list[torch.Tensor]:
     """All images; DEFAULT for those that are not known."""
-    return list(store.take(list(range(SIZE)), torch.full((SIZE, *SHAPE), DEFAULT, dtype=torch.float64)))
+    return list(
+        store.take(list(range(SIZE)), torch.full((SIZE, *SHAPE), DEFAULT, dtype=torch.float64))
+    )
 
 
 def same(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
@@ -44,11 +46,14 @@ def same(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
 
 def through_json(packed: Packed) -> Packed:
     """As a checkpoint file gives it back."""
-    return Packed({k: v.clone() for k, v in packed.tensors.items()}, json.loads(json.dumps(packed.numbers)))
+    return Packed(
+        {k: v.clone() for k, v in packed.tensors.items()}, json.loads(json.dumps(packed.numbers))
+    )
 
 
 class Stores(RuleBasedStateMachine):
-    """A learner in the loop: steps that are recorded or given up, checkpoints now and then, and a process that dies.
+    """A learner in the loop: steps that are recorded or given up, checkpoints now and then, and a
+    process that dies.
 
     Both kinds of store are compared with a plain list at every step.
     """
@@ -88,21 +93,28 @@ class Stores(RuleBasedStateMachine):
 
     @rule()
     def save(self) -> None:
-        """The loop saves the recorded state, at the end of a step or after one that was given up."""
+        """The loop saves the recorded state, at the end of a step or after one that was given
+        up.
+        """
         self.packed = {kind: through_json(store.pack()) for kind, store in self.recorded.items()}
         self.model["packed"] = list(self.model["recorded"])
 
     @precondition(lambda self: self.packed)
     @rule()
     def die_and_resume(self) -> None:
-        self.now = {"memory": InMemory.restore(self.packed["memory"]), "disk": OnDisk.restore(self.packed["disk"])}
+        self.now = {
+            "memory": InMemory.restore(self.packed["memory"]),
+            "disk": OnDisk.restore(self.packed["disk"]),
+        }
         self.recorded = dict(self.now)
         self.model |= {"now": list(self.model["packed"]), "recorded": list(self.model["packed"])}
 
     @rule(index=st.lists(st.integers(0, SIZE - 1), min_size=1, max_size=SIZE))
     def take(self, index: list[int]) -> None:
         for store in self.now.values():
-            found = store.take(index, torch.full((len(index), *SHAPE), DEFAULT, dtype=torch.float64))
+            found = store.take(
+                index, torch.full((len(index), *SHAPE), DEFAULT, dtype=torch.float64)
+            )
             assert same(list(found), [self.model["now"][i] for i in index])
             found.fill_(float("nan"))  # what was taken is a copy
 
@@ -119,7 +131,9 @@ class Stores(RuleBasedStateMachine):
 
 
 TestStores = Stores.TestCase
-TestStores.settings = settings(max_examples=30, stateful_step_count=25, deadline=None, derandomize=True)
+TestStores.settings = settings(
+    max_examples=30, stateful_step_count=25, deadline=None, derandomize=True
+)
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])
@@ -139,7 +153,9 @@ def test_float64_holds_what_float32_held(kind, dtype, tmp_path):
     default = torch.zeros(SIZE, *SHAPE, dtype=torch.float64)
     found = wide.take([0, 1, 2, 3], default)
     assert found.dtype == torch.float64
-    assert found[[0, 2]].equal(values(2, 0.1, dtype).double()) and found[[1, 3]].equal(default[[1, 3]])
+    assert found[[0, 2]].equal(values(2, 0.1, dtype).double()) and found[[1, 3]].equal(
+        default[[1, 3]]
+    )
     precise = values(1, 1 / 3)
     assert wide.put([1], precise).take([1], default[:1]).equal(precise)
     restored = type(wide).restore(through_json(wide.pack()))
@@ -150,7 +166,9 @@ def test_float64_holds_what_float32_held(kind, dtype, tmp_path):
 def test_a_batch_on_disk_is_read_as_it_is_asked_for(tmp_path):
     store = empty("disk", tmp_path, torch.float32).put([1], values(1, 0.3, torch.float32))
     found = store.take([1, 0], torch.zeros(2, *SHAPE, dtype=torch.float64))
-    assert found.dtype == torch.float64 and found[0].equal(values(1, 0.3, torch.float32)[0].double())
+    assert found.dtype == torch.float64 and found[0].equal(
+        values(1, 0.3, torch.float32)[0].double()
+    )
 
 
 def test_the_file_is_no_larger_than_three_versions(tmp_path):
@@ -158,7 +176,7 @@ def test_the_file_is_no_larger_than_three_versions(tmp_path):
     assert (tmp_path / "deep" / "pages").stat().st_size <= SLOTS * SIZE * 6 * 8 + 64
 
 
-# --- files that are not the ones of the checkpoint --------------------------------------------------------------------
+# --- files that are not the ones of the checkpoint ------------------------------------------------
 
 
 def packed(folder: Path) -> Packed:
@@ -184,7 +202,9 @@ def test_a_file_that_another_run_wrote_is_an_error(tmp_path):
     refused(checkpoint, "another run")
 
 
-@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"\0", lambda b: b"", lambda b: b"\0" * len(b)])
+@pytest.mark.parametrize(
+    "change", [lambda b: b[:-1], lambda b: b + b"\0", lambda b: b"", lambda b: b"\0" * len(b)]
+)
 def test_a_file_that_is_not_intact_is_an_error(change, tmp_path):
     checkpoint, path = packed(tmp_path), tmp_path / "deep" / "pages"
     path.write_bytes(change(path.read_bytes()))
@@ -192,9 +212,13 @@ def test_a_file_that_is_not_intact_is_an_error(change, tmp_path):
 
 
 def test_a_new_store_leaves_open_ones_alone(tmp_path):
-    """A run that was started again in the same process must not pull the file from under the old one."""
+    """A run that was started again in the same process must not pull the file from under the old
+    one.
+    """
     old = empty("disk", tmp_path).put([0], values(1, 1.0))
     new = empty("disk", tmp_path)
-    assert content(old)[0].equal(values(1, 1.0)[0]) and content(new)[0].equal(torch.full(SHAPE, DEFAULT).double())
+    assert content(old)[0].equal(values(1, 1.0)[0]) and content(new)[0].equal(
+        torch.full(SHAPE, DEFAULT).double()
+    )
     old.put([0], values(1, 2.0))
     assert np.array_equal(new.pages.data, np.zeros_like(new.pages.data))

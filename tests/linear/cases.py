@@ -15,8 +15,13 @@ class Matrices:
         breaks: {image: calls}, where and after how many products NaN comes out.
     """
 
-    def __init__(self, h: Tensor, calls: Tensor | None = None, index: Tensor | None = None,
-                 breaks: dict[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        h: Tensor,
+        calls: Tensor | None = None,
+        index: Tensor | None = None,
+        breaks: dict[int, int] | None = None,
+    ) -> None:
         self.h = h
         self.calls = torch.zeros(h.shape[0], dtype=torch.int64) if calls is None else calls
         self.index = torch.arange(h.shape[0]) if index is None else index
@@ -35,7 +40,9 @@ class Matrices:
 
 
 class Diagonals:
-    """r_i / d_i: a preconditioner that differs from image to image, with ``select`` like a Hessian."""
+    """r_i / d_i: a preconditioner that differs from image to image, with ``select`` like a
+    Hessian.
+    """
 
     def __init__(self, d: Tensor) -> None:
         self.d = d
@@ -61,7 +68,9 @@ def symmetric(spectrum: Tensor, seed: int = 0) -> Tensor:
 def geometric(images: int, n: int, condition: float | Tensor) -> Tensor:
     """Spectra (images, n) spread geometrically over [1, condition]."""
     exponent = torch.linspace(0, 1, n, dtype=torch.float64)
-    return (torch.as_tensor(condition, dtype=torch.float64).view(-1, 1) ** exponent).expand(images, n)
+    return (torch.as_tensor(condition, dtype=torch.float64).view(-1, 1) ** exponent).expand(
+        images, n
+    )
 
 
 def spd(images: int, n: int, condition: float | Tensor, seed: int = 0) -> Tensor:

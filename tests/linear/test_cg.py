@@ -1,4 +1,6 @@
-"""Conjugate gradients against dense solves; every image on its own; statuses that say what happened."""
+"""Conjugate gradients against dense solves; every image on its own; statuses that say what
+happened.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,12 @@ def test_against_dense_solves(condition, tol):
     solution = cg(Matrices(h), b, tol)
     assert solution.ok
     exact = torch.linalg.solve(h, b)
-    assert ((solution.value - exact).norm(dim=1) <= tol * (1 + 1e-6)).all(), "the smallest eigenvalue is 1"
-    torch.testing.assert_close(solution.residual, residual(h, solution.value, b), rtol=1e-6, atol=1e-12)
+    assert ((solution.value - exact).norm(dim=1) <= tol * (1 + 1e-6)).all(), (
+        "the smallest eigenvalue is 1"
+    )
+    torch.testing.assert_close(
+        solution.residual, residual(h, solution.value, b), rtol=1e-6, atol=1e-12
+    )
     assert (solution.residual <= tol).all() and solution.residual.dtype == torch.float64
 
 
@@ -46,7 +52,9 @@ def test_images_of_any_shape():
             return Pictures(self.h[index], self.calls, self.index[index])
 
     solution = cg(Pictures(h), b, 1e-9)
-    torch.testing.assert_close(solution.value.flatten(1), torch.linalg.solve(h, b.flatten(1)), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        solution.value.flatten(1), torch.linalg.solve(h, b.flatten(1)), rtol=0, atol=1e-9
+    )
 
 
 def test_tolerance_and_freezing_per_image():
@@ -58,7 +66,7 @@ def test_tolerance_and_freezing_per_image():
     steps = solution.steps[[0, 2, 3, 1]]
     assert (steps[1:] > steps[:-1]).all(), "a looser tolerance stops sooner"
     for i in range(4):
-        alone = cg(Matrices(h[i:i + 1]), b[i:i + 1], float(tol[i]))
+        alone = cg(Matrices(h[i : i + 1]), b[i : i + 1], float(tol[i]))
         assert float((alone.value[0] - solution.value[i]).norm()) <= 2 * float(tol[i])
         assert abs(int(alone.steps[0] - solution.steps[i])) <= 1
 
@@ -87,7 +95,9 @@ def test_work_is_what_was_done():
         assert solution.cost.hessian_products == int(operator.calls.sum())
         assert solution.cost.cg_steps == int(solution.steps.sum())
         assert solution.cost.work == solution.cost.hessian_products
-        extra = operator.calls - solution.steps  # the residual of the start, if any, and that of the end
+        extra = (
+            operator.calls - solution.steps
+        )  # the residual of the start, if any, and that of the end
         assert ((extra >= 1 + (x0 is not None)) & (extra <= 4) | (operator.calls == 0)).all()
 
 
@@ -121,7 +131,10 @@ def test_a_preconditioner_saves_steps():
     diagonal = torch.logspace(0, 6, 40, dtype=torch.float64)
     h = torch.diag(diagonal).expand(2, 40, 40) + 0.1 * spd(2, 40, 2.0)
     b = normal(2, 40)
-    plain, helped = cg(Matrices(h), b, 1e-6), cg(Matrices(h), b, 1e-6, preconditioner=lambda r: r / diagonal)
+    plain, helped = (
+        cg(Matrices(h), b, 1e-6),
+        cg(Matrices(h), b, 1e-6, preconditioner=lambda r: r / diagonal),
+    )
     assert plain.ok and helped.ok and (3 * helped.steps < plain.steps).all()
     torch.testing.assert_close(helped.value, torch.linalg.solve(h, b), rtol=0, atol=1e-6)
     assert (helped.residual <= 1e-6).all()
@@ -134,7 +147,7 @@ def test_the_object_is_the_function_with_settings():
     assert short.steps.tolist() == [2, 2]
 
 
-# --- what can go wrong ------------------------------------------------------------------------------------------------
+# --- what can go wrong ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("max_steps", [1, 2, 5, 12])
@@ -147,7 +160,9 @@ def test_the_step_limit_is_named(max_steps, restarts):
     torch.testing.assert_close(solution.residual, residual(h, solution.value, b))
 
 
-@pytest.mark.parametrize("spectrum", [(-1.0, -2.0, -3.0), (1.0, 2.0, -1.0), (1.0, -1e-3, 1.0), (0.0, 0.0, 0.0)])
+@pytest.mark.parametrize(
+    "spectrum", [(-1.0, -2.0, -3.0), (1.0, 2.0, -1.0), (1.0, -1e-3, 1.0), (0.0, 0.0, 0.0)]
+)
 @pytest.mark.parametrize("warm", [False, True])
 def test_an_indefinite_matrix_is_named(spectrum, warm):
     good = spd(1, 3, 10.0)
@@ -189,6 +204,7 @@ def test_nan_that_appears_on_the_way_is_named():
 
 def test_nan_in_one_product_only_is_still_named():
     """The recursion broke down; that its start is finite does not make it a matter of rounding."""
+
     class Breaks(Matrices):
         def __call__(self, v: Tensor) -> Tensor:
             out = super().__call__(v)
@@ -223,7 +239,9 @@ def test_a_tolerance_that_is_not_positive_is_refused(tol):
 
 
 def test_one_tolerance_or_one_per_image():
-    with pytest.raises(InputError, match=r"tol: given 3 values; expected one value or one per image \(2\)"):
+    with pytest.raises(
+        InputError, match=r"tol: given 3 values; expected one value or one per image \(2\)"
+    ):
         cg(Matrices(spd(2, 4, 2.0)), normal(2, 4), torch.ones(3))
 
 
@@ -234,7 +252,9 @@ def test_solutions_speak():
 
 @pytest.mark.parametrize("interval", [3, 8])
 def test_looking_seldom_changes_no_answer(interval, monkeypatch):
-    """As on a GPU: between two looks of the host, finished images wait, exact zeros and indefinite ones included."""
+    """As on a GPU: between two looks of the host, finished images wait, exact zeros and indefinite
+    ones included.
+    """
     module = importlib.import_module("learnreg.linear.cg")
     h, b = spd(5, 12, torch.tensor([1.0, 3, 10, 30, 100])), normal(5, 12)
     h[3] = 2 * torch.eye(12).double()  # solved exactly in one step
@@ -245,4 +265,6 @@ def test_looking_seldom_changes_no_answer(interval, monkeypatch):
     assert seldom.status == (*[Status.CONVERGED] * 4, Status.INDEFINITE)
     assert (seldom.residual[:4] <= 1e-6).all() and torch.isfinite(seldom.value).all()
     torch.testing.assert_close(seldom.value[:4], often.value[:4], rtol=0, atol=2e-6)
-    assert ((seldom.steps[:4] >= often.steps[:4]) & (seldom.steps[:4] < often.steps[:4] + interval)).all()
+    assert (
+        (seldom.steps[:4] >= often.steps[:4]) & (seldom.steps[:4] < often.steps[:4] + interval)
+    ).all()

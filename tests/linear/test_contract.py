@@ -24,7 +24,9 @@ SOLVERS = {"cg": CG, "minres": MINRES}
 # matrices (b, n, n) -> preconditioner for them
 PRECONDITIONERS: dict[str, Callable[[Tensor], Preconditioner | None]] = {
     "none": lambda h: None,
-    "callable": lambda h: lambda r: r / torch.linspace(1, 3, h.shape[1], dtype=h.dtype).view(r.shape[1:]),
+    "callable": lambda h: (
+        lambda r: r / torch.linspace(1, 3, h.shape[1], dtype=h.dtype).view(r.shape[1:])
+    ),
     "select": lambda h: Diagonals(h.diagonal(dim1=1, dim2=2)),
 }
 
@@ -35,8 +37,14 @@ class Contestant:
     def __init__(self, solver: str, preconditioner: str) -> None:
         self.make, self.precondition = SOLVERS[solver], PRECONDITIONERS[preconditioner]
 
-    def __call__(self, matvec: Hessian | Tensor, b: Tensor, tol: float | Tensor, x0: Tensor | None = None,
-                 **settings: int) -> LinearSolution:
+    def __call__(
+        self,
+        matvec: Hessian | Tensor,
+        b: Tensor,
+        tol: float | Tensor,
+        x0: Tensor | None = None,
+        **settings: int,
+    ) -> LinearSolution:
         operator = Matrices(matvec) if isinstance(matvec, Tensor) else matvec
         return self.make(**settings)(operator, b, tol, x0, self.precondition(operator.h))
 
@@ -46,7 +54,7 @@ def solve(request: pytest.FixtureRequest) -> Contestant:
     return Contestant(*request.param.split("-"))
 
 
-# --- what is computed -------------------------------------------------------------------------------------------------
+# --- what is computed -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("condition", [1.0, 30.0, 1e4, 1e6])
@@ -56,8 +64,12 @@ def test_against_dense_solves(solve, condition, tol):
     solution = solve(h, b, tol)
     assert solution.ok
     exact = torch.linalg.solve(h, b)
-    assert ((solution.value - exact).norm(dim=1) <= tol * (1 + 1e-6)).all(), "the smallest eigenvalue is 1"
-    torch.testing.assert_close(solution.residual, residual(h, solution.value, b), rtol=1e-6, atol=1e-11)
+    assert ((solution.value - exact).norm(dim=1) <= tol * (1 + 1e-6)).all(), (
+        "the smallest eigenvalue is 1"
+    )
+    torch.testing.assert_close(
+        solution.residual, residual(h, solution.value, b), rtol=1e-6, atol=1e-11
+    )
     assert (solution.residual <= tol).all() and solution.residual.dtype == torch.float64
 
 
@@ -65,13 +77,19 @@ def test_images_of_any_shape(solve):
     h, b = spd(3, 12, 10.0), normal(3, 1, 3, 4)
     solution = solve(h, b, 1e-9)
     assert solution.value.shape == b.shape
-    torch.testing.assert_close(solution.value.flatten(1), torch.linalg.solve(h, b.flatten(1)), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        solution.value.flatten(1), torch.linalg.solve(h, b.flatten(1)), rtol=0, atol=1e-9
+    )
 
 
 def test_the_type_of_the_right_hand_side_is_kept(solve):
     for dtype in (torch.float32, torch.float64):
         solution = solve(spd(2, 8, 10.0).to(dtype), normal(2, 8).to(dtype), 1e-3)
-        assert solution.ok and solution.value.dtype == dtype and solution.residual.dtype == torch.float64
+        assert (
+            solution.ok
+            and solution.value.dtype == dtype
+            and solution.residual.dtype == torch.float64
+        )
 
 
 def test_a_warm_start_near_the_solution_costs_little(solve):
@@ -100,10 +118,14 @@ def test_a_small_right_hand_side_is_solved_by_zero(solve):
 def test_nothing_is_left_to_do(solve):
     operator = Matrices(spd(2, 6, 10.0))
     solution = solve(operator, torch.zeros(2, 6).double(), 1e-6)
-    assert solution.ok and not solution.value.any() and solution.cost.work == 0 == int(operator.calls.sum())
+    assert (
+        solution.ok
+        and not solution.value.any()
+        and solution.cost.work == 0 == int(operator.calls.sum())
+    )
 
 
-# --- the batch is a list of strangers ---------------------------------------------------------------------------------
+# --- the batch is a list of strangers -------------------------------------------------------------
 
 
 def test_tolerance_and_freezing_per_image(solve):
@@ -114,7 +136,7 @@ def test_tolerance_and_freezing_per_image(solve):
     steps = solution.steps[[0, 2, 3, 1]]
     assert (steps[1:] > steps[:-1]).all(), "a looser tolerance stops sooner"
     for i in range(4):
-        alone = solve(h[i:i + 1], b[i:i + 1], float(tol[i]))
+        alone = solve(h[i : i + 1], b[i : i + 1], float(tol[i]))
         assert float((alone.value[0] - solution.value[i]).norm()) <= 2 * float(tol[i])
         assert abs(int(alone.steps[0] - solution.steps[i])) <= 1
 
@@ -130,7 +152,10 @@ def test_an_image_does_not_see_its_neighbours(solve, warm):
     for part in (torch.tensor([4, 2, 0, 3, 1]), slice(0, 2), slice(2, 5), slice(3, 4), slice(4, 5)):
         some = solve(h[part], b[part], tol[part], None if x0 is None else x0[part])
         torch.testing.assert_close(some.value, whole.value[part], rtol=0, atol=1e-10)
-        assert torch.equal(some.steps, whole.steps[part]) and some.status == whole.status[:some.steps.numel()]
+        assert (
+            torch.equal(some.steps, whole.steps[part])
+            and some.status == whole.status[: some.steps.numel()]
+        )
 
 
 def test_the_worst_neighbours_change_nothing(solve):
@@ -142,7 +167,7 @@ def test_the_worst_neighbours_change_nothing(solve):
     assert among.steps[1] == alone.steps[0] and among.status[1].ok
 
 
-# --- work and manners -------------------------------------------------------------------------------------------------
+# --- work and manners -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("warm", [False, True])
@@ -154,7 +179,9 @@ def test_work_is_what_was_done(solve, warm):
     assert solution.ok and operator.calls[0] == 0 == solution.steps[0]
     assert solution.cost.hessian_products == int(operator.calls.sum()) == solution.cost.work
     assert solution.cost.cg_steps == int(solution.steps.sum())
-    extra = (operator.calls - solution.steps)[1:]  # the residual of the start, if any, and one look per restart
+    extra = (operator.calls - solution.steps)[
+        1:
+    ]  # the residual of the start, if any, and one look per restart
     assert ((extra >= 1 + warm) & (extra <= 5)).all()
 
 
@@ -197,7 +224,7 @@ def test_maps_that_return_their_argument_do_no_harm(solver):
         assert solution.ok and solution.steps.tolist() == [1, 1, 1] and torch.equal(b, copy)
 
 
-# --- what can go wrong ------------------------------------------------------------------------------------------------
+# --- what can go wrong ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("max_steps", [1, 2, 5, 12])
@@ -259,7 +286,9 @@ def test_a_tolerance_that_is_not_positive_is_refused(solve, tol):
 
 
 def test_one_tolerance_or_one_per_image(solve):
-    with pytest.raises(InputError, match=r"tol: given 3 values; expected one value or one per image \(2\)"):
+    with pytest.raises(
+        InputError, match=r"tol: given 3 values; expected one value or one per image \(2\)"
+    ):
         solve(spd(2, 4, 2.0), normal(2, 4), torch.ones(3))
 
 
@@ -268,7 +297,7 @@ def test_solutions_speak(solve):
     assert "2 images" in repr(solution) and "hessian products" in repr(solution)
 
 
-# --- preconditioners --------------------------------------------------------------------------------------------------
+# --- preconditioners ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -278,7 +307,9 @@ def test_a_preconditioner_saves_steps(solver, kind):
     diagonals = torch.stack([diagonal, diagonal if kind == "callable" else diagonal.flip(0)])
     h, b = torch.diag_embed(diagonals) + 0.1 * spd(2, 40, 2.0), normal(2, 40)
     preconditioner = Diagonals(diagonals) if kind == "select" else lambda r: r / diagonal
-    plain, helped = (SOLVERS[solver]()(Matrices(h), b, 1e-6, None, m) for m in (None, preconditioner))
+    plain, helped = (
+        SOLVERS[solver]()(Matrices(h), b, 1e-6, None, m) for m in (None, preconditioner)
+    )
     assert plain.ok and helped.ok and (3 * helped.steps < plain.steps).all()
     torch.testing.assert_close(helped.value, torch.linalg.solve(h, b), rtol=0, atol=1e-6)
     assert (residual(h, helped.value, b) <= 1e-6).all(), "it is the Euclidean residual that stops"
@@ -286,14 +317,22 @@ def test_a_preconditioner_saves_steps(solver, kind):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_image_meets_its_own_preconditioner(solver):
-    """With M = H^-1 one step is enough, whoever has left the batch before: at the start, at a look, on the way."""
-    h = torch.diag_embed(1 + torch.rand(6, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    """With M = H^-1 one step is enough, whoever has left the batch before: at the start, at a look,
+    on the way.
+    """
+    h = torch.diag_embed(
+        1 + torch.rand(6, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    )
     d, b, x0 = h.diagonal(dim1=1, dim2=2).clone(), normal(6, 9), torch.zeros(6, 9).double()
     b[1] = 0
     x0[4] = b[4] / d[4]
     d[2] *= torch.linspace(1, 5, 9)  # this one is in need of more steps
     solution = SOLVERS[solver]()(Matrices(h), b, 1e-10, x0, Diagonals(d))
-    assert solution.ok and solution.steps[[0, 1, 3, 4, 5]].tolist() == [1, 0, 1, 0, 1] and solution.steps[2] > 3
+    assert (
+        solution.ok
+        and solution.steps[[0, 1, 3, 4, 5]].tolist() == [1, 0, 1, 0, 1]
+        and solution.steps[2] > 3
+    )
     torch.testing.assert_close(solution.value, torch.linalg.solve(h, b))
 
 

@@ -76,13 +76,24 @@ def test_precisions_may_differ(metric):
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim, mse])
-@pytest.mark.parametrize(("x", "ref", "message"), [
-    (torch.zeros(2, 1, 16, 16), torch.zeros(1, 1, 16, 16), r"\(2, 1, 16, 16\) and \(1, 1, 16, 16\)"),
-    (torch.zeros(0, 1, 16, 16), torch.zeros(0, 1, 16, 16), "at least one image"),
-    (torch.zeros(16), torch.zeros(16), "batch dimension"),
-    (torch.zeros(1, 1, 16, 16, dtype=torch.uint8), torch.zeros(1, 1, 16, 16), "x: given torch.uint8"),
-    (torch.zeros(1, 1, 16, 16), [[0.0]], "ref: given list"),
-])
+@pytest.mark.parametrize(
+    ("x", "ref", "message"),
+    [
+        (
+            torch.zeros(2, 1, 16, 16),
+            torch.zeros(1, 1, 16, 16),
+            r"\(2, 1, 16, 16\) and \(1, 1, 16, 16\)",
+        ),
+        (torch.zeros(0, 1, 16, 16), torch.zeros(0, 1, 16, 16), "at least one image"),
+        (torch.zeros(16), torch.zeros(16), "batch dimension"),
+        (
+            torch.zeros(1, 1, 16, 16, dtype=torch.uint8),
+            torch.zeros(1, 1, 16, 16),
+            "x: given torch.uint8",
+        ),
+        (torch.zeros(1, 1, 16, 16), [[0.0]], "ref: given list"),
+    ],
+)
 def test_bad_images(metric, x, ref, message):
     with pytest.raises(InputError, match=message):
         metric(x, ref)
@@ -148,14 +159,17 @@ def test_honesty_speaks():
     assert json.loads(json.dumps(bad.to_dict()))["violations"] == [1]
 
 
-@pytest.mark.parametrize(("true", "certified", "tolerance", "message"), [
-    ([], [], 0.0, "true_error: given no values"),
-    ([1.0], [1.0, 2.0], 0.0, "certified_error: given 2 values; expected 1"),
-    ([-1.0], [1.0], 0.0, "true_error"),
-    ([1.0], [math.nan], 0.0, "certified_error"),
-    ([math.inf], [math.inf], 0.0, "infinite"),
-    ([1.0], [1.0], -1.0, "tolerance: given -1"),
-])
+@pytest.mark.parametrize(
+    ("true", "certified", "tolerance", "message"),
+    [
+        ([], [], 0.0, "true_error: given no values"),
+        ([1.0], [1.0, 2.0], 0.0, "certified_error: given 2 values; expected 1"),
+        ([-1.0], [1.0], 0.0, "true_error"),
+        ([1.0], [math.nan], 0.0, "certified_error"),
+        ([math.inf], [math.inf], 0.0, "infinite"),
+        ([1.0], [1.0], -1.0, "tolerance: given -1"),
+    ],
+)
 def test_bad_honesty(true, certified, tolerance, message):
     with pytest.raises(InputError, match=message):
         honesty(true, certified, tolerance=tolerance)

@@ -1,4 +1,6 @@
-"""model.safetensors: what goes in comes out, and nothing damaged, foreign or dangerous is ever opened."""
+"""model.safetensors: what goes in comes out, and nothing damaged, foreign or dangerous is ever
+opened.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,7 @@ def rewritten(path: Path, change=lambda header: None, tensors=lambda tensors: te
     path.write_bytes(save(tensors(held), {"learnreg": json.dumps(header)}))
 
 
-# --- round trips ------------------------------------------------------------------------------------------------------
+# --- round trips ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -58,9 +60,12 @@ def test_every_regularizer_comes_back_as_it_was(case: Case, path):
     save_model(path, energy(regularizer, sigma=0.7))
     loaded = load_model(path)
     held, found = regularizer.state_dict(), loaded.regularizer.state_dict()
-    assert list(held) == list(found) and all(held[k].equal(found[k]) and held[k].dtype == found[k].dtype for k in held)
+    assert list(held) == list(found) and all(
+        held[k].equal(found[k]) and held[k].dtype == found[k].dtype for k in held
+    )
     assert [p.requires_grad for p in regularizer.parameters()] == [
-        p.requires_grad for p in loaded.regularizer.parameters()]
+        p.requires_grad for p in loaded.regularizer.parameters()
+    ]
     assert repr(loaded.regularizer) == repr(regularizer)
     assert loaded.regularizer.value(x).equal(regularizer.value(x))
     assert loaded.regularizer.grad(x).equal(regularizer.grad(x))
@@ -114,7 +119,10 @@ def test_saving_lends_and_takes_nothing(path):
     with torch.no_grad():
         for p in loaded.parameters():
             p.zero_()
-    assert all(p.equal(b) and p.requires_grad for p, b in zip(regularizer.parameters(), before, strict=True))
+    assert all(
+        p.equal(b) and p.requires_grad
+        for p, b in zip(regularizer.parameters(), before, strict=True)
+    )
     assert load_model(path).regularizer.log_weight.equal(regularizer.log_weight)
 
 
@@ -130,7 +138,7 @@ def test_a_failing_write_leaves_the_old_file(path, monkeypatch):
     assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
 
 
-# --- own classes, other physics ---------------------------------------------------------------------------------------
+# --- own classes, other physics -------------------------------------------------------------------
 
 
 class Ridge(nn.Module):
@@ -173,7 +181,9 @@ class Mine(TV):
 def test_an_own_class_is_filled(make, path):
     mine = perturbed(make())
     saved(path, mine)
-    with pytest.raises(ModelFileError, match=rf"given '{make.__name__}'.*load_model\(path, regularizer=\.\.\.\)"):
+    with pytest.raises(
+        ModelFileError, match=rf"given '{make.__name__}'.*load_model\(path, regularizer=\.\.\.\)"
+    ):
         load_model(path)
     other = make()
     loaded = load_model(path, regularizer=other)
@@ -184,13 +194,17 @@ def test_an_own_class_is_filled(make, path):
 
 def test_an_own_class_of_another_shape_is_refused(path):
     saved(path, Ridge())
-    with pytest.raises(ModelFileError, match="weights that do not fit the regularizer; expected the tensors of TV"):
+    with pytest.raises(
+        ModelFileError, match="weights that do not fit the regularizer; expected the tensors of TV"
+    ):
         load_model(path, regularizer=TV())
 
 
 def test_what_is_refused_leaves_the_lent_module_as_it_was(path):
     saved(path)
-    rewritten(path, tensors=lambda held: {k: torch.full_like(v, torch.nan) for k, v in held.items()})
+    rewritten(
+        path, tensors=lambda held: {k: torch.full_like(v, torch.nan) for k, v in held.items()}
+    )
     mine = TV(weight=0.3)
     before = [p.clone() for p in mine.parameters()]
     with pytest.raises(ModelFileError):
@@ -205,7 +219,10 @@ def blur() -> nn.Module:
 def test_a_physics_that_the_file_cannot_describe_must_be_given(path):
     physics = blur()
     save_model(path, Energy(physics, TV() + Tikhonov(0.1)))
-    with pytest.raises(ModelFileError, match=r"given a model for Blur; expected physics=.*load_model\(path, physics"):
+    with pytest.raises(
+        ModelFileError,
+        match=r"given a model for Blur; expected physics=.*load_model\(path, physics",
+    ):
         load_model(path)
     loaded = load_model(path, physics=physics)
     assert loaded.physics is physics
@@ -219,7 +236,7 @@ def test_another_physics_takes_the_place_of_the_stored_one(path):
     assert load_model(path, physics=physics).physics is physics
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 def refused(path: Path, *words: str, **arguments: object) -> None:
@@ -238,9 +255,18 @@ def test_a_truncated_file(length, path):
     refused(path, str(path), "not intact", "written by this library")
 
 
-@pytest.mark.parametrize("content", [b"hello, world\n", b"\x00" * 64, b"\xff" * 64, b"PK\x03\x04" + b"\x00" * 99,
-                                     b'{"a": 1}', b"\x08\x00\x00\x00\x00\x00\x00\x00{\"a\": 1}"],
-                         ids=["text", "zeros", "ones", "zip", "json", "header"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hello, world\n",
+        b"\x00" * 64,
+        b"\xff" * 64,
+        b"PK\x03\x04" + b"\x00" * 99,
+        b'{"a": 1}',
+        b'\x08\x00\x00\x00\x00\x00\x00\x00{"a": 1}',
+    ],
+    ids=["text", "zeros", "ones", "zip", "json", "header"],
+)
 def test_a_file_that_is_something_else(content, path):
     path.write_bytes(content)
     refused(path, str(path), "not intact")
@@ -253,10 +279,20 @@ def test_no_file_at_all(kind, path):
     refused(path, str(path), "no such file")
 
 
-@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"learnreg": "not json"}, {"learnreg": "[1, 2]"},
-                                      {"learnreg": '"text"'}, {"learnreg": "{}"},
-                                      {"learnreg": '{"format": "somebody-else"}'},
-                                      {"learnreg": '{"format": "learnreg-checkpoint"}'}], ids=str)
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        {"format": "pt"},
+        {"learnreg": "not json"},
+        {"learnreg": "[1, 2]"},
+        {"learnreg": '"text"'},
+        {"learnreg": "{}"},
+        {"learnreg": '{"format": "somebody-else"}'},
+        {"learnreg": '{"format": "learnreg-checkpoint"}'},
+    ],
+    ids=str,
+)
 def test_foreign_safetensors(metadata, path):
     save_file({"log_weight": torch.zeros(()), "log_smoothing": torch.zeros(())}, path, metadata)
     refused(path, str(path), "a learnreg-model file")
@@ -286,7 +322,9 @@ CHANGES = {
     "size": lambda held: {**held, "kernels": torch.zeros(2, 1, 5, 5)},
     "missing": lambda held: {k: v for k, v in held.items() if k != "log_scale"},
     "extra": lambda held: {**held, "surplus": torch.zeros(3)},
-    "other name": lambda held: {("weights" if k == "log_weights" else k): v for k, v in held.items()},
+    "other name": lambda held: {
+        ("weights" if k == "log_weights" else k): v for k, v in held.items()
+    },
     "nothing": lambda held: {},
 }
 
@@ -313,12 +351,18 @@ HEADERS = {
     "regularizer of text": lambda h: h.update(regularizer="TV"),
     "unhashable type": lambda h: h.update(regularizer={"type": ["TV"]}),
     "foreign argument": lambda h: h["regularizer"].update(weights=3),
-    "argument out of range": lambda h: h.update(regularizer={"type": "FoE", "filters": -3, "size": 3}),
-    "argument of another type": lambda h: h.update(regularizer={"type": "FoE", "filters": "2", "size": 3}),
+    "argument out of range": lambda h: h.update(
+        regularizer={"type": "FoE", "filters": -3, "size": 3}
+    ),
+    "argument of another type": lambda h: h.update(
+        regularizer={"type": "FoE", "filters": "2", "size": 3}
+    ),
     "empty sum": lambda h: h.update(regularizer={"type": "Sum", "terms": []}),
     "sum without terms": lambda h: h.update(regularizer={"type": "Sum"}),
     "sum of text": lambda h: h.update(regularizer={"type": "Sum", "terms": "TV"}),
-    "negative factor": lambda h: h.update(regularizer={"type": "Scaled", "factor": -1, "regularizer": {"type": "TV"}}),
+    "negative factor": lambda h: h.update(
+        regularizer={"type": "Scaled", "factor": -1, "regularizer": {"type": "TV"}}
+    ),
     "negative sigma": lambda h: h.update(sigma=-1.0),
     "sigma of text": lambda h: h.update(sigma="1"),
     "physics of text": lambda h: h.update(physics="Denoising"),
@@ -350,7 +394,9 @@ def test_a_pickle_is_refused_and_never_executed(kind, path, tmp_path):
     if kind == "pickle":
         path.write_bytes(pickle.dumps(bomb))
     elif kind == "in_the_header":
-        save_file({"log_weight": torch.zeros(())}, path, {"learnreg": pickle.dumps(bomb, 0).decode()})
+        save_file(
+            {"log_weight": torch.zeros(())}, path, {"learnreg": pickle.dumps(bomb, 0).decode()}
+        )
     else:
         torch.save({"weight": bomb}, path, _use_new_zipfile_serialization=kind == "torch")
     with pytest.raises(ModelFileError):
@@ -370,6 +416,12 @@ def test_the_bomb_is_one(tmp_path):
 def test_every_regularizer_of_the_library_can_be_named_by_a_file():
     from learnreg import regularizers
 
-    classes = {name for name in regularizers.__all__ if isinstance(getattr(regularizers, name), type)
-               and issubclass(getattr(regularizers, name), Regularizer | SaddleRegularizer)}
-    assert classes - {"Regularizer", "Sum", "Scaled", "SaddleRegularizer"} == set(regularizers.KNOWN)
+    classes = {
+        name
+        for name in regularizers.__all__
+        if isinstance(getattr(regularizers, name), type)
+        and issubclass(getattr(regularizers, name), Regularizer | SaddleRegularizer)
+    }
+    assert classes - {"Regularizer", "Sum", "Scaled", "SaddleRegularizer"} == set(
+        regularizers.KNOWN
+    )

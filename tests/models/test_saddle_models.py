@@ -1,4 +1,6 @@
-"""Saddle-point models as files: data term and tikhonov come back, older files mean what they meant, damage is named."""
+"""Saddle-point models as files: data term and tikhonov come back, older files mean what they meant,
+damage is named.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ def path(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-# --- round trips ------------------------------------------------------------------------------------------------------
+# --- round trips ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SADDLES)
@@ -46,12 +48,18 @@ def test_every_saddle_regularizer_comes_back_as_it_was(name, dtype, path):
     assert (loaded.fidelity, loaded.tikhonov) == (L2(0.7), 0.25)
     assert repr(loaded.regularizer) == repr(energy.regularizer)
     held, found = energy.regularizer.state_dict(), loaded.regularizer.state_dict()
-    assert list(held) == list(found) and all(held[k].equal(found[k]) and found[k].dtype == dtype for k in held)
+    assert list(held) == list(found) and all(
+        held[k].equal(found[k]) and found[k].dtype == dtype for k in held
+    )
     u = torch.rand(1, 1, 24, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
     with torch.no_grad():
         blocks = (u, *(torch.rand_like(v) for v in energy.regularizer.auxiliary(u)))
-        assert all(a.equal(b) for a, b in zip(energy.regularizer.apply(*blocks), loaded.regularizer.apply(*blocks),
-                                              strict=True))
+        assert all(
+            a.equal(b)
+            for a, b in zip(
+                energy.regularizer.apply(*blocks), loaded.regularizer.apply(*blocks), strict=True
+            )
+        )
 
 
 @pytest.mark.parametrize("fidelity", [L2(), L2(0.5), L1(), L1(0.3), KL(), KL(2.5)], ids=repr)
@@ -65,13 +73,17 @@ def test_the_data_term_comes_back(fidelity, tikhonov, path):
 def test_a_loaded_model_gives_the_same_reconstruction(path):
     energy = SaddleEnergy(denoising(), made("ExactTV"), L1(0.5), tikhonov=1.0)
     y = torch.rand(2, 1, 8, 9, generator=torch.Generator().manual_seed(0))
-    assert solve(load_model(save_model(path, energy)), y, 1e-2).value.equal(solve(energy, y, 1e-2).value)
+    assert solve(load_model(save_model(path, energy)), y, 1e-2).value.equal(
+        solve(energy, y, 1e-2).value
+    )
 
 
 def test_a_run_comes_back(tmp_path):
     energy = SaddleEnergy(denoising(), ExactTV(0.2), L1(0.5), tikhonov=1.0)
     theta = torch.tensor([-1.25])
-    record = RunRecord("problem", "learner", 1, ({"step": 0, "loss": 1.0, "work": 1, "seconds": 0.0},))
+    record = RunRecord(
+        "problem", "learner", 1, ({"step": 0, "loss": 1.0, "work": 1, "seconds": 0.0},)
+    )
     run = Run(record, StopReason("budget", "it ended"), theta, theta[None], energy, "mine")
     loaded = Run.load(run.save(tmp_path / "run"))
     assert loaded.energy.fidelity == L1(0.5) and loaded.energy.tikhonov == 1.0
@@ -90,7 +102,9 @@ class Mine(ExactTV):
 
 def test_an_own_class_is_filled(path):
     save_model(path, SaddleEnergy(denoising(), Mine(0.3), L1(2.0), tikhonov=1.0))
-    with pytest.raises(ModelFileError, match=r"given 'Mine'.*load_model\(path, regularizer=\.\.\.\)"):
+    with pytest.raises(
+        ModelFileError, match=r"given 'Mine'.*load_model\(path, regularizer=\.\.\.\)"
+    ):
         load_model(path)
     other = Mine()
     loaded = load_model(path, regularizer=other)
@@ -106,7 +120,7 @@ def test_another_physics_can_be_given(path):
     assert load_model(path, physics=physics).physics is physics
 
 
-# --- compatibility ----------------------------------------------------------------------------------------------------
+# --- compatibility --------------------------------------------------------------------------------
 
 
 def test_an_energy_is_written_as_it_always_was(path):
@@ -129,10 +143,14 @@ def test_a_file_without_the_new_keys_has_l2(regularizer, kind, path):
 
     rewritten(path, older)
     loaded = load_model(path)
-    assert type(loaded) is kind and loaded.fidelity == L2(0.4) and getattr(loaded, "tikhonov", 0.0) == 0.0
+    assert (
+        type(loaded) is kind
+        and loaded.fidelity == L2(0.4)
+        and getattr(loaded, "tikhonov", 0.0) == 0.0
+    )
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 HEADERS = {
     "unknown data term": lambda h: h.update(fidelity={"type": "os.system", "command": "true"}),
@@ -174,7 +192,7 @@ def test_a_data_term_of_ones_own_keeps_its_weights_but_must_be_rebuilt(path):
     assert load_file(path)["log_weight"].exp().item() == pytest.approx(0.3)
 
 
-# --- the function that chooses ----------------------------------------------------------------------------------------
+# --- the function that chooses --------------------------------------------------------------------
 
 
 def test_the_regularizer_decides_which_energy_it_is():
@@ -185,10 +203,15 @@ def test_the_regularizer_decides_which_energy_it_is():
     assert type(smooth) is Energy and smooth.fidelity == L2(0.5)
 
 
-@pytest.mark.parametrize(("regularizer", "arguments", "words"), [
-    (TV(), (None, 0.5), "tikhonov: given 0.5; expected 0 with a differentiable regularizer"),
-    (TV(), (L1(),), "fidelity: given L1, which has no gradient; expected L2"),
-    (ExactTV(), (None, -1.0), "tikhonov: given -1.0"), (nn.Linear(1, 1), (), "regularizer: given Linear")])
+@pytest.mark.parametrize(
+    ("regularizer", "arguments", "words"),
+    [
+        (TV(), (None, 0.5), "tikhonov: given 0.5; expected 0 with a differentiable regularizer"),
+        (TV(), (L1(),), "fidelity: given L1, which has no gradient; expected L2"),
+        (ExactTV(), (None, -1.0), "tikhonov: given -1.0"),
+        (nn.Linear(1, 1), (), "regularizer: given Linear"),
+    ],
+)
 def test_what_does_not_go_together_is_refused(regularizer, arguments, words):
     with pytest.raises(InputError) as caught:
         energy_for(denoising(), regularizer, *arguments)

@@ -65,19 +65,35 @@ def test_correlation_does_not_flip():
 @pytest.mark.parametrize("size", [1, 3, 5, 7])
 @pytest.mark.parametrize("shape", [(7, 7), (8, 11)])
 def test_correlate_adjoint_is_the_transpose(padding, channels, size, shape):
-    kernels, x = normal(4, channels, size, size), normal(2, channels, *shape, seed=1).requires_grad_()
+    kernels, x = (
+        normal(4, channels, size, size),
+        normal(2, channels, *shape, seed=1).requires_grad_(),
+    )
     p = normal(2, 4, *shape, seed=2)
     (expected,) = torch.autograd.grad((correlate(x, kernels, padding) * p).sum(), x)
     result = correlate_adjoint(p, adjoint_kernels(kernels), padding)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
-    mismatch = dot_test(lambda u: correlate(u, kernels, padding),
-                        lambda w: correlate_adjoint(w, adjoint_kernels(kernels), padding), x.detach())
+    mismatch = dot_test(
+        lambda u: correlate(u, kernels, padding),
+        lambda w: correlate_adjoint(w, adjoint_kernels(kernels), padding),
+        x.detach(),
+    )
     assert mismatch < 1e-14
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize(("size", "channels", "shape"), [
-    (1, 1, (2, 3)), (3, 1, (3, 3)), (3, 1, (8, 9)), (3, 2, (4, 5)), (5, 1, (5, 5)), (5, 2, (6, 5)), (7, 1, (7, 8))])
+@pytest.mark.parametrize(
+    ("size", "channels", "shape"),
+    [
+        (1, 1, (2, 3)),
+        (3, 1, (3, 3)),
+        (3, 1, (8, 9)),
+        (3, 2, (4, 5)),
+        (5, 1, (5, 5)),
+        (5, 2, (6, 5)),
+        (7, 1, (7, 8)),
+    ],
+)
 @pytest.mark.parametrize("seed", range(3))
 def test_symbol_bound_holds_and_is_not_absurd(padding, size, channels, shape, seed):
     kernels = normal(3, channels, size, size, seed=seed)
@@ -85,13 +101,23 @@ def test_symbol_bound_holds_and_is_not_absurd(padding, size, channels, shape, se
         kernels = kernels.abs()
     weights = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
     bank = weights.sqrt().view(-1, 1, 1, 1) * kernels
-    exact = float(torch.linalg.matrix_norm(matrix(lambda x: correlate(x, bank, padding), (channels, *shape)), 2)) ** 2
+    exact = (
+        float(
+            torch.linalg.matrix_norm(
+                matrix(lambda x: correlate(x, bank, padding), (channels, *shape)), 2
+            )
+        )
+        ** 2
+    )
     bound = symbol_bound(kernels, weights, padding)
     assert exact <= bound
-    # the bank sees only a part of a small image, the trace is at most `channels` times the largest eigenvalue
+    # the bank sees only a part of a small image, the trace is at most `channels` times the largest
+    # eigenvalue
     assert bound <= 6 * channels * COPIES[padding] * exact
     alone = matrix(lambda x: correlate(x, kernels[:1], padding), (channels, *shape))
-    assert float(torch.linalg.matrix_norm(alone, 2)) <= float(kernel_norm_bounds(kernels, padding)[0])
+    assert float(torch.linalg.matrix_norm(alone, 2)) <= float(
+        kernel_norm_bounds(kernels, padding)[0]
+    )
 
 
 @pytest.mark.parametrize("size", [3, 5, 7])
@@ -111,7 +137,12 @@ def test_symbol_bound_catches_a_peak_between_grid_points():
     fine = torch.fft.rfft2(kernel, s=(2048, 2048)).abs().square().max()
     one = torch.ones(1, dtype=torch.float64)
     coarse = symbol_bound(kernel.view(1, 1, 5, 5), one, "zero", grid=1)
-    assert float(fine) <= symbol_bound(kernel.view(1, 1, 5, 5), one, "zero") <= coarse <= 1.1 * float(fine)
+    assert (
+        float(fine)
+        <= symbol_bound(kernel.view(1, 1, 5, 5), one, "zero")
+        <= coarse
+        <= 1.1 * float(fine)
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 6), (1, 5, 1), (2, 6, 7), (1, 12, 12)])
@@ -131,7 +162,9 @@ def test_differences_have_an_exact_adjoint_and_a_bounded_norm(shape):
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("shape", [(9, 12), (5, 5), (4, 7), (3, 3), (2, 3), (1, 6), (6, 1), (1, 1)])
 def test_the_mean_symbol_is_that_of_the_periodic_filter_bank(size, channels, shape):
-    """Every filter laid on the periodic image, which wraps around images smaller than the filter."""
+    """Every filter laid on the periodic image, which wraps around images smaller than the
+    filter.
+    """
     kernels, weights = normal(3, channels, size, size), normal(2, 3, seed=1).abs()
     laid = torch.zeros(3, channels, *shape, dtype=torch.float64)
     for i in range(size):
@@ -140,14 +173,18 @@ def test_the_mean_symbol_is_that_of_the_periodic_filter_bank(size, channels, sha
     wanted = torch.einsum("bk,kchw->bchw", weights, torch.fft.rfft2(laid).abs().square())
     symbol = mean_symbol(kernels, weights, shape)
     torch.testing.assert_close(symbol, wanted, rtol=1e-12, atol=1e-12)
-    assert (symbol >= 0).all() and mean_symbol(kernels.float(), weights.float(), shape).dtype == torch.float32
+    assert (symbol >= 0).all() and mean_symbol(
+        kernels.float(), weights.float(), shape
+    ).dtype == torch.float32
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 6), (1, 5, 1), (2, 4, 3)])
 def test_spread_is_the_diagonal_of_weighted_differences(shape):
     weights = normal(1, 2, *shape).abs()
     hessian = matrix(lambda v: gradient_adjoint(weights * gradient(v)), shape)
-    torch.testing.assert_close(spread(weights).flatten(), hessian.diagonal(), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        spread(weights).flatten(), hessian.diagonal(), rtol=1e-13, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 6), (5, 1), (2, 3), (4, 5), (6, 4)])

@@ -1,4 +1,6 @@
-"""Vector fields: gradients in one buffer and filter banks per component, their exact adjoints and their norms."""
+"""Vector fields: gradients in one buffer and filter banks per component, their exact adjoints and
+their norms.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,7 @@ def test_correlate_field_filters_every_component_with_its_own_bank(padding, size
     assert result.shape == (2, 2, channels, 4, 7, 6)
     for k in range(2):
         for c in range(channels):
-            expected = correlate(p[:, k, c:c + 1], kernels[k].unsqueeze(1), padding)
+            expected = correlate(p[:, k, c : c + 1], kernels[k].unsqueeze(1), padding)
             torch.testing.assert_close(result[:, k, c], expected, rtol=0, atol=1e-13)
 
 
@@ -85,7 +87,10 @@ def test_correlate_field_adjoint_is_exact(padding, size, shape, graph):
     v = normal(2, 2, shape[0], 3, *shape[1:], seed=2)
     kept = p.clone(), v.clone()
     with torch.set_grad_enabled(graph):
-        forward, backward = correlate_field(p, kernels, padding), correlate_field_adjoint(v, kernels, padding)
+        forward, backward = (
+            correlate_field(p, kernels, padding),
+            correlate_field_adjoint(v, kernels, padding),
+        )
     assert backward.shape == p.shape
     torch.testing.assert_close((forward * v).sum(), (p * backward).sum(), rtol=1e-12, atol=1e-12)
     assert torch.equal(p, kept[0]) and torch.equal(v, kept[1]), "arguments are only read"
@@ -93,24 +98,38 @@ def test_correlate_field_adjoint_is_exact(padding, size, shape, graph):
 
 @pytest.mark.parametrize("padding", ["reflect", "zero"])
 def test_the_paths_with_and_without_autograd_agree_whatever_the_tiles(padding, monkeypatch):
-    kernels, p, v = normal(2, 3, 3, 3), normal(3, 2, 2, 6, 5, seed=1), normal(3, 2, 2, 3, 6, 5, seed=2)
+    kernels, p, v = (
+        normal(2, 3, 3, 3),
+        normal(3, 2, 2, 6, 5, seed=1),
+        normal(3, 2, 2, 3, 6, 5, seed=2),
+    )
     expected = correlate_field(p, kernels, padding), correlate_field_adjoint(v, kernels, padding)
     for limit in (1, 5000, 2**21):
         monkeypatch.setattr(fields, "CHUNK_BYTES", limit)
         with torch.no_grad():
-            result = correlate_field(p, kernels, padding), correlate_field_adjoint(v, kernels, padding)
+            result = (
+                correlate_field(p, kernels, padding),
+                correlate_field_adjoint(v, kernels, padding),
+            )
         for a, b in zip(result, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
 
 
 def test_every_map_is_differentiable_in_its_field_and_its_parameters():
-    x, p, v = (t.requires_grad_() for t in (normal(1, 1, 4, 3), normal(1, 2, 1, 4, 3), normal(1, 2, 1, 2, 4, 3)))
+    x, p, v = (
+        t.requires_grad_()
+        for t in (normal(1, 1, 4, 3), normal(1, 2, 1, 4, 3), normal(1, 2, 1, 2, 4, 3))
+    )
     kernels, scale = normal(2, 2, 3, 3).requires_grad_(), SCALE.clone().requires_grad_()
     assert torch.autograd.gradcheck(scaled_gradient, (x, scale))
     assert torch.autograd.gradcheck(scaled_gradient_adjoint, (p, scale))
     for padding in ("reflect", "zero"):
-        assert torch.autograd.gradcheck(lambda a, k, how=padding: correlate_field(a, k, how), (p, kernels))
-        assert torch.autograd.gradcheck(lambda a, k, how=padding: correlate_field_adjoint(a, k, how), (v, kernels))
+        assert torch.autograd.gradcheck(
+            lambda a, k, how=padding: correlate_field(a, k, how), (p, kernels)
+        )
+        assert torch.autograd.gradcheck(
+            lambda a, k, how=padding: correlate_field_adjoint(a, k, how), (v, kernels)
+        )
 
 
 @torch.no_grad()
@@ -119,9 +138,15 @@ def test_images_do_not_see_their_neighbours():
     v = correlate_field(p, kernels, "reflect")
     back = correlate_field_adjoint(v, kernels, "reflect")
     for i in range(5):
-        torch.testing.assert_close(correlate_field(p[i:i + 1], kernels, "reflect"), v[i:i + 1], rtol=0, atol=1e-6)
-        torch.testing.assert_close(correlate_field_adjoint(v[i:i + 1], kernels, "reflect"), back[i:i + 1],
-                                   rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            correlate_field(p[i : i + 1], kernels, "reflect"), v[i : i + 1], rtol=0, atol=1e-6
+        )
+        torch.testing.assert_close(
+            correlate_field_adjoint(v[i : i + 1], kernels, "reflect"),
+            back[i : i + 1],
+            rtol=0,
+            atol=1e-5,
+        )
 
 
 def banks(size: int) -> dict[str, Tensor]:
@@ -132,8 +157,14 @@ def banks(size: int) -> dict[str, Tensor]:
     corner[..., 0, 0] = 1  # under reflection this one reads some pixels twice
     one_sided = torch.zeros_like(delta)
     one_sided[:, :, :, 0] = 1
-    return {"delta": delta, "corner": corner, "one-sided": one_sided, "mean": torch.full_like(delta, size**-2.0),
-            "normal": normal(2, 2, size, size), "positive": normal(2, 2, size, size, seed=3).abs()}
+    return {
+        "delta": delta,
+        "corner": corner,
+        "one-sided": one_sided,
+        "mean": torch.full_like(delta, size**-2.0),
+        "normal": normal(2, 2, size, size),
+        "positive": normal(2, 2, size, size, seed=3).abs(),
+    }
 
 
 @pytest.mark.parametrize("padding", ["reflect", "zero"])
@@ -178,7 +209,10 @@ def test_window_norm_is_the_supremum_over_unit_filters(padding, size, shape):
             left, values, right = torch.linalg.svd(dense, full_matrices=False)
             found = max(found, float(values[0]))
             leaf = kernels.clone().requires_grad_()
-            answer = correlate_field(right[0].view(1, 2, 1, *shape), leaf, padding).flatten() @ left[:, 0]
+            answer = (
+                correlate_field(right[0].view(1, 2, 1, *shape), leaf, padding).flatten()
+                @ left[:, 0]
+            )
             (kernels,) = torch.autograd.grad(answer, leaf)
     assert found <= bound * (1 + 1e-12)
     assert bound <= 1.6 * found

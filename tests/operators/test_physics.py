@@ -1,4 +1,6 @@
-"""The door to deepinv: adjoints checked, spectra against dense matrices, float64 copies that are the same operator."""
+"""The door to deepinv: adjoints checked, spectra against dense matrices, float64 copies that are
+the same operator.
+"""
 
 from __future__ import annotations
 
@@ -31,21 +33,63 @@ def coil_maps() -> Tensor:
 # Every physics as (constructor, image shape without batch, kind of ||A||^2).
 PHYSICS = {
     "denoising": (lambda: dphysics.Denoising(dphysics.GaussianNoise(0.1)), GREY, Kind.EXACT),
-    "inpainting": (lambda: dphysics.Inpainting(GREY, mask=(uniform(*GREY) > 0.4).float()), GREY, Kind.EXACT),
+    "inpainting": (
+        lambda: dphysics.Inpainting(GREY, mask=(uniform(*GREY) > 0.4).float()),
+        GREY,
+        Kind.EXACT,
+    ),
     "weighting": (lambda: dphysics.Inpainting(GREY, mask=0.5 + uniform(*GREY)), GREY, Kind.EXACT),
-    "weighting_broadcast": (lambda: dphysics.Inpainting((2, 6, 5), mask=0.5 + uniform(*GREY)), (2, 6, 5), Kind.EXACT),
+    "weighting_broadcast": (
+        lambda: dphysics.Inpainting((2, 6, 5), mask=0.5 + uniform(*GREY)),
+        (2, 6, 5),
+        Kind.EXACT,
+    ),
     "blur_fft": (lambda: dphysics.BlurFFT(GREY, filter=uniform(1, 1, 3, 3)), GREY, Kind.EXACT),
-    "blur_fft_even": (lambda: dphysics.BlurFFT((1, 6, 6), filter=uniform(1, 1, 3, 3)), (1, 6, 6), Kind.EXACT),
-    "blur": (lambda: dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="reflect"), GREY, Kind.ESTIMATE),
-    "blur_circular": (lambda: dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="circular"), GREY, Kind.ESTIMATE),
-    "blur_colours": (lambda: dphysics.Blur(filter=uniform(1, 3, 3, 3), padding="circular"), (3, 4, 5), Kind.ESTIMATE),
-    "blur_valid": (lambda: dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="valid"), GREY, Kind.ESTIMATE),
+    "blur_fft_even": (
+        lambda: dphysics.BlurFFT((1, 6, 6), filter=uniform(1, 1, 3, 3)),
+        (1, 6, 6),
+        Kind.EXACT,
+    ),
+    "blur": (
+        lambda: dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="reflect"),
+        GREY,
+        Kind.ESTIMATE,
+    ),
+    "blur_circular": (
+        lambda: dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="circular"),
+        GREY,
+        Kind.ESTIMATE,
+    ),
+    "blur_colours": (
+        lambda: dphysics.Blur(filter=uniform(1, 3, 3, 3), padding="circular"),
+        (3, 4, 5),
+        Kind.ESTIMATE,
+    ),
+    "blur_valid": (
+        lambda: dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="valid"),
+        GREY,
+        Kind.ESTIMATE,
+    ),
     "decolorize": (lambda: dphysics.Decolorize(), (3, 4, 4), Kind.EXACT),
-    "mri": (lambda: dphysics.MRI(mask=(uniform(1, 2, 6, 5) > 0.4).float(), img_size=(2, 6, 5)), (2, 6, 5), Kind.EXACT),
-    "mri_one_mask": (lambda: dphysics.MRI(mask=(uniform(6, 5) > 0.4).float().expand(1, 2, 6, 5).clone(),
-                                          img_size=(2, 6, 5)), (2, 6, 5), Kind.EXACT),
-    "mri_coils": (lambda: dphysics.MultiCoilMRI(mask=torch.ones(1, 1, 6, 5), coil_maps=coil_maps(),
-                                                img_size=(2, 6, 5)), (2, 6, 5), Kind.ESTIMATE),
+    "mri": (
+        lambda: dphysics.MRI(mask=(uniform(1, 2, 6, 5) > 0.4).float(), img_size=(2, 6, 5)),
+        (2, 6, 5),
+        Kind.EXACT,
+    ),
+    "mri_one_mask": (
+        lambda: dphysics.MRI(
+            mask=(uniform(6, 5) > 0.4).float().expand(1, 2, 6, 5).clone(), img_size=(2, 6, 5)
+        ),
+        (2, 6, 5),
+        Kind.EXACT,
+    ),
+    "mri_coils": (
+        lambda: dphysics.MultiCoilMRI(
+            mask=torch.ones(1, 1, 6, 5), coil_maps=coil_maps(), img_size=(2, 6, 5)
+        ),
+        (2, 6, 5),
+        Kind.ESTIMATE,
+    ),
 }
 
 
@@ -101,14 +145,18 @@ def test_the_float64_copy_is_the_same_operator(kind):
     y, y64 = operator.forward(x), exact.forward(x.double())
     assert real(y64).dtype == torch.float64
     torch.testing.assert_close(real(y64).float(), real(y), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(exact.adjoint(y64).float(), operator.adjoint(y), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        exact.adjoint(y64).float(), operator.adjoint(y), rtol=1e-5, atol=1e-5
+    )
     exact.check(x.double())
     after = physics.state_dict()
-    assert all(after[k].dtype == t.dtype and torch.equal(after[k], t) for k, t in before.items()), "the lent physics"
+    assert all(after[k].dtype == t.dtype and torch.equal(after[k], t) for k, t in before.items()), (
+        "the lent physics"
+    )
     assert operator.double() is exact
 
 
-# --- averages of A^T A, for preconditioners ---------------------------------------------------------------------------
+# --- averages of A^T A, for preconditioners -------------------------------------------------------
 
 
 def normal_matrix(operator: LinearMap, shape: tuple[int, ...]) -> Tensor:
@@ -121,10 +169,21 @@ def test_averages_have_the_shapes_of_one_image_and_no_negative_curvature(kind):
     make, shape, _ = PHYSICS[kind]
     operator = LinearMap(make())
     mean = operator.mean_curvature(uniform(3, *shape))
-    assert mean.diagonal.shape == (1, *shape) and mean.symbol.shape == (1, *shape[:-1], shape[-1] // 2 + 1)
+    assert mean.diagonal.shape == (1, *shape) and mean.symbol.shape == (
+        1,
+        *shape[:-1],
+        shape[-1] // 2 + 1,
+    )
     for t in (mean.diagonal, mean.symbol):
-        assert t.dtype == torch.float32 and t.isfinite().all() and (t >= 0).all() and not t.requires_grad
-    assert operator.mean_curvature(uniform(1, *shape, seed=1)) is mean, "one for all images of a shape"
+        assert (
+            t.dtype == torch.float32
+            and t.isfinite().all()
+            and (t >= 0).all()
+            and not t.requires_grad
+        )
+    assert operator.mean_curvature(uniform(1, *shape, seed=1)) is mean, (
+        "one for all images of a shape"
+    )
     double = operator.double().mean_curvature(uniform(1, *shape).double())
     assert double.diagonal.dtype == double.symbol.dtype == torch.float64
     torch.testing.assert_close(double.symbol.float(), mean.symbol, rtol=1e-4, atol=1e-5)
@@ -137,10 +196,19 @@ def test_averages_of_a_diagonal_are_that_diagonal_and_its_mean(name):
     mean, n = operator.mean_curvature(torch.zeros(2, *shape)), math.prod(shape)
     diagonal = normal_matrix(operator, shape).view(n, n).diagonal().view(1, *shape).float()
     torch.testing.assert_close(mean.diagonal, diagonal)
-    torch.testing.assert_close(mean.symbol, diagonal.mean(dim=(-2, -1), keepdim=True).expand_as(mean.symbol))
+    torch.testing.assert_close(
+        mean.symbol, diagonal.mean(dim=(-2, -1), keepdim=True).expand_as(mean.symbol)
+    )
 
 
-PERIODIC = ("denoising", "blur_fft", "blur_fft_even", "blur_circular", "blur_colours", "mri_one_mask")
+PERIODIC = (
+    "denoising",
+    "blur_fft",
+    "blur_fft_even",
+    "blur_circular",
+    "blur_colours",
+    "mri_one_mask",
+)
 
 
 @pytest.mark.parametrize("name", PERIODIC)
@@ -152,8 +220,12 @@ def test_the_symbol_of_a_periodic_convolution_is_exact(name):
     for channel in range(shape[0]):
         block = full[channel, :, :, channel]
         column = block[:, :, 0, 0]
-        torch.testing.assert_close(block[:, :, 2, 3], column.roll((2, 3), dims=(0, 1)), rtol=0, atol=1e-6)
-        torch.testing.assert_close(mean.symbol[0, channel].double(), torch.fft.rfft2(column).real, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            block[:, :, 2, 3], column.roll((2, 3), dims=(0, 1)), rtol=0, atol=1e-6
+        )
+        torch.testing.assert_close(
+            mean.symbol[0, channel].double(), torch.fft.rfft2(column).real, rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", PERIODIC)
@@ -161,19 +233,29 @@ def test_the_diagonal_of_a_periodic_convolution_is_exact(name):
     make, shape, _ = PHYSICS[name]
     operator, n = LinearMap(make()), math.prod(shape)
     exact = normal_matrix(operator, shape).view(n, n).diagonal().view(1, *shape).float()
-    torch.testing.assert_close(operator.mean_curvature(torch.zeros(1, *shape)).diagonal, exact, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        operator.mean_curvature(torch.zeros(1, *shape)).diagonal, exact, rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("size", [(6, 5), (8, 8), (3, 4)])
-@pytest.mark.parametrize("make", [lambda f, s: dphysics.Blur(filter=f, padding="circular"),
-                                  lambda f, s: dphysics.BlurFFT((1, *s), filter=f)], ids=["blur", "blur_fft"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda f, s: dphysics.Blur(filter=f, padding="circular"),
+        lambda f, s: dphysics.BlurFFT((1, *s), filter=f),
+    ],
+    ids=["blur", "blur_fft"],
+)
 def test_the_symbol_of_a_blur_is_the_squared_transform_of_its_kernel(make, size):
     kernel = uniform(1, 1, 3, 3, seed=8).double()
     padded = torch.zeros(size, dtype=torch.float64)
     padded[:3, :3] = kernel[0, 0]  # where the kernel lies changes the phase only
     x = torch.zeros(1, 1, *size, dtype=torch.float64)
     symbol = LinearMap(make(kernel, size)).double().mean_curvature(x).symbol
-    torch.testing.assert_close(symbol[0, 0], torch.fft.rfft2(padded).abs().square(), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        symbol[0, 0], torch.fft.rfft2(padded).abs().square(), rtol=1e-6, atol=1e-7
+    )
 
 
 def test_the_symbol_of_mri_is_its_mask_seen_by_real_images():
@@ -188,11 +270,15 @@ def test_the_symbol_of_mri_is_its_mask_seen_by_real_images():
 
 
 def tomography(**settings) -> dphysics.Tomography:
-    return dphysics.Tomography(angles=20, img_width=24, circle=False, device="cpu", normalize=True, **settings)
+    return dphysics.Tomography(
+        angles=20, img_width=24, circle=False, device="cpu", normalize=True, **settings
+    )
 
 
 def test_the_symbol_of_tomography_is_roughly_right():
-    """A^T A is nearly a convolution that blurs: smooth pictures keep more energy than rough ones."""
+    """A^T A is nearly a convolution that blurs: smooth pictures keep more energy than rough
+    ones.
+    """
     operator, x = LinearMap(tomography(adjoint_via_backprop=True)), torch.zeros(1, 1, 24, 24)
     mean = operator.mean_curvature(x)
     assert (mean.symbol >= 0).all() and (mean.diagonal > 0).all()
@@ -206,24 +292,34 @@ def test_the_symbol_of_tomography_is_roughly_right():
         assert 0.5 < told / exact < 2, waves
         quotients.append(exact / float(v.square().sum()))
     assert quotients[0] > 3 * quotients[1] and mean.symbol[0, 0, 0, 0] > 3 * mean.symbol[0, 0, 0, 4]
-    truth = torch.stack([operator.normal(e)[e > 0].sum() for e in torch.eye(576)[::29].view(-1, 1, 1, 24, 24)]).mean()
+    truth = torch.stack(
+        [operator.normal(e)[e > 0].sum() for e in torch.eye(576)[::29].view(-1, 1, 1, 24, 24)]
+    ).mean()
     assert 0.5 < float(mean.diagonal.mean() / truth) < 2
 
 
 def test_averages_are_kept_until_the_physics_is_updated():
     mask, kernel = 0.5 + uniform(*SHAPE, seed=3), uniform(1, 1, 3, 3, seed=9)
-    for physics, change in ((dphysics.Inpainting(GREY, mask=torch.ones(GREY)), {"mask": mask}),
-                            (dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="circular"), {"filter": kernel})):
+    for physics, change in (
+        (dphysics.Inpainting(GREY, mask=torch.ones(GREY)), {"mask": mask}),
+        (dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="circular"), {"filter": kernel}),
+    ):
         operator, x = LinearMap(physics), uniform(*SHAPE, seed=2)
         before, double = operator.mean_curvature(x), operator.double().mean_curvature(x.double())
         assert operator.mean_curvature(x) is before
         physics.update(**change)
         after, fresh = operator.mean_curvature(x), LinearMap(physics).mean_curvature(x)
-        assert torch.equal(after.diagonal, fresh.diagonal) and torch.equal(after.symbol, fresh.symbol)
+        assert torch.equal(after.diagonal, fresh.diagonal) and torch.equal(
+            after.symbol, fresh.symbol
+        )
         assert not torch.allclose(after.symbol, before.symbol)
-        assert not torch.allclose(operator.double().mean_curvature(x.double()).symbol, double.symbol)
+        assert not torch.allclose(
+            operator.double().mean_curvature(x.double()).symbol, double.symbol
+        )
         other = operator.mean_curvature(uniform(1, 1, 7, 7)) if "filter" in change else after
-        assert other.symbol.shape[-2:] == ((7, 4) if "filter" in change else (6, 3)), "another shape has its own"
+        assert other.symbol.shape[-2:] == ((7, 4) if "filter" in change else (6, 3)), (
+            "another shape has its own"
+        )
 
 
 def test_averages_of_a_data_term_carry_its_noise_level():
@@ -236,7 +332,7 @@ def test_averages_of_a_data_term_carry_its_noise_level():
     assert plain.symbol.shape[0] == plain.diagonal.shape[0] == 2
 
 
-# --- float64 copies and adjoints --------------------------------------------------------------------------------------
+# --- float64 copies and adjoints ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backprop", [True, False])
@@ -256,7 +352,9 @@ def test_a_tomography_in_use_is_promoted(backprop):
     if backprop:  # the adjoint without it is an approximation of deepinv's
         exact.check(x.double())
         operator.check(x)
-    assert operator.adjoint(operator.forward(x)).dtype == torch.float32, "the lent physics goes on as before"
+    assert operator.adjoint(operator.forward(x)).dtype == torch.float32, (
+        "the lent physics goes on as before"
+    )
     torch.testing.assert_close(operator.adjoint(y), back)
 
 
@@ -268,17 +366,25 @@ class Plain(dphysics.LinearPhysics):
         self.factor, self.table = adjoint, table
 
     def A(self, x: Tensor, **kwargs) -> Tensor:
-        return 2.0 * x if self.table is None else torch.nn.functional.conv2d(x, self.table, padding=1)
+        return (
+            2.0 * x if self.table is None else torch.nn.functional.conv2d(x, self.table, padding=1)
+        )
 
     def A_adjoint(self, y: Tensor, **kwargs) -> Tensor:
-        return self.factor * y if self.table is None else torch.nn.functional.conv_transpose2d(y, self.table, padding=1)
+        return (
+            self.factor * y
+            if self.table is None
+            else torch.nn.functional.conv_transpose2d(y, self.table, padding=1)
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_wrong_adjoint_is_refused_with_its_mismatch(dtype):
     x = torch.zeros(SHAPE, dtype=dtype)
     LinearMap(Plain(2.0)).check(x)
-    with pytest.raises(AdjointError, match=r"physics Plain: given an adjoint .* relative mismatch \d\.\d\de-0\d; "):
+    with pytest.raises(
+        AdjointError, match=r"physics Plain: given an adjoint .* relative mismatch \d\.\d\de-0\d; "
+    ):
         LinearMap(Plain(2.02)).check(x)
     with pytest.raises(AdjointError, match="adjoint_function"):
         Energy(Plain(2.02), Tikhonov(0.1).to(dtype)).at(x + 0.5)
@@ -298,7 +404,9 @@ def test_an_adjoint_that_is_wrong_for_one_size_only_is_refused_there():
 def test_tensors_that_a_copy_cannot_promote_are_refused():
     """A certificate closes in float64, so the float64 copy must exist and be the same operator."""
     table = uniform(1, 1, 3, 3)
-    with pytest.raises(InputError, match=r"given a float64 copy that cannot be applied .*register_buffer"):
+    with pytest.raises(
+        InputError, match=r"given a float64 copy that cannot be applied .*register_buffer"
+    ):
         LinearMap(Plain(table=table)).check(torch.zeros(SHAPE))
 
     class Other(Plain):
@@ -310,10 +418,15 @@ def test_tensors_that_a_copy_cannot_promote_are_refused():
 
 
 def test_what_is_no_linear_physics_is_refused():
-    with pytest.raises(InputError, match=r"physics: given Linear; expected a deepinv.physics object"):
+    with pytest.raises(
+        InputError, match=r"physics: given Linear; expected a deepinv.physics object"
+    ):
         LinearMap(torch.nn.Linear(2, 2))
     nonlinear = dphysics.Physics(A=lambda x, **kwargs: x**2)
-    with pytest.raises(MissingPropertyError, match=r"physics: given Physics, which offers no adjoint.*LinearPhysics"):
+    with pytest.raises(
+        MissingPropertyError,
+        match=r"physics: given Physics, which offers no adjoint.*LinearPhysics",
+    ):
         LinearMap(nonlinear)
     with pytest.raises(MissingPropertyError, match="offers no adjoint"):
         Energy(nonlinear, Tikhonov(0.1))
@@ -328,7 +441,9 @@ def test_the_zero_operator_has_norm_zero():
 
 
 def test_a_physics_updated_in_place_is_seen():
-    """deepinv replaces parameters of a physics in place (``update``): spectrum and float64 copy must follow."""
+    """deepinv replaces parameters of a physics in place (``update``): spectrum and float64 copy
+    must follow.
+    """
     physics = dphysics.Inpainting(GREY, mask=torch.ones(GREY))
     operator, x = LinearMap(physics), uniform(*SHAPE, seed=2)
     operator.spectrum(x), operator.double()
@@ -351,7 +466,9 @@ def test_a_description_rebuilds_gaussian_denoising_only():
 
 
 def test_one_operator_per_image_is_solved_or_refused_by_name():
-    """deepinv allows a mask per image; finished images leave the batch, so the masks would have to follow."""
+    """deepinv allows a mask per image; finished images leave the batch, so the masks would have to
+    follow.
+    """
     masks = (uniform(2, *GREY) > 0.3).double()
     y, regularizer = masks * uniform(2, *GREY, seed=1), (TV(0.1, 0.1) + Tikhonov(0.1)).double()
     eps = torch.tensor([1e-1, 1e-6])
@@ -362,4 +479,4 @@ def test_one_operator_per_image_is_solved_or_refused_by_name():
     else:
         for i in range(2):
             alone = Energy(dphysics.Inpainting(GREY, mask=masks[i]), regularizer)
-            assert (solve(alone, y[i:i + 1], 1e-6).value - x[i:i + 1]).norm() <= eps[i] + 1e-6
+            assert (solve(alone, y[i : i + 1], 1e-6).value - x[i : i + 1]).norm() <= eps[i] + 1e-6

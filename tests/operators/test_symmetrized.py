@@ -1,4 +1,6 @@
-"""The symmetrized gradient: where its values live, that it has no boundary terms, its adjoint and its norm."""
+"""The symmetrized gradient: where its values live, that it has no boundary terms, its adjoint and
+its norm.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def picture(h: int, w: int, formula) -> Tensor:
     """(1, 1, h, w) of formula(row, column)."""
-    i, j = torch.meshgrid(torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64), indexing="ij")
+    i, j = torch.meshgrid(
+        torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64), indexing="ij"
+    )
     return formula(i, j).expand(1, 1, h, w)
 
 
@@ -38,7 +42,9 @@ def by_hand(v: Tensor) -> Tensor:
             if 1 <= j <= w - 2:
                 out[1, i, j] = v[1, i, j] - v[1, i, j - 1]
             if i <= h - 2 and j <= w - 2:
-                out[2, i, j] = (v[0, i, j + 1] - v[0, i, j] + v[1, i + 1, j] - v[1, i, j]) / math.sqrt(2)
+                out[2, i, j] = (
+                    v[0, i, j + 1] - v[0, i, j] + v[1, i + 1, j] - v[1, i, j]
+                ) / math.sqrt(2)
     return out
 
 
@@ -51,7 +57,9 @@ def test_values_and_adjoint(shape, graph):
         forward, backward = symmetrized(v, SCALE), symmetrized_adjoint(q, SCALE)
     for b in range(2):
         for c in range(shape[0]):
-            torch.testing.assert_close(forward[b, :, c], SCALE * by_hand(v[b, :, c]), rtol=0, atol=1e-14)
+            torch.testing.assert_close(
+                forward[b, :, c], SCALE * by_hand(v[b, :, c]), rtol=0, atol=1e-14
+            )
     torch.testing.assert_close((forward * q).sum(), (v * backward).sum(), rtol=1e-12, atol=1e-12)
     assert torch.equal(backward, clear_missing_(backward.clone())), "zero at missing neighbours"
     assert torch.equal(v, kept[0]) and torch.equal(q, kept[1]), "arguments are only read"
@@ -68,7 +76,9 @@ def test_affine_images_have_no_second_derivative_edges_included(shape):
 def test_second_derivatives_of_quadratic_images():
     """Hessians diag(1, 0), diag(0, 1) and [[0, 1], [1, 0]], whose lengths are 1, 1 and sqrt(2)."""
     inside = (..., slice(1, -1), slice(1, -1))
-    for k, formula in enumerate((lambda i, j: i * i / 2, lambda i, j: j * j / 2, lambda i, j: i * j)):
+    for k, formula in enumerate(
+        (lambda i, j: i * i / 2, lambda i, j: j * j / 2, lambda i, j: i * j)
+    ):
         result = symmetrized(gradient(picture(6, 7, formula)), ONE)[0, :, 0][inside]
         expected = torch.zeros_like(result)
         expected[k] = math.sqrt(2) if k == 2 else 1

@@ -1,6 +1,8 @@
-"""Small regularizers at non-trivial theta, their plain formulas, and energies with brute-force truths.
+"""Small regularizers at non-trivial theta, their plain formulas, and energies with brute-force
+truths.
 
-A new regularizer adds one line to ``CASES`` (and, better, its formula to ``PLAIN``) and inherits every contract test.
+A new regularizer adds one line to ``CASES`` (and, better, its formula to ``PLAIN``) and inherits
+every contract test.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from learnreg.regularizers import TV, FoE, HuberTV, Regularizer, Scaled, Sum, Ti
 
 @dataclass(frozen=True)
 class Case:
-    """``make()`` gives a fresh regularizer in float64, ``shape`` (c, h, w) is that of its images, ``certified`` tells
-    whether it bounds the change of its derivatives."""
+    """``make()`` gives a fresh regularizer in float64, ``shape`` (c, h, w) is that of its images,
+    ``certified`` tells whether it bounds the change of its derivatives."""
 
     name: str
     make: Callable[[], Regularizer]
@@ -34,17 +36,30 @@ class Case:
         return c * h * w
 
     def images(self, seed: int = 0) -> Tensor:
-        """(7, c, h, w): what a bound must survive. Flat images make curvature maximal, faint ones its change."""
+        """(7, c, h, w): what a bound must survive. Flat images make curvature maximal, faint ones
+        its change.
+        """
         g = torch.Generator().manual_seed(seed)
         noise = torch.randn(7, *self.shape, generator=g, dtype=torch.float64)
         spike = torch.zeros(self.shape, dtype=torch.float64)
         spike[..., 0, 2] = 1
-        return torch.stack([torch.rand(self.shape, generator=g, dtype=torch.float64), torch.zeros_like(spike),
-                            torch.full_like(spike, 0.7), spike, 0.5 + 0.03 * noise[4], 0.2 * noise[5], noise[6]])
+        return torch.stack(
+            [
+                torch.rand(self.shape, generator=g, dtype=torch.float64),
+                torch.zeros_like(spike),
+                torch.full_like(spike, 0.7),
+                spike,
+                0.5 + 0.03 * noise[4],
+                0.2 * noise[5],
+                noise[6],
+            ]
+        )
 
 
 def perturbed(regularizer: Regularizer, seed: int = 0, scale: float = 0.2) -> Regularizer:
-    """The regularizer in float64 with noise on every parameter, so that no symmetry of the start survives."""
+    """The regularizer in float64 with noise on every parameter, so that no symmetry of the start
+    survives.
+    """
     regularizer = regularizer.double()
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -78,18 +93,28 @@ CASES = (
     Case("foe_floor", lambda: foe(least_smoothing=0.15)),
     Case("foe_in_grey_levels", lambda: foe(filters=2, smoothing=5.0, least_smoothing=1.5)),
     # pointwise: the norm bounds are attained, so that a certificate too small has nowhere to hide
-    Case("foe_pointwise", lambda: foe(filters=1, size=1, init="random", padding="zero", zero_mean=False), (1, 2, 3)),
+    Case(
+        "foe_pointwise",
+        lambda: foe(filters=1, size=1, init="random", padding="zero", zero_mean=False),
+        (1, 2, 3),
+    ),
     Case("foe_sharp", lambda: foe(filters=2, smoothing=0.02, seed=1)),
     Case("sum", lambda: tv(True) + foe() + Tikhonov(0.1).double()),
     Case("scaled", lambda: 0.4 * tv(False)),
-    Case("sum_of_scaled", lambda: 2.0 * foe(filters=2, init="random") + 0.5 * (tv(True) + Tikhonov(0.2).double())),
+    Case(
+        "sum_of_scaled",
+        lambda: 2.0 * foe(filters=2, init="random") + 0.5 * (tv(True) + Tikhonov(0.2).double()),
+    ),
     Case("scaled_by_zero", lambda: 0 * tv(True)),
 )
 
 
 def _differences(x: Tensor) -> tuple[Tensor, Tensor]:
     """Forward differences, 0 where the neighbour is missing."""
-    return (F.pad(x[..., 1:, :] - x[..., :-1, :], (0, 0, 0, 1)), F.pad(x[..., :, 1:] - x[..., :, :-1], (0, 1, 0, 0)))
+    return (
+        F.pad(x[..., 1:, :] - x[..., :-1, :], (0, 0, 0, 1)),
+        F.pad(x[..., :, 1:] - x[..., :, :-1], (0, 1, 0, 0)),
+    )
 
 
 def _plain_tv(r: TV, x: Tensor) -> Tensor:
@@ -132,7 +157,7 @@ def plain(regularizer: Regularizer, x: Tensor) -> Tensor:
     return PLAIN[type(regularizer)](regularizer, x)
 
 
-# --- energies and problems ------------------------------------------------------------------------------------------
+# --- energies and problems ------------------------------------------------------------------------
 
 
 def denoising(regularizer: Regularizer) -> Energy:
@@ -143,7 +168,9 @@ ENERGIES: dict[str, Callable[[], Energy]] = {
     "tv": lambda: denoising(tv(True, 0.1, 0.05)),
     "tv_sharp": lambda: denoising(tv(False, 0.1, 0.003)),
     "foe": lambda: denoising(foe(weight=0.1, smoothing=0.05)),
-    "foe_zero_padding": lambda: denoising(foe(padding="zero", zero_mean=False, init="random", weight=0.05)),
+    "foe_zero_padding": lambda: denoising(
+        foe(padding="zero", zero_mean=False, init="random", weight=0.05)
+    ),
     "sum": lambda: denoising(tv(True, 0.1, 0.1) + foe(filters=2, weight=0.05)),
 }
 
@@ -159,13 +186,18 @@ def pairs(count: int = 3, size: tuple[int, int] = (5, 6), seed: int = 0) -> Pair
     """Piecewise smooth pictures with noise 0.1: (count, 1, h, w), float64."""
     g = torch.Generator().manual_seed(seed)
     h, w = size
-    rows, columns = torch.linspace(0, 1, h)[:, None].double(), torch.linspace(0, 1, w)[None, :].double()
+    rows, columns = (
+        torch.linspace(0, 1, h)[:, None].double(),
+        torch.linspace(0, 1, w)[None, :].double(),
+    )
     a = torch.rand(count, 3, 1, 1, generator=g, dtype=torch.float64)
     x = (0.5 * (a[:, 0] * rows + a[:, 1] * columns) + 0.4 * (columns > a[:, 2])).unsqueeze(1)
     return Pairs(x=x, y=x + 0.1 * torch.randn(x.shape, generator=g, dtype=torch.float64))
 
 
-def problem(energy: Energy, count: int = 3, size: tuple[int, int] = (5, 6), seed: int = 0) -> BilevelProblem:
+def problem(
+    energy: Energy, count: int = 3, size: tuple[int, int] = (5, 6), seed: int = 0
+) -> BilevelProblem:
     return BilevelProblem(energy, pairs(count, size, seed))
 
 
@@ -178,7 +210,9 @@ def hessian(linearized: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> T
 
 @torch.no_grad()
 def newton(energy: Energy, y: Tensor, tolerance: float = 1e-12) -> Tensor:
-    """The minimizers by dense Newton steps with backtracking on the gradient norm, one image after the other."""
+    """The minimizers by dense Newton steps with backtracking on the gradient norm, one image after
+    the other.
+    """
     out = []
     for image in y.double():
         potential = energy.double().at(image[None])

@@ -17,7 +17,17 @@ from learnreg.core.bounds import Kind
 from learnreg.core.errors import InputError, ModelFileError
 from learnreg.core.params import flatten, trainable, with_theta
 from learnreg.operators import taylor_test
-from learnreg.regularizers import TV, FoE, HuberTV, Regularizer, Scaled, Sum, Tikhonov, from_spec, profiles
+from learnreg.regularizers import (
+    TV,
+    FoE,
+    HuberTV,
+    Regularizer,
+    Scaled,
+    Sum,
+    Tikhonov,
+    from_spec,
+    profiles,
+)
 
 RADII = (1e-3, 3e-2, 0.3, 1.0)
 
@@ -50,14 +60,18 @@ def mixed_adjoint(r: Regularizer, x: Tensor, v: Tensor) -> Tensor:
     params, b = trainable(r), x.shape[0]
     if not params:
         return torch.zeros(b, 0, dtype=x.dtype)
-    grads = torch.autograd.grad(r.directional(x, v), params, torch.eye(b, dtype=x.dtype), is_grads_batched=True)
+    grads = torch.autograd.grad(
+        r.directional(x, v), params, torch.eye(b, dtype=x.dtype), is_grads_batched=True
+    )
     return torch.cat([g.reshape(b, -1) for g in grads], dim=1)
 
 
 def mixed_matrix(r: Regularizer, x: Tensor) -> Tensor:
     """J(x), (n, d), for one image (1, c, h, w)."""
     n = x.numel()
-    return mixed_adjoint(r, x.expand(n, *x.shape[1:]), torch.eye(n, dtype=x.dtype).view(n, *x.shape[1:]))
+    return mixed_adjoint(
+        r, x.expand(n, *x.shape[1:]), torch.eye(n, dtype=x.dtype).view(n, *x.shape[1:])
+    )
 
 
 def dense(r: Regularizer, x: Tensor) -> Tensor:
@@ -69,7 +83,7 @@ def spectral(matrix: Tensor) -> float:
     return float(torch.linalg.matrix_norm(matrix, 2)) if matrix.numel() else 0.0
 
 
-# --- derivatives ----------------------------------------------------------------------------------------------------
+# --- derivatives ----------------------------------------------------------------------------------
 
 
 def test_value_is_that_of_the_plain_formula(case):
@@ -93,8 +107,13 @@ def test_derivatives_are_autograd_of_the_plain_formula(case):
     same(r.hvp(x.detach(), v), product)
     params = trainable(r)
     mixed = torch.autograd.grad(slope, params, allow_unused=True) if params else ()
-    wanted = torch.cat([torch.zeros(p.numel()) if g is None else g.reshape(-1)
-                        for p, g in zip(params, mixed, strict=True)] or [torch.zeros(0)])
+    wanted = torch.cat(
+        [
+            torch.zeros(p.numel()) if g is None else g.reshape(-1)
+            for p, g in zip(params, mixed, strict=True)
+        ]
+        or [torch.zeros(0)]
+    )
     same(mixed_adjoint(r, x.detach(), v).sum(dim=0), wanted.double())
 
 
@@ -156,7 +175,7 @@ def test_mixed_products_are_difference_quotients_over_theta(case):
         same(product @ e, (slope(theta + h * e) - slope(theta - h * e)) / (2 * h), 2e-7)
 
 
-# --- bounds ---------------------------------------------------------------------------------------------------------
+# --- bounds ---------------------------------------------------------------------------------------
 
 
 def test_the_spectrum_lies_between_mu_and_L(case):
@@ -185,7 +204,9 @@ def test_power_iterations_on_flat_images_stay_below_L(case):
 
 
 def candidates(x: Tensor, q: Tensor, radius: float, seed: int) -> Tensor:
-    """Points on the sphere of ``radius`` around one image x (1, ...): along q, single pixels, at random."""
+    """Points on the sphere of ``radius`` around one image x (1, ...): along q, single pixels, at
+    random.
+    """
     n = x.numel()
     axes = torch.eye(n, dtype=x.dtype).view(n, *x.shape[1:])
     flat = torch.ones_like(x)
@@ -198,11 +219,18 @@ def on_sphere(x: Tensor, directions: Tensor, radius: float) -> Tensor:
 
 
 def worst(objective, x: Tensor, radius: float, pool: Tensor, tries: int = 8) -> float:
-    """The largest value of ``objective`` found in the ball: a pool of points, then a climb from the best of them."""
+    """The largest value of ``objective`` found in the ball: a pool of points, then a climb from the
+    best of them.
+    """
     values = objective(pool)
     best, top = pool[values.argmax()], float(values.max())
     for round_ in range(3):
-        noise = normal(tries, *x.shape[1:], seed=10 + round_) * (0.5**round_) * radius / math.sqrt(x.numel())
+        noise = (
+            normal(tries, *x.shape[1:], seed=10 + round_)
+            * (0.5**round_)
+            * radius
+            / math.sqrt(x.numel())
+        )
         pool = on_sphere(x, best - x + noise, radius)
         values = objective(pool)
         if float(values.max()) > top:
@@ -215,38 +243,55 @@ def probes(case: Case) -> list[tuple[Tensor, Tensor]]:
     x = case.images()
     spike = torch.zeros_like(x[:1])
     spike[..., 0, 1] = 1
-    return [(x[:1], normal(1, *case.shape)), (x[2:3], spike), (x[4:5], normal(1, *case.shape, seed=3)),
-            (x[5:6], spike)]
+    return [
+        (x[:1], normal(1, *case.shape)),
+        (x[2:3], spike),
+        (x[4:5], normal(1, *case.shape, seed=3)),
+        (x[5:6], spike),
+    ]
 
 
 @pytest.mark.parametrize("radius", RADII)
 def test_no_hessian_changes_by_more_than_certified(certified_case, radius):
     r = certified_case.make()
     for x, q in probes(certified_case):
+
         def change(points: Tensor, x: Tensor = x, q: Tensor = q) -> Tensor:
             return (r.linearize(points)(q.expand_as(points)) - r.hvp(x, q)).flatten(1).norm(dim=1)
 
         certified = float(r.hessian_change(x, q, torch.tensor([radius], dtype=torch.float64)))
-        assert worst(change, x, radius, candidates(x, q, radius, seed=5)) <= certified * (1 + 1e-9) + 1e-14
+        assert (
+            worst(change, x, radius, candidates(x, q, radius, seed=5))
+            <= certified * (1 + 1e-9) + 1e-14
+        )
 
 
 @pytest.mark.parametrize("radius", RADII)
 def test_no_mixed_product_changes_by_more_than_certified(certified_case, radius):
     r = certified_case.make()
     for x, q in probes(certified_case):
+
         def change(points: Tensor, x: Tensor = x, q: Tensor = q) -> Tensor:
-            return (mixed_adjoint(r, points, q.expand_as(points)) - mixed_adjoint(r, x, q)).norm(dim=1)
+            return (mixed_adjoint(r, points, q.expand_as(points)) - mixed_adjoint(r, x, q)).norm(
+                dim=1
+            )
 
         certified = float(r.mixed_change(x, q, torch.tensor([radius], dtype=torch.float64)))
-        assert worst(change, x, radius, candidates(x, q, radius, seed=5)) <= certified * (1 + 1e-9) + 1e-14
+        assert (
+            worst(change, x, radius, candidates(x, q, radius, seed=5))
+            <= certified * (1 + 1e-9) + 1e-14
+        )
 
 
 @pytest.mark.parametrize("radius", RADII[::2])
 def test_no_mixed_derivative_is_larger_than_certified(certified_case, radius):
     r = certified_case.make()
     for x, q in probes(certified_case)[:3]:
+
         def size(points: Tensor) -> Tensor:
-            return torch.tensor([spectral(mixed_matrix(r, p[None])) for p in points], dtype=torch.float64)
+            return torch.tensor(
+                [spectral(mixed_matrix(r, p[None])) for p in points], dtype=torch.float64
+            )
 
         directions = torch.cat([q, torch.ones_like(x), x, normal(1, *certified_case.shape)])
         few = torch.cat([x, on_sphere(x, directions, radius)])
@@ -260,7 +305,9 @@ def test_hessian_and_mixed_derivative_are_lipschitz_as_stated(certified_case):
     assert hessian_bound.certified and mixed_bound.certified
     for x, q in probes(certified_case):
         for radius in RADII[::2]:
-            for point in on_sphere(x, torch.cat([q, normal(1, *certified_case.shape)]), radius)[:, None]:
+            for point in on_sphere(x, torch.cat([q, normal(1, *certified_case.shape)]), radius)[
+                :, None
+            ]:
                 change = spectral(dense(r, point) - dense(r, x))
                 assert change <= hessian_bound.value * radius * (1 + 1e-9)
                 if max(point.abs().max(), x.abs().max()) <= 2:
@@ -272,8 +319,11 @@ def test_certificates_grow_with_the_radius_and_are_local(certified_case):
     r, x = certified_case.make(), certified_case.images()
     q = normal(*x.shape)
     radii = [torch.full((x.shape[0],), radius, dtype=torch.float64) for radius in RADII]
-    for certified in (lambda t: r.hessian_change(x, q, t), lambda t: r.mixed_change(x, q, t),
-                      lambda t: r.mixed_norm(x, t)):
+    for certified in (
+        lambda t: r.hessian_change(x, q, t),
+        lambda t: r.mixed_change(x, q, t),
+        lambda t: r.mixed_norm(x, t),
+    ):
         values = [certified(t) for t in radii]
         assert all(v.shape == (x.shape[0],) and v.dtype == torch.float64 for v in values)
         assert all((a <= b * (1 + 1e-12)).all() for a, b in pairwise(values))
@@ -282,7 +332,7 @@ def test_certificates_grow_with_the_radius_and_are_local(certified_case):
     assert (local <= everywhere * (1 + 1e-12)).all()
 
 
-# --- scalar potentials: what the certificates are made of -------------------------------------------------------------
+# --- scalar potentials: what the certificates are made of -----------------------------------------
 
 
 GRID = torch.linspace(-6, 6, 2401, dtype=torch.float64)
@@ -303,21 +353,28 @@ def test_scalar_derivatives_are_those_of_the_smoothed_absolute_value():
     same(third(GRID), wanted[2].abs())
     same(profiles.smoothing_slope(GRID), GRID * wanted[1])
     same(profiles.size_minus_one(GRID), torch.sqrt(1 + GRID**2) - 1)
-    assert float(profiles.size_minus_one(torch.tensor(1e-12, dtype=torch.float64))) == pytest.approx(5e-25)
+    assert float(
+        profiles.size_minus_one(torch.tensor(1e-12, dtype=torch.float64))
+    ) == pytest.approx(5e-25)
     assert pytest.approx(float(third(GRID).max()), rel=1e-6) == profiles.THIRD_MAX
 
 
 @pytest.mark.parametrize("radius", [0.0, 0.1, 0.4, 1.5])
 def test_suprema_over_an_interval_are_attained(radius):
     near = GRID[:, None] + radius * torch.linspace(-1, 1, 401, dtype=torch.float64)
-    for supremum, function in ((profiles.third_sup, third), (profiles.curvature_sup, profiles.curvature)):
+    for supremum, function in (
+        (profiles.third_sup, third),
+        (profiles.curvature_sup, profiles.curvature),
+    ):
         seen = function(near).amax(dim=1)
         assert (seen <= supremum(GRID, radius) + 1e-12).all()
         torch.testing.assert_close(seen, supremum(GRID, radius), rtol=1e-2, atol=1e-4)
 
 
 def test_the_radial_third_derivative_is_bounded():
-    """D^3 s(|v|)[a, a, a] over all unit directions a, at |v| = r, by automatic differentiation along lines."""
+    """D^3 s(|v|)[a, a, a] over all unit directions a, at |v| = r, by automatic differentiation
+    along lines.
+    """
     angle = torch.linspace(0, math.pi, 181, dtype=torch.float64)
     r = torch.linspace(0, 6, 241, dtype=torch.float64)[:, None]
     t = torch.zeros(241, 181, dtype=torch.float64, requires_grad=True)
@@ -327,13 +384,15 @@ def test_the_radial_third_derivative_is_bounded():
     seen = s.detach().abs().amax(dim=1)
     r = r[:, 0]
     assert (seen <= profiles.third_sup_radial(r, 0.0) + 1e-12).all()
-    assert (profiles.third_sup_radial(r, 0.0) <= 1.4 * seen)[r >= 0.5].all(), "and the bound is not absurd"
+    assert (profiles.third_sup_radial(r, 0.0) <= 1.4 * seen)[r >= 0.5].all(), (
+        "and the bound is not absurd"
+    )
     for radius in (0.2, 1.0):
         for shift in (-radius, 0.0, radius):
             assert (seen <= profiles.third_sup_radial((r + shift).abs(), radius) + 1e-12).all()
 
 
-# --- averages of the curvature, for preconditioners -------------------------------------------------------------------
+# --- averages of the curvature, for preconditioners -----------------------------------------------
 
 
 def averages(r: Regularizer, x: Tensor) -> list[Tensor]:
@@ -343,7 +402,9 @@ def averages(r: Regularizer, x: Tensor) -> list[Tensor]:
 
 
 def response(r: Regularizer, channels: int, size: int = 21) -> Tensor:
-    """What the Hessian at zero answers to a pixel in the middle, in its own channel: (c, size, size)."""
+    """What the Hessian at zero answers to a pixel in the middle, in its own channel: (c, size,
+    size).
+    """
     spikes = torch.zeros(channels, channels, size, size, dtype=torch.float64)
     own = torch.arange(channels)
     spikes[own, own, size // 2, size // 2] = 1
@@ -351,7 +412,9 @@ def response(r: Regularizer, channels: int, size: int = 21) -> Tensor:
 
 
 def wrapped(kernel: Tensor, h: int, w: int) -> Tensor:
-    """(c, s, s) around its middle -> (c, h, w) around pixel 0, on an image that is continued periodically."""
+    """(c, s, s) around its middle -> (c, h, w) around pixel 0, on an image that is continued
+    periodically.
+    """
     s, out = kernel.shape[-1], torch.zeros(kernel.shape[0], h, w, dtype=kernel.dtype)
     for i in range(s):
         for j in range(s):
@@ -366,12 +429,16 @@ def test_averages_of_the_curvature_have_their_shapes_and_signs(case):
     assert symbol.shape == (*x.shape[:-1], x.shape[-1] // 2 + 1) and symbol.dtype == x.dtype
     assert diagonal.isfinite().all() and symbol.isfinite().all() and (symbol >= 0).all()
     assert (diagonal > 0).all() or r.bounds().L.value == 0
-    assert (diagonal <= r.bounds().L.value * (1 + 1e-9)).all() and (symbol <= r.bounds().L.value * (1 + 1e-9)).all()
+    assert (diagonal <= r.bounds().L.value * (1 + 1e-9)).all() and (
+        symbol <= r.bounds().L.value * (1 + 1e-9)
+    ).all()
 
 
 @pytest.mark.parametrize("size", [None, (5, 5), (5, 8), (9, 8)])
 def test_where_curvature_is_constant_the_averages_are_exact(case, size):
-    """At zero every potential has its largest curvature, so the Hessian is a convolution up to its boundary."""
+    """At zero every potential has its largest curvature, so the Hessian is a convolution up to its
+    boundary.
+    """
     r, (c, h, w) = case.make(), case.shape if size is None else (case.shape[0], *size)
     diagonal, symbol = averages(r, torch.zeros(2, c, h, w, dtype=torch.float64))
     kernel = response(r, c)
@@ -388,31 +455,53 @@ def test_where_curvature_is_constant_the_averages_are_exact(case, size):
 
 
 def reflected(r: Regularizer) -> int:
-    """How far from the edge the diagonal is another: copies in the padding (FoE), fewer neighbours (TV)."""
-    return max((p.kernels.shape[-1] // 2 + 1 if isinstance(p, FoE) else 1 for p in r.modules()
-                if isinstance(p, TV | HuberTV) or (isinstance(p, FoE) and p.padding == "reflect")), default=0)
+    """How far from the edge the diagonal is another: copies in the padding (FoE), fewer neighbours
+    (TV).
+    """
+    return max(
+        (
+            p.kernels.shape[-1] // 2 + 1 if isinstance(p, FoE) else 1
+            for p in r.modules()
+            if isinstance(p, TV | HuberTV) or (isinstance(p, FoE) and p.padding == "reflect")
+        ),
+        default=0,
+    )
 
 
-@pytest.mark.parametrize("make", [lambda: tv(True), lambda: tv(False), lambda: foe(padding="zero", init="random"),
-                                  lambda: foe(filters=2, padding="zero", zero_mean=False, init="random")])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tv(True),
+        lambda: tv(False),
+        lambda: foe(padding="zero", init="random"),
+        lambda: foe(filters=2, padding="zero", zero_mean=False, init="random"),
+    ],
+)
 def test_where_curvature_varies_its_weights_are_those_between_hessian_and_majorant(make):
-    """Potentials sqrt(t^2 + nu^2) have curvature s^-3, their majorants 1 / s: the geometric mean is s^-2."""
+    """Potentials sqrt(t^2 + nu^2) have curvature s^-3, their majorants 1 / s: the geometric mean is
+    s^-2.
+    """
     r, x = make(), Case("", make).images()
     diagonal, symbol = averages(r, x)
     for i in range(x.shape[0]):
-        weights, operator = squared_weights(r, x[i:i + 1])
+        weights, operator = squared_weights(r, x[i : i + 1])
         if isinstance(r, TV):  # its diagonal is flat: that of the mean weights, away from the edges
-            same(diagonal[i].flatten(), (2 * weights.sum(dim=0).mean(dim=(-2, -1)).sum()).expand(x[0].numel()))
+            same(
+                diagonal[i].flatten(),
+                (2 * weights.sum(dim=0).mean(dim=(-2, -1)).sum()).expand(x[0].numel()),
+            )
         else:
             same(diagonal[i].flatten(), (operator.square() * weights.reshape(-1, 1)).sum(dim=0))
-            assert (diagonal[i].flatten() >= dense(r, x[i:i + 1]).diagonal() * (1 - 1e-12)).all()
+            assert (diagonal[i].flatten() >= dense(r, x[i : i + 1]).diagonal() * (1 - 1e-12)).all()
     flat = averages(r, torch.zeros_like(x))
     assert (diagonal <= flat[0] * (1 + 1e-12)).all() and (symbol <= flat[1] + 1e-12).all()
     assert (symbol[0] < flat[1][0]).any()
 
 
 def squared_weights(r: Regularizer, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(w / nu) / (1 + u^2) of every feature of one image, and the matrix (features, pixels) that makes them."""
+    """(w / nu) / (1 + u^2) of every feature of one image, and the matrix (features, pixels) that
+    makes them.
+    """
     eye = torch.eye(x.numel(), dtype=x.dtype).view(-1, *x.shape[1:])
     if isinstance(r, TV):
         w, nu = r.log_weight.exp().detach(), r.log_smoothing.exp().detach()
@@ -433,14 +522,25 @@ def differences(image: Tensor) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
-# --- the batch, precision, storage ----------------------------------------------------------------------------------
+# --- the batch, precision, storage ----------------------------------------------------------------
 
 
 def everything(r: Regularizer, x: Tensor, v: Tensor, radius: Tensor) -> list[Tensor]:
     """All results per image; the certificates, which are in float64, last."""
-    certificates = (r.hessian_change(x, v, radius), r.mixed_change(x, v, radius), r.mixed_norm(x, radius))
-    return [*averages(r, x), r.value(x), r.grad(x), r.hvp(x, v), r.directional(x, v).detach(), mixed_adjoint(r, x, v),
-            *(c for c in certificates if c is not None)]
+    certificates = (
+        r.hessian_change(x, v, radius),
+        r.mixed_change(x, v, radius),
+        r.mixed_norm(x, radius),
+    )
+    return [
+        *averages(r, x),
+        r.value(x),
+        r.grad(x),
+        r.hvp(x, v),
+        r.directional(x, v).detach(),
+        mixed_adjoint(r, x, v),
+        *(c for c in certificates if c is not None),
+    ]
 
 
 def test_an_image_does_not_see_its_neighbours(case):
@@ -450,7 +550,10 @@ def test_an_image_does_not_see_its_neighbours(case):
     order = torch.tensor([3, 6, 0, 5, 1, 4, 2])
     for a, b in zip(everything(r, x[order], v[order], radius[order]), whole, strict=True):
         same(a, b[order], 1e-13)
-    parts = zip(*(everything(r, x[i], v[i], radius[i]) for i in (slice(0, 1), slice(1, 5), slice(5, 7))), strict=True)
+    parts = zip(
+        *(everything(r, x[i], v[i], radius[i]) for i in (slice(0, 1), slice(1, 5), slice(5, 7))),
+        strict=True,
+    )
     for part, b in zip(parts, whole, strict=True):
         same(torch.cat(part), b, 1e-13)
 
@@ -485,7 +588,9 @@ def test_spec_and_state_rebuild_the_function(case):
     v, radius = normal(*x.shape), torch.full((x.shape[0],), 0.1, dtype=torch.float64)
     for a, b in zip(everything(rebuilt, x, v, radius), everything(r, x, v, radius), strict=True):
         assert torch.equal(a, b)
-    assert [p.requires_grad for p in rebuilt.parameters()] == [p.requires_grad for p in r.parameters()]
+    assert [p.requires_grad for p in rebuilt.parameters()] == [
+        p.requires_grad for p in r.parameters()
+    ]
     assert rebuilt.bounds() == r.bounds()
 
 
@@ -514,7 +619,9 @@ def test_nothing_lent_is_changed(case):
     r.bounds(), r.hessian_lipschitz(), r.mixed_lipschitz(), r.spec(), r.filters(), repr(r)
     assert all(torch.equal(a, b) and not a.requires_grad for a, b in zip(lent, kept, strict=True))
     assert all(torch.equal(r.state_dict()[k], state[k]) for k in state)
-    assert [p.requires_grad for p in r.parameters()] == wants_grad and all(p.grad is None for p in r.parameters())
+    assert [p.requires_grad for p in r.parameters()] == wants_grad and all(
+        p.grad is None for p in r.parameters()
+    )
     assert torch.equal(torch.get_rng_state(), random), "global random state"
     assert not r.grad(lent[0]).requires_grad and not r.hvp(lent[0], lent[1]).requires_grad
 
@@ -524,7 +631,7 @@ def test_repr_and_spec_name_the_class(case):
     assert type(r).__name__ in repr(r) and r.spec()["type"] == type(r).__name__
 
 
-# --- caches: a regularizer is a function of the parameters it has now -----------------------------------------------
+# --- caches: a regularizer is a function of the parameters it has now -----------------------------
 
 
 def optimizer_step(make):
@@ -533,6 +640,7 @@ def optimizer_step(make):
         for p in r.parameters():
             p.grad = torch.full_like(p, 0.1) if p.requires_grad else None
         optimizer.step()
+
     return change
 
 
@@ -560,12 +668,17 @@ CHANGES = {
     "adam": optimizer_step(lambda p: torch.optim.Adam(p, lr=0.1)),
     "adam_foreach": optimizer_step(lambda p: torch.optim.Adam(p, lr=0.1, foreach=True)),
     "adam_fused": optimizer_step(lambda p: torch.optim.Adam(p, lr=0.1, fused=True)),
-    "in_place": in_place, "data": through_data, "vector_to_parameters": from_vector, "load_state_dict": from_state,
+    "in_place": in_place,
+    "data": through_data,
+    "vector_to_parameters": from_vector,
+    "load_state_dict": from_state,
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("make", [lambda: foe(), lambda: tv(True) + 0.5 * foe()], ids=["foe", "sum"])
+@pytest.mark.parametrize(
+    "make", [lambda: foe(), lambda: tv(True) + 0.5 * foe()], ids=["foe", "sum"]
+)
 def test_a_changed_parameter_is_seen_at_once(make, change):
     r, x = make(), Case("", make).images()
     v, radius = normal(*x.shape), torch.full((x.shape[0],), 0.1, dtype=torch.float64)
@@ -574,7 +687,9 @@ def test_a_changed_parameter_is_seen_at_once(make, change):
     fresh = from_spec(r.spec()).double()
     fresh.load_state_dict(r.state_dict())
     assert r.bounds() == fresh.bounds() and r.bounds() != stale_bounds
-    for now, wanted, before in zip(everything(r, x, v, radius), everything(fresh, x, v, radius), stale, strict=True):
+    for now, wanted, before in zip(
+        everything(r, x, v, radius), everything(fresh, x, v, radius), stale, strict=True
+    ):
         assert torch.equal(now, wanted) and not torch.equal(now, before)
 
 
@@ -585,7 +700,7 @@ def test_precision_may_change_after_use():
     same(r.double().value(x), before, 1e-5)
 
 
-# --- how regularizers compose ---------------------------------------------------------------------------------------
+# --- how regularizers compose ---------------------------------------------------------------------
 
 
 @settings(max_examples=20, deadline=None)
@@ -614,7 +729,11 @@ def test_sums_add_functions_bounds_and_parameters():
     assert theta_of(r).numel() == sum(theta_of(p).numel() for p in parts)
     flat = Sum(parts)
     same(flat.value(x), r.value(x))
-    assert flat.filters() is not None and (2 * flat).filters() is not None and tv(True).filters() is None
+    assert (
+        flat.filters() is not None
+        and (2 * flat).filters() is not None
+        and tv(True).filters() is None
+    )
 
 
 class Bare(Regularizer):
@@ -635,33 +754,39 @@ def test_a_term_without_certificates_leaves_the_sum_without():
         assert r.mean_curvature(x) is None
 
 
-# --- bad values -----------------------------------------------------------------------------------------------------
+# --- bad values -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: TV(weight=0), r"weight: given 0; expected a positive finite number"),
-    (lambda: TV(weight=-1.0), "weight: given -1.0"),
-    (lambda: TV(smoothing=math.nan), "smoothing: given nan"),
-    (lambda: TV(smoothing="sharp"), "smoothing: given sharp"),
-    (lambda: TV(isotropic="yes"), "isotropic: given yes; expected True or False"),
-    (lambda: Tikhonov(math.inf), "weight: given inf"),
-    (lambda: FoE(filters=0), "filters: given 0; expected a positive integer"),
-    (lambda: FoE(filters=2.5), "filters: given 2.5"),
-    (lambda: FoE(size=4), "size: given 4; expected an odd filter size. Use 5"),
-    (lambda: FoE(channels=-1), "channels: given -1"),
-    (lambda: FoE(filters=9, size=3), "filters: given 9; expected at most 8"),
-    (lambda: FoE(init="gabor"), "init: given gabor"),
-    (lambda: FoE(padding="circular"), "padding: given circular; expected 'reflect' or 'zero'"),
-    (lambda: FoE(weight=0.0), "weight: given 0.0"),
-    (lambda: FoE(smoothing=-0.1), "smoothing: given -0.1"),
-    (lambda: FoE(least_smoothing=0.5), r"least_smoothing: given 0.5; expected a number in \[0, smoothing=0.01\)"),
-    (lambda: FoE(least_smoothing=-0.1), "least_smoothing: given -0.1"),
-    (lambda: FoE(least_smoothing=math.nan), "least_smoothing: given nan"),
-    (lambda: -1 * TV(), "factor: given -1"),
-    (lambda: TV() * math.inf, "factor: given inf"),
-    (lambda: Scaled(math.nan, TV()), "factor: given nan"),
-    (lambda: Sum([]), "terms: given an empty list"),
-])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TV(weight=0), r"weight: given 0; expected a positive finite number"),
+        (lambda: TV(weight=-1.0), "weight: given -1.0"),
+        (lambda: TV(smoothing=math.nan), "smoothing: given nan"),
+        (lambda: TV(smoothing="sharp"), "smoothing: given sharp"),
+        (lambda: TV(isotropic="yes"), "isotropic: given yes; expected True or False"),
+        (lambda: Tikhonov(math.inf), "weight: given inf"),
+        (lambda: FoE(filters=0), "filters: given 0; expected a positive integer"),
+        (lambda: FoE(filters=2.5), "filters: given 2.5"),
+        (lambda: FoE(size=4), "size: given 4; expected an odd filter size. Use 5"),
+        (lambda: FoE(channels=-1), "channels: given -1"),
+        (lambda: FoE(filters=9, size=3), "filters: given 9; expected at most 8"),
+        (lambda: FoE(init="gabor"), "init: given gabor"),
+        (lambda: FoE(padding="circular"), "padding: given circular; expected 'reflect' or 'zero'"),
+        (lambda: FoE(weight=0.0), "weight: given 0.0"),
+        (lambda: FoE(smoothing=-0.1), "smoothing: given -0.1"),
+        (
+            lambda: FoE(least_smoothing=0.5),
+            r"least_smoothing: given 0.5; expected a number in \[0, smoothing=0.01\)",
+        ),
+        (lambda: FoE(least_smoothing=-0.1), "least_smoothing: given -0.1"),
+        (lambda: FoE(least_smoothing=math.nan), "least_smoothing: given nan"),
+        (lambda: -1 * TV(), "factor: given -1"),
+        (lambda: TV() * math.inf, "factor: given inf"),
+        (lambda: Scaled(math.nan, TV()), "factor: given nan"),
+        (lambda: Sum([]), "terms: given an empty list"),
+    ],
+)
 def test_bad_settings_are_refused_by_name(make, message):
     with pytest.raises(InputError, match=message):
         make()
@@ -671,12 +796,25 @@ def test_bad_settings_are_refused_by_name(make, message):
 def test_images_that_do_not_fit_the_filters_are_refused(shape):
     r, x = foe(), torch.zeros(shape, dtype=torch.float64)
     for call in (r.value, r.grad, r.linearize, r.mean_curvature, lambda x: r.directional(x, x)):
-        with pytest.raises(InputError, match=r"x: given shape .*expected \(b, 1, h, w\) with h, w >= 3"):
+        with pytest.raises(
+            InputError, match=r"x: given shape .*expected \(b, 1, h, w\) with h, w >= 3"
+        ):
             call(x)
 
 
-@pytest.mark.parametrize("spec", [{}, {"type": "Wavelets"}, {"type": "TV", "order": 2}, {"type": "Sum"},
-                                  {"type": "FoE", "filters": -1}, {"type": "Scaled", "factor": 1.0}])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"type": "Wavelets"},
+        {"type": "TV", "order": 2},
+        {"type": "Sum"},
+        {"type": "FoE", "filters": -1},
+        {"type": "Scaled", "factor": 1.0},
+    ],
+)
 def test_a_foreign_description_is_refused(spec):
-    with pytest.raises(ModelFileError, match=r"expected one of TV, HuberTV, FoE, Tikhonov, .*Sum, Scaled"):
+    with pytest.raises(
+        ModelFileError, match=r"expected one of TV, HuberTV, FoE, Tikhonov, .*Sum, Scaled"
+    ):
         from_spec(spec)

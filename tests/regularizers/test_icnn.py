@@ -1,4 +1,6 @@
-"""Input-convex networks: the lifted problem is the nested one, adjoints and bounds hold, gaps certify."""
+"""Input-convex networks: the lifted problem is the nested one, adjoints and bounds hold, gaps
+certify.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ CASES = {
 
 
 def made(name: str) -> ICNN:
-    """A case in float64 with offsets and noise everywhere, so that no symmetry of the start survives."""
+    """A case in float64 with offsets and noise everywhere, so that no symmetry of the start
+    survives.
+    """
     r = ICNN(**CASES[name]).double()
     g = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -70,14 +74,18 @@ def r(request: pytest.FixtureRequest) -> ICNN:
     return made(request.param)
 
 
-# --- the network ------------------------------------------------------------------------------------------------------
+# --- the network ----------------------------------------------------------------------------------
 
 
 def plain(r: ICNN, u: Tensor) -> Tensor:
     """The network as its docstring writes it, with torch's own operations."""
 
     def relu(a: Tensor, om: float) -> Tensor:
-        return torch.where(a < om, a.clamp_min(0) ** 2 / (2 * om), a - om / 2) if om else a.clamp_min(0)
+        return (
+            torch.where(a < om, a.clamp_min(0) ** 2 / (2 * om), a - om / 2)
+            if om
+            else a.clamp_min(0)
+        )
 
     m, n = r.kernels.shape[-1] // 2, r.pooling
     k = r.kernels - r.kernels.mean(dim=(2, 3), keepdim=True) if r.zero_mean else r.kernels
@@ -88,7 +96,12 @@ def plain(r: ICNN, u: Tensor) -> Tensor:
         if root is r.roots[-1]:
             edge = F.pad(z, (0, -z.shape[-1] % n, 0, -z.shape[-2] % n))
             z = edge.unfold(2, n, n).unfold(3, n, n).mean(dim=(-2, -1))
-        z = F.conv2d(z, root**2, b, padding=0 if root is r.roots[-1] and r.image_size else root.shape[-1] // 2)
+        z = F.conv2d(
+            z,
+            root**2,
+            b,
+            padding=0 if root is r.roots[-1] and r.image_size else root.shape[-1] // 2,
+        )
     return relu(r.log_weights.exp().view(-1, 1, 1) * z, r.rounding * r.weight).sum(dim=(1, 2, 3))
 
 
@@ -139,8 +152,12 @@ def test_it_is_convex(r):
 
 def test_weights_of_later_layers_have_no_negative_entries_whatever_theta(r):
     theta = flatten(trainable(r))
-    other = with_theta(r, 2 * torch.randn(theta.shape, generator=torch.Generator().manual_seed(1)).double())
-    assert all((other._hidden(k) >= 0).all() for k in range(1, r.depth)) and (other._head() >= 0).all()
+    other = with_theta(
+        r, 2 * torch.randn(theta.shape, generator=torch.Generator().manual_seed(1)).double()
+    )
+    assert (
+        all((other._hidden(k) >= 0).all() for k in range(1, r.depth)) and (other._head() >= 0).all()
+    )
 
 
 def test_it_does_not_depend_on_the_neighbours(r):
@@ -162,11 +179,13 @@ def test_images_of_any_size(pooling, size):
 def test_every_pixel_of_a_constant_response_has_the_same_weight():
     r = ICNN(1, 1, pooling=4, units=1, zero_mean=False).double()
     sizes = ((4, 4), (5, 9), (3, 2))
-    values = [float(r.value(torch.ones(1, 1, h, w, dtype=torch.float64))) / (h * w) for h, w in sizes]
+    values = [
+        float(r.value(torch.ones(1, 1, h, w, dtype=torch.float64))) / (h * w) for h, w in sizes
+    ]
     assert values == pytest.approx([values[0]] * 3)
 
 
-# --- the operator -----------------------------------------------------------------------------------------------------
+# --- the operator ---------------------------------------------------------------------------------
 
 
 def random_like(blocks: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
@@ -177,7 +196,9 @@ def random_like(blocks: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
 def test_adjoint_is_exact(r):
     u = pictures(r)
     x, p = random_like((u, *r.auxiliary(u)), 1), random_like(r.dual_start(u), 2)
-    torch.testing.assert_close(inner(r.apply(*x), p), inner(x, r.adjoint(*p)), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        inner(r.apply(*x), p), inner(x, r.adjoint(*p)), rtol=1e-12, atol=1e-12
+    )
 
 
 def blocks_of_k(r: ICNN, u: Tensor) -> list[list[Tensor]]:
@@ -187,8 +208,10 @@ def blocks_of_k(r: ICNN, u: Tensor) -> list[list[Tensor]]:
         columns = []
         for i, block in enumerate(x):
             eye = torch.eye(block.numel(), dtype=u.dtype).view(-1, *block.shape[1:])
-            full = [eye if j == i else torch.zeros(eye.shape[0], *b.shape[1:], dtype=u.dtype)
-                    for j, b in enumerate(x)]
+            full = [
+                eye if j == i else torch.zeros(eye.shape[0], *b.shape[1:], dtype=u.dtype)
+                for j, b in enumerate(x)
+            ]
             columns.append([row.flatten(1).T for row in r.apply(*full)])
     return [list(row) for row in zip(*columns, strict=True)]
 
@@ -219,21 +242,29 @@ def test_sensitivity_bounds_the_change_of_operator_and_offset(r):
     kappa, beta = r.sensitivity(u)
     g = torch.Generator().manual_seed(0)
     whole = torch.cat([torch.cat(row, dim=1) for row in blocks_of_k(r, u)])
-    flat = torch.cat([b.expand(1, *p.shape[1:]).flatten() for b, p in zip(r.offset(u), r.slopes(u), strict=True)])
+    flat = torch.cat(
+        [b.expand(1, *p.shape[1:]).flatten() for b, p in zip(r.offset(u), r.slopes(u), strict=True)]
+    )
     start = 0
     for p in [*trainable(r), theta]:  # in one parameter at a time, then in all
         step = torch.zeros_like(theta)
-        step[start % theta.numel():][:p.numel()] = torch.randn(p.numel(), generator=g, dtype=theta.dtype)
+        step[start % theta.numel() :][: p.numel()] = torch.randn(
+            p.numel(), generator=g, dtype=theta.dtype
+        )
         start += p.numel()
         other = with_theta(r, theta + h * step / step.norm())
         moved = torch.cat([torch.cat(row, dim=1) for row in blocks_of_k(other, u)])
-        shifted = torch.cat([b.expand(1, *q.shape[1:]).flatten()
-                             for b, q in zip(other.offset(u), r.slopes(u), strict=True)])
+        shifted = torch.cat(
+            [
+                b.expand(1, *q.shape[1:]).flatten()
+                for b, q in zip(other.offset(u), r.slopes(u), strict=True)
+            ]
+        )
         assert float(torch.linalg.matrix_norm(moved - whole, 2)) / h <= kappa * (1 + 1e-4)
         assert float((shifted - flat).norm()) / h <= beta * (1 + 1e-4)
 
 
-# --- dual variables ---------------------------------------------------------------------------------------------------
+# --- dual variables -------------------------------------------------------------------------------
 
 
 def test_any_dual_variable_is_made_feasible_by_one_pass(r):
@@ -261,14 +292,17 @@ def test_fields_below_the_activations_are_lifted():
     assert all((a >= b).all() for a, b in zip(r.finite(x)[1:], x[1:], strict=True))
 
 
-# --- lifted = nested --------------------------------------------------------------------------------------------------
+# --- lifted = nested ------------------------------------------------------------------------------
 
 
 def by_programming(r: ICNN, y: Tensor) -> float:
     """The least energy of one image as a quadratic program over (u, z, relu outputs), by SLSQP."""
     table = blocks_of_k(r, y)
     sizes = [row[0].shape[1] if i == 0 else table[0][i].shape[1] for i, row in enumerate(table)]
-    offsets = [b.expand(1, *p.shape[1:]).flatten().numpy() for b, p in zip(r.offset(y), r.slopes(y), strict=True)]
+    offsets = [
+        b.expand(1, *p.shape[1:]).flatten().numpy()
+        for b, p in zip(r.offset(y), r.slopes(y), strict=True)
+    ]
     rows = [torch.cat(row, dim=1).numpy() for row in table]
     n, units, data = sum(sizes), rows[-1].shape[0], y.flatten().numpy()
     constraints, shifts = [], []
@@ -278,20 +312,29 @@ def by_programming(r: ICNN, y: Tensor) -> float:
         for slope in (1.0, r.slope):
             constraints.append(np.hstack([z - slope * a, np.zeros((half, units))]))
             shifts.append(-slope * offsets[k][:half])
-    constraints += [np.hstack([-rows[-1], np.eye(units)]), np.hstack([np.zeros((units, n)), np.eye(units)])]
+    constraints += [
+        np.hstack([-rows[-1], np.eye(units)]),
+        np.hstack([np.zeros((units, n)), np.eye(units)]),
+    ]
     shifts += [-offsets[-1], np.zeros(units)]
     A, c = np.vstack(constraints), np.concatenate(shifts)
 
     def objective(x: np.ndarray) -> float:
-        return 0.5 * ((x[:data.size] - data) ** 2).sum() + x[n:].sum()
+        return 0.5 * ((x[: data.size] - data) ** 2).sum() + x[n:].sum()
 
     def gradient(x: np.ndarray) -> np.ndarray:
-        return np.concatenate([x[:data.size] - data, np.zeros(n - data.size), np.ones(units)])
+        return np.concatenate([x[: data.size] - data, np.zeros(n - data.size), np.ones(units)])
 
     start = torch.cat([y.flatten(), *(z.flatten() for z in r.auxiliary(y))]).detach().numpy()
     start = np.concatenate([start, np.maximum(rows[-1] @ start + offsets[-1], 0)])
-    found = general_solver(objective, start, jac=gradient, method="SLSQP", options={"maxiter": 500, "ftol": 1e-14},
-                           constraints={"type": "ineq", "fun": lambda x: A @ x + c, "jac": lambda x: A})
+    found = general_solver(
+        objective,
+        start,
+        jac=gradient,
+        method="SLSQP",
+        options={"maxiter": 500, "ftol": 1e-14},
+        constraints={"type": "ineq", "fun": lambda x: A @ x + c, "jac": lambda x: A},
+    )
     assert found.success, found.message
     return float(found.fun)
 
@@ -313,7 +356,9 @@ def test_lifted_minimum_is_that_of_a_quadratic_program(layers, weight):
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_smoothed_lifted_minimum_is_that_of_a_quasi_newton_method(layers):
-    r = ICNN(2, 3, pooling=2, units=2, layers=layers, rounding=0.05, weight=0.8, seed=layers).double()
+    r = ICNN(
+        2, 3, pooling=2, units=2, layers=layers, rounding=0.05, weight=0.8, seed=layers
+    ).double()
     y, e = pictures(r, 1, (4, 6)), energy(r)
 
     def both(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -322,8 +367,13 @@ def test_smoothed_lifted_minimum_is_that_of_a_quasi_newton_method(layers):
         (gradient,) = torch.autograd.grad(total, u)
         return float(total.detach()), gradient.flatten().numpy()
 
-    found = general_solver(both, y.flatten().numpy(), jac=True, method="L-BFGS-B",
-                           options={"ftol": 1e-16, "gtol": 1e-10, "maxiter": 5000})
+    found = general_solver(
+        both,
+        y.flatten().numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"ftol": 1e-16, "gtol": 1e-10, "maxiter": 5000},
+    )
     solution = solve(e, y, 1e-5, solver=PDHG(rule="basic"))
     distance = float(np.linalg.norm(found.x - solution.value.flatten().numpy()))
     assert distance <= float(solution.error[0]) + 1e-7
@@ -374,7 +424,7 @@ def test_curvature_is_solved_to_a_vanishing_gap():
         r.grad(y)
 
 
-# --- descriptions -----------------------------------------------------------------------------------------------------
+# --- descriptions ---------------------------------------------------------------------------------
 
 
 def test_it_is_rebuilt_from_its_description(r):
@@ -389,7 +439,7 @@ def test_it_is_rebuilt_from_its_description(r):
 def test_units_are_in_the_order_of_theta(r):
     units = r.units()
     assert units.shape == flatten(trainable(r)).shape and (units > 0).all()
-    assert (units[r.kernels.numel():][:r.log_weights.numel()] == 1).all()
+    assert (units[r.kernels.numel() :][: r.log_weights.numel()] == 1).all()
 
 
 def test_filters_for_reports(r):
@@ -402,8 +452,15 @@ def test_filters_for_reports(r):
 def given_weights() -> tuple[list[Tensor], list[Tensor], Tensor]:
     g = torch.Generator().manual_seed(0)
     shapes = [(4, 1, 3, 3), (4, 4, 3, 3), (2, 4, 1, 1)]
-    weights = [torch.randn(shapes[0], generator=g), *(torch.rand(s, generator=g) for s in shapes[1:])]
-    return weights, [torch.randn(n, generator=g) for n in (4, 4, 2)], torch.rand(2, generator=g) + 0.1
+    weights = [
+        torch.randn(shapes[0], generator=g),
+        *(torch.rand(s, generator=g) for s in shapes[1:]),
+    ]
+    return (
+        weights,
+        [torch.randn(n, generator=g) for n in (4, 4, 2)],
+        torch.rand(2, generator=g) + 0.1,
+    )
 
 
 def test_given_weights_are_taken_over():
@@ -418,18 +475,23 @@ def test_given_weights_are_taken_over():
 
 def test_a_fully_connected_head_can_be_given():
     (first, hidden, _), biases, last = given_weights()
-    r = ICNN.from_weights([first, hidden, torch.rand(2, 4, 2, 3)], biases, last, pooling=2, image_size=(4, 5))
+    r = ICNN.from_weights(
+        [first, hidden, torch.rand(2, 4, 2, 3)], biases, last, pooling=2, image_size=(4, 5)
+    )
     assert r.value(torch.rand(1, 1, 4, 5)).shape == (1,)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda w, b, last: w[1].view(-1)[3].sub_(9), r"weights\[1\]: given entries down to -8"),
-    (lambda w, b, last: w[2].fill_(math.nan), r"weights\[2\]: given"),
-    (lambda w, b, last: w[0].fill_(math.inf), "NaN or Inf"),
-    (lambda w, b, last: last.neg_(), "last: given entries down to -"),
-    (lambda w, b, last: b.pop(), "weights, biases, last"),
-    (lambda w, b, last: w.__delitem__(slice(1, None)), "weights: given"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w, b, last: w[1].view(-1)[3].sub_(9), r"weights\[1\]: given entries down to -8"),
+        (lambda w, b, last: w[2].fill_(math.nan), r"weights\[2\]: given"),
+        (lambda w, b, last: w[0].fill_(math.inf), "NaN or Inf"),
+        (lambda w, b, last: last.neg_(), "last: given entries down to -"),
+        (lambda w, b, last: b.pop(), "weights, biases, last"),
+        (lambda w, b, last: w.__delitem__(slice(1, None)), "weights: given"),
+    ],
+)
 def test_bad_weights_are_refused(change, message):
     weights, biases, last = given_weights()
     change(weights, biases, last)
@@ -437,13 +499,28 @@ def test_bad_weights_are_refused(change, message):
         ICNN.from_weights(weights, biases, last)
 
 
-@pytest.mark.parametrize(("settings", "name"), [
-    ({"channels": 0}, "channels"), ({"size": 4}, "size"), ({"layers": 0}, "layers"), ({"pooling": 0}, "pooling"),
-    ({"units": 1.5}, "units"), ({"head_size": 2}, "head_size"), ({"slope": 1.0}, "slope"), ({"slope": -0.1}, "slope"),
-    ({"rounding": -1.0}, "rounding"), ({"curvature": math.nan}, "curvature"), ({"weight": 0.0}, "weight"),
-    ({"padding": "periodic"}, "padding"), ({"image_size": (4,)}, "image_size"), ({"image_size": 4}, "image_size"),
-    ({"image_size": (4, -1)}, "image_size"), ({"zero_mean": 1}, "zero_mean"), ({"in_channels": True}, "in_channels"),
-])
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"channels": 0}, "channels"),
+        ({"size": 4}, "size"),
+        ({"layers": 0}, "layers"),
+        ({"pooling": 0}, "pooling"),
+        ({"units": 1.5}, "units"),
+        ({"head_size": 2}, "head_size"),
+        ({"slope": 1.0}, "slope"),
+        ({"slope": -0.1}, "slope"),
+        ({"rounding": -1.0}, "rounding"),
+        ({"curvature": math.nan}, "curvature"),
+        ({"weight": 0.0}, "weight"),
+        ({"padding": "periodic"}, "padding"),
+        ({"image_size": (4,)}, "image_size"),
+        ({"image_size": 4}, "image_size"),
+        ({"image_size": (4, -1)}, "image_size"),
+        ({"zero_mean": 1}, "zero_mean"),
+        ({"in_channels": True}, "in_channels"),
+    ],
+)
 def test_bad_settings_are_refused_by_name(settings, name):
     with pytest.raises(InputError, match=f"^{name}: given"):
         ICNN(**settings)

@@ -1,8 +1,9 @@
-"""Memory of Fields of Experts, in feature maps: what lives at the worst moment, counted storage by storage.
+"""Memory of Fields of Experts, in feature maps: what lives at the worst moment, counted storage by
+storage.
 
-A map is one number per filter and pixel. Operations go through the batch in tiles whose maps fit in CHUNK_BYTES; only a
-Hessian keeps maps of the whole batch, its weights. Besides these there are a few vectors of pixels. Scratch space
-inside one operation of torch is not seen.
+A map is one number per filter and pixel. Operations go through the batch in tiles whose maps fit in
+CHUNK_BYTES; only a Hessian keeps maps of the whole batch, its weights. Besides these there are a
+few vectors of pixels. Scratch space inside one operation of torch is not seen.
 """
 
 from __future__ import annotations
@@ -29,27 +30,37 @@ from learnreg.solvers.iterate import minimize
 from learnreg.solvers.lbfgs import LBFGS
 
 # Measured, rounded up a little.
-TILES = 2.3  # in a sandwich: the maps of one tile, the copies of the adjoint (49 for 48 filters), their sums over rows
+# in a sandwich: the maps of one tile, the copies of the adjoint (49 for 48 filters), their sums
+# over rows
+TILES = 2.3
 PIXELS = 2  # padded vectors of pixels of the batch: the image and the result
-KEPT = 2  # weights of the batch: of the Hessian, and those of the images that conjugate gradients still run on
+# weights of the batch: of the Hessian, and those of the images that conjugate gradients still run
+# on
+KEPT = 2
 POLISHED = 3  # the same with the Hessian at the polished point
 SOLVER_PIXELS = 16  # x, q, residuals, directions, some of them in float64
 CERTIFICATE = 10  # maps of one image in float64, one image after the other
-SPECTRA = 2 * 16 * 128 * 65  # bytes per filter: its spectrum on the grid of the norm bounds and that of its square
+SPECTRA = (
+    2 * 16 * 128 * 65
+)  # bytes per filter: its spectrum on the grid of the norm bounds and that of its square
 
 FILTERS, SIZE = 48, 7
 BUDGET = 4 * 2**30
 
 
 class Meter(TorchDispatchMode):
-    """Bytes of all storages made inside the context and alive at the same time: ``now`` and ``peak``."""
+    """Bytes of all storages made inside the context and alive at the same time: ``now`` and
+    ``peak``.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
         self._alive: dict[int, int] = {}
 
-    def __torch_dispatch__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Callable, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         given = {t.untyped_storage()._cdata for t in _tensors((args, kwargs))}
         out = func(*args, **(kwargs or {}))
         for t in _tensors(out):
@@ -79,7 +90,9 @@ def _tensors(x: Any) -> Iterator[Tensor]:
 
 
 def peak(call: Callable[[], Any], warm: bool = False) -> int:
-    """Bytes alive at the worst moment of ``call``, what it returns included; a call before it fills the caches."""
+    """Bytes alive at the worst moment of ``call``, what it returns included; a call before it fills
+    the caches.
+    """
     if not warm:
         call()
     with Meter() as meter:
@@ -98,7 +111,7 @@ def test_the_meter_counts_storages():
         assert (meter.now, meter.peak) == (c.nbytes, 4 * 1990)
 
 
-# --- the cases --------------------------------------------------------------------------------------------------------
+# --- the cases ------------------------------------------------------------------------------------
 
 
 def maps(side: int, images: int = 1) -> int:
@@ -113,14 +126,16 @@ def chunk(side: int) -> int:
 
 def pixels(side: int, images: int) -> int:
     """Bytes of one padded vector of pixels of a batch."""
-    return 4 * (side + SIZE - 1)**2 * images
+    return 4 * (side + SIZE - 1) ** 2 * images
 
 
 def images(side: int, count: int) -> tuple[Tensor, Tensor]:
     """Pictures and directions."""
     generator = torch.Generator().manual_seed(0)
-    return (torch.rand(count, 1, side, side, generator=generator),
-            torch.randn(count, 1, side, side, generator=generator))
+    return (
+        torch.rand(count, 1, side, side, generator=generator),
+        torch.randn(count, 1, side, side, generator=generator),
+    )
 
 
 @pytest.fixture
@@ -147,7 +162,7 @@ def hypergradient(side: int, count: int, strategy: Implicit) -> int:
     return peak(lambda: strategy.gradient(problem, problem.energy, solution, 0.1))
 
 
-# --- multiples of the feature maps ------------------------------------------------------------------------------------
+# --- multiples of the feature maps ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 2, 6])
@@ -160,13 +175,20 @@ def test_a_gradient_needs_the_maps_of_one_tile(chunked, count):
 def test_a_hessian_keeps_its_weights_and_needs_one_tile(chunked, count):
     chunked(32)
     used = linearization_and_product(32, count)
-    assert maps(32, count) <= used <= maps(32, count) + TILES * chunk(32) + PIXELS * pixels(32, count)
+    assert (
+        maps(32, count) <= used <= maps(32, count) + TILES * chunk(32) + PIXELS * pixels(32, count)
+    )
 
 
 @pytest.mark.parametrize("count", [2, 6])
-@pytest.mark.parametrize(("strategy", "kept"), [(Implicit(certify=False), KEPT),
-                                                (Implicit(certify=False, estimate=True, polish_steps=2), POLISHED)],
-                         ids=["plain", "estimated"])
+@pytest.mark.parametrize(
+    ("strategy", "kept"),
+    [
+        (Implicit(certify=False), KEPT),
+        (Implicit(certify=False, estimate=True, polish_steps=2), POLISHED),
+    ],
+    ids=["plain", "estimated"],
+)
 def test_a_hypergradient_keeps_the_weights_of_its_linear_systems(chunked, strategy, kept, count):
     """The mixed product, however many images it takes at a time, does not show."""
     chunked(32)
@@ -181,12 +203,14 @@ def test_a_certificate_looks_at_one_image_at_a_time(chunked):
     assert many - one <= SOLVER_PIXELS * pixels(32, 4)
 
 
-# --- however long it takes --------------------------------------------------------------------------------------------
+# --- however long it takes ------------------------------------------------------------------------
 
 
 def solve(energy: Energy, y: Tensor, solver: Solver, steps: int) -> None:
     solution = minimize(energy.at(y), 1e-9, solver, y, max_steps=steps)
-    assert solution.steps.tolist() == [steps] * len(y), "the accuracy is out of reach, so that all steps are taken"
+    assert solution.steps.tolist() == [steps] * len(y), (
+        "the accuracy is out of reach, so that all steps are taken"
+    )
 
 
 @torch.no_grad()
@@ -195,23 +219,36 @@ def solve_linear(energy: Energy, y: Tensor, steps: int) -> None:
     assert solution.steps.tolist() == [steps] * len(y)
 
 
-@pytest.mark.parametrize(("run", "few"), [(partial(solve, solver=AGD()), 5), (partial(solve, solver=LBFGS()), 8),
-                                          (solve_linear, 5)], ids=["agd", "lbfgs_with_its_memory_full", "cg"])
+@pytest.mark.parametrize(
+    ("run", "few"),
+    [(partial(solve, solver=AGD()), 5), (partial(solve, solver=LBFGS()), 8), (solve_linear, 5)],
+    ids=["agd", "lbfgs_with_its_memory_full", "cg"],
+)
 def test_more_steps_need_no_more_memory(chunked, run, few):
     chunked(24)
-    sharp = FoE(FILTERS, SIZE, weight=0.1, smoothing=1e-3, least_smoothing=0.0)  # 50 steps are far too few
+    sharp = FoE(
+        FILTERS, SIZE, weight=0.1, smoothing=1e-3, least_smoothing=0.0
+    )  # 50 steps are far too few
     energy, (x, _) = denoising(sharp), images(24, 3)
     expected = peak(lambda: run(energy, x, steps=few))
     assert peak(lambda: run(energy, x, steps=50), warm=True) == expected
 
 
-# --- large pictures ---------------------------------------------------------------------------------------------------
+# --- large pictures -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operation", [
-    gradient, linearization_and_product, partial(hypergradient, strategy=Implicit(estimate=True, polish_steps=2)),
-], ids=["gradient", "linearization_and_product", "hypergradient"])
+@pytest.mark.parametrize(
+    "operation",
+    [
+        gradient,
+        linearization_and_product,
+        partial(hypergradient, strategy=Implicit(estimate=True, polish_steps=2)),
+    ],
+    ids=["gradient", "linearization_and_product", "hypergradient"],
+)
 def test_eight_large_pictures_fit(chunked, operation):
-    """Everything grows at most like the pixels of an image, so pictures 64x64 tell of pictures 512x512."""
+    """Everything grows at most like the pixels of an image, so pictures 64x64 tell of pictures
+    512x512.
+    """
     chunked(64)
-    assert operation(64, 8) * (512 // 64)**2 < BUDGET
+    assert operation(64, 8) * (512 // 64) ** 2 < BUDGET

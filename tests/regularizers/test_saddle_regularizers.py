@@ -23,7 +23,9 @@ CASES: dict[str, Callable[[], SaddleRegularizer]] = {
     "tgv-smooth": lambda: TGV(0.3, ratio=1.5, rounding=0.1, curvature=0.2),
     "learned-reflect": lambda: LearnedTV(3, weight=0.3, init="random"),
     "learned-zero": lambda: LearnedTV(2, size=5, weight=0.3, padding="zero", init="random"),
-    "learned-interpolated": lambda: LearnedTV(weight=0.3, rounding=0.0, smoothing=0.0, curvature=0.0),
+    "learned-interpolated": lambda: LearnedTV(
+        weight=0.3, rounding=0.0, smoothing=0.0, curvature=0.0
+    ),
 }
 SHAPES = ((1, 6, 5), (3, 5, 8), (1, 7, 7))
 
@@ -37,10 +39,14 @@ def blocks_like(blocks: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
 
 
 def inner(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
-    return torch.stack([(s * t).flatten(1).sum(dim=1) for s, t in zip(a, b, strict=True)]).sum(dim=0)
+    return torch.stack([(s * t).flatten(1).sum(dim=1) for s, t in zip(a, b, strict=True)]).sum(
+        dim=0
+    )
 
 
-def points(r: SaddleRegularizer, shape: tuple[int, ...], b: int = 2) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def points(
+    r: SaddleRegularizer, shape: tuple[int, ...], b: int = 2
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Random (u, *v) and p."""
     u = normal(b, *shape)
     return (u, *blocks_like(r.auxiliary(u), 10)), blocks_like(r.dual_start(u), 20)
@@ -69,7 +75,7 @@ def regularizer(request) -> SaddleRegularizer:
     return CASES[request.param]().double()
 
 
-# --- the contract -----------------------------------------------------------------------------------------------------
+# --- the contract ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -115,13 +121,17 @@ def test_derivative_in_theta_matches_finite_differences(regularizer):
         for k in range(0, theta.numel(), max(1, theta.numel() // 12)):
             step = torch.zeros_like(theta)
             step[k] = 1e-5
-            ahead, behind = (inner(with_theta(r, theta + s).apply(*x), p).sum() for s in (step, -step))
+            ahead, behind = (
+                inner(with_theta(r, theta + s).apply(*x), p).sum() for s in (step, -step)
+            )
             assert float((ahead - behind) / 2e-5) == pytest.approx(float(z[k]), rel=1e-7, abs=1e-8)
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 5), (1, 5, 9)])
 def test_norms_are_bounds_and_close(regularizer, shape):
-    for bounds, blocks in zip(regularizer.norms(torch.zeros(1, *shape)), dense(regularizer, shape), strict=True):
+    for bounds, blocks in zip(
+        regularizer.norms(torch.zeros(1, *shape)), dense(regularizer, shape), strict=True
+    ):
         for bound, block in zip(bounds, blocks, strict=True):
             exact = largest(block)
             assert exact <= bound * (1 + 1e-12) + 1e-15
@@ -129,7 +139,9 @@ def test_norms_are_bounds_and_close(regularizer, shape):
 
 
 def test_sensitivity_bounds_the_derivative_of_the_operator(regularizer):
-    """Ascent in turn: the worst pair (x, p) for a direction, then the worst direction for the pair."""
+    """Ascent in turn: the worst pair (x, p) for a direction, then the worst direction for the
+    pair.
+    """
     r, shape = regularizer, (1, 6, 5)
     theta, h, found = flatten(trainable(r)), 1e-4, 0.0
     kappa, beta = r.sensitivity(torch.zeros(1, *shape))
@@ -139,14 +151,22 @@ def test_sensitivity_bounds_the_derivative_of_the_operator(regularizer):
         d = normal(theta.numel(), seed=seed)
         for _ in range(6):
             d = d / d.norm()
-            ahead, behind = (torch.cat([torch.cat(row, dim=1) for row in dense(with_theta(r, theta + s * d), shape)])
-                             for s in (h, -h))
+            ahead, behind = (
+                torch.cat(
+                    [torch.cat(row, dim=1) for row in dense(with_theta(r, theta + s * d), shape)]
+                )
+                for s in (h, -h)
+            )
             left, values, right = torch.linalg.svd((ahead - behind) / (2 * h), full_matrices=False)
             found = max(found, float(values[0]))
-            x = tuple(s.view(1, *t.shape[1:]) for s, t in
-                      zip(right[0].split(sizes[0]), (u, *r.auxiliary(u)), strict=True))
-            p = tuple(s.view(1, *t.shape[1:]) for s, t in
-                      zip(left[:, 0].split(sizes[1]), r.dual_start(u), strict=True))
+            x = tuple(
+                s.view(1, *t.shape[1:])
+                for s, t in zip(right[0].split(sizes[0]), (u, *r.auxiliary(u)), strict=True)
+            )
+            p = tuple(
+                s.view(1, *t.shape[1:])
+                for s, t in zip(left[:, 0].split(sizes[1]), r.dual_start(u), strict=True)
+            )
             d = flatten(torch.autograd.grad(inner(r.apply(*x), p).sum(), trainable(r)))
     assert beta == 0
     assert found <= kappa * (1 + 1e-6)
@@ -158,8 +178,11 @@ def test_images_are_strangers(regularizer):
     r, (x, p) = regularizer, points(regularizer, (1, 6, 5), b=4)
     index = torch.tensor([2, 0])
     together = (*r.apply(*x), *r.adjoint(*p), r.value_with(*x))
-    apart = (*r.apply(*(t[index] for t in x)), *r.adjoint(*(t[index] for t in p)),
-             r.value_with(*(t[index] for t in x)))
+    apart = (
+        *r.apply(*(t[index] for t in x)),
+        *r.adjoint(*(t[index] for t in p)),
+        r.value_with(*(t[index] for t in x)),
+    )
     for a, b in zip(together, apart, strict=True):
         torch.testing.assert_close(a[index], b, rtol=1e-13, atol=1e-14)
     for f, a in zip((*r.primal(x[0]), *r.dual(x[0])), (*x[1:], *p), strict=True):
@@ -173,18 +196,29 @@ def test_recipe_and_weights_rebuild_it(regularizer):
     fresh = from_spec(regularizer.spec()).double()
     fresh.load_state_dict(regularizer.state_dict())
     x, p = points(regularizer, (1, 6, 7))
-    for a, b in zip((*regularizer.apply(*x), *regularizer.adjoint(*p)), (*fresh.apply(*x), *fresh.adjoint(*p)),
-                    strict=True):
+    for a, b in zip(
+        (*regularizer.apply(*x), *regularizer.adjoint(*p)),
+        (*fresh.apply(*x), *fresh.adjoint(*p)),
+        strict=True,
+    ):
         assert torch.equal(a, b)
-    for f, g in zip((*regularizer.primal(x[0]), *regularizer.dual(x[0])), (*fresh.primal(x[0]), *fresh.dual(x[0])),
-                    strict=True):
+    for f, g in zip(
+        (*regularizer.primal(x[0]), *regularizer.dual(x[0])),
+        (*fresh.primal(x[0]), *fresh.dual(x[0])),
+        strict=True,
+    ):
         assert type(f) is type(g) and (f.strong, f.smooth) == (g.strong, g.smooth)
     assert copy.deepcopy(fresh).spec() == regularizer.spec()
 
 
 @pytest.mark.parametrize("images", [torch.zeros(6, 5), torch.zeros(1, 6, 5)])
 def test_what_is_no_batch_of_images_is_refused(regularizer, images):
-    for method in (regularizer.value, regularizer.norms, regularizer.sensitivity, regularizer.dual_start):
+    for method in (
+        regularizer.value,
+        regularizer.norms,
+        regularizer.sensitivity,
+        regularizer.dual_start,
+    ):
         with pytest.raises(InputError, match=r"u: given shape .*\(b, c, h, w\)"):
             method(images)
 
@@ -197,7 +231,7 @@ def test_float32_stays_float32(regularizer):
         assert t.dtype == torch.float32
 
 
-# --- values and duality -----------------------------------------------------------------------------------------------
+# --- values and duality ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("isotropic", [True, False])
@@ -205,8 +239,12 @@ def test_exact_tv_is_the_sum_of_lengths(isotropic):
     u = normal(2, 3, 6, 7)
     d = gradient(u)
     lengths = torch.linalg.vector_norm(d, dim=1) if isotropic else d.abs()
-    torch.testing.assert_close(ExactTV(0.3, isotropic).double().value(u), 0.3 * lengths.flatten(1).sum(dim=1),
-                               rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        ExactTV(0.3, isotropic).double().value(u),
+        0.3 * lengths.flatten(1).sum(dim=1),
+        rtol=1e-6,
+        atol=0,
+    )
     rounded = ExactTV(0.3, isotropic, rounding=0.1).double().value(u)
     below = ExactTV(0.3, isotropic).double().value(u) - rounded
     assert bool((below > 0).all()) and bool((below <= lengths[0].numel() * 0.05).all())
@@ -238,7 +276,9 @@ def test_entries_of_a_field_at_missing_neighbours_count_for_nothing():
     loud[:, 0, ..., -1, :] = loud[:, 1, ..., -1] = 1e3
     assert torch.equal(r.value_with(u, v), r.value_with(u, loud))
     back = r.adjoint(*blocks_like(r.dual_start(u), 3))[1]
-    assert not back[:, 0, ..., -1, :].any() and not back[:, 1, ..., -1].any(), "descent leaves them alone"
+    assert not back[:, 0, ..., -1, :].any() and not back[:, 1, ..., -1].any(), (
+        "descent leaves them alone"
+    )
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
@@ -277,7 +317,9 @@ def test_tgv_with_a_price_on_the_field_needs_no_repair():
 @pytest.mark.parametrize("padding", ["reflect", "zero"])
 @torch.no_grad()
 def test_learned_tv_with_one_identity_filter_is_standard_tv(padding):
-    r = LearnedTV(1, weight=0.3, padding=padding, init="identity", rounding=0.0, smoothing=0.0, curvature=0.0).double()
+    r = LearnedTV(
+        1, weight=0.3, padding=padding, init="identity", rounding=0.0, smoothing=0.0, curvature=0.0
+    ).double()
     u = normal(2, 3, 6, 7)
     p = blocks_like(r.dual_start(u), 1)
     image, field = r.adjoint(*p)
@@ -285,7 +327,9 @@ def test_learned_tv_with_one_identity_filter_is_standard_tv(padding):
     torch.testing.assert_close(field, -p[0].unsqueeze(3))
     v = r.log_weight.exp() * gradient(u)
     assert float(r.apply(u, v.unsqueeze(3))[0].abs().max()) < 1e-14
-    torch.testing.assert_close(r.value_with(u, v.unsqueeze(3)), ExactTV(0.3).double().value(u), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        r.value_with(u, v.unsqueeze(3)), ExactTV(0.3).double().value(u), rtol=1e-6, atol=0
+    )
 
 
 @torch.no_grad()
@@ -296,9 +340,13 @@ def test_identity_filters_bound_every_copy_of_the_field():
 
 @torch.no_grad()
 def test_interpolated_filters_move_the_field_to_four_places():
-    """A field that is affine in its position is interpolated exactly: (row, column) of both components agree."""
+    """A field that is affine in its position is interpolated exactly: (row, column) of both
+    components agree.
+    """
     i, j = torch.meshgrid(torch.arange(7.0), torch.arange(8.0), indexing="ij")
-    where = torch.stack([(i + 0.5) + 10 * j, i + 10 * (j + 0.5)]).double()[None, :, None]  # i + 10 j at the entries
+    where = torch.stack([(i + 0.5) + 10 * j, i + 10 * (j + 0.5)]).double()[
+        None, :, None
+    ]  # i + 10 j at the entries
     found = -LearnedTV().double().adjoint(where)[1][0, :, 0]
     places = ((0.5, 0.0), (0.0, 0.5), (0.0, 0.0), (0.5, 0.5))
     for k, (down, right) in enumerate(places):
@@ -323,7 +371,9 @@ def test_filters_sum_to_one_whatever_theta(size, init):
 def test_coordinates_are_orthonormal_and_reach_every_filter_with_sum_one(size):
     t = normal(4, size**2 - 1)
     kernels = from_coordinates(t)
-    torch.testing.assert_close((kernels - from_coordinates(0 * t)).flatten(1).norm(dim=1), t.norm(dim=1))
+    torch.testing.assert_close(
+        (kernels - from_coordinates(0 * t)).flatten(1).norm(dim=1), t.norm(dim=1)
+    )
     torch.testing.assert_close(to_coordinates(kernels), t)
     delta = torch.zeros(size, size, dtype=torch.float64)
     delta[0, 1] = 1
@@ -341,12 +391,16 @@ def test_smooth_learned_tv_has_the_constants_certified_hypergradients_need():
     r, u = LearnedTV(rounding=0.1, smoothing=0.2, curvature=0.3), torch.rand(1, 1, 5, 5)
     (g,), (f,) = r.primal(u), r.dual(u)
     assert g.strong == pytest.approx(0.3) and g.smooth == pytest.approx(1 / 0.2 + 0.3)
-    assert math.isfinite(g.hessian_lipschitz) and f.smooth == pytest.approx(10) and f.hessian_lipschitz == 0
+    assert (
+        math.isfinite(g.hessian_lipschitz)
+        and f.smooth == pytest.approx(10)
+        and f.hessian_lipschitz == 0
+    )
     (plain,) = LearnedTV(rounding=0.0, smoothing=0.0, curvature=0.0).dual(u)
     assert float(plain.conjugate(torch.rand(1, 2, 1, 5, 5))) == 0
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [TGV, LearnedTV])
@@ -356,11 +410,26 @@ def test_a_value_that_is_a_minimum_is_refused_with_a_way_out(make):
 
 
 def bad() -> Iterator[tuple[type, dict, str]]:
-    for make, names in ((ExactTV, ("weight",)), (TGV, ("weight", "ratio")), (LearnedTV, ("weight",))):
-        yield from ((make, {name: value}, name) for name in names for value in (0, -1.0, math.nan, math.inf, "1"))
-    for make, names in ((ExactTV, ("rounding",)), (TGV, ("rounding", "curvature")),
-                        (LearnedTV, ("rounding", "smoothing", "curvature"))):
-        yield from ((make, {name: value}, name) for name in names for value in (-1.0, math.nan, math.inf, "1", True))
+    for make, names in (
+        (ExactTV, ("weight",)),
+        (TGV, ("weight", "ratio")),
+        (LearnedTV, ("weight",)),
+    ):
+        yield from (
+            (make, {name: value}, name)
+            for name in names
+            for value in (0, -1.0, math.nan, math.inf, "1")
+        )
+    for make, names in (
+        (ExactTV, ("rounding",)),
+        (TGV, ("rounding", "curvature")),
+        (LearnedTV, ("rounding", "smoothing", "curvature")),
+    ):
+        yield from (
+            (make, {name: value}, name)
+            for name in names
+            for value in (-1.0, math.nan, math.inf, "1", True)
+        )
     yield ExactTV, {"isotropic": 1}, "isotropic"
     yield from ((LearnedTV, {"size": value}, "size") for value in (1, 4, 3.0, -3, True))
     yield from ((LearnedTV, {"filters": value}, "filters") for value in (0, 2.0, True, 5))

@@ -1,4 +1,6 @@
-"""Reports: computed from records, self-contained, honest in their words, readable again without solving."""
+"""Reports: computed from records, self-contained, honest in their words, readable again without
+solving.
+"""
 
 from __future__ import annotations
 
@@ -13,37 +15,75 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from learnreg.core import Cost, Evaluation, InputError, Kind, ModelFileError, RunRecord, Status, StopReason
+from learnreg.core import (
+    Cost,
+    Evaluation,
+    InputError,
+    Kind,
+    ModelFileError,
+    RunRecord,
+    Status,
+    StopReason,
+)
 from learnreg.reports import Report
 
 
 def make_record(images=4, steps=6, speed=1.0, **changes):
-    """A run like a real one: loss falls, accuracies tighten, bracket narrows; row 0 has no step size."""
+    """A run like a real one: loss falls, accuracies tighten, bracket narrows; row 0 has no step
+    size.
+    """
     rows = []
     for k in range(steps + 1):
         loss, eps = 5.0 + 40.0 * math.exp(-speed * k), 0.5 * 0.8**k
-        rows.append({
-            "step": k, "loss": loss, "lower": loss - 3 * eps, "upper": loss + 3 * eps, "psnr": 20 + k,
-            "eps": eps, "delta": 2 * eps, "step_size": None if k == 0 else 0.01 * 1.1**k, "trials": 2,
-            "refinements": 0, "gradient_norm": 10 * 0.7**k, "omega_estimated": 0.6**k,
-            "omega_certified": None, "gradients": 100 * (k + 1), "work": 400 * (k + 1),
-            "seconds": 0.5 * (k + 1), "cpu_seconds": 0.5 * (k + 1)})
-    given = {"problem": "smoothed TV for denoising, learned from 4 photographs",
-             "learner": "MAID(eta=0.0001)", "images": images, "rows": tuple(rows),
-             "settings": {"seed": 0, "budget": {"seconds": 60.0, "work": None}},
-             "parameter_names": ("log weight", "log smoothing")}
+        rows.append(
+            {
+                "step": k,
+                "loss": loss,
+                "lower": loss - 3 * eps,
+                "upper": loss + 3 * eps,
+                "psnr": 20 + k,
+                "eps": eps,
+                "delta": 2 * eps,
+                "step_size": None if k == 0 else 0.01 * 1.1**k,
+                "trials": 2,
+                "refinements": 0,
+                "gradient_norm": 10 * 0.7**k,
+                "omega_estimated": 0.6**k,
+                "omega_certified": None,
+                "gradients": 100 * (k + 1),
+                "work": 400 * (k + 1),
+                "seconds": 0.5 * (k + 1),
+                "cpu_seconds": 0.5 * (k + 1),
+            }
+        )
+    given = {
+        "problem": "smoothed TV for denoising, learned from 4 photographs",
+        "learner": "MAID(eta=0.0001)",
+        "images": images,
+        "rows": tuple(rows),
+        "settings": {"seed": 0, "budget": {"seconds": 60.0, "work": None}},
+        "parameter_names": ("log weight", "log smoothing"),
+    }
     return RunRecord(**{**given, **changes})
 
 
 def make_run(name="TV", filters=None, parameters=2, **record):
-    return SimpleNamespace(name=name, record=make_record(**record), theta=torch.linspace(-1, 1, parameters),
-                           stop=StopReason("budget", "The budget of 60 s was used up"), filters=filters)
+    return SimpleNamespace(
+        name=name,
+        record=make_record(**record),
+        theta=torch.linspace(-1, 1, parameters),
+        stop=StopReason("budget", "The budget of 60 s was used up"),
+        filters=filters,
+    )
 
 
 def make_bank(count=6):
     g = torch.Generator().manual_seed(1)
-    return {"kernels": torch.randn(count, 1, 5, 5, generator=g), "weights": torch.linspace(0.1, 2.0, count),
-            "smoothings": torch.full((count,), 0.03)}
+    return {
+        "kernels": torch.randn(count, 1, 5, 5, generator=g),
+        "weights": torch.linspace(0.1, 2.0, count),
+        "smoothings": torch.full((count,), 0.03),
+    }
 
 
 def make_evaluation(shift=0.0, images=5, kind=Kind.BOUND, honest=True, **changes):
@@ -53,19 +93,32 @@ def make_evaluation(shift=0.0, images=5, kind=Kind.BOUND, honest=True, **changes
     psnr = tuple(28.0 + shift + 0.5 * i for i in range(images))
     rows = tuple({"eps": e, "certified": 0.9 * e, "true": 0.3 * e} for e in (1.0, 0.1, 0.01))
     given = {
-        "reconstruction": 0.5 * (x + y), "x": x, "y": y, "psnr": psnr, "ssim": tuple(p / 35 for p in psnr),
-        "psnr_input": tuple(20.0 + 0.01 * i for i in range(images)), "ssim_input": (0.4,) * images,
-        "error": torch.full((images,), 0.009, dtype=torch.float64), "kind": kind,
+        "reconstruction": 0.5 * (x + y),
+        "x": x,
+        "y": y,
+        "psnr": psnr,
+        "ssim": tuple(p / 35 for p in psnr),
+        "psnr_input": tuple(20.0 + 0.01 * i for i in range(images)),
+        "ssim_input": (0.4,) * images,
+        "error": torch.full((images,), 0.009, dtype=torch.float64),
+        "kind": kind,
         "status": (Status.CONVERGED,) * images,
-        "eps": 0.01, "names": tuple(f"photo {i}" for i in range(images)), "cost": Cost(gradients=50),
-        "honesty": rows if honest else ()}
+        "eps": 0.01,
+        "names": tuple(f"photo {i}" for i in range(images)),
+        "cost": Cost(gradients=50),
+        "honesty": rows if honest else (),
+    }
     return Evaluation(**{**given, **changes})
 
 
 def two_methods(**changes):
     foe = make_run("FoE", make_bank(), 300, speed=0.5)
-    return Report.compare({"TV": (make_run(), make_evaluation(**changes)),
-                           "FoE": (foe, make_evaluation(0.4, **changes))})
+    return Report.compare(
+        {
+            "TV": (make_run(), make_evaluation(**changes)),
+            "FoE": (foe, make_evaluation(0.4, **changes)),
+        }
+    )
 
 
 def page_of(report, folder):
@@ -97,7 +150,12 @@ def test_page_stands_alone(saved):
 def test_all_files_are_written_and_no_temporary_ones(saved):
     found = {str(p.relative_to(saved.parent)) for p in saved.parent.rglob("*") if p.is_file()}
     figures = ("reconstructions", "loss", "schedules", "filters_foe", "certificate", "psnr")
-    assert found == {"index.html", "run.json", "run.safetensors", *(f"figures/{n}.png" for n in figures)}
+    assert found == {
+        "index.html",
+        "run.json",
+        "run.safetensors",
+        *(f"figures/{n}.png" for n in figures),
+    }
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in (saved.parent / "figures").iterdir())
 
 
@@ -109,8 +167,16 @@ def test_table_is_computed_from_the_input(saved, tmp_path):
     words = text_of(saved.read_text(encoding="utf-8"))
     # TV: 28, 28.5, ..., 30; sample deviation of five values 0.5 apart
     spread = 0.5 * math.sqrt(2.5)
-    for expected in (f"29.00 ± {spread:.2f}", f"29.40 ± {spread:.2f}", f"20.02 ± {0.01 * math.sqrt(2.5):.2f}",
-                     "0.829 ±", "0.400 ± 0.000", "700", "3.5", "300"):
+    for expected in (
+        f"29.00 ± {spread:.2f}",
+        f"29.40 ± {spread:.2f}",
+        f"20.02 ± {0.01 * math.sqrt(2.5):.2f}",
+        "0.829 ±",
+        "0.400 ± 0.000",
+        "700",
+        "3.5",
+        "300",
+    ):
         assert expected in words, expected
     words = text_of(page_of(Report(make_run(steps=8), make_evaluation(1.25)), tmp_path))
     assert "30.25 ± 0.79" in words and "900" in words and "4.5" in words and "29.00" not in words
@@ -135,7 +201,9 @@ def test_print_shows_the_table():
 
 @pytest.mark.parametrize("images", [1, 2, 5])
 def test_one_method(tmp_path, images):
-    words = text_of(page_of(Report(make_run(), make_evaluation(images=images, honest=False)), tmp_path))
+    words = text_of(
+        page_of(Report(make_run(), make_evaluation(images=images, honest=False)), tmp_path)
+    )
     assert "Learned regulariser: TV" in words and "not compared with the true error" in words
     assert "log smoothing" in words
     assert ("±" in words) is (images > 1)
@@ -145,7 +213,7 @@ def test_one_method(tmp_path, images):
 @pytest.mark.parametrize("kind", list(Kind))
 def test_certified_only_when_proven(tmp_path, kind):
     words = text_of(page_of(Report(make_run(), make_evaluation(kind=kind)), tmp_path))
-    section = words[words.index("Can the error be trusted?"):words.index("Why it stopped")]
+    section = words[words.index("Can the error be trusted?") : words.index("Why it stopped")]
     assert ("The error is certified" in section) is kind.certifies
     assert ("The error is estimated, not certified" in section) is (kind is Kind.ESTIMATE)
     assert ("The error is unknown" in section) is (kind is Kind.UNKNOWN)
@@ -153,25 +221,40 @@ def test_certified_only_when_proven(tmp_path, kind):
 
 
 def test_broken_certificate_is_not_hidden(tmp_path):
-    rows = ({"eps": 0.1, "certified": 0.05, "true": 0.08}, {"eps": 0.01, "certified": 0.01, "true": 0.001})
+    rows = (
+        {"eps": 0.1, "certified": 0.05, "true": 0.08},
+        {"eps": 0.01, "certified": 0.01, "true": 0.001},
+    )
     page = page_of(Report(make_run(), make_evaluation(honesty=rows)), tmp_path)
-    assert "In 1 of 2 checks the true error is larger than the certified one: the certificate does" in page
+    assert (
+        "In 1 of 2 checks the true error is larger than the certified one: the certificate does"
+        in page
+    )
 
 
 def test_a_reference_that_is_not_exact_is_allowed_for_and_named(tmp_path):
-    rows = ({"eps": 0.1, "certified": 0.05, "true": 0.0503, "reference": 4e-4},
-            {"eps": 0.01, "certified": 0.01, "true": 0.0105, "reference": 4e-4})
+    rows = (
+        {"eps": 0.1, "certified": 0.05, "true": 0.0503, "reference": 4e-4},
+        {"eps": 0.01, "certified": 0.01, "true": 0.0105, "reference": 4e-4},
+    )
     page = text_of(page_of(Report(make_run(), make_evaluation(honesty=rows)), tmp_path))
     assert "In 1 of 2 checks the true error is larger" in page
     assert "which is itself within 0.0004 of the exact one" in page
 
 
-@pytest.mark.parametrize(("theorem", "words"), [
-    ((), "the final gradient and a proven lower bound of the curvature"),
-    (("gap",) * 5, "strong convexity and the primal-dual gap,"),
-    (("gap", "kkt", "gap", "residual", "gap"),
-     "the primal-dual gap (3 images) or the optimality condition at the picture, with the dual variable that belongs "
-     "to it (1 image) or the residuals of the optimality system (1 image)")])
+@pytest.mark.parametrize(
+    ("theorem", "words"),
+    [
+        ((), "the final gradient and a proven lower bound of the curvature"),
+        (("gap",) * 5, "strong convexity and the primal-dual gap,"),
+        (
+            ("gap", "kkt", "gap", "residual", "gap"),
+            "the primal-dual gap (3 images) or the optimality condition at the picture, with the "
+            "dual variable that belongs "
+            "to it (1 image) or the residuals of the optimality system (1 image)",
+        ),
+    ],
+)
 def test_the_page_says_what_certified_distances_follow_from(theorem, words, tmp_path):
     report = Report(make_run(), make_evaluation(theorem=theorem))
     assert words in text_of(page_of(report, tmp_path))
@@ -187,10 +270,14 @@ def test_load_and_save_again_gives_the_same_files(saved, tmp_path):
 
 
 def test_json_is_versioned_and_free_of_nan(tmp_path):
-    evaluation = make_evaluation(psnr=(28.0, math.nan, math.inf, 28.0, 28.0),
-                                 error=torch.tensor([math.inf, 1.0, 1.0, 1.0, math.nan], dtype=torch.float64))
+    evaluation = make_evaluation(
+        psnr=(28.0, math.nan, math.inf, 28.0, 28.0),
+        error=torch.tensor([math.inf, 1.0, 1.0, 1.0, math.nan], dtype=torch.float64),
+    )
     words = text_of(page_of(Report(make_run(), evaluation), tmp_path))
-    data = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    data = json.loads(
+        (tmp_path / "run.json").read_text(encoding="utf-8"), parse_constant=pytest.fail
+    )
     assert (data["format"], data["version"]) == ("learnreg-run", 1)
     assert data["methods"][0]["evaluation"]["psnr"][1:3] == [None, None]
     assert "not known" in words and not re.search(r"\b(nan|inf)\b", words)
@@ -199,12 +286,23 @@ def test_json_is_versioned_and_free_of_nan(tmp_path):
 
 def test_hostile_names_are_escaped(tmp_path):
     evil = '_<script>alert("1")</script>$\\frac{$'
-    run = make_run(evil, make_bank(), problem=f"<b>{evil}", parameter_names=(evil,),
-                   settings={evil: {"k": "</dl>"}})
-    evaluation = make_evaluation(names=(f'" onerror="{evil}', "$x$", "../../a", "\x00\n\udcff", "b" * 300))
+    run = make_run(
+        evil,
+        make_bank(),
+        problem=f"<b>{evil}",
+        parameter_names=(evil,),
+        settings={evil: {"k": "</dl>"}},
+    )
+    evaluation = make_evaluation(
+        names=(f'" onerror="{evil}', "$x$", "../../a", "\x00\n\udcff", "b" * 300)
+    )
     path = Report.compare({evil: (run, evaluation)}).save(tmp_path)
     page = path.read_text(encoding="utf-8")
-    assert "<script" not in page and "<b>_" not in page and not re.search(r'<img[^>]*"\s*onerror="', page)
+    assert (
+        "<script" not in page
+        and "<b>_" not in page
+        and not re.search(r'<img[^>]*"\s*onerror="', page)
+    )
     assert 'alert("1")' in text_of(page)
     assert {p.parent.name for p in tmp_path.rglob("*.png")} == {"figures"}
     assert Report.load(tmp_path).save(tmp_path / "again").read_bytes() == path.read_bytes()
@@ -231,18 +329,41 @@ def test_colour_and_complex_images_and_foreign_measurements(tmp_path, channels):
     assert page.count('class="row"') == 2 and "--columns: 2" in page
 
 
-@pytest.mark.parametrize(("file", "damage", "error", "says"), [
-    ("run.json", lambda b: b[:-40], ModelFileError, "no valid JSON"),
-    ("run.json", lambda b: b"\xff\xfe\x00", ModelFileError, "no valid JSON"),
-    ("run.json", lambda b: b"[1, 2]", ModelFileError, "another kind"),
-    ("run.json", lambda b: b.replace(b'"version": 1', b'"version": 2'), ModelFileError, "version 2"),
-    ("run.json", lambda b: b.replace(b'"stop"', b'"pots"'), ModelFileError, "incomplete content"),
-    ("run.json", lambda b: b.replace(b'"certified",', b'"sure",'), ModelFileError, "incomplete content"),
-    ("run.json", lambda b: b.replace(b'"psnr": [', b'"psnr": [1, '), ModelFileError, "number of images"),
-    ("run.json", lambda b: None, InputError, "No such file"),
-    ("run.safetensors", lambda b: b[:100], ModelFileError, "sha256"),
-    ("run.safetensors", lambda b: None, InputError, "No such file"),
-])
+@pytest.mark.parametrize(
+    ("file", "damage", "error", "says"),
+    [
+        ("run.json", lambda b: b[:-40], ModelFileError, "no valid JSON"),
+        ("run.json", lambda b: b"\xff\xfe\x00", ModelFileError, "no valid JSON"),
+        ("run.json", lambda b: b"[1, 2]", ModelFileError, "another kind"),
+        (
+            "run.json",
+            lambda b: b.replace(b'"version": 1', b'"version": 2'),
+            ModelFileError,
+            "version 2",
+        ),
+        (
+            "run.json",
+            lambda b: b.replace(b'"stop"', b'"pots"'),
+            ModelFileError,
+            "incomplete content",
+        ),
+        (
+            "run.json",
+            lambda b: b.replace(b'"certified",', b'"sure",'),
+            ModelFileError,
+            "incomplete content",
+        ),
+        (
+            "run.json",
+            lambda b: b.replace(b'"psnr": [', b'"psnr": [1, '),
+            ModelFileError,
+            "number of images",
+        ),
+        ("run.json", lambda b: None, InputError, "No such file"),
+        ("run.safetensors", lambda b: b[:100], ModelFileError, "sha256"),
+        ("run.safetensors", lambda b: None, InputError, "No such file"),
+    ],
+)
 def test_damaged_files_are_refused(saved, tmp_path, file, damage, error, says):
     for name in ("run.json", "run.safetensors"):
         shutil.copy(saved.parent / name, tmp_path)
@@ -265,7 +386,9 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
 def test_methods_must_share_their_images():
     other = make_evaluation()
     with pytest.raises(InputError, match="same held-out pairs"):
-        Report.compare({"a": (make_run(), other), "b": (make_run(), replace(other, x=other.x + 0.1))})
+        Report.compare(
+            {"a": (make_run(), other), "b": (make_run(), replace(other, x=other.x + 0.1))}
+        )
     with pytest.raises(InputError, match="no images"):
         Report(make_run(), make_evaluation(images=0))
     with pytest.raises(InputError, match="at least one"):
@@ -275,7 +398,11 @@ def test_methods_must_share_their_images():
 def test_saving_leaves_no_trace_in_global_state_or_input(tmp_path):
     import matplotlib
 
-    before, run, evaluation = dict(matplotlib.rcParams), make_run(filters=make_bank()), make_evaluation()
+    before, run, evaluation = (
+        dict(matplotlib.rcParams),
+        make_run(filters=make_bank()),
+        make_evaluation(),
+    )
     x, kernels = evaluation.x.clone(), run.filters["kernels"].clone()
     Report(run, evaluation).save(tmp_path)
     assert dict(matplotlib.rcParams) == before

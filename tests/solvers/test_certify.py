@@ -1,4 +1,6 @@
-"""The distance of any image from the minimizer: certified from both sides, and an estimate that is near."""
+"""The distance of any image from the minimizer: certified from both sides, and an estimate that is
+near.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from learnreg.solvers import certify, solve
 
 def blur(weight: float = 1e-3) -> Energy:
     kernel = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]])[None, None] / 16
-    return Energy(deepinv.physics.Blur(filter=kernel, padding="circular"), TV(0.02, 0.02) + Tikhonov(weight)).double()
+    return Energy(
+        deepinv.physics.Blur(filter=kernel, padding="circular"), TV(0.02, 0.02) + Tikhonov(weight)
+    ).double()
 
 
 ENERGIES = {"denoising": lambda: denoising(tv(True)), "blur": blur}
@@ -32,7 +36,9 @@ def test_the_true_distance_lies_between_both_ends(name, far, sharpness):
     found = certify(energy, y, x, sharpness=sharpness)
     distance = (x - truth).flatten(1).norm(dim=1)
     assert found.kind.certifies
-    assert (found.at_least <= distance * (1 + 1e-8)).all() and (distance <= found.certified * (1 + 1e-8)).all()
+    assert (found.at_least <= distance * (1 + 1e-8)).all() and (
+        distance <= found.certified * (1 + 1e-8)
+    ).all()
     assert (found.certified - found.at_least <= 2.1 * sharpness * distance / (1 - sharpness)).all()
     assert (found.certified <= found.from_gradient).all()
     nearer = (found.nearer - truth).flatten(1).norm(dim=1)
@@ -55,7 +61,9 @@ def test_images_are_strangers_and_nothing_lent_is_changed():
     whole = certify(energy, y, x)
     assert torch.equal(x[0], torch.zeros_like(x[0])) and torch.equal(x[1], y[1])
     alone = certify(energy, y[1:2], x[1:2])
-    assert alone.certified[0] == pytest.approx(float(whole.certified[1]), rel=0.25), "both within their sharpness"
+    assert alone.certified[0] == pytest.approx(float(whole.certified[1]), rel=0.25), (
+        "both within their sharpness"
+    )
     assert "certified in [" in repr(whole) and whole.cost.work > 0
 
 
@@ -73,11 +81,14 @@ def test_single_precision_images_are_measured_in_double():
     assert found.kind.certifies
 
 
-@pytest.mark.parametrize(("change", "error", "message"), [
-    ({"sharpness": 1.0}, InputError, "sharpness: given 1.0"),
-    ({"x": torch.full((2, 1, 5, 6), float("nan")).double()}, InputError, "x: given NaN"),
-    ({"x": torch.zeros(3, 1, 5, 6).double()}, InputError, "x: given 3 images; expected 2"),
-])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"sharpness": 1.0}, InputError, "sharpness: given 1.0"),
+        ({"x": torch.full((2, 1, 5, 6), float("nan")).double()}, InputError, "x: given NaN"),
+        ({"x": torch.zeros(3, 1, 5, 6).double()}, InputError, "x: given 3 images; expected 2"),
+    ],
+)
 def test_bad_input_is_refused(change, error, message):
     y = pairs(2).y
     arguments = {"x": y, "sharpness": 0.1} | change

@@ -1,4 +1,6 @@
-"""Steps in a metric: majorants are majorants, and the methods that use them lose nothing but iterations."""
+"""Steps in a metric: majorants are majorants, and the methods that use them lose nothing but
+iterations.
+"""
 
 import copy
 
@@ -18,8 +20,14 @@ SIDE = 16
 
 
 def tomography():
-    return Tomography(angles=12, img_width=SIDE, circle=False, adjoint_via_backprop=True, normalize=True,
-                      noise_model=GaussianNoise(0.01))
+    return Tomography(
+        angles=12,
+        img_width=SIDE,
+        circle=False,
+        adjoint_via_backprop=True,
+        normalize=True,
+        noise_model=GaussianNoise(0.01),
+    )
 
 
 def blur():
@@ -47,20 +55,35 @@ def quadratic_form(symbol, u):
     return (u * torch.fft.irfft2(torch.fft.rfft2(u) * symbol, s=u.shape[-2:])).sum(dim=(1, 2, 3))
 
 
-REGULARIZERS = [ExactTV(0.3), ExactTV(0.3, isotropic=False, rounding=0.1), TGV(0.2), TGV(0.2, curvature=0.1),
-                LearnedTV(weight=0.2)]
+REGULARIZERS = [
+    ExactTV(0.3),
+    ExactTV(0.3, isotropic=False, rounding=0.1),
+    TGV(0.2),
+    TGV(0.2, curvature=0.1),
+    LearnedTV(weight=0.2),
+]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("regularizer", REGULARIZERS, ids=repr)
 def test_symbols_of_regularizers_are_majorants(regularizer):
     waves = torch.arange(SIDE) * torch.tensor([[1.0], [2.0], [4.0], [8.0]]) * torch.pi / 8
-    u = torch.cat([random(6, 1, SIDE, SIDE), waves.cos().view(4, 1, 1, SIDE).expand(-1, -1, SIDE, -1),
-                   torch.eye(SIDE)[:, None, None, :].expand(-1, -1, SIDE, -1)])
+    u = torch.cat(
+        [
+            random(6, 1, SIDE, SIDE),
+            waves.cos().view(4, 1, 1, SIDE).expand(-1, -1, SIDE, -1),
+            torch.eye(SIDE)[:, None, None, :].expand(-1, -1, SIDE, -1),
+        ]
+    )
     rows = regularizer.apply(u, *(torch.zeros_like(v) for v in regularizer.auxiliary(u)))
     for row, symbol in zip(rows, regularizer.majorants(u), strict=True):
         square = norm(row) ** 2
-        assert bool((square <= (1 + 1e-5) * quadratic_form(symbol.expand(1, 1, SIDE, SIDE // 2 + 1), u) + 1e-6).all())
+        assert bool(
+            (
+                square
+                <= (1 + 1e-5) * quadratic_form(symbol.expand(1, 1, SIDE, SIDE // 2 + 1), u) + 1e-6
+            ).all()
+        )
 
 
 @torch.no_grad()
@@ -72,7 +95,9 @@ def test_that_of_the_physics_is_one(physics):
     root = symbol.rsqrt()
     u = random(3, 1, SIDE, SIDE, seed=5)
     for _ in range(60):
-        white = torch.fft.irfft2(torch.fft.rfft2(u / norm(u).view(-1, 1, 1, 1)) * root, s=(SIDE, SIDE))
+        white = torch.fft.irfft2(
+            torch.fft.rfft2(u / norm(u).view(-1, 1, 1, 1)) * root, s=(SIDE, SIDE)
+        )
         u = torch.fft.irfft2(torch.fft.rfft2(operator.normal(white)) * root, s=(SIDE, SIDE))
     assert 0.5 < float(norm(u).max()) <= 1.0
     assert operator.majorant(torch.zeros(1, 1, SIDE, SIDE)) is symbol  # kept
@@ -87,20 +112,33 @@ def iterated(f, energy, y, rule, steps):
     return state
 
 
-@pytest.mark.parametrize(("regularizer", "fidelity", "share"), [
-    (ExactTV(0.01), None, 0.1), (TGV(0.01), None, 0.8), (TGV(0.01, curvature=0.1), None, 0.1),
-    (ExactTV(0.05), L1(), 0.1), (ExactTV(0.05), KL(0.1), 0.1), (LearnedTV(weight=0.01), None, 0.1)],
-    ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    ("regularizer", "fidelity", "share"),
+    [
+        (ExactTV(0.01), None, 0.1),
+        (TGV(0.01), None, 0.8),
+        (TGV(0.01, curvature=0.1), None, 0.1),
+        (ExactTV(0.05), L1(), 0.1),
+        (ExactTV(0.05), KL(0.1), 0.1),
+        (LearnedTV(weight=0.01), None, 0.1),
+    ],
+    ids=lambda v: type(v).__name__,
+)
 def test_it_gets_nearer_than_scalar_steps(regularizer, fidelity, share):
     energy, y = problem(regularizer, fidelity=fidelity)
     f = energy.at(y)
-    gaps = [f.gap(s.x, s.p, s.kx, s.ktp) for s in (iterated(f, energy, y, r, 20) for r in ("balanced", "basic"))]
+    gaps = [
+        f.gap(s.x, s.p, s.kx, s.ktp)
+        for s in (iterated(f, energy, y, r, 20) for r in ("balanced", "basic"))
+    ]
     assert bool((gaps[0] < share * gaps[1]).all())
 
 
 def test_the_solution_is_the_same():
     energy, y = problem(ExactTV(0.02))
-    ours, plain = (solve(energy, y, eps, solver=PDHG(rule)) for eps, rule in ((0.01, "auto"), (0.2, "basic")))
+    ours, plain = (
+        solve(energy, y, eps, solver=PDHG(rule)) for eps, rule in ((0.01, "auto"), (0.2, "basic"))
+    )
     assert bool((norm(ours.value - plain.value).double() <= ours.error + plain.error).all())
     assert ours.cost.gradients < plain.cost.gradients
 
@@ -129,7 +167,9 @@ def test_a_step_leaves_its_state_alone(physics):
     f, solver = energy.at(y), PDHG(interval=7)
     state = solver.init(f, f.pack(*f.start(energy.start(y))))
     for _ in range(5):
-        before = copy.deepcopy((state.x, state.p, state.kx, state.before, state.ktp, state.anchor, state.t))
+        before = copy.deepcopy(
+            (state.x, state.p, state.kx, state.before, state.ktp, state.anchor, state.t)
+        )
         first, second = solver.step(f, state), solver.step(f, state)
         after = (state.x, state.p, state.kx, state.before, state.ktp, state.anchor, state.t)
         torch.testing.assert_close(after, before, rtol=0, atol=0)
@@ -148,5 +188,9 @@ def test_images_are_strangers():
     torch.testing.assert_close(together.x[0][index], alone.x[0], rtol=1e-4, atol=1e-5)
     chosen = together.select(index)
     torch.testing.assert_close(chosen.metric.dual, tuple(s[index] for s in together.metric.dual))
-    torch.testing.assert_close(PDHG().step(chosen.f, chosen).x[0], PDHG().step(together.f, together).x[0][index],
-                               rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        PDHG().step(chosen.f, chosen).x[0],
+        PDHG().step(together.f, together).x[0][index],
+        rtol=1e-4,
+        atol=1e-5,
+    )

@@ -1,4 +1,6 @@
-"""Newton-CG and the primal-dual Newton method: few steps, honest counts, and a dual variable that stays one."""
+"""Newton-CG and the primal-dual Newton method: few steps, honest counts, and a dual variable that
+stays one.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,12 @@ from learnreg.regularizers import Tikhonov
 from learnreg.solvers import NewtonCG, PrimalDualNewton, minimize, solve
 
 METHODS = {"newton": NewtonCG, "primal_dual_newton": PrimalDualNewton}
-REGULARIZERS = {"tv": lambda: tv(True), "anisotropic": lambda: tv(False), "foe": foe,
-                "sum": lambda: tv(True) + 0.5 * foe() + Tikhonov(0.1).double()}
+REGULARIZERS = {
+    "tv": lambda: tv(True),
+    "anisotropic": lambda: tv(False),
+    "foe": foe,
+    "sum": lambda: tv(True) + 0.5 * foe() + Tikhonov(0.1).double(),
+}
 
 
 class Watched:
@@ -25,12 +31,16 @@ class Watched:
     def __init__(self, inner, calls: dict[str, Tensor], index: Tensor) -> None:
         self.inner, self.calls, self.index = inner, calls, index
         if hasattr(inner, "dual_start"):
-            self.dual_start, self.dual_update = self._counted(inner.dual_start), self._counted(inner.dual_update)
+            self.dual_start, self.dual_update = (
+                self._counted(inner.dual_start),
+                self._counted(inner.dual_update),
+            )
 
     def _counted(self, method):
         def call(x, *rest):
             self.calls["linearizations"][self.index] += 1
             return method(x, *rest)
+
         return call
 
     def grad(self, x: Tensor) -> Tensor:
@@ -72,7 +82,10 @@ class WatchedHessian:
 
 
 def watched(potential, images: int) -> Watched:
-    calls = {k: torch.zeros(images, dtype=torch.int64) for k in ("gradients", "linearizations", "hessian_products")}
+    calls = {
+        k: torch.zeros(images, dtype=torch.int64)
+        for k in ("gradients", "linearizations", "hessian_products")
+    }
     return Watched(potential, calls, torch.arange(images))
 
 
@@ -82,10 +95,17 @@ def test_it_reaches_the_minimizer_and_counts(name, regularizer):
     energy, y = denoising(REGULARIZERS[regularizer]()), pairs(3).y
     potential = watched(energy.at(y), 3)
     solution = minimize(potential, 1e-8, METHODS[name](), y)
-    assert solution.ok and ((solution.value - newton(energy, y)).flatten(1).norm(dim=1) <= solution.error + 1e-12).all()
+    assert (
+        solution.ok
+        and (
+            (solution.value - newton(energy, y)).flatten(1).norm(dim=1) <= solution.error + 1e-12
+        ).all()
+    )
     counted = Cost(**{k: int(v.sum()) for k, v in potential.calls.items()})
     spent = solution.cost
-    assert spent.gradients == counted.gradients and spent.hessian_products == counted.hessian_products
+    assert (
+        spent.gradients == counted.gradients and spent.hessian_products == counted.hessian_products
+    )
     assert spent.linearizations == counted.linearizations
 
 
@@ -93,7 +113,11 @@ def test_it_reaches_the_minimizer_and_counts(name, regularizer):
 def test_one_step_solves_a_quadratic(name):
     if name == "primal_dual_newton":
         energy, y = denoising(Tikhonov(0.3).double()), pairs(3).y
-        assert solve(energy, y, 1e-8, solver=PrimalDualNewton(forcing=1e-12)).steps.tolist() == [1, 1, 1]
+        assert solve(energy, y, 1e-8, solver=PrimalDualNewton(forcing=1e-12)).steps.tolist() == [
+            1,
+            1,
+            1,
+        ]
         return
     problem = gallery.quadratic(images=3, n=8, condition=1e3)
     solution = solve(problem.energy, problem.pairs.y, 1e-6, solver=NewtonCG(forcing=1e-10))
@@ -126,9 +150,13 @@ def test_the_dual_form_at_the_true_slopes_is_the_hessian(case):
     r, x = case.make(), case.images()
     v = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
     dual = r.dual_start(x)
-    torch.testing.assert_close(r.dual_linearize(x, dual)(v), r.linearize(x)(v), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        r.dual_linearize(x, dual)(v), r.linearize(x)(v), rtol=1e-9, atol=1e-12
+    )
     moved = r.dual_update(x, dual, v)
-    assert len(moved) == len(dual) and all(a.shape == b.shape for a, b in zip(moved, dual, strict=True))
+    assert len(moved) == len(dual) and all(
+        a.shape == b.shape for a, b in zip(moved, dual, strict=True)
+    )
     product = r.dual_linearize(x, moved)(v)
     assert ((product * v).flatten(1).sum(dim=1) >= -1e-12).all(), "semidefinite while |p| <= 1"
     tiny = 1e-6 * v
@@ -156,7 +184,9 @@ def test_nan_ends_only_its_own_image(name):
     class Broken(type(potential)):
         def grad(self, x):
             g = super().grad(x)
-            g[self.index == 1] = torch.nan if int(self.calls["gradients"][1]) > 2 else g[self.index == 1]
+            g[self.index == 1] = (
+                torch.nan if int(self.calls["gradients"][1]) > 2 else g[self.index == 1]
+            )
             return g
 
         def select(self, index):

@@ -1,4 +1,6 @@
-"""nmAPG: the recursion, its promises image by image, its line searches near rounding and where they fail."""
+"""nmAPG: the recursion, its promises image by image, its line searches near rounding and where they
+fail.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,18 @@ LEVELS = torch.tensor([1e-1, 1e-7, 1e-3, 1e-5, 1e-2], dtype=torch.float64)
 
 
 class Watched:
-    """A potential that counts its calls per image, values in row 0, gradients in row 1; hooks may change results."""
+    """A potential that counts its calls per image, values in row 0, gradients in row 1; hooks may
+    change results.
+    """
 
-    def __init__(self, inner, calls: Tensor | None = None, index: Tensor | None = None, value=None, grad=None) -> None:
+    def __init__(
+        self, inner, calls: Tensor | None = None, index: Tensor | None = None, value=None, grad=None
+    ) -> None:
         size = inner.y.shape[0] if calls is None else 0
-        self.inner, self.calls = inner, torch.zeros(2, size, dtype=torch.int64) if calls is None else calls
+        self.inner, self.calls = (
+            inner,
+            torch.zeros(2, size, dtype=torch.int64) if calls is None else calls,
+        )
         self.index = torch.arange(size) if index is None else index
         self.hooks = {"value": value, "grad": grad}
 
@@ -57,7 +66,9 @@ class Watched:
 
 
 class Valley:
-    """Rosenbrock's banana, one per image (b, 2): a (x_2 - x_1^2)^2 + (1 - x_1)^2; nonconvex, no L, minimizer (1, 1)."""
+    """Rosenbrock's banana, one per image (b, 2): a (x_2 - x_1^2)^2 + (1 - x_1)^2; nonconvex, no L,
+    minimizer (1, 1).
+    """
 
     def __init__(self, a: Tensor) -> None:
         self.a = a
@@ -93,7 +104,7 @@ def total(run: list[NmAPGState]) -> Cost:
     return sum((s.cost for s in run), Cost())
 
 
-# --- the recursion ----------------------------------------------------------------------------------------------------
+# --- the recursion --------------------------------------------------------------------------------
 
 
 def shortened(F, base: Tensor, g: Tensor, L: float, bound: float) -> tuple[Tensor, float]:
@@ -130,13 +141,20 @@ def plain(F, grad, x: Tensor, count: int) -> list[Tensor]:
 
 
 def test_the_recursion_is_the_published_one():
-    """Against an unbatched transcription, on a valley where both searches, and the choice of z and of v, occur."""
+    """Against an unbatched transcription, on a valley where both searches, and the choice of z and
+    of v, occur.
+    """
     f = Valley(torch.tensor([1.0, 10.0, 60.0]).double())
     run = states(f, STARTS, 120)
     assert total(run).gradients > 3 * 121 + 20, "second searches occur"
     for i in range(3):
         one = f.select(torch.tensor([i]))
-        expected = plain(lambda x, f=one: float(f.value(x[None])), lambda x, f=one: f.grad(x[None])[0], STARTS[i], 120)
+        expected = plain(
+            lambda x, f=one: float(f.value(x[None])),
+            lambda x, f=one: f.grad(x[None])[0],
+            STARTS[i],
+            120,
+        )
         for state, x in zip(run[1:], expected, strict=True):
             torch.testing.assert_close(state.x[i], x, rtol=1e-6, atol=1e-6)
 
@@ -150,16 +168,22 @@ def test_nonconvex_values_never_exceed_the_reference(eta):
     for k, (old, new) in enumerate(pairwise(run)):
         slack = 1e-14 * (1 + old.c)
         assert (values[k + 1] <= old.c + slack).all() and (new.c <= old.c + slack).all()
-        assert (values[k + 1] <= new.c + slack).all() and (new.c <= values[:k + 2].max(dim=0).values + slack).all()
+        assert (values[k + 1] <= new.c + slack).all() and (
+            new.c <= values[: k + 2].max(dim=0).values + slack
+        ).all()
     assert bool((values[1:] > values[:-1] + 1e-12).any()) == (eta > 0)
-    assert (values[-1] < 1e-6 * values[0]).all() and (run[-1].evidence < 1e-3 * run[0].evidence).all()
+    assert (values[-1] < 1e-6 * values[0]).all() and (
+        run[-1].evidence < 1e-3 * run[0].evidence
+    ).all()
 
 
 def test_evidence_is_the_gradient_norm_at_the_point(energy):
     y = pairs(3).y
     f = energy.at(y)
     for state in states(f, y, 12):
-        torch.testing.assert_close(state.evidence, f.grad(state.point).flatten(1).norm(dim=1), rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            state.evidence, f.grad(state.point).flatten(1).norm(dim=1), rtol=1e-12, atol=0
+        )
 
 
 def test_an_easy_iteration_costs_one_gradient_and_one_value():
@@ -169,7 +193,7 @@ def test_an_easy_iteration_costs_one_gradient_and_one_value():
     assert all(s.cost == Cost(values=4, gradients=4) for s in run)
 
 
-# --- what is promised -------------------------------------------------------------------------------------------------
+# --- what is promised -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -188,9 +212,13 @@ def test_a_quadratic_is_minimized(eps, restart):
 def test_the_true_error_is_within_the_certified_one(name, restart, dtype, eps):
     energy, y, truth = posed(name, DTYPES[dtype])
     hard = name == "quadratic_ill" and not restart  # momentum without restarts takes far more steps
-    solution = solve(energy, y, eps, solver=NmAPG(restart=restart), throw=False, budget=200 if hard else 5000)
+    solution = solve(
+        energy, y, eps, solver=NmAPG(restart=restart), throw=False, budget=200 if hard else 5000
+    )
     curvature = energy.at(y).bounds()
-    closing = 1e-15 * (1 + truth.flatten(1).norm(dim=1)) * curvature.L.value / curvature.mu.value  # its own rounding
+    closing = (
+        1e-15 * (1 + truth.flatten(1).norm(dim=1)) * curvature.L.value / curvature.mu.value
+    )  # its own rounding
     assert solution.kind.certifies and solution.error.isfinite().all()
     assert (distance(solution.value, truth) <= (1 + 1e-9) * solution.error + closing).all()
     if not hard:
@@ -199,7 +227,9 @@ def test_the_true_error_is_within_the_certified_one(name, restart, dtype, eps):
 
 @pytest.mark.parametrize("eps", [1e-2, 1e-4])
 def test_float32_does_not_deadlock(energy, eps):
-    """Down to gradients of 1e-4, where differences of float32 values have long been rounding, in float32 alone."""
+    """Down to gradients of 1e-4, where differences of float32 values have long been rounding, in
+    float32 alone.
+    """
     y = pairs(5).y.float()
     f = Watched(single(energy).at(y))
     solution = minimize(f, eps, NmAPG(), y)
@@ -216,7 +246,9 @@ def test_below_the_floor_of_float32_the_solve_ends(energy):
 
 
 def single(energy: Energy) -> Energy:
-    return energy.with_theta(torch.cat([p.detach().reshape(-1) for p in energy.parameters()]).float())
+    return energy.with_theta(
+        torch.cat([p.detach().reshape(-1) for p in energy.parameters()]).float()
+    )
 
 
 def test_an_image_does_not_see_its_neighbours(energy):
@@ -233,17 +265,25 @@ def test_an_image_does_not_see_its_neighbours(energy):
 
 
 def test_a_finished_image_is_frozen(energy):
-    """An image that starts at its minimizer is looked at and certified, whatever its neighbours still have to do."""
+    """An image that starts at its minimizer is looked at and certified, whatever its neighbours
+    still have to do.
+    """
     y = pairs(3).y
     tight = solve(energy, y, 1e-9).value
     f = Watched(energy.at(y))
     solution = minimize(f, 1e-6, NmAPG(), torch.cat([y[:1], tight[1:2], y[2:]]))
-    assert solution.steps[1] == 0 < solution.steps[0] and torch.equal(solution.value[1], tight[1]) and solution.ok
+    assert (
+        solution.steps[1] == 0 < solution.steps[0]
+        and torch.equal(solution.value[1], tight[1])
+        and solution.ok
+    )
     assert f.calls[:, 1].tolist() == [1, 2]
 
 
 def test_a_search_evaluates_only_the_images_that_need_it():
-    """Images of growing curvature need more and more trials from a first step that is far too long."""
+    """Images of growing curvature need more and more trials from a first step that is far too
+    long.
+    """
     problem = gallery.quadratic(images=1, n=4, condition=1.0)
     y = problem.pairs.y.repeat(4, 1) * torch.tensor([[0.1], [1.0], [10.0], [100.0]])
     f = Watched(problem.energy.at(y))
@@ -286,15 +326,20 @@ def test_nothing_lent_is_changed(energy):
         assert not any(v.requires_grad for v in vars(new).values() if isinstance(v, Tensor))
         state = new
     assert all(torch.equal(a, b) for a, b in zip((y, x0, *energy.parameters()), kept, strict=True))
-    assert [p.requires_grad for p in energy.parameters()] == flags and torch.equal(torch.get_rng_state(), random)
+    assert [p.requires_grad for p in energy.parameters()] == flags and torch.equal(
+        torch.get_rng_state(), random
+    )
 
 
-# --- what can go wrong ------------------------------------------------------------------------------------------------
+# --- what can go wrong ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_failed_search_is_reported(dtype):
-    """One image has the sign of its gradient wrong: no step lowers its value, and rounding is no excuse."""
+    """One image has the sign of its gradient wrong: no step lowers its value, and rounding is no
+    excuse.
+    """
+
     def uphill(g: Tensor, index: Tensor) -> Tensor:
         return torch.where((index == 1).view(-1, 1, 1, 1), -g, g)
 
@@ -315,19 +360,31 @@ def test_too_few_trials_are_reported():
     f = problem.energy.at(problem.pairs.y)
     run = states(f, torch.zeros(2, 6).double(), 3, NmAPG(trials=2, L_init=1.0))
     assert run[1].stuck.all() and run[-1].cost == Cost()
-    assert torch.equal(run[-1].point, run[0].point) and torch.equal(run[-1].evidence, run[0].evidence)
-    solution = minimize(f, 1e-3, NmAPG(trials=2, L_init=1.0), torch.zeros(2, 6).double(), max_steps=50)
-    assert solution.status == (Status.MAX_STEPS,) * 2 and solution.cost.values == 2 * (1 + 1 + 1 + 1 + 2)
-    assert solve(problem.energy, problem.pairs.y, 1e-1, solver=NmAPG(L_init=1.0, restart=True)).ok, "150 are enough"
+    assert torch.equal(run[-1].point, run[0].point) and torch.equal(
+        run[-1].evidence, run[0].evidence
+    )
+    solution = minimize(
+        f, 1e-3, NmAPG(trials=2, L_init=1.0), torch.zeros(2, 6).double(), max_steps=50
+    )
+    assert solution.status == (Status.MAX_STEPS,) * 2 and solution.cost.values == 2 * (
+        1 + 1 + 1 + 1 + 2
+    )
+    assert solve(
+        problem.energy, problem.pairs.y, 1e-1, solver=NmAPG(L_init=1.0, restart=True)
+    ).ok, "150 are enough"
 
 
 @pytest.mark.parametrize("ulps", [20, 60])
 def test_values_noisier_than_assumed_are_learnt(ulps):
-    """Noise far beyond the slack that the tests of a search allow: the image goes on by gradients alone."""
+    """Noise far beyond the slack that the tests of a search allow: the image goes on by gradients
+    alone.
+    """
     noise = torch.Generator().manual_seed(0)
 
     def shaken(v: Tensor, index: Tensor) -> Tensor:
-        return v * (1 + ulps * 2.2e-16 * (2 * torch.rand(v.shape, generator=noise, dtype=v.dtype) - 1))
+        return v * (
+            1 + ulps * 2.2e-16 * (2 * torch.rand(v.shape, generator=noise, dtype=v.dtype) - 1)
+        )
 
     y = pairs(4).y
     f = Watched(denoising(tv(True, 0.1, 0.05)).at(y), value=shaken)
@@ -357,11 +414,19 @@ def test_nan_stays_in_its_image(appears, bad):
     torch.testing.assert_close(solution.value[[0, 2]], clean.value[[0, 2]], rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize(("setting", "bad"), [
-    *(("rho", v) for v in (0, 1, -0.5, math.nan, "0.9", True)),
-    *(("delta", v) for v in (0, -0.1, math.inf)), *(("eta", v) for v in (1, -0.1, math.nan)),
-    *(("trials", v) for v in (0, -1, 2.5, True)), *(("L_init", v) for v in (0, -1, math.inf)),
-    *(("L_min", v) for v in (0, -1, math.nan)), ("restart", 1), ("restart", None)])
+@pytest.mark.parametrize(
+    ("setting", "bad"),
+    [
+        *(("rho", v) for v in (0, 1, -0.5, math.nan, "0.9", True)),
+        *(("delta", v) for v in (0, -0.1, math.inf)),
+        *(("eta", v) for v in (1, -0.1, math.nan)),
+        *(("trials", v) for v in (0, -1, 2.5, True)),
+        *(("L_init", v) for v in (0, -1, math.inf)),
+        *(("L_min", v) for v in (0, -1, math.nan)),
+        ("restart", 1),
+        ("restart", None),
+    ],
+)
 def test_a_setting_out_of_range_is_refused(setting, bad):
     with pytest.raises(InputError, match=f"{setting}: given {bad}; expected"):
         NmAPG(**{setting: bad})

@@ -66,7 +66,7 @@ def energy(request: pytest.FixtureRequest) -> Energy:
     return ENERGIES[request.param]()
 
 
-# --- what is promised -------------------------------------------------------------------------------------------------
+# --- what is promised -----------------------------------------------------------------------------
 
 
 def test_every_image_gets_the_accuracy_asked_for_it(energy):
@@ -75,7 +75,9 @@ def test_every_image_gets_the_accuracy_asked_for_it(energy):
     assert solution.ok and solution.kind == Kind.EXACT
     assert (solution.error <= EPS).all() and solution.error.dtype == torch.float64
     closing = energy.double().at(y).grad(solution.value)
-    torch.testing.assert_close(solution.gradient_norm, closing.flatten(1).norm(dim=1), rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(
+        solution.gradient_norm, closing.flatten(1).norm(dim=1), rtol=1e-9, atol=1e-15
+    )
     torch.testing.assert_close(solution.gradient, closing, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(solution.error, solution.gradient_norm / energy.bounds().mu.value)
     order = EPS.argsort(descending=True)
@@ -96,7 +98,9 @@ def test_an_image_does_not_see_its_neighbours(energy):
         assert torch.equal(half.steps, whole.steps[part])
     copies = solve(energy, y[:1].expand(3, *y.shape[1:]), 1e-5)
     assert len(set(copies.steps.tolist())) == 1
-    torch.testing.assert_close(copies.value, copies.value[:1].expand_as(copies.value), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        copies.value, copies.value[:1].expand_as(copies.value), rtol=0, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -105,22 +109,28 @@ def test_work_is_what_was_done(energy, dtype):
     watched = WatchedEnergy(energy.with_theta(energy_theta(energy).to(dtype)))
     solution = solve(watched, y, EPS, throw=False)
     assert solution.cost.gradients == solution.cost.work == int(watched.calls.sum())
-    closing = watched.calls - solution.steps - 1  # one gradient to start with, one per step, at least one to close
+    closing = (
+        watched.calls - solution.steps - 1
+    )  # one gradient to start with, one per step, at least one to close
     assert ((closing >= 1) & (closing <= 5)).all()
 
 
 def test_a_restart_of_one_image_is_its_own():
-    """A mu far below the true curvature makes momentum overshoot, so that images restart, each at its own time."""
+    """A mu far below the true curvature makes momentum overshoot, so that images restart, each at
+    its own time.
+    """
     problem = gallery.quadratic(images=4, n=10, condition=300.0, seed=2)
     problem.energy.mu = 1e-3
     y = problem.pairs.y
     whole = solve(problem.energy, y, 1e-3)
     assert honest(whole.value, problem.exact_solution(), whole.error)
     for i in range(4):
-        alone = solve(problem.energy, y[i:i + 1], 1e-3)
+        alone = solve(problem.energy, y[i : i + 1], 1e-3)
         assert alone.steps[0] == whole.steps[i]
         torch.testing.assert_close(alone.value[0], whole.value[i], rtol=0, atol=1e-9)
-    assert whole.steps.max() < 500, "momentum for mu = 0.001 alone would oscillate for thousands of steps"
+    assert whole.steps.max() < 500, (
+        "momentum for mu = 0.001 alone would oscillate for thousands of steps"
+    )
 
 
 def honest(x: Tensor, truth: Tensor, error: Tensor) -> bool:
@@ -141,7 +151,9 @@ def test_optimism_changes_the_path_not_the_answer(energy):
 
 @pytest.mark.parametrize("optimism", [1.0, 0.1])
 def test_acceleration_pays(optimism):
-    """About sqrt(L / mu) log(1 / eps) steps, where plain gradient steps would take L / mu log(1 / eps)."""
+    """About sqrt(L / mu) log(1 / eps) steps, where plain gradient steps would take L / mu log(1 /
+    eps).
+    """
     problem = gallery.quadratic(images=2, n=30, condition=1e4)
     solution = solve(problem.energy, problem.pairs.y, 1e-6, solver=AGD(optimism))
     scale = problem.exact_solution().norm(dim=1).max()
@@ -164,7 +176,12 @@ def test_a_gradient_of_zero_at_the_start():
     flat = torch.full((2, 1, 5, 6), 0.4, dtype=torch.float64)
     flat[1] += pairs(1).y[0]
     solution = solve(denoising(tv(True)), flat, 1e-8)
-    assert solution.ok and solution.error[0] == 0 and solution.steps[0] == 0 and torch.equal(solution.value[0], flat[0])
+    assert (
+        solution.ok
+        and solution.error[0] == 0
+        and solution.steps[0] == 0
+        and torch.equal(solution.value[0], flat[0])
+    )
     assert solution.steps[1] > 0
 
 
@@ -176,20 +193,26 @@ def test_nothing_lent_is_changed(energy):
     solution = solve(energy, y, eps, x0=x0)
     solve(energy, y, 1e9, x0=x0).value.add_(1)  # solved at the start: still not the start itself
     solution.value.add_(1), solution.error.add_(1)
-    assert all(torch.equal(a, b) for a, b in zip((y, x0, eps, *energy.parameters()), kept, strict=True))
-    assert [p.requires_grad for p in energy.parameters()] == flags and torch.equal(torch.get_rng_state(), random)
+    assert all(
+        torch.equal(a, b) for a, b in zip((y, x0, eps, *energy.parameters()), kept, strict=True)
+    )
+    assert [p.requires_grad for p in energy.parameters()] == flags and torch.equal(
+        torch.get_rng_state(), random
+    )
     assert not solve(energy, y, 1e-2, x0=x0.requires_grad_()).value.requires_grad
 
 
 def test_a_solution_speaks_and_names_the_solver(energy):
     solution = solve(energy, pairs(2).y, 1e-3)
     assert re.match(r"(agd|lbfgs) \(auto: L/mu = ", solution.solver)
-    assert "2 images, certified distance <= " in repr(solution) and "all 2: the accuracy asked for" in repr(solution)
+    assert "2 images, certified distance <= " in repr(
+        solution
+    ) and "all 2: the accuracy asked for" in repr(solution)
     assert set(solution.to_dict()) >= {"error", "kind", "status", "steps", "cost", "solver"}
     assert solve(energy, pairs(2).y, 1e-3, solver="agd").solver == "agd"
 
 
-# --- what can go wrong ------------------------------------------------------------------------------------------------
+# --- what can go wrong ----------------------------------------------------------------------------
 
 
 def test_below_the_floor_of_float32_the_smallest_eps_is_named(energy):
@@ -222,7 +245,9 @@ def test_the_step_limit_is_a_status_and_the_certificate_still_holds(energy, budg
     solution = solve(energy, y, 1e-9, budget=budget, throw=False)
     assert solution.status == (Status.MAX_STEPS,) * 3 and solution.steps.tolist() == [budget] * 3
     truth = solve(energy, y, 1e-10).value
-    assert ((solution.value - truth).flatten(1).norm(dim=1) <= solution.error).all() and solution.error.isfinite().all()
+    assert (
+        (solution.value - truth).flatten(1).norm(dim=1) <= solution.error
+    ).all() and solution.error.isfinite().all()
     with pytest.raises(SolveError, match="largest number of steps"):
         solve(energy, y, 1e-9, budget=budget)
 
@@ -230,7 +255,9 @@ def test_the_step_limit_is_a_status_and_the_certificate_still_holds(energy, budg
 def test_a_stop_from_outside_is_a_status():
     energy, y = denoising(tv(True, 0.1, 0.05)), pairs(3).y
     asked = []
-    solution = minimize(energy.at(y), 1e-9, AGD(), y, should_stop=lambda: asked.append(1) or len(asked) > 4)
+    solution = minimize(
+        energy.at(y), 1e-9, AGD(), y, should_stop=lambda: asked.append(1) or len(asked) > 4
+    )
     assert solution.status == (Status.BUDGET,) * 3 and solution.steps.tolist() == [4] * 3
     assert solution.error.isfinite().all()
 
@@ -253,7 +280,9 @@ def test_nan_on_the_way_stays_in_its_image(appears, value):
         solve(WatchedEnergy(energy, breaks), y, 1e-6)
 
 
-@pytest.mark.parametrize("entry", ["log_weight", "log_smoothing", "log_scale", "log_smoothings", "kernels"])
+@pytest.mark.parametrize(
+    "entry", ["log_weight", "log_smoothing", "log_scale", "log_smoothings", "kernels"]
+)
 @pytest.mark.parametrize("value", [math.nan, math.inf, 800.0, -800.0])
 def test_parameters_out_of_range_end_in_an_error_of_the_library(entry, value):
     """NaN, or an exponential that overflows or vanishes, as a learner's step too far gives."""
@@ -267,12 +296,18 @@ def test_parameters_out_of_range_end_in_an_error_of_the_library(entry, value):
     assert not math.isnan(value) and solution.ok and solution.value.isfinite().all()
 
 
-@pytest.mark.parametrize("physics", [
-    deepinv.physics.Inpainting((1, 5, 6), mask=(pairs(1).y[0] > 0.4).double()),
-    deepinv.physics.Blur(filter=torch.ones(1, 1, 3, 3).double() / 9, padding="circular")])
+@pytest.mark.parametrize(
+    "physics",
+    [
+        deepinv.physics.Inpainting((1, 5, 6), mask=(pairs(1).y[0] > 0.4).double()),
+        deepinv.physics.Blur(filter=torch.ones(1, 1, 3, 3).double() / 9, padding="circular"),
+    ],
+)
 def test_an_energy_without_strong_convexity_is_refused_with_the_remedy(physics):
     y = pairs(2).y
-    with pytest.raises(MissingPropertyError, match=r"energy: given strong convexity mu = 0.*mu > 0.*Tikhonov"):
+    with pytest.raises(
+        MissingPropertyError, match=r"energy: given strong convexity mu = 0.*mu > 0.*Tikhonov"
+    ):
         solve(Energy(physics, TV().double()), y, 1e-2)
     solution = solve(Energy(physics, (TV() + Tikhonov(0.5)).double()), y, 1e-2)
     assert solution.ok and solution.kind.certifies, "the remedy works"
@@ -284,17 +319,26 @@ class OfUnknownSmoothness(TV):
 
 
 def test_an_energy_of_unknown_smoothness_is_refused_before_the_first_step():
-    """Accelerated gradient needs L: a component declares its needs and is refused if they are missing."""
+    """Accelerated gradient needs L: a component declares its needs and is refused if they are
+    missing.
+    """
     watched = WatchedEnergy(denoising(OfUnknownSmoothness().double()))
     with pytest.raises(MissingPropertyError, match="energy"):
         solve(watched, pairs(2).y, 1e-2, budget=50)
     assert watched.calls.sum() == 0
 
 
-@pytest.mark.parametrize(("eps", "message"), [
-    (0, "eps: given 0; expected a positive finite distance. Pass a positive eps"), (-1e-3, "eps: given -0.001"),
-    (math.nan, "eps: given nan"), (math.inf, "eps: given inf"), (torch.tensor([1e-2, 0.0]), "eps: given tensor"),
-    (torch.ones(3), r"eps: given 3 values; expected one value or one per image \(2\)")])
+@pytest.mark.parametrize(
+    ("eps", "message"),
+    [
+        (0, "eps: given 0; expected a positive finite distance. Pass a positive eps"),
+        (-1e-3, "eps: given -0.001"),
+        (math.nan, "eps: given nan"),
+        (math.inf, "eps: given inf"),
+        (torch.tensor([1e-2, 0.0]), "eps: given tensor"),
+        (torch.ones(3), r"eps: given 3 values; expected one value or one per image \(2\)"),
+    ],
+)
 def test_a_bad_eps_is_refused(eps, message):
     with pytest.raises(InputError, match=message):
         solve(denoising(tv(True)), pairs(2).y, eps)
@@ -302,12 +346,16 @@ def test_a_bad_eps_is_refused(eps, message):
 
 @pytest.mark.parametrize("budget", [0, -1, 1.5])
 def test_a_bad_budget_is_refused(budget):
-    with pytest.raises(InputError, match=f"budget: given {budget}; expected a positive number of solver steps"):
+    with pytest.raises(
+        InputError, match=f"budget: given {budget}; expected a positive number of solver steps"
+    ):
         solve(denoising(tv(True)), pairs(2).y, 1e-2, budget=budget)
 
 
 def test_an_unknown_solver_is_refused():
-    with pytest.raises(InputError, match="solver: given 'simplex'; expected 'auto' or one of 'agd'"):
+    with pytest.raises(
+        InputError, match="solver: given 'simplex'; expected 'auto' or one of 'agd'"
+    ):
         solve(denoising(tv(True)), pairs(2).y, 1e-2, solver="simplex")
 
 
@@ -318,28 +366,43 @@ def spoiled(value: float) -> Tensor:
 
 
 @pytest.mark.parametrize("make", [lambda: tv(True), lambda: foe()], ids=["tv", "foe"])
-@pytest.mark.parametrize(("y", "message"), [
-    (spoiled(math.nan), "y: given NaN or Inf in image 1; expected finite pixels"),
-    (spoiled(-math.inf), "y: given NaN or Inf in image 1"),
-    (torch.zeros(0, 1, 5, 6).double(), r"y: given shape \(0, 1, 5, 6\)"),
-    (torch.zeros(1, 1, 0, 6).double(), "y: given shape"),
-    (torch.zeros(30).double(), r"y: given shape \(30,\)"),
-    (torch.zeros(1, 1, 5, 6, dtype=torch.uint8), "y: given torch.uint8; expected a floating-point tensor"),
-    (torch.zeros(1, 1, 5, 6, dtype=torch.complex64), "y: given torch.complex64"),
-    ([[0.0]], "y: given list"),
-    (torch.rand(5, 6).double(), r"[xy]: given shape \(5, 6\)"),
-])
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (spoiled(math.nan), "y: given NaN or Inf in image 1; expected finite pixels"),
+        (spoiled(-math.inf), "y: given NaN or Inf in image 1"),
+        (torch.zeros(0, 1, 5, 6).double(), r"y: given shape \(0, 1, 5, 6\)"),
+        (torch.zeros(1, 1, 0, 6).double(), "y: given shape"),
+        (torch.zeros(30).double(), r"y: given shape \(30,\)"),
+        (
+            torch.zeros(1, 1, 5, 6, dtype=torch.uint8),
+            "y: given torch.uint8; expected a floating-point tensor",
+        ),
+        (torch.zeros(1, 1, 5, 6, dtype=torch.complex64), "y: given torch.complex64"),
+        ([[0.0]], "y: given list"),
+        (torch.rand(5, 6).double(), r"[xy]: given shape \(5, 6\)"),
+    ],
+)
 def test_bad_measurements_are_refused(make, y, message):
     with pytest.raises(InputError, match=message):
         solve(denoising(make()), y, 1e-2)
 
 
 @pytest.mark.parametrize("make", [lambda: tv(True), lambda: foe()], ids=["tv", "foe"])
-@pytest.mark.parametrize("x0", [
-    torch.zeros(2, 1, 5, 6).double(), torch.zeros(3, 1, 7, 9).double(), torch.zeros(3, 1, 5, 1).double(),
-    torch.zeros(3, 2, 5, 6).double(), torch.zeros(3, 5, 6).double(), torch.full((3, 1, 5, 6), math.nan).double(),
-    torch.zeros(3, 1, 5, 6), torch.zeros(3, 1, 5, 6, dtype=torch.int64)],
-    ids=lambda x0: f"{tuple(x0.shape)}-{str(x0.dtype).removeprefix('torch.')}")
+@pytest.mark.parametrize(
+    "x0",
+    [
+        torch.zeros(2, 1, 5, 6).double(),
+        torch.zeros(3, 1, 7, 9).double(),
+        torch.zeros(3, 1, 5, 1).double(),
+        torch.zeros(3, 2, 5, 6).double(),
+        torch.zeros(3, 5, 6).double(),
+        torch.full((3, 1, 5, 6), math.nan).double(),
+        torch.zeros(3, 1, 5, 6),
+        torch.zeros(3, 1, 5, 6, dtype=torch.int64),
+    ],
+    ids=lambda x0: f"{tuple(x0.shape)}-{str(x0.dtype).removeprefix('torch.')}",
+)
 def test_a_start_that_does_not_fit_is_refused(make, x0):
     with pytest.raises(InputError, match=r"x0?: given"):
         solve(denoising(make()), pairs(3).y, 1e-2, x0=x0)

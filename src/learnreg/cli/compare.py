@@ -1,4 +1,6 @@
-"""The command ``compare``: several learners, starts and seeds on one problem, from a configuration to a report."""
+"""The command ``compare``: several learners, starts and seeds on one problem, from a configuration
+to a report.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,16 @@ if TYPE_CHECKING:
 ALL_FAILED = 1
 
 
-def run_compare(path: Path, console: Console, *, output: str | None = None, seconds: float | None = None,
-                processes: int | None = None, resume: bool = False, overwrite: bool = False) -> None:
+def run_compare(
+    path: Path,
+    console: Console,
+    *,
+    output: str | None = None,
+    seconds: float | None = None,
+    processes: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
     """Run every learner from every start with every seed, measure them alike, and report.
 
     Args:
@@ -42,23 +52,34 @@ def run_compare(path: Path, console: Console, *, output: str | None = None, seco
 
     Raises:
         ConfigError: see ``load_comparison``.
-        InputError: an output folder that holds other results, or cannot be written; data that cannot be read.
+        InputError: an output folder that holds other results, or cannot be written; data that
+            cannot be read.
         Interrupted: Ctrl-C; the message says what was kept.
         typer.Exit: code 1 when every run failed.
     """
-    plan = load_comparison(path, {("run", "output"): output, ("budget", "seconds"): seconds,
-                                  ("comparison", "processes"): processes})
+    plan = load_comparison(
+        path,
+        {
+            ("run", "output"): output,
+            ("budget", "seconds"): seconds,
+            ("comparison", "processes"): processes,
+        },
+    )
     folder = Path(plan.config.run.output)
     jobs = plan_jobs(plan, folder)
     _check_output(folder, path, jobs, resume, overwrite)
-    problem, _ = prepare(jobs[0].config)  # what is wrong with the data is said once, and before anything is started
+    problem, _ = prepare(
+        jobs[0].config
+    )  # what is wrong with the data is said once, and before anything is started
     claim(folder)
     if overwrite:
         for job in (job for job in jobs if job.begun):
             shutil.rmtree(job.folder)
     _copy_config(plan, path, folder)
     waiting = [job for job in jobs if not job.finished]
-    at_once = min(plan.config.comparison.processes or _places(plan.config.run.threads), max(1, len(waiting)))
+    at_once = min(
+        plan.config.comparison.processes or _places(plan.config.run.threads), max(1, len(waiting))
+    )
     say(console, _opening(plan, jobs, waiting, at_once, problem.describe()))
     try:
         with CompareProgress(console, jobs) as watch:
@@ -77,7 +98,11 @@ def _opening(plan: Plan, jobs: list[Job], waiting: list[Job], at_once: int, prob
     seeds, starts = len(plan.config.comparison.seeds), len(plan.starts)
     many = f"{len(jobs)} runs: {len(plan.variants)} learners x {starts} starts x {seeds} seeds"
     begun = sum(job.begun for job in waiting)
-    old = f"; {len(jobs) - len(waiting)} are finished, {begun} go on" if len(waiting) < len(jobs) or begun else ""
+    old = (
+        f"; {len(jobs) - len(waiting)} are finished, {begun} go on"
+        if len(waiting) < len(jobs) or begun
+        else ""
+    )
     return f"{problem}\n{many}{old}; {at_once} at a time"
 
 
@@ -85,20 +110,38 @@ def _settings(plan: Plan, at_once: int) -> dict[str, Any]:
     """How the runs were done, for the report."""
     c = plan.config
     budget = {key: value for key, value in c.budget.model_dump().items() if value is not None}
-    return {"seeds": c.comparison.seeds, "starts": [name for name in plan.starts if name], "budget": budget,
-            "points": c.comparison.points, "relative": c.comparison.relative, "eps_test": c.run.eps_evaluate,
-            "dtype": c.run.dtype, "solver": c.run.solver, "processes": at_once, "threads": c.run.threads,
-            "cores": _cores(), "data": c.data.model_dump(), "physics": c.physics.model_dump(),
-            "version": __version__, "torch": torch.__version__, "python": platform.python_version(),
-            "platform": platform.platform()}
+    return {
+        "seeds": c.comparison.seeds,
+        "starts": [name for name in plan.starts if name],
+        "budget": budget,
+        "points": c.comparison.points,
+        "relative": c.comparison.relative,
+        "eps_test": c.run.eps_evaluate,
+        "dtype": c.run.dtype,
+        "solver": c.run.solver,
+        "processes": at_once,
+        "threads": c.run.threads,
+        "cores": _cores(),
+        "data": c.data.model_dump(),
+        "physics": c.physics.model_dump(),
+        "version": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
 
 
 def _kept(jobs: list[Job], path: Path, folder: Path, seconds: float | None) -> str:
     changed = [] if seconds is None else ["--seconds", f"{seconds:g}"]
-    again = shlex.join(["learnreg", "compare", str(path), "--output", str(folder), *changed, "--resume"])
+    again = shlex.join(
+        ["learnreg", "compare", str(path), "--output", str(folder), *changed, "--resume"]
+    )
     finished = sum(job.finished for job in jobs)
-    return (f"Stopped. {finished} of {len(jobs)} runs are finished; those that had begun keep their checkpoints in "
-            f"{folder / 'runs'}. Go on with: {again}")
+    return (
+        f"Stopped. {finished} of {len(jobs)} runs are finished; those that had begun keep their "
+        "checkpoints in "
+        f"{folder / 'runs'}. Go on with: {again}"
+    )
 
 
 def _cores() -> int:
@@ -113,29 +156,45 @@ def _places(threads: int | None) -> int:
 def _check_output(folder: Path, path: Path, jobs: list[Job], resume: bool, overwrite: bool) -> None:
     """Refuse to write over other results, or over a configuration that is not the present one."""
     if resume and overwrite:
-        raise InputError("--resume", given="together with --overwrite", expected="one of the two",
-                         remedy="--resume goes on with the runs in the folder, --overwrite starts again.")
+        raise InputError(
+            "--resume",
+            given="together with --overwrite",
+            expected="one of the two",
+            remedy="--resume goes on with the runs in the folder, --overwrite starts again.",
+        )
     single = [name for name in RESULTS if name != "index.html" and (folder / name).exists()]
     if single:
-        raise InputError(f"output folder {folder}", given=f"a run of the command learn ({', '.join(single)})",
-                         expected="a folder of its own for the comparison", remedy="Choose another --output.")
+        raise InputError(
+            f"output folder {folder}",
+            given=f"a run of the command learn ({', '.join(single)})",
+            expected="a folder of its own for the comparison",
+            remedy="Choose another --output.",
+        )
     if resume or overwrite:
         return
     begun = [job for job in jobs if job.begun]
     if begun or (folder / FILE).exists():
         finished = sum(job.finished for job in jobs)
-        raise InputError(f"output folder {folder}", expected="no comparison yet",
-                         given=f"{finished} finished of {len(jobs)} runs" if begun else "a finished comparison",
-                         remedy="Go on with --resume, start again with --overwrite, or choose another --output.")
+        raise InputError(
+            f"output folder {folder}",
+            expected="no comparison yet",
+            given=f"{finished} finished of {len(jobs)} runs" if begun else "a finished comparison",
+            remedy="Go on with --resume, start again with --overwrite, or choose another --output.",
+        )
     copy = folder / COPY
     if copy.exists() and not copy.samefile(path):
-        raise InputError(f"output folder {folder}", given=f"another configuration ({copy})",
-                         expected="no comparison yet",
-                         remedy="Choose another --output, or replace it with --overwrite.")
+        raise InputError(
+            f"output folder {folder}",
+            given=f"another configuration ({copy})",
+            expected="no comparison yet",
+            remedy="Choose another --output, or replace it with --overwrite.",
+        )
 
 
 def _copy_config(plan: Plan, path: Path, folder: Path) -> None:
-    """The settings beside the results; a file that is the configuration itself keeps its comments."""
+    """The settings beside the results; a file that is the configuration itself keeps its
+    comments.
+    """
     copy = folder / COPY
     if not (copy.exists() and copy.samefile(path)):
         write_atomically(copy, plan.to_toml().encode())

@@ -1,4 +1,6 @@
-"""Configuration of a comparison: learners, starts and seeds on one problem, checked before anything is computed."""
+"""Configuration of a comparison: learners, starts and seeds on one problem, checked before anything
+is computed.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ from .settings import (
 
 _HEAD = """\
 # A comparison of learners; start it with: learnreg compare config.toml
-# Every learner runs from every start with every seed, each in a process of its own, with the same budget.
+# Every learner runs from every start with every seed, each in a process of its own, with the
+# same budget.
 # Keys that are left out have the values below. Paths are relative to the folder you start in.
 
 """
@@ -46,7 +49,8 @@ _LEARNERS = """
 type = "maid"
 # name = "MAID"     # left out: made from the type and the settings that differ from the defaults
 # solver = "auto"   # left out: that of [run]
-# [learners.hypergradient]    # left out: implicit (piggyback for saddle points); the keys of [hypergradient] of a run
+# [learners.hypergradient]    # left out: implicit (piggyback for saddle points);
+#                             # the keys of [hypergradient] of a run
 # type = "unrolled"
 
 [[learners]]
@@ -56,7 +60,8 @@ eps = 0.01
 # eps = [0.1, 0.01]
 # alpha0 = [0.001, 0.1]
 
-# One table [[starts]] for each start, with the keys of [regularizer] that it replaces; left out: one start.
+# One table [[starts]] for each start, with the keys of [regularizer] that it replaces;
+# left out: one start.
 # [[starts]]
 # name = "weak"
 # smoothing = 0.1
@@ -79,8 +84,13 @@ class Comparing(Section):
 def _settings() -> Any:
     """The section [run] without the seed, which is one of several here."""
     fields = Settings.model_fields.items()
-    kept: dict[str, Any] = {name: (info.annotation, info) for name, info in fields if name != "seed"}
-    kept["output"] = (str, Field("comparison", min_length=1, description="folder for the report and the runs"))
+    kept: dict[str, Any] = {
+        name: (info.annotation, info) for name, info in fields if name != "seed"
+    }
+    kept["output"] = (
+        str,
+        Field("comparison", min_length=1, description="folder for the report and the runs"),
+    )
     kept["threads"] = (int, Field(1, ge=1, description="CPU threads of each run"))
     model = create_model("CompareSettings", __base__=Section, **kept)
     model.__doc__ = "How each run is done, and where everything goes."
@@ -90,9 +100,13 @@ def _settings() -> Any:
 def _entry(tag: str) -> type[Built]:
     """A learner of a comparison: its own section, and what is special to it here."""
     model = create_model(
-        LEARNERS[tag].__name__, __base__=LEARNERS[tag],
-        name=(str | None, Field(None, min_length=1)), solver=(str | None, None),
-        hypergradient=(Strategy | None, None), grid=(dict[str, list[Any]], Field({})))
+        LEARNERS[tag].__name__,
+        __base__=LEARNERS[tag],
+        name=(str | None, Field(None, min_length=1)),
+        solver=(str | None, None),
+        hypergradient=(Strategy | None, None),
+        grid=(dict[str, list[Any]], Field({})),
+    )
     return model
 
 
@@ -167,11 +181,20 @@ class Plan:
     tables: dict[str, Any] = field(repr=False)
 
     def learn_config(self, variant: Variant, start: str, seed: int) -> Config:
-        """The run of one learner from one start with one seed, as the command ``learn`` would read it."""
+        """The run of one learner from one start with one seed, as the command ``learn`` would read
+        it.
+        """
         c = self.config
         settings = c.run.model_dump(exclude={"output"}) | {"seed": seed, "solver": variant.solver}
-        return Config(data=c.data, physics=c.physics, regularizer=self.starts[start], learner=variant.section,
-                      hypergradient=variant.hypergradient, budget=c.budget, run=Settings(**settings))
+        return Config(
+            data=c.data,
+            physics=c.physics,
+            regularizer=self.starts[start],
+            learner=variant.section,
+            hypergradient=variant.hypergradient,
+            budget=c.budget,
+            run=Settings(**settings),
+        )
 
     def to_toml(self) -> str:
         """The file with the changes of the command line; comments are gone."""
@@ -180,7 +203,11 @@ class Plan:
 
 def example() -> str:
     """A commented configuration of a comparison of two learners."""
-    return _HEAD + toml.write(_Common(), comments=True) + _LEARNERS.format(learners=", ".join(LEARNERS))
+    return (
+        _HEAD
+        + toml.write(_Common(), comments=True)
+        + _LEARNERS.format(learners=", ".join(LEARNERS))
+    )
 
 
 def load_comparison(path: str | Path, changes: Mapping[tuple[str, str], Any] | None = None) -> Plan:
@@ -188,11 +215,12 @@ def load_comparison(path: str | Path, changes: Mapping[tuple[str, str], Any] | N
 
     Args:
         path: a TOML file.
-        changes: values that replace those of the file, by (section, key); None leaves the file's value.
+        changes: values that replace those of the file, by (section, key); None leaves the file's
+            value.
 
     Raises:
-        ConfigError: no such file, no valid TOML, an unknown section or key, a value of another type or out of range,
-            two learners, starts or seeds alike.
+        ConfigError: no such file, no valid TOML, an unknown section or key, a value of another type
+            or out of range, two learners, starts or seeds alike.
     """
     tables = read_tables(Path(path), "compare")
     for (section, key), given in (changes or {}).items():
@@ -204,27 +232,41 @@ def load_comparison(path: str | Path, changes: Mapping[tuple[str, str], Any] | N
         raise translated(str(path), error, CompareConfig, _PLACES) from None
     try:
         entries = enumerate(config.learners, 1)
-        variants = tuple(v for number, entry in entries for v in _variants(entry, number, config.run.solver))
+        variants = tuple(
+            v for number, entry in entries for v in _variants(entry, number, config.run.solver)
+        )
         plan = Plan(config, variants, _starts(config, tables), tables)
         _check(plan)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error.what}", given=error.given, expected=error.expected,
-                          remedy=error.remedy) from error
+        raise ConfigError(
+            f"{path}: {error.what}", given=error.given, expected=error.expected, remedy=error.remedy
+        ) from error
     return plan
 
 
 def _variants(entry: Any, number: int, solver: str) -> Iterator[Variant]:
     """Every combination of the values of an entry's grid."""
     where, plain = f"learners({number})", LEARNERS[entry.type]
-    known = [k for k, info in plain.model_fields.items()
-             if k != "type" and not (isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel))]
+    known = [
+        k
+        for k, info in plain.model_fields.items()
+        if k != "type"
+        and not (isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel))
+    ]
     for key, values in entry.grid.items():
         if key not in known:
-            raise ConfigError(f"[{where}.grid] {key}", given="an unknown key", expected=one_of_words(known),
-                              remedy=nearest(key, known) or "Remove it.")
+            raise ConfigError(
+                f"[{where}.grid] {key}",
+                given="an unknown key",
+                expected=one_of_words(known),
+                remedy=nearest(key, known) or "Remove it.",
+            )
         if not values or any(v in values[:i] for i, v in enumerate(values)):
-            raise ConfigError(f"[{where}.grid] {key}", given=toml.value(values),
-                              expected="one or more values, none of them twice")
+            raise ConfigError(
+                f"[{where}.grid] {key}",
+                given=toml.value(values),
+                expected="one or more values, none of them twice",
+            )
     name = _name(entry)
     own = {key: getattr(entry, key) for key in plain.model_fields}
     for values in product(*entry.grid.values()):
@@ -233,11 +275,21 @@ def _variants(entry: Any, number: int, solver: str) -> Iterator[Variant]:
             section = plain.model_validate(own | point)
         except ValidationError as error:
             wrong = translated("", error, plain, TAGS)
-            raise ConfigError(f"[{where}.grid] {error.errors()[0]['loc'][0]}", given=wrong.given,
-                              expected=wrong.expected, remedy=wrong.remedy) from None
+            raise ConfigError(
+                f"[{where}.grid] {error.errors()[0]['loc'][0]}",
+                given=wrong.given,
+                expected=wrong.expected,
+                remedy=wrong.remedy,
+            ) from None
         words = ", ".join(f"{key}={_short(v)}" for key, v in point.items())
-        yield Variant(name, f"{name} ({words})" if words else name, point, section, entry.hypergradient,
-                      entry.solver or solver)
+        yield Variant(
+            name,
+            f"{name} ({words})" if words else name,
+            point,
+            section,
+            entry.hypergradient,
+            entry.solver or solver,
+        )
 
 
 def _name(entry: Any) -> str:
@@ -265,7 +317,13 @@ def _changed(section: Any, left_out: set[str]) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else toml.value(value)
+    return (
+        f"{value:g}"
+        if isinstance(value, float)
+        else value
+        if isinstance(value, str)
+        else toml.value(value)
+    )
 
 
 def _starts(config: CompareConfig, tables: dict[str, Any]) -> dict[str, Any]:
@@ -278,13 +336,25 @@ def _starts(config: CompareConfig, tables: dict[str, Any]) -> dict[str, Any]:
         sections = _Starts.model_validate({"starts": [base | changes for changes in given]}).starts
     except ValidationError as error:
         wrong = translated("", error, _Starts, TAGS)
-        raise ConfigError(wrong.what.removeprefix(": "), given=wrong.given, expected=wrong.expected,
-                          remedy=wrong.remedy) from None
+        raise ConfigError(
+            wrong.what.removeprefix(": "),
+            given=wrong.given,
+            expected=wrong.expected,
+            remedy=wrong.remedy,
+        ) from None
     found: dict[str, Any] = {}
-    for number, (start, changes, section) in enumerate(zip(config.starts, given, sections, strict=True), 1):
-        name = start.get("name", ", ".join(f"{k}={_short(v)}" for k, v in changes.items()) or "as configured")
+    for number, (start, changes, section) in enumerate(
+        zip(config.starts, given, sections, strict=True), 1
+    ):
+        name = start.get(
+            "name", ", ".join(f"{k}={_short(v)}" for k, v in changes.items()) or "as configured"
+        )
         if not isinstance(name, str) or not name:
-            raise ConfigError(f"[starts({number})] name", given=toml.value(name), expected="a text that is not empty")
+            raise ConfigError(
+                f"[starts({number})] name",
+                given=toml.value(name),
+                expected="a text that is not empty",
+            )
         if name in found:
             raise _twice(f"starts({number})", name, "start")
         found[name] = section
@@ -292,17 +362,26 @@ def _starts(config: CompareConfig, tables: dict[str, Any]) -> dict[str, Any]:
 
 
 def _twice(where: str, name: str, kind: str) -> ConfigError:
-    return ConfigError(f"[{where}] name", given=f"{toml.value(name)} for a second time",
-                       expected=f"a name of its own for every {kind}", remedy='Add for example name = "another".')
+    return ConfigError(
+        f"[{where}] name",
+        given=f"{toml.value(name)} for a second time",
+        expected=f"a name of its own for every {kind}",
+        remedy='Add for example name = "another".',
+    )
 
 
 def _check(plan: Plan) -> None:
-    """Refuse what the sections alone do not show: names and seeds that come twice, values that objects refuse."""
+    """Refuse what the sections alone do not show: names and seeds that come twice, values that
+    objects refuse.
+    """
     seeds = plan.config.comparison.seeds
     for number, seed in enumerate(seeds):
         if seed < 0 or seed in seeds[:number]:
-            raise ConfigError("[comparison] seeds", given=toml.value(seeds),
-                              expected="different numbers greater than or equal to 0")
+            raise ConfigError(
+                "[comparison] seeds",
+                given=toml.value(seeds),
+                expected="different numbers greater than or equal to 0",
+            )
     names: dict[str, int] = {}
     entries: list[Any] = list(plan.config.learners)
     for number, entry in enumerate(entries, 1):
@@ -327,14 +406,23 @@ def _check(plan: Plan) -> None:
         with located(where):
             learner.strategy(given)  # some learners refuse some strategies
     for number, section in enumerate(plan.starts.values(), 1):
-        build_regularizer(section, f"starts({number})" if plan.config.starts else "regularizer",
-                          channels=plan.config.data.channels, seed=seeds[0])
+        build_regularizer(
+            section,
+            f"starts({number})" if plan.config.starts else "regularizer",
+            channels=plan.config.data.channels,
+            seed=seeds[0],
+        )
 
 
 def _lines(tables: Mapping[str, Any], name: str = "") -> Iterator[str]:
     """TOML of nested tables: plain keys first, then tables, then arrays of tables."""
+
     def tabular(given: Any) -> bool:
-        return isinstance(given, list) and bool(given) and all(isinstance(item, dict) for item in given)
+        return (
+            isinstance(given, list)
+            and bool(given)
+            and all(isinstance(item, dict) for item in given)
+        )
 
     for key, given in tables.items():
         if not isinstance(given, dict) and not tabular(given):
@@ -349,4 +437,8 @@ def _lines(tables: Mapping[str, Any], name: str = "") -> Iterator[str]:
 
 
 def _key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else toml.value(key)
+    return (
+        key
+        if key.replace("_", "").replace("-", "").isalnum() and key.isascii()
+        else toml.value(key)
+    )

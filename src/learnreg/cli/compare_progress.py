@@ -1,4 +1,6 @@
-"""Live progress of a comparison: a line for each run that is going on, and a bar over all; plain lines in a file."""
+"""Live progress of a comparison: a line for each run that is going on, and a bar over all; plain
+lines in a file.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,18 @@ class CompareProgress:
 
     def __enter__(self) -> CompareProgress:
         if self.console.is_terminal:
-            self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4)
+            self._live = Live(
+                get_renderable=self._render, console=self.console, refresh_per_second=4
+            )
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -91,8 +99,11 @@ class CompareProgress:
             return 0.9 + 0.1 * state["done"] / state["of"]
         if not state:
             return 0.0
-        used = ((state["seconds"] + waited, self.budget.seconds), (state["work"], self.budget.work),
-                (state["step"], self.budget.steps))
+        used = (
+            (state["seconds"] + waited, self.budget.seconds),
+            (state["work"], self.budget.work),
+            (state["step"], self.budget.steps),
+        )
         return 0.9 * min(1.0, max(amount / limit for amount, limit in used if limit is not None))
 
     def _line(self, job: Job, text: str) -> None:
@@ -114,20 +125,29 @@ class CompareProgress:
         loss = "-" if state["loss"] is None else f"{state['loss']:.5g}"
         limit = "" if self.budget.seconds is None else f" of {self.budget.seconds:g}"
         plain = self._live is None
-        return (f"step {state['step']}", f"loss {loss}" if plain else loss,
-                f"work/image {state['work']:.0f}" if plain else f"{state['work']:.0f}",
-                f"{state['seconds'] + waited:.0f}{limit} s")
+        return (
+            f"step {state['step']}",
+            f"loss {loss}" if plain else loss,
+            f"work/image {state['work']:.0f}" if plain else f"{state['work']:.0f}",
+            f"{state['seconds'] + waited:.0f}{limit} s",
+        )
 
     def _render(self) -> RenderableType:
         """The table and the bar."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for title in COLUMNS:
-            table.add_column(title, justify="left" if title in ("learner", "start") else "right", no_wrap=True)
+            table.add_column(
+                title, justify="left" if title in ("learner", "start") else "right", no_wrap=True
+            )
         now = time.monotonic()
         for job, state, since in list(self.running.values()):
-            table.add_row(job.name, job.start or "-", str(job.seed), *self._words(state, now - since))
+            table.add_row(
+                job.name, job.start or "-", str(job.seed), *self._words(state, now - since)
+            )
         bar = Table.grid(padding=(0, 1))
         failed = f", {self.failed} failed" if self.failed else ""
-        bar.add_row(ProgressBar(total=1.0, completed=self.share(), width=40),
-                    f"{self.done} of {len(self.jobs)} runs finished{failed}")
+        bar.add_row(
+            ProgressBar(total=1.0, completed=self.share(), width=40),
+            f"{self.done} of {len(self.jobs)} runs finished{failed}",
+        )
         return Group(table, bar) if self.running else bar

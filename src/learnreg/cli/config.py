@@ -1,7 +1,7 @@
 """Typed configuration files: what a run is made of, checked before anything is computed.
 
-Every mistake is a ConfigError that names the file, the section, the key, what was given and what would have been
-accepted, with the nearest key if one was misspelt.
+Every mistake is a ConfigError that names the file, the section, the key, what was given and what
+would have been accepted, with the nearest key if one was misspelt.
 """
 
 from __future__ import annotations
@@ -39,11 +39,13 @@ TAGS: dict[str, type[BaseModel]] = {**LEARNERS, **STRATEGIES, **REGULARIZERS, "S
 """The sections that a key ``type`` chooses."""
 _HEAD = """\
 # A run of learnreg; start it with: learnreg learn config.toml
-# Every key may be left out: the values below are the defaults. Paths are relative to the folder you start in.
+# Every key may be left out: the values below are the defaults.
+# Paths are relative to the folder you start in.
 # Learners: {learners}, each with its own keys.
 # Regularizers: {regularizers}, each with its own keys.
 # A sum of regularizers has one table [[regularizer.terms]] per term in the place of type and keys.
-# {saddles} are saddle points: no sums of them, no scale, and [hypergradient] is piggyback or joint_piggyback.
+# {saddles} are saddle points: no sums of them, no scale,
+# and [hypergradient] is piggyback or joint_piggyback.
 
 """
 
@@ -88,8 +90,11 @@ class Config(Section):
 
 def example() -> str:
     """The default configuration as a commented file."""
-    names = {"learners": one_of_words(LEARNERS), "regularizers": one_of_words(REGULARIZERS),
-             "saddles": ", ".join(SADDLES)}
+    names = {
+        "learners": one_of_words(LEARNERS),
+        "regularizers": one_of_words(REGULARIZERS),
+        "saddles": ", ".join(SADDLES),
+    }
     return _HEAD.format(**names) + Config().to_toml(comments=True)
 
 
@@ -98,10 +103,12 @@ def load_config(path: str | Path, changes: Mapping[tuple[str, str], Any] | None 
 
     Args:
         path: a TOML file.
-        changes: values that replace those of the file, by (section, key); None leaves the file's value.
+        changes: values that replace those of the file, by (section, key); None leaves the file's
+            value.
 
     Raises:
-        ConfigError: no such file, no valid TOML, an unknown section or key, a value of another type or out of range.
+        ConfigError: no such file, no valid TOML, an unknown section or key, a value of another type
+            or out of range.
     """
     tables = read_tables(Path(path), "learn")
     for (section, key), given in (changes or {}).items():
@@ -112,11 +119,17 @@ def load_config(path: str | Path, changes: Mapping[tuple[str, str], Any] | None 
     except ValidationError as error:
         raise translated(str(path), error, Config, TAGS) from None
     try:
-        for build in (config.build_regularizer, config.build_learner, config.build_hypergradient, config.build_budget):
+        for build in (
+            config.build_regularizer,
+            config.build_learner,
+            config.build_hypergradient,
+            config.build_budget,
+        ):
             build()
         check_strategy(config.regularizer, config.hypergradient)
         check_method(config.regularizer, config.run.solver)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error.what}", given=error.given, expected=error.expected,
-                          remedy=error.remedy) from error
+        raise ConfigError(
+            f"{path}: {error.what}", given=error.given, expected=error.expected, remedy=error.remedy
+        ) from error
     return config

@@ -1,4 +1,6 @@
-"""The command ``demo``: photographs to a report in one go, TV against Fields of Experts, both learned by MAID."""
+"""The command ``demo``: photographs to a report in one go, TV against Fields of Experts, both
+learned by MAID.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ def run_demo(output: Path, seconds: float, seed: int, resume: bool, console: Con
     """Learn TV and FoE on photographs, reconstruct held-out ones, write the report and the models.
 
     Args:
-        output: the folder for ``index.html``, ``model.safetensors`` (FoE), ``tv/model.safetensors``, ``noisy.png``.
+        output: the folder for ``index.html``, ``model.safetensors`` (FoE),
+            ``tv/model.safetensors``, ``noisy.png``.
         seconds: learning time, both methods together.
         seed: of the split, the crops and the noise.
         resume: go on from the checkpoints of an interrupted demo.
@@ -45,10 +48,16 @@ def run_demo(output: Path, seconds: float, seed: int, resume: bool, console: Con
     keep_large_blocks()
     physics = build_physics(Physics(sigma=SIGMA))
     train, test = pairs("natural", physics, size=SIZE, split=SPLIT, seed=seed)
-    say(console, f"{len(train)} training crops from {_listed(train.sources)}; {len(test)} held-out crops from "
-                 f"{_listed(test.sources)}. Noise {SIGMA:g}.")
-    jobs: dict[str, tuple[Regularizer, float]] = {"TV": (TV(), TV_SHARE * seconds),
-                                                  "FoE": (FoE(filters=24, size=5), (1 - TV_SHARE) * seconds)}
+    say(
+        console,
+        f"{len(train)} training crops from {_listed(train.sources)}; {len(test)} held-out crops "
+        "from "
+        f"{_listed(test.sources)}. Noise {SIGMA:g}.",
+    )
+    jobs: dict[str, tuple[Regularizer, float]] = {
+        "TV": (TV(), TV_SHARE * seconds),
+        "FoE": (FoE(filters=24, size=5), (1 - TV_SHARE) * seconds),
+    }
     results: dict[str, tuple[Run, Any]] = {}
     for name, (regularizer, share) in jobs.items():
         problem = BilevelProblem(Energy(physics, regularizer), train)
@@ -63,20 +72,42 @@ def run_demo(output: Path, seconds: float, seed: int, resume: bool, console: Con
     best.save(output)
     results["TV"][0].save(output / "tv")
     _example(output, test.sources[0], physics, seed)
-    say(console, f"\n{report}\n\nReport: {page}\nTry:    learnreg reconstruct --model {output / 'model.safetensors'} "
-                 f"{output / EXAMPLE} -o clean.png")
+    say(
+        console,
+        f"\n{report}\n\nReport: {page}\nTry:    learnreg reconstruct --model "
+        f"{output / 'model.safetensors'} "
+        f"{output / EXAMPLE} -o clean.png",
+    )
 
 
-def _learn(name: str, problem: BilevelProblem, seconds: float, seed: int, output: Path, resume: bool,
-           console: Console) -> Run:
+def _learn(
+    name: str,
+    problem: BilevelProblem,
+    seconds: float,
+    seed: int,
+    output: Path,
+    resume: bool,
+    console: Console,
+) -> Run:
     """One run, shown while it goes on; Ctrl-C ends the demo, not only this run."""
     budget, folder = Budget(seconds=seconds), output / "checkpoint" / name.lower()
     with LearnProgress(console, budget, problem.size) as progress:
-        run = learn(problem, MAID(), budget=budget, seed=seed, checkpoint=folder, name=name, progress=progress,
-                    resume=resume and (folder / FILE).exists())
+        run = learn(
+            problem,
+            MAID(),
+            budget=budget,
+            seed=seed,
+            checkpoint=folder,
+            name=name,
+            progress=progress,
+            resume=resume and (folder / FILE).exists(),
+        )
     if run.stop.code == "interrupted":
-        raise Interrupted(f"Stopped after step {run.record.rows[-1]['step']} of {name}. "
-                          f"Kept: the checkpoint in {folder}. Go on with: learnreg demo --output {output} --resume")
+        raise Interrupted(
+            f"Stopped after step {run.record.rows[-1]['step']} of {name}. "
+            f"Kept: the checkpoint in {folder}. Go on with: learnreg demo --output {output} "
+            "--resume"
+        )
     return run
 
 
@@ -86,7 +117,9 @@ def _example(output: Path, source: str, physics: Any, seed: int) -> None:
 
     from ..data.measure import measure
 
-    photograph = interpolate(load_natural(source)[None], scale_factor=0.5, mode="bilinear", antialias=True)
+    photograph = interpolate(
+        load_natural(source)[None], scale_factor=0.5, mode="bilinear", antialias=True
+    )
     save_image(output / EXAMPLE, measure(photograph, physics, [source], seed)[0])
 
 

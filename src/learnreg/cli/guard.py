@@ -1,4 +1,6 @@
-"""What a user sees when a command ends early: one message for our errors, the traceback for all others."""
+"""What a user sees when a command ends early: one message for our errors, the traceback for all
+others.
+"""
 
 from __future__ import annotations
 

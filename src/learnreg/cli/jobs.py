@@ -1,4 +1,6 @@
-"""The runs of a comparison: each in a folder and a process of its own, skipped when finished, resumed when not."""
+"""The runs of a comparison: each in a folder and a process of its own, skipped when finished,
+resumed when not.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,13 @@ from .learn import CHECKPOINT, COPY, limited_threads, prepare
 from .memory import keep_large_blocks
 from .settings import default_strategy
 
-JOB, CURVE, FAILURE, PROGRESS, LOG = "job.json", "curve.json", "failure.json", "progress.json", "log.txt"
+JOB, CURVE, FAILURE, PROGRESS, LOG = (
+    "job.json",
+    "curve.json",
+    "failure.json",
+    "progress.json",
+    "log.txt",
+)
 HISTORY = "history.safetensors"
 SCHEDULE = ("step", "eps", "delta", "step_size")
 SCHEDULE_ROWS = 200
@@ -81,9 +89,18 @@ class Job:
         return (self.folder / JOB).exists()
 
     def save(self) -> None:
-        """Make the folder, with all that a process needs to know, and a file for the command ``learn``."""
-        told = {"learner": self.learner, "name": self.name, "grid": self.grid, "start": self.start,
-                "points": self.points, "relative": self.relative, "config": self.config.model_dump(mode="json")}
+        """Make the folder, with all that a process needs to know, and a file for the command
+        ``learn``.
+        """
+        told = {
+            "learner": self.learner,
+            "name": self.name,
+            "grid": self.grid,
+            "start": self.start,
+            "points": self.points,
+            "relative": self.relative,
+            "config": self.config.model_dump(mode="json"),
+        }
         write_atomically(self.folder / COPY, self.config.to_toml().encode())
         write_atomically(self.folder / JOB, json.dumps(told, indent=1).encode())
 
@@ -93,8 +110,16 @@ class Job:
         return cls(**{**told, "config": Config.model_validate(told["config"])}, folder=folder)
 
     def outcome(self) -> dict[str, Any]:
-        """What the report needs: the content of ``curve.json``, or ``failure`` with the reason why there is none."""
-        named = {"learner": self.learner, "name": self.name, "grid": self.grid, "start": self.start, "seed": self.seed}
+        """What the report needs: the content of ``curve.json``, or ``failure`` with the reason why
+        there is none.
+        """
+        named = {
+            "learner": self.learner,
+            "name": self.name,
+            "grid": self.grid,
+            "start": self.start,
+            "seed": self.seed,
+        }
         if self.finished:
             return _read(self.folder / CURVE) | named | {"failure": None}
         failure = _read(self.folder / FAILURE).get("message", "the run was not finished")
@@ -102,7 +127,9 @@ class Job:
 
 
 def plan_jobs(plan: Plan, folder: Path) -> list[Job]:
-    """All runs of a plan; every learner comes once before any comes twice, so that seeds are complete early."""
+    """All runs of a plan; every learner comes once before any comes twice, so that seeds are
+    complete early.
+    """
     comparing = plan.config.comparison
     jobs = []
     for seed in comparing.seeds:
@@ -110,14 +137,28 @@ def plan_jobs(plan: Plan, folder: Path) -> list[Job]:
             for variant in plan.variants:
                 config = plan.learn_config(variant, start, seed)
                 content = config.model_dump(mode="json", exclude={"run": {"eps_evaluate"}})
-                parts = [slug(variant.name)[:48], *([slug(start)[:24]] if start else []), f"seed-{seed}"]
+                parts = [
+                    slug(variant.name)[:48],
+                    *([slug(start)[:24]] if start else []),
+                    f"seed-{seed}",
+                ]
                 place = folder / "runs" / "--".join([*parts, _digest(content)[:8]])
-                jobs.append(Job(variant.learner, variant.name, variant.grid, start, config, comparing.points,
-                                comparing.relative, place))
+                jobs.append(
+                    Job(
+                        variant.learner,
+                        variant.name,
+                        variant.grid,
+                        start,
+                        config,
+                        comparing.points,
+                        comparing.relative,
+                        place,
+                    )
+                )
     return jobs
 
 
-# --- one run ----------------------------------------------------------------------------------------------------------
+# --- one run --------------------------------------------------------------------------------------
 
 
 def attempt(job: Job, progress: Callable[[dict[str, Any]], None]) -> None:
@@ -153,24 +194,52 @@ def run_job(job: Job, progress: Callable[[dict[str, Any]], None]) -> None:
         if (job.folder / HISTORY).exists():
             run = Run.load(job.folder, energy=problem.energy)
         else:
+
             def show(row: dict[str, Any]) -> None:
                 shown = {key: row.get(key) for key in ("step", "loss", "seconds")}
                 progress({"phase": "learning", **shown, "work": row["work"] / problem.size})
 
-            run = learn(problem, learner, hypergradient=given, budget=config.build_budget(), seed=config.run.seed,
-                        checkpoint=job.folder / CHECKPOINT, resume=True, solver=config.run.solver, progress=show,
-                        name=job.name)
+            run = learn(
+                problem,
+                learner,
+                hypergradient=given,
+                budget=config.build_budget(),
+                seed=config.run.seed,
+                checkpoint=job.folder / CHECKPOINT,
+                resume=True,
+                solver=config.run.solver,
+                progress=show,
+                name=job.name,
+            )
             if run.stop.code == "interrupted":
                 raise KeyboardInterrupt
             run.save(job.folder)
-        points = trajectory(run, problem, test, points=job.points, relative=job.relative,
-                            eps_test=config.run.eps_evaluate, strategy=strategy,
-                            progress=lambda done, total: progress({"phase": "measuring", "done": done, "of": total}))
-        curve = {"identity": job.identity, "problem": run.record.problem, "method": run.record.learner,
-                 "strategy": repr(strategy), "fixed": bool(getattr(strategy, "fixed", False)),
-                 "solver": config.run.solver, "images": problem.size, "held_out": len(test),
-                 "steps": run.record.rows[-1]["step"], "stop": [run.stop.code, run.stop.sentence],
-                 "points": points, "schedule": _schedule(run.record)}
+        points = trajectory(
+            run,
+            problem,
+            test,
+            points=job.points,
+            relative=job.relative,
+            eps_test=config.run.eps_evaluate,
+            strategy=strategy,
+            progress=lambda done, total: progress(
+                {"phase": "measuring", "done": done, "of": total}
+            ),
+        )
+        curve = {
+            "identity": job.identity,
+            "problem": run.record.problem,
+            "method": run.record.learner,
+            "strategy": repr(strategy),
+            "fixed": bool(getattr(strategy, "fixed", False)),
+            "solver": config.run.solver,
+            "images": problem.size,
+            "held_out": len(test),
+            "steps": run.record.rows[-1]["step"],
+            "stop": [run.stop.code, run.stop.sentence],
+            "points": points,
+            "schedule": _schedule(run.record),
+        }
         write_atomically(job.folder / CURVE, json.dumps(curve, indent=1, allow_nan=False).encode())
 
 
@@ -185,7 +254,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and value - value != 0 else value
 
 
-# --- all of them ------------------------------------------------------------------------------------------------------
+# --- all of them ----------------------------------------------------------------------------------
 
 
 class Watch(Protocol):
@@ -239,16 +308,27 @@ def _run_in_processes(waiting: list[Job], processes: int, watch: Watch) -> None:
 
 
 def _start(job: Job) -> subprocess.Popen[bytes]:
-    """A process for one job, out of reach of the keyboard: Ctrl-C comes to it through this process, once."""
+    """A process for one job, out of reach of the keyboard: Ctrl-C comes to it through this process,
+    once.
+    """
     for name in (PROGRESS, FAILURE):
         (job.folder / name).unlink(missing_ok=True)
     source = str(Path(__file__).parents[2])
-    environment = {**os.environ, "OMP_NUM_THREADS": str(job.config.run.threads or 1),
-                   "PYTHONPATH": os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(job.config.run.threads or 1),
+        "PYTHONPATH": os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")])),
+    }
     command = [sys.executable, "-m", "learnreg.cli.jobs", str(job.folder), str(os.getpid())]
     with open(job.folder / LOG, "wb") as log:
-        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                start_new_session=True)
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def _explain(job: Job, code: int) -> None:
@@ -275,7 +355,9 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 class _Reporter:
-    """Writes ``progress.json`` now and then; ends the run when the process that started it is gone."""
+    """Writes ``progress.json`` now and then; ends the run when the process that started it is
+    gone.
+    """
 
     def __init__(self, folder: Path, parent: int) -> None:
         self.path, self.parent = folder / PROGRESS, parent
@@ -292,7 +374,9 @@ class _Reporter:
 
 def main(folder: str, parent: str) -> int:
     """One job in this process: ``python -m learnreg.cli.jobs FOLDER PARENT``; the exit code."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what was started in the background ignores interrupts
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # what was started in the background ignores interrupts
     job = Job.load(Path(folder))
     keep_large_blocks()
     try:
@@ -302,7 +386,7 @@ def main(folder: str, parent: str) -> int:
     return 0 if job.finished else 1
 
 
-# --- small things -----------------------------------------------------------------------------------------------------
+# --- small things ---------------------------------------------------------------------------------
 
 
 def _digest(content: Any) -> str:

@@ -1,4 +1,6 @@
-"""The command ``learn``: from a configuration file to a report, a model and a checkpoint in one folder."""
+"""The command ``learn``: from a configuration file to a report, a model and a checkpoint in one
+folder.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,15 @@ RESULTS = ("index.html", "run.json", "run.safetensors", "model.safetensors", "hi
 CHECKPOINT, COPY = "checkpoint", "config.toml"
 
 
-def run_learn(path: Path, console: Console, *, output: str | None = None, seconds: float | None = None,
-              resume: bool = False, overwrite: bool = False) -> None:
+def run_learn(
+    path: Path,
+    console: Console,
+    *,
+    output: str | None = None,
+    seconds: float | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
     """Learn, evaluate and report.
 
     Args:
@@ -57,7 +66,9 @@ def run_learn(path: Path, console: Console, *, output: str | None = None, second
     with limited_threads(config.run.threads):
         problem, test = prepare(config)
         claim(folder)
-        if not resume:  # the settings of a run that can be resumed are replaced only when it has been
+        if (
+            not resume
+        ):  # the settings of a run that can be resumed are replaced only when it has been
             _copy_config(config, path, folder)
         say(console, f"{'Resuming' if resume else 'Learning'} {config.name}: {problem.describe()}")
         run = _learn(config, problem, folder, console, resume)
@@ -71,48 +82,80 @@ def run_learn(path: Path, console: Console, *, output: str | None = None, second
         except KeyboardInterrupt:
             raise Interrupted(_kept(run, path, folder)) from None
     say(console, run)
-    say(console, f"\n{Report(run, evaluation)}\n\nReport: {page}\nModel:  {folder / 'model.safetensors'}")
+    say(
+        console,
+        f"\n{Report(run, evaluation)}\n\nReport: {page}\nModel:  {folder / 'model.safetensors'}",
+    )
 
 
 def prepare(config: Config) -> tuple[BilevelProblem, Pairs]:
     """The learning problem and the held-out pairs."""
     physics, data = build_physics(config.physics), config.data
-    sides: Any = pairs(data.source, physics, size=data.size, split=(data.train, data.test), seed=config.run.seed,
-                       channels=data.channels, scale=data.scale)
+    sides: Any = pairs(
+        data.source,
+        physics,
+        size=data.size,
+        split=(data.train, data.test),
+        seed=config.run.seed,
+        channels=data.channels,
+        scale=data.scale,
+    )
     train, test = (side.to(dtype=getattr(torch, config.run.dtype)) for side in sides)
     return BilevelProblem(energy_for(physics, config.build_regularizer()), train), test
 
 
 def evaluate(run: Run, test: Pairs, eps: float, console: Console) -> Evaluation:
-    """Certified reconstructions of the held-out pairs, with the certificate compared to the true error on the first."""
+    """Certified reconstructions of the held-out pairs, with the certificate compared to the true
+    error on the first.
+    """
     evaluation = run.evaluate(test, eps)
     try:
         return replace(evaluation, honesty=run.check_certificate(test.y[:1]))
-    except SolveError as error:  # the comparison needs a far more accurate solve than the reconstructions
+    except (
+        SolveError
+    ) as error:  # the comparison needs a far more accurate solve than the reconstructions
         say(console, f"The certificate was not compared with the true error: {error}")
         return evaluation
 
 
-def _learn(config: Config, problem: BilevelProblem, folder: Path, console: Console, resume: bool) -> Run:
+def _learn(
+    config: Config, problem: BilevelProblem, folder: Path, console: Console, resume: bool
+) -> Run:
     """The run, shown while it goes on."""
     budget = config.build_budget()
     try:
         with LearnProgress(console, budget, problem.size) as progress:
-            return learn(problem, config.build_learner(), hypergradient=config.build_hypergradient(), budget=budget,
-                         seed=config.run.seed, checkpoint=folder / CHECKPOINT, resume=resume, solver=config.run.solver,
-                         progress=progress, name=config.name)
+            return learn(
+                problem,
+                config.build_learner(),
+                hypergradient=config.build_hypergradient(),
+                budget=budget,
+                seed=config.run.seed,
+                checkpoint=folder / CHECKPOINT,
+                resume=resume,
+                solver=config.run.solver,
+                progress=progress,
+                name=config.name,
+            )
     except KeyboardInterrupt:
-        held = f"The checkpoint in {folder} is as it was." if resume else "No step was finished, so nothing was kept."
+        held = (
+            f"The checkpoint in {folder} is as it was."
+            if resume
+            else "No step was finished, so nothing was kept."
+        )
         raise Interrupted(held) from None
 
 
 def _kept(run: Run, path: Path, folder: Path) -> str:
     again = shlex.join(["learnreg", "learn", str(path), "--output", str(folder), "--resume"])
-    return (f"Stopped after step {run.record.rows[-1]['step']}. Kept in {folder}: the checkpoint, model.safetensors "
-            f"and history.safetensors. Go on with: {again}")
+    return (
+        f"Stopped after step {run.record.rows[-1]['step']}. Kept in {folder}: the checkpoint, "
+        "model.safetensors "
+        f"and history.safetensors. Go on with: {again}"
+    )
 
 
-# --- the output folder ------------------------------------------------------------------------------------------------
+# --- the output folder ----------------------------------------------------------------------------
 
 
 def _has_checkpoint(folder: Path) -> bool:
@@ -122,22 +165,40 @@ def _has_checkpoint(folder: Path) -> bool:
 def _check_output(folder: Path, path: Path, resume: bool, overwrite: bool) -> None:
     """Refuse to write over a run, or over a configuration that is not the present one."""
     if resume and overwrite:
-        raise InputError("--resume", given="together with --overwrite", expected="one of the two",
-                         remedy="--resume goes on with the run in the folder, --overwrite starts again.")
+        raise InputError(
+            "--resume",
+            given="together with --overwrite",
+            expected="one of the two",
+            remedy="--resume goes on with the run in the folder, --overwrite starts again.",
+        )
     if overwrite or (resume and _has_checkpoint(folder)):
         return
     there = [name for name in RESULTS if (folder / name).exists()]
     if there:
         remedy = "Choose another --output or replace it with --overwrite"
-        raise InputError(f"output folder {folder}", given=f"a finished run ({', '.join(there)})", expected="no run yet",
-                         remedy=f"{remedy}, or go on with --resume." if _has_checkpoint(folder) else f"{remedy}.")
+        raise InputError(
+            f"output folder {folder}",
+            given=f"a finished run ({', '.join(there)})",
+            expected="no run yet",
+            remedy=f"{remedy}, or go on with --resume."
+            if _has_checkpoint(folder)
+            else f"{remedy}.",
+        )
     if _has_checkpoint(folder):
-        raise InputError(f"output folder {folder}", given="the checkpoint of an interrupted run", expected="no run yet",
-                         remedy="Go on with --resume, start again with --overwrite, or choose another --output.")
+        raise InputError(
+            f"output folder {folder}",
+            given="the checkpoint of an interrupted run",
+            expected="no run yet",
+            remedy="Go on with --resume, start again with --overwrite, or choose another --output.",
+        )
     copy = folder / COPY
     if copy.exists() and not copy.samefile(path):
-        raise InputError(f"output folder {folder}", given=f"another configuration ({copy})", expected="no run yet",
-                         remedy="Choose another --output, or replace it with --overwrite.")
+        raise InputError(
+            f"output folder {folder}",
+            given=f"another configuration ({copy})",
+            expected="no run yet",
+            remedy="Choose another --output, or replace it with --overwrite.",
+        )
 
 
 def claim(folder: Path) -> None:
@@ -148,12 +209,18 @@ def claim(folder: Path) -> None:
     except OSError as error:
         problem = error.strerror or str(error)
     if problem:
-        raise InputError(f"output folder {folder}", given=problem, expected="a folder that can be made and written",
-                         remedy="Choose another --output.")
+        raise InputError(
+            f"output folder {folder}",
+            given=problem,
+            expected="a folder that can be made and written",
+            remedy="Choose another --output.",
+        )
 
 
 def _copy_config(config: Config, path: Path, folder: Path) -> None:
-    """The settings of the run beside its results; a file that is the configuration itself keeps its comments."""
+    """The settings of the run beside its results; a file that is the configuration itself keeps its
+    comments.
+    """
     copy = folder / COPY
     if not (copy.exists() and copy.samefile(path)):
         write_atomically(copy, config.to_toml().encode())

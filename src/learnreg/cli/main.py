@@ -15,11 +15,18 @@ if TYPE_CHECKING:
 
 DEMO_SECONDS = 170.0
 
-app = typer.Typer(name="learnreg", no_args_is_help=True, pretty_exceptions_enable=False,
-                  help="Learn the regularizer of an imaging inverse problem from data, with certified inexactness.")
+app = typer.Typer(
+    name="learnreg",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Learn the regularizer of an imaging inverse problem from data, with certified "
+    "inexactness.",
+)
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")
+]
 
 
 def _console() -> Console:
@@ -35,17 +42,28 @@ def _show_version(asked: bool) -> None:
 
 
 @app.callback()
-def common(show: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True,
-                                              help="Show the version and exit.")] = False) -> None:
+def common(
+    show: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
     """Options of all commands."""
 
 
 @app.command()
 @guarded
-def demo(output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("report"),
-         seconds: Annotated[float, typer.Option(help="Time for learning, in seconds.")] = DEMO_SECONDS,
-         seed: Annotated[int, typer.Option(help="Seed of crops and noise.")] = 0,
-         resume: Resume = False, debug: Debug = False) -> None:
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path(
+        "report"
+    ),
+    seconds: Annotated[float, typer.Option(help="Time for learning, in seconds.")] = DEMO_SECONDS,
+    seed: Annotated[int, typer.Option(help="Seed of crops and noise.")] = 0,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
     """Learn a denoiser from photographs and write a report: no file and no network needed."""
     from .demo import run_demo
 
@@ -54,87 +72,168 @@ def demo(output: Annotated[Path, typer.Option("--output", "-o", help="Folder for
 
 @app.command()
 @guarded
-def learn(config: Annotated[Path | None, typer.Argument(help="Configuration file (TOML).", show_default=False)] = None,
-          output: Annotated[str | None, typer.Option("--output", "-o", show_default=False,
-                                                     help="Folder for the results; replaces that of the file.")] = None,
-          seconds: Annotated[float | None, typer.Option(show_default=False,
-                                                        help="Budget in seconds; replaces that of the file.")] = None,
-          resume: Resume = False,
-          overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
-          example: Annotated[bool, typer.Option("--example", help="Print a commented configuration and exit.")] = False,
-          debug: Debug = False) -> None:
-    """Run the job that a configuration file describes: learn, evaluate on held-out images, report."""
+def learn(
+    config: Annotated[
+        Path | None, typer.Argument(help="Configuration file (TOML).", show_default=False)
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            show_default=False,
+            help="Folder for the results; replaces that of the file.",
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(show_default=False, help="Budget in seconds; replaces that of the file."),
+    ] = None,
+    resume: Resume = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in the output folder.")
+    ] = False,
+    example: Annotated[
+        bool, typer.Option("--example", help="Print a commented configuration and exit.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Run the job that a configuration file describes: learn, evaluate on held-out images,
+    report.
+    """
     if example:
         from .config import example as text
 
         typer.echo(text(), nl=False)
         return
     if config is None:
-        raise typer.BadParameter("name a configuration file, or make one: learnreg learn --example > config.toml",
-                                 param_hint="CONFIG")
+        raise typer.BadParameter(
+            "name a configuration file, or make one: learnreg learn --example > config.toml",
+            param_hint="CONFIG",
+        )
     from .learn import run_learn
 
-    run_learn(config, _console(), output=output, seconds=seconds, resume=resume, overwrite=overwrite)
+    run_learn(
+        config, _console(), output=output, seconds=seconds, resume=resume, overwrite=overwrite
+    )
 
 
 @app.command()
 @guarded
-def compare(config: Annotated[Path | None, typer.Argument(help="Configuration file (TOML).",
-                                                          show_default=False)] = None,
-            output: Annotated[str | None, typer.Option("--output", "-o", show_default=False,
-                                                       help="Folder for the results; replaces that of the file.")
-                              ] = None,
-            seconds: Annotated[float | None, typer.Option(
-                show_default=False, help="Budget of each run in seconds; replaces that of the file.")] = None,
-            processes: Annotated[int | None, typer.Option(
-                show_default=False, help="Runs at a time; replaces that of the file.")] = None,
-            resume: Annotated[bool, typer.Option(
-                "--resume", help="Skip the finished runs in the output folder, go on with the others.")] = False,
-            overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the runs in the output folder.")
-                                 ] = False,
-            example: Annotated[bool, typer.Option("--example", help="Print a commented configuration and exit.")
-                               ] = False,
-            debug: Debug = False) -> None:
-    """Run several learners from several starts with several seeds on one problem, and report who did best."""
+def compare(
+    config: Annotated[
+        Path | None, typer.Argument(help="Configuration file (TOML).", show_default=False)
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            show_default=False,
+            help="Folder for the results; replaces that of the file.",
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            show_default=False, help="Budget of each run in seconds; replaces that of the file."
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(show_default=False, help="Runs at a time; replaces that of the file."),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Skip the finished runs in the output folder, go on with the others."
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the runs in the output folder.")
+    ] = False,
+    example: Annotated[
+        bool, typer.Option("--example", help="Print a commented configuration and exit.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Run several learners from several starts with several seeds on one problem, and report who
+    did best.
+    """
     if example:
         from .compare_config import example as text
 
         typer.echo(text(), nl=False)
         return
     if config is None:
-        raise typer.BadParameter("name a configuration file, or make one: learnreg compare --example > config.toml",
-                                 param_hint="CONFIG")
+        raise typer.BadParameter(
+            "name a configuration file, or make one: learnreg compare --example > config.toml",
+            param_hint="CONFIG",
+        )
     from .compare import run_compare
 
-    run_compare(config, _console(), output=output, seconds=seconds, processes=processes, resume=resume,
-                overwrite=overwrite)
+    run_compare(
+        config,
+        _console(),
+        output=output,
+        seconds=seconds,
+        processes=processes,
+        resume=resume,
+        overwrite=overwrite,
+    )
 
 
 @app.command()
 @guarded
-def reconstruct(inputs: Annotated[list[Path], typer.Argument(show_default=False, help="Noisy images, or folders.")],
-                model: Annotated[Path, typer.Option("--model", "-m", help="The model.safetensors of a run.",
-                                                    show_default=False)],
-                output: Annotated[str, typer.Option("--output", "-o", help="File for one image, folder for several.",
-                                                    show_default=False)],
-                eps: Annotated[float | None, typer.Option(
-                    help="Largest distance to the exact minimizer, over all pixels of an image.",
-                    show_default="1e-4 per pixel in the mean square: 1e-2 sqrt(pixels) / 96")] = None,
-                channel_wise: Annotated[bool, typer.Option("--channel-wise", help="Treat each channel as a grey image, "
-                                                           "as models for grey images do anyway.")] = False,
-                float64: Annotated[bool, typer.Option("--float64", help="Compute in double precision.")] = False,
-                debug: Debug = False) -> None:
+def reconstruct(
+    inputs: Annotated[
+        list[Path], typer.Argument(show_default=False, help="Noisy images, or folders.")
+    ],
+    model: Annotated[
+        Path,
+        typer.Option("--model", "-m", help="The model.safetensors of a run.", show_default=False),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output", "-o", help="File for one image, folder for several.", show_default=False
+        ),
+    ],
+    eps: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest distance to the exact minimizer, over all pixels of an image.",
+            show_default="1e-4 per pixel in the mean square: 1e-2 sqrt(pixels) / 96",
+        ),
+    ] = None,
+    channel_wise: Annotated[
+        bool,
+        typer.Option(
+            "--channel-wise",
+            help="Treat each channel as a grey image, as models for grey images do anyway.",
+        ),
+    ] = False,
+    float64: Annotated[
+        bool, typer.Option("--float64", help="Compute in double precision.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
     """Apply a learned model to images of any size, with a certified distance for each."""
     from .reconstruct import run_reconstruct
 
-    run_reconstruct(model, inputs, output, _console(), eps=eps, channel_wise=channel_wise, float64=float64)
+    run_reconstruct(
+        model, inputs, output, _console(), eps=eps, channel_wise=channel_wise, float64=float64
+    )
 
 
 @app.command()
 @guarded
-def report(folder: Annotated[Path, typer.Argument(help="Folder of an earlier run or comparison.",
-                                                  show_default=False)],
-           debug: Debug = False) -> None:
+def report(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of an earlier run or comparison.", show_default=False)
+    ],
+    debug: Debug = False,
+) -> None:
     """Render the page of an earlier run or comparison again, without computing anything."""
     from .report import run_report
 

@@ -1,4 +1,6 @@
-"""Mistakes in configuration files, in the words of this library: where, what was given, what would be accepted."""
+"""Mistakes in configuration files, in the words of this library: where, what was given, what would
+be accepted.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,14 @@ from ..core.errors import ConfigError
 from . import toml
 from .settings import LEARNERS, REGULARIZERS, SADDLES, STRATEGIES, Built
 
-_EXPECTED = {"model_type": "a table", "dict_type": "a table", "list_type": "tables [[...]]",
-             "too_short": "at least one", "missing": "at least one", "string_too_short": "a text that is not empty"}
+_EXPECTED = {
+    "model_type": "a table",
+    "dict_type": "a table",
+    "list_type": "tables [[...]]",
+    "too_short": "at least one",
+    "missing": "at least one",
+    "string_too_short": "a text that is not empty",
+}
 _CHOICES = {"learner": LEARNERS, "learners": LEARNERS, "hypergradient": STRATEGIES}
 
 
@@ -31,15 +39,24 @@ def read_tables(path: Path, command: str) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(str(path), given=error.strerror or error, expected="a configuration file in TOML",
-                          remedy=f"Write one with: learnreg {command} --example > config.toml") from error
+        raise ConfigError(
+            str(path),
+            given=error.strerror or error,
+            expected="a configuration file in TOML",
+            remedy=f"Write one with: learnreg {command} --example > config.toml",
+        ) from error
     except ValueError as error:
-        raise ConfigError(str(path), given=f"no valid TOML ({error})", expected="tables of key = value",
-                          remedy=f"Compare with: learnreg {command} --example") from error
+        raise ConfigError(
+            str(path),
+            given=f"no valid TOML ({error})",
+            expected="tables of key = value",
+            remedy=f"Compare with: learnreg {command} --example",
+        ) from error
 
 
-def translated(path: str, errors: ValidationError, root: type[BaseModel],
-               tags: Mapping[str, type[BaseModel]]) -> ConfigError:
+def translated(
+    path: str, errors: ValidationError, root: type[BaseModel], tags: Mapping[str, type[BaseModel]]
+) -> ConfigError:
     """The first of the errors that pydantic found, and how many more there are.
 
     Args:
@@ -66,21 +83,34 @@ def translated(path: str, errors: ValidationError, root: type[BaseModel],
         tag = given.get("type") if isinstance(given, dict) else given
         term = section.endswith(")") and section.rpartition("(")[0].endswith("terms")
         kinds = [k for k in kinds if k not in SADDLES] if term else kinds
-        where, shown, expected = f"{where} type", "nothing" if tag is None else toml.value(tag), one_of_words(kinds)
-        remedy = (nearest(tag, kinds) if isinstance(tag, str) else "") or f"For example type = {toml.value(kinds[0])}."
+        where, shown, expected = (
+            f"{where} type",
+            "nothing" if tag is None else toml.value(tag),
+            one_of_words(kinds),
+        )
+        remedy = (
+            nearest(tag, kinds) if isinstance(tag, str) else ""
+        ) or f"For example type = {toml.value(kinds[0])}."
         if term and tag in SADDLES:
             remedy = f"{tag} is a saddle point, which cannot be a term of a sum."
     else:
         described = field.description if kind == "missing" and field is not None else None
         expected = described or _EXPECTED.get(kind) or error["msg"].removeprefix("Input should be ")
         expected = f"a number {expected}" if kind.startswith(("greater", "less")) else expected
-    others = f" ({len(more)} more mistake{'s' if len(more) > 1 else ''} in this file.)" if more else ""
-    return ConfigError(f"{path}: {where}", given=shown, expected=expected, remedy=(remedy + others).strip())
+    others = (
+        f" ({len(more)} more mistake{'s' if len(more) > 1 else ''} in this file.)" if more else ""
+    )
+    return ConfigError(
+        f"{path}: {where}", given=shown, expected=expected, remedy=(remedy + others).strip()
+    )
 
 
-def _locate(place: tuple[int | str, ...], root: type[BaseModel],
-            tags: Mapping[str, type[BaseModel]]) -> tuple[str, str, type[BaseModel]]:
-    """(section, key, model of the section) of a pydantic error; the tags of unions are no part of a file."""
+def _locate(
+    place: tuple[int | str, ...], root: type[BaseModel], tags: Mapping[str, type[BaseModel]]
+) -> tuple[str, str, type[BaseModel]]:
+    """(section, key, model of the section) of a pydantic error; the tags of unions are no part of a
+    file.
+    """
     model, path = root, list[str]()
     for part in place:
         field = model.model_fields.get(part) if isinstance(part, str) else None

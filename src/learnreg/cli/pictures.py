@@ -1,4 +1,6 @@
-"""Image files in and out of ``reconstruct``: grey stays grey, and 16 bits stay 16 bits where they can."""
+"""Image files in and out of ``reconstruct``: grey stays grey, and 16 bits stay 16 bits where they
+can.
+"""
 
 from __future__ import annotations
 
@@ -47,9 +49,11 @@ def read_picture(path: Path) -> Picture:
 
 
 def write_picture(path: Path, x: Tensor, like: Picture) -> str:
-    """Write (c, h, w) so that ``path`` is whole or absent; returns a remark on what the file cannot hold.
+    """Write (c, h, w) so that ``path`` is whole or absent; returns a remark on what the file cannot
+    hold.
 
-    Grey images of more than 8 bits go to .png with 16 bits, .tif holds float32, everything else 8 bits.
+    Grey images of more than 8 bits go to .png with 16 bits, .tif holds float32, everything else 8
+    bits.
     """
     suffix = path.suffix.lower()
     part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
@@ -62,8 +66,12 @@ def write_picture(path: Path, x: Tensor, like: Picture) -> str:
             save_image(part, x)
         os.replace(part, path)
     except OSError as error:
-        raise InputError("--output", given=f"{path} ({error.strerror or error})", expected="a file that can be written",
-                         remedy="Choose another output.") from error
+        raise InputError(
+            "--output",
+            given=f"{path} ({error.strerror or error})",
+            expected="a file that can be written",
+            remedy="Choose another output.",
+        ) from error
     finally:
         part.unlink(missing_ok=True)
     remarks = []
@@ -75,7 +83,9 @@ def write_picture(path: Path, x: Tensor, like: Picture) -> str:
 
 
 def _is_deep(path: Path) -> bool:
-    """More than 8 bits per value; Pillow has no mode for deep colour, so TIFF files are asked for their bits."""
+    """More than 8 bits per value; Pillow has no mode for deep colour, so TIFF files are asked for
+    their bits.
+    """
     try:
         with Image.open(path) as picture:
             bits = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, 8)

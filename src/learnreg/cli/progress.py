@@ -1,4 +1,6 @@
-"""Live progress of a learning run: a table of the latest steps and a bar against the budget; plain lines in a file."""
+"""Live progress of a learning run: a table of the latest steps and a bar against the budget; plain
+lines in a file.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,17 @@ from rich.table import Table
 from ..learners import Budget
 from .guard import say
 
-COLUMNS = {"step": "step", "loss": "loss", "psnr": "PSNR", "eps": "eps", "delta": "delta", "step_size": "step size",
-           "trials": "trials", "work": "work/image", "seconds": "seconds"}
+COLUMNS = {
+    "step": "step",
+    "loss": "loss",
+    "psnr": "PSNR",
+    "eps": "eps",
+    "delta": "delta",
+    "step_size": "step size",
+    "trials": "trials",
+    "work": "work/image",
+    "seconds": "seconds",
+}
 SHOWN = 12
 
 
@@ -39,12 +50,18 @@ class LearnProgress:
     def __enter__(self) -> LearnProgress:
         self._since = time.perf_counter()
         if self.console.is_terminal:
-            self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=2)
+            self._live = Live(
+                get_renderable=self._render, console=self.console, refresh_per_second=2
+            )
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -53,8 +70,13 @@ class LearnProgress:
         self.rows.append(row)
         self._since = time.perf_counter()
         if self._live is None:
-            say(self.console, "  ".join(f"{title} {text}" for title, text in zip(COLUMNS.values(), self._cells(row),
-                                                                              strict=True)))
+            say(
+                self.console,
+                "  ".join(
+                    f"{title} {text}"
+                    for title, text in zip(COLUMNS.values(), self._cells(row), strict=True)
+                ),
+            )
         else:
             self._live.refresh()
 
@@ -62,14 +84,23 @@ class LearnProgress:
         """(used, limit, unit) of every limit of the budget; seconds run on between two steps."""
         row = self.rows[-1] if self.rows else {"seconds": 0.0, "work": 0, "step": 0}
         seconds = row["seconds"] + time.perf_counter() - self._since
-        used = ((seconds, self.budget.seconds, "s"),
-                (row["work"] / self.images, self.budget.work, "evaluations per image"),
-                (row["step"], self.budget.steps, "steps"))
+        used = (
+            (seconds, self.budget.seconds, "s"),
+            (row["work"] / self.images, self.budget.work, "evaluations per image"),
+            (row["step"], self.budget.steps, "steps"),
+        )
         return [(amount, limit, unit) for amount, limit, unit in used if limit is not None]
 
     def _cells(self, row: dict[str, Any]) -> list[str]:
         """A row as text; what a step does not have is a dash."""
-        formats = {"step": "d", "loss": ".5g", "psnr": ".2f", "trials": "d", "work": ".0f", "seconds": ".1f"}
+        formats = {
+            "step": "d",
+            "loss": ".5g",
+            "psnr": ".2f",
+            "trials": "d",
+            "work": ".0f",
+            "seconds": ".1f",
+        }
         values = {**row, "work": row["work"] / self.images}
         return [_show(values.get(key), formats.get(key, ".1e")) for key in COLUMNS]
 

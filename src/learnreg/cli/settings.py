@@ -1,7 +1,9 @@
-"""The sections of a configuration; learners, budget and regularizers describe themselves by their own signatures.
+"""The sections of a configuration; learners, budget and regularizers describe themselves by their
+own signatures.
 
-A section built by ``described`` has the keys, types, defaults and comments of the class that it stands for, so a new
-argument of that class is a new key here. Ranges are checked where they are written down: in the class itself.
+A section built by ``described`` has the keys, types, defaults and comments of the class that it
+stands for, so a new argument of that class is a new key here. Ranges are checked where they are
+written down: in the class itself.
 """
 
 from __future__ import annotations
@@ -10,7 +12,16 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, Union, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    TypeAlias,
+    Union,
+    get_type_hints,
+)
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model
 
@@ -33,16 +44,20 @@ from ..learners.box import Ranges
 from ..regularizers import KNOWN, Scaled, Sum
 from ..solvers.select import check_solver
 
-INHERITED = {"channels": "those of [data] when left out", "in_channels": "those of [data] when left out",
-             "seed": "that of [run] when left out"}
+INHERITED = {
+    "channels": "those of [data] when left out",
+    "in_channels": "those of [data] when left out",
+    "seed": "that of [run] when left out",
+}
 """Arguments that a regularizer takes from another section unless they are given."""
 
 
 class Section(BaseModel):
     """One table of a configuration file: an unknown key, a wrong type, NaN and Inf are errors."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False,
-                              use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Built(Section):
@@ -77,7 +92,9 @@ class Built(Section):
                 own = value is not None or key not in self.inherited
                 arguments[key] = value if own else inherited.get(key.removeprefix("in_"))
         with located(where):
-            return type(self).target(**{k: v for k, v in arguments.items() if k not in self.inherited or v is not None})
+            return type(self).target(
+                **{k: v for k, v in arguments.items() if k not in self.inherited or v is not None}
+            )
 
 
 class located:
@@ -92,8 +109,12 @@ class located:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if isinstance(error, InputError):
             key = error.what.removeprefix(self.where.rsplit(".", 1)[-1]).strip()
-            raise ConfigError(f"[{self.where}] {key}".strip(), given=error.given, expected=error.expected,
-                              remedy=error.remedy) from error
+            raise ConfigError(
+                f"[{self.where}] {key}".strip(),
+                given=error.given,
+                expected=error.expected,
+                remedy=error.remedy,
+            ) from error
 
 
 def described(target: Callable[..., Any], tag: str | None = None, **extra: Any) -> type[Built]:
@@ -136,9 +157,16 @@ def comments_of(target: Callable[..., Any]) -> dict[str, str]:
     'accepted steps'
     """
     block = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)*)", inspect.getdoc(target) or "", re.MULTILINE)
-    entries = re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {5,}.*)*)", block[1], re.MULTILINE) if block else []
-    plain = {names: " ".join(text.split()).replace("``", "").replace("when None", "when left out").rstrip(".")
-             for names, text in entries}
+    entries = (
+        re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {5,}.*)*)", block[1], re.MULTILINE) if block else []
+    )
+    plain = {
+        names: " ".join(text.split())
+        .replace("``", "")
+        .replace("when None", "when left out")
+        .rstrip(".")
+        for names, text in entries
+    }
     return {name.strip(): text for names, text in plain.items() for name in names.split(",")}
 
 
@@ -169,7 +197,9 @@ class Data(Section):
     test: int = Field(default=8, ge=1)
     """number of held-out crops, from other photographs"""
     scale: float | None = Field(default=None, gt=0, le=1)
-    """photographs are made smaller by this factor first; 0.5 for "natural" and 1 otherwise when left out"""
+    """photographs are made smaller by this factor first; 0.5 for "natural" and 1 otherwise when
+    left out
+    """
     channels: Literal[1, 3] = 1
     """1 (grey) or 3 (colour)"""
 
@@ -193,7 +223,9 @@ class Settings(Section):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; resuming to the same numbers needs the same number of them"""
     solver: str = "auto"
-    """lower-level solver: "auto" chooses; agd, lbfgs, newton, primal_dual_newton, nmapg; pdhg for saddle points"""
+    """lower-level solver: "auto" chooses; agd, lbfgs, newton, primal_dual_newton, nmapg; pdhg for
+    saddle points
+    """
     eps_evaluate: float = Field(default=1e-2, gt=0)
     """certified distance of the held-out reconstructions, over all pixels of one image"""
     output: str = Field(default="report", min_length=1)
@@ -202,17 +234,42 @@ class Settings(Section):
 
 _SCALE = (float, Field(1.0, gt=0, description="constant factor in front of the regularizer"))
 SADDLES = tuple(name for name, kind in KNOWN.items() if getattr(kind, "saddle", False))
-"""Regularizers of saddle-point lower levels: no factor in front of them, no sums, strategies of their own."""
-REGULARIZERS = {name: described(kind, name, **({} if name in SADDLES else {"scale": _SCALE}))
-                for name, kind in KNOWN.items()}
+"""Regularizers of saddle-point lower levels: no factor in front of them, no sums, strategies of
+their own.
+"""
+REGULARIZERS = {
+    name: described(kind, name, **({} if name in SADDLES else {"scale": _SCALE}))
+    for name, kind in KNOWN.items()
+}
 for _name in SADDLES:
-    REGULARIZERS[_name].refused = {"scale": f"no factor in front of {_name}, which is a saddle point: its own weight"}
-LEARNERS = {tag: described(kind, tag) for tag, kind in {
-    "maid": MAID, "fixed": FixedAccuracy, "hoag": HOAG, "lbfgsb": LBFGSB, "stochastic": Stochastic, "dfo": DFO,
-    "dfols": DFOLS, "grid": GridSearch, "random": RandomSearch, "optuna": OptunaSearch}.items()}
-STRATEGIES = {tag: described(kind, tag) for tag, kind in {
-    "implicit": Implicit, "unrolled": Unrolled, "jacobian_free": JacobianFree, "piggyback": Piggyback,
-    "joint_piggyback": JointPiggyback}.items()}
+    REGULARIZERS[_name].refused = {
+        "scale": f"no factor in front of {_name}, which is a saddle point: its own weight"
+    }
+LEARNERS = {
+    tag: described(kind, tag)
+    for tag, kind in {
+        "maid": MAID,
+        "fixed": FixedAccuracy,
+        "hoag": HOAG,
+        "lbfgsb": LBFGSB,
+        "stochastic": Stochastic,
+        "dfo": DFO,
+        "dfols": DFOLS,
+        "grid": GridSearch,
+        "random": RandomSearch,
+        "optuna": OptunaSearch,
+    }.items()
+}
+STRATEGIES = {
+    tag: described(kind, tag)
+    for tag, kind in {
+        "implicit": Implicit,
+        "unrolled": Unrolled,
+        "jacobian_free": JacobianFree,
+        "piggyback": Piggyback,
+        "joint_piggyback": JointPiggyback,
+    }.items()
+}
 OF_SADDLES = ("piggyback", "joint_piggyback")
 """Strategies for saddle points; all others are for differentiable energies."""
 
@@ -237,7 +294,10 @@ class Terms(Built):
     terms: list[Term] = Field(min_length=1)
 
     def build(self, where: str = "", **inherited: Any) -> Any:
-        terms = [build_regularizer(t, f"{where}.terms({i})", **inherited) for i, t in enumerate(self.terms, 1)]
+        terms = [
+            build_regularizer(t, f"{where}.terms({i})", **inherited)
+            for i, t in enumerate(self.terms, 1)
+        ]
         return scaled(self.scale, Sum(terms))
 
 
@@ -264,12 +324,14 @@ def leaves(section: Any) -> Iterator[Any]:
         yield section
 
 
-# --- what goes together -----------------------------------------------------------------------------------------------
+# --- what goes together ---------------------------------------------------------------------------
 
 
 def default_strategy(regularizer: Any) -> Any:
     """The strategy that ``learn`` takes for the regularizer of a section when none is asked for."""
-    return STRATEGIES["piggyback" if regularizer.type in SADDLES else "implicit"]().build("hypergradient")
+    return STRATEGIES["piggyback" if regularizer.type in SADDLES else "implicit"]().build(
+        "hypergradient"
+    )
 
 
 def check_strategy(regularizer: Any, strategy: Any, where: str = "hypergradient") -> None:
@@ -285,12 +347,17 @@ def check_strategy(regularizer: Any, strategy: Any, where: str = "hypergradient"
     saddle = regularizer.type in SADDLES
     if strategy is not None and saddle != (strategy.type in OF_SADDLES):
         names = ", ".join(tag for tag in STRATEGIES if (tag in OF_SADDLES) == saddle)
-        raise ConfigError(f"[{where}] type", given=f'"{strategy.type}" for {regularizer.type}',
-                          expected=f"one of {names}", remedy="Leave the section out for the first of them.")
+        raise ConfigError(
+            f"[{where}] type",
+            given=f'"{strategy.type}" for {regularizer.type}',
+            expected=f"one of {names}",
+            remedy="Leave the section out for the first of them.",
+        )
 
 
 def check_method(regularizer: Any, solver: str, where: str = "run") -> None:
-    """Refuse a lower-level solver that does not exist or cannot solve the lower level of a regularizer.
+    """Refuse a lower-level solver that does not exist or cannot solve the lower level of a
+    regularizer.
 
     Raises:
         ConfigError: names those that can.
@@ -299,6 +366,9 @@ def check_method(regularizer: Any, solver: str, where: str = "run") -> None:
         check_solver(solver)
     saddle = regularizer.type in SADDLES
     if solver != "auto" and saddle != (solver == "pdhg"):
-        raise ConfigError(f"[{where}] solver", given=f'"{solver}" for {regularizer.type}',
-                          expected='"pdhg"' if saddle else "a method for differentiable energies",
-                          remedy='Leave the choice to "auto".')
+        raise ConfigError(
+            f"[{where}] solver",
+            given=f'"{solver}" for {regularizer.type}',
+            expected='"pdhg"' if saddle else "a method for differentiable energies",
+            remedy='Leave the choice to "auto".',
+        )

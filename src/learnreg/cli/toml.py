@@ -13,7 +13,7 @@ WIDTH = 116
 
 
 def write(section: BaseModel, comments: bool) -> str:
-    """The tables of a configuration, one per field; keys without a value are written as comments."""
+    """The tables of a configuration, one per field; keys without a value become comments."""
     lines: list[str] = []
     for name, field in type(section).model_fields.items():
         given = getattr(section, name)
@@ -43,9 +43,10 @@ def value(x: Any) -> str:
 
 def _table(name: str, section: BaseModel, comments: bool, brackets: str = "[]") -> Iterator[str]:
     """A table: plain keys first, then the tables inside it."""
-    title = type(section).__doc__ or ""
+    title = " ".join((type(section).__doc__ or "").split("\n\n")[0].split())
     half = len(brackets) // 2
-    yield brackets[:half] + name + brackets[half:] + (_comment(title.splitlines()[0]) if comments and title else "")
+    yield brackets[:half] + name + brackets[half:] + (_comment(title) if comments and title else "")
+
     inner: list[str] = []
     for key, field in type(section).model_fields.items():
         given = getattr(section, key)
@@ -64,7 +65,8 @@ def _notes(field: Any) -> str:
     """The description of a key, and the words that it accepts if there are only a few."""
     words = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     choice = " or ".join(value(w) for w in words) if len(words) > 1 else ""
-    return ": ".join(part for part in (choice, field.description or "") if part)
+    description = " ".join((field.description or "").split())
+    return ": ".join(part for part in (choice, description) if part)
 
 
 def _commented(line: str, note: str) -> Iterator[str]:

@@ -1,4 +1,6 @@
-"""Convex functions of one block: proximal maps, conjugates, duality gaps, derivatives and proven constants."""
+"""Convex functions of one block: proximal maps, conjugates, duality gaps, derivatives and proven
+constants.
+"""
 
 from .base import Convex, Step
 from .epigraph import Epigraph
@@ -10,6 +12,17 @@ from .smooth import SmoothNorm
 from .tangent import Diagonal, Radial, Tangent
 
 __all__ = [
-    "Convex", "Step", "Tangent", "Diagonal", "Radial",
-    "Zero", "Squares", "Norm", "SmoothNorm", "Hinge", "Box", "KullbackLeibler", "Epigraph",
+    "Convex",
+    "Step",
+    "Tangent",
+    "Diagonal",
+    "Radial",
+    "Zero",
+    "Squares",
+    "Norm",
+    "SmoothNorm",
+    "Hinge",
+    "Box",
+    "KullbackLeibler",
+    "Epigraph",
 ]

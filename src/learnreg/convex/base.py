@@ -1,4 +1,6 @@
-"""What a convex function of one block can be asked for: values, gaps, proximal maps, derivatives and constants."""
+"""What a convex function of one block can be asked for: values, gaps, proximal maps, derivatives
+and constants.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +15,31 @@ from ..core.errors import MissingPropertyError
 from .tangent import Tangent
 
 Step = float | Tensor
-"""A step size: a float, or one per image as a tensor (b or 1, 1, ...) that broadcasts to the block."""
+"""A step size: a float, or one per image as a tensor (b or 1, 1, ...) that broadcasts to the
+block.
+"""
 
 ULPS = 16
-"""Membership in a domain is granted up to this many units of rounding: what a projection and a product may lose."""
+"""Membership in a domain is granted up to this many units of rounding: what a projection and a
+product may lose.
+"""
 
 
 class Convex(ABC):
-    """A closed convex function phi of one block (b, ...), summed over its entries or groups, one value per image.
+    """A closed convex function phi of one block (b, ...), summed over its entries or groups, one
+    value per image.
 
-    A group is the vector of all entries that differ in dimension 1 only. All results are new tensors, and no method
-    changes what it was given, except those whose names end in an underscore. The conjugate is
-    phi*(s) = sup_a <a, s> - phi(a). Domains count up to rounding: a point outside by at most ``ULPS`` units of rounding
-    (relative to the size of the domain; absolute where it has none, for blocks of order one) is treated as its nearest
-    point inside.
+    A group is the vector of all entries that differ in dimension 1 only. All results are new
+    tensors, and no method changes what it was given, except those whose names end in an underscore.
+    The conjugate is phi*(s) = sup_a <a, s> - phi(a). Domains count up to rounding: a point outside
+    by at most ``ULPS`` units of rounding (relative to the size of the domain; absolute where it has
+    none, for blocks of order one) is treated as its nearest point inside.
 
     Attributes:
         strong: a proven mu >= 0 with phi - mu/2 |.|^2 convex.
         smooth: a proven Lipschitz constant of the gradient; inf if there is none.
-        hessian_lipschitz: a proven Lipschitz constant of the Hessian in the spectral norm; inf if there is none.
+        hessian_lipschitz: a proven Lipschitz constant of the Hessian in the spectral norm; inf if
+            there is none.
     """
 
     strong: float = 0.0
@@ -53,10 +61,11 @@ class Convex(ABC):
 
     @abstractmethod
     def gap(self, a: Tensor, s: Tensor) -> Tensor:
-        """phi(a) + phi*(s) - <a, s> >= 0 (Fenchel-Young), zero exactly if s is a subgradient at a: -> (b,).
+        """phi(a) + phi*(s) - <a, s> >= 0 (Fenchel-Young), zero exactly if s is a subgradient at a:
+        -> (b,).
 
-        A sum of local terms that are each >= 0 and written without the difference of large numbers; inf where a or s
-        lies outside of its domain.
+        A sum of local terms that are each >= 0 and written without the difference of large numbers;
+        inf where a or s lies outside of its domain.
         """
 
     @abstractmethod
@@ -69,7 +78,9 @@ class Convex(ABC):
         return s - step * self.prox(s / step, 1 / step)
 
     def prox_(self, a: Tensor, step: Step) -> Tensor:
-        """``prox``, free to write over a: for iterations limited by memory, where a new tensor costs twice as much."""
+        """``prox``, free to write over a: for iterations limited by memory, where a new tensor
+        costs twice as much.
+        """
         return self.prox(a, step)
 
     def prox_conjugate_(self, s: Tensor, step: Step) -> Tensor:
@@ -78,10 +89,14 @@ class Convex(ABC):
 
     @abstractmethod
     def prox_tangent(self, a: Tensor, step: Step) -> Tangent:
-        """The derivative of ``prox(., step)`` at a; at a kink an element of the generalized Jacobian."""
+        """The derivative of ``prox(., step)`` at a; at a kink an element of the generalized
+        Jacobian.
+        """
 
     def prox_conjugate_tangent(self, s: Tensor, step: Step) -> Tangent:
-        """The derivative of ``prox_conjugate(., step)`` at s: identity minus that of the prox at s / step."""
+        """The derivative of ``prox_conjugate(., step)`` at s: identity minus that of the prox at s
+        / step.
+        """
         step = matched(step, s)
         return self.prox_tangent(s / step, 1 / step).mapped(lambda eigenvalue: 1 - eigenvalue)
 
@@ -107,7 +122,9 @@ class Convex(ABC):
         Raises:
             MissingPropertyError: phi* is not differentiable; says what to change.
         """
-        raise self.missing("gradient of the conjugate", "a strongly convex function", self.strengthening)
+        raise self.missing(
+            "gradient of the conjugate", "a strongly convex function", self.strengthening
+        )
 
     def conjugate_hessian(self, s: Tensor) -> Tangent:
         """The Hessian of phi* at s, which is the inverse of ``hessian(conjugate_grad(s))``.
@@ -115,10 +132,14 @@ class Convex(ABC):
         Raises:
             MissingPropertyError: phi* is not differentiable; says what to change.
         """
-        raise self.missing("Hessian of the conjugate", "a strongly convex function", self.strengthening)
+        raise self.missing(
+            "Hessian of the conjugate", "a strongly convex function", self.strengthening
+        )
 
     def gauge(self, s: Tensor) -> Tensor:
-        """The smallest t >= 1 such that s / t lies in the domain of phi*, inf if there is none: (b, ...) -> (b,)."""
+        """The smallest t >= 1 such that s / t lies in the domain of phi*, inf if there is none: (b,
+        ...) -> (b,).
+        """
         return s.new_ones(s.shape[0])
 
     def change(self, a: Tensor, radius: Tensor) -> Tensor:
@@ -129,13 +150,17 @@ class Convex(ABC):
             radius: (b,), the a' meant are those with ||a' - a|| <= radius, image by image.
 
         Returns:
-            Broadcastable to a: a bound of the spectral norm of the local block of hessian(a') - hessian(a).
+            Broadcastable to a: a bound of the spectral norm of the local block of hessian(a') -
+                hessian(a).
 
         Raises:
-            MissingPropertyError: the Hessian does not exist or is not Lipschitz; says what to change.
+            MissingPropertyError: the Hessian does not exist or is not Lipschitz; says what to
+                change.
         """
         if not math.isfinite(self.hessian_lipschitz):
-            raise self.missing("bound of the change of the Hessian", "a Lipschitz Hessian", self.smoothing)
+            raise self.missing(
+                "bound of the change of the Hessian", "a Lipschitz Hessian", self.smoothing
+            )
         return expand(radius * self.hessian_lipschitz, a)
 
     def select(self, index: Tensor) -> Convex:
@@ -148,7 +173,9 @@ class Convex(ABC):
 
     def missing(self, what: str, expected: str, remedy: str) -> MissingPropertyError:
         """The error for a derivative that this function does not have."""
-        return MissingPropertyError(type(self).__name__, given=f"no {what}", expected=expected, remedy=remedy)
+        return MissingPropertyError(
+            type(self).__name__, given=f"no {what}", expected=expected, remedy=remedy
+        )
 
 
 def matched(step: Step, a: Tensor) -> Step:

@@ -12,11 +12,13 @@ from .tangent import Radial
 
 
 class Epigraph(Convex):
-    """The indicator of {(s, t): t >= f(s)} for blocks (b, 2, ...), dimension 1 holding s and then t.
+    """The indicator of {(s, t): t >= f(s)} for blocks (b, 2, ...), dimension 1 holding s and then
+    t.
 
-    f(s) = slope s + (1 - slope) h(s), where h is the hinge max(s, 0) whose start is the parabola s^2 / (2 rounding)
-    on [0, rounding]. The conjugate lives on the cone slope |tau| <= sigma <= |tau|, tau <= 0, where it is
-    rounding (sigma - slope |tau|)^2 / (2 (1 - slope) |tau|). The proximal map is the projection, whatever the step.
+    f(s) = slope s + (1 - slope) h(s), where h is the hinge max(s, 0) whose start is the parabola
+    s^2 / (2 rounding) on [0, rounding]. The conjugate lives on the cone slope |tau| <= sigma <=
+    |tau|, tau <= 0, where it is rounding (sigma - slope |tau|)^2 / (2 (1 - slope) |tau|). The
+    proximal map is the projection, whatever the step.
 
     Args:
         slope: of the negative part, in [0, 1); 0 is the ReLU.
@@ -25,8 +27,8 @@ class Epigraph(Convex):
     Raises:
         InputError: a number out of range; (at the call) a block whose dimension 1 is not 2.
 
-    Source: the lifting of input-convex networks to such constraints is that of arXiv 2410.12441; the smoothed
-    activation and its projection are derived here.
+    Source: the lifting of input-convex networks to such constraints is that of arXiv 2410.12441;
+    the smoothed activation and its projection are derived here.
     """
 
     smoothing = "An indicator has no gradient: use the proximal map, which is the projection."
@@ -83,28 +85,38 @@ class Epigraph(Convex):
         local.add_((x - self.rounding).clamp_min_(0).mul_(most - excess))
         if self.rounding:
             missed = (x / self.rounding).clamp_(0, 1).mul_(most).sub_(excess).square_()
-            local.add_(missed.div_(most.clamp_min_(torch.finfo(a.dtype).tiny)), alpha=0.5 * self.rounding)
+            local.add_(
+                missed.div_(most.clamp_min_(torch.finfo(a.dtype).tiny)), alpha=0.5 * self.rounding
+            )
         return refuse(total(local), self._a_outside(x, t) | self._s_outside(sigma, tau))
 
     def _foot(self, s: Tensor, t: Tensor) -> Tensor:
         """The first coordinate of the projection of (s, t)."""
         a = self.slope
-        if not self.rounding:  # the nearest points of the two half-planes; at most one of the summands is not zero
+        if (
+            not self.rounding
+        ):  # the nearest points of the two half-planes; at most one of the summands is not zero
             right = torch.add(s, (t - s).clamp_max_(0), alpha=0.5).clamp_min_(0)
-            return right.add_(torch.add(s, (t - a * s).clamp_max_(0), alpha=a / (1 + a * a)).clamp_max_(0))
+            return right.add_(
+                torch.add(s, (t - a * s).clamp_max_(0), alpha=a / (1 + a * a)).clamp_max_(0)
+            )
         graph = self.height(s)
-        below = torch.minimum(t, graph)  # points above the graph are projected from the graph, then put back
+        below = torch.minimum(
+            t, graph
+        )  # points above the graph are projected from the graph, then put back
         left = torch.add(s, below, alpha=a).div_(1 + a * a).clamp_max_(0)
         right = torch.add(s, below).mul_(0.5).sub_(self.rounding * (3 + a) / 4).clamp_min_(0)
         x = self._on_parabola(s, below).mul_(self.rounding).add_(left).add_(right)
         return torch.lerp(x, s, (t >= graph).to(s.dtype))
 
     def _on_parabola(self, s: Tensor, t: Tensor) -> Tensor:
-        """y in [0, 1] with rounding y the foot of (s, t); 0 and 1 for the points whose foot is left or right of it.
+        """y in [0, 1] with rounding y the foot of (s, t); 0 and 1 for the points whose foot is left
+        or right of it.
 
-        Stationarity is the cubic (1-a)^2/2 y^3 + 3a(1-a)/2 y^2 + (1 + a^2 - (1-a) t/rounding) y = (s + a t)/rounding.
-        Below the graph and left of y = 1 we have t <= f(rounding) = (1+a)/2 rounding, so the linear coefficient is at
-        least 1/2 and the cubic increasing and convex: Newton's method from the right is monotone.
+        Stationarity is the cubic (1-a)^2/2 y^3 + 3a(1-a)/2 y^2 + (1 + a^2 - (1-a) t/rounding) y =
+        (s + a t)/rounding. Below the graph and left of y = 1 we have t <= f(rounding) = (1+a)/2
+        rounding, so the linear coefficient is at least 1/2 and the cubic increasing and convex:
+        Newton's method from the right is monotone.
         """
         a = self.slope
         t = t.clamp_max((1 + a) / 2 * self.rounding)
@@ -112,11 +124,18 @@ class Epigraph(Convex):
         target = torch.add(s, t, alpha=a).div_(self.rounding)
         cubic, square = (1 - a) ** 2 / 2, 1.5 * a * (1 - a)
         y = (target / linear).clamp_(0, 1)
-        flat, slope = torch.empty_like(y), torch.empty_like(y)  # fresh memory would cost more than the arithmetic
-        for _ in range(NEWTON_STEPS[s.dtype == torch.float32]):  # y <- (2 c3 y^3 + c2 y^2 + target) / derivative
+        flat, slope = (
+            torch.empty_like(y),
+            torch.empty_like(y),
+        )  # fresh memory would cost more than the arithmetic
+        for _ in range(
+            NEWTON_STEPS[s.dtype == torch.float32]
+        ):  # y <- (2 c3 y^3 + c2 y^2 + target) / derivative
             torch.mul(y, y, out=flat)
             torch.add(linear, y, alpha=2 * square, out=slope).add_(flat, alpha=3 * cubic)
-            torch.addcmul(target, y.mul_(2 * cubic).add_(square), flat, out=y).div_(slope).clamp_(0, 1)
+            torch.addcmul(target, y.mul_(2 * cubic).add_(square), flat, out=y).div_(slope).clamp_(
+                0, 1
+            )
         return y
 
     def prox(self, a: Tensor, step: Step) -> Tensor:
@@ -127,7 +146,9 @@ class Epigraph(Convex):
     def prox_conjugate(self, s: Tensor, step: Step) -> Tensor:
         """Moreau's identity; the result is kept in the cone against rounding."""
         step = matched(step, s)
-        first, second = _split(s / step if self.rounding else s)  # without rounding the cone knows no scale
+        first, second = _split(
+            s / step if self.rounding else s
+        )  # without rounding the cone knows no scale
         x = self._foot(first, second)
         depth = (self.height(x) - second).clamp_min_(0)
         sigma = torch.minimum(torch.maximum(first - x, self.slope * depth), depth)
@@ -135,18 +156,28 @@ class Epigraph(Convex):
         return residual.mul_(step) if self.rounding else residual
 
     def prox_tangent(self, a: Tensor, step: Step) -> Radial:
-        """The identity above the graph; below it v -> (1, m) <(1, m), v> / (1 + m^2 + f'' distance), m = f'."""
+        """The identity above the graph; below it v -> (1, m) <(1, m), v> / (1 + m^2 + f''
+        distance), m = f'.
+        """
         s, t = _split(a)
         inside = (t >= self.height(s)).to(a.dtype)
         x = self._foot(s, t)
         m = self._steepness(x)
         square = m.square().add_(1)
         if self.rounding:
-            bent = ((x > 0) & (x < self.rounding)).to(a.dtype).mul_((1 - self.slope) / self.rounding)
+            bent = (
+                ((x > 0) & (x < self.rounding)).to(a.dtype).mul_((1 - self.slope) / self.rounding)
+            )
             along = square / torch.addcmul(square, bent, (self.height(x) - t).clamp_min_(0))
         else:
-            along = (x != 0).to(a.dtype)  # the kink is a corner: everything near is projected onto it
-        return Radial(inside, torch.maximum(along, inside), torch.cat((torch.ones_like(m), m), dim=1) * square.rsqrt())
+            along = (x != 0).to(
+                a.dtype
+            )  # the kink is a corner: everything near is projected onto it
+        return Radial(
+            inside,
+            torch.maximum(along, inside),
+            torch.cat((torch.ones_like(m), m), dim=1) * square.rsqrt(),
+        )
 
     def gauge(self, s: Tensor) -> Tensor:
         return refuse(s.new_ones(s.shape[0]), self._s_outside(*_split(s)))
@@ -159,6 +190,10 @@ NEWTON_STEPS = {True: 4, False: 6}
 def _split(a: Tensor) -> tuple[Tensor, Tensor]:
     """The two components, (b, 1, ...) each."""
     if a.dim() < 2 or a.shape[1] != 2:
-        raise InputError("block", given=f"shape {tuple(a.shape)}", expected="(b, 2, ...)",
-                         remedy="Stack s and t along dimension 1 with torch.stack((s, t), dim=1).")
+        raise InputError(
+            "block",
+            given=f"shape {tuple(a.shape)}",
+            expected="(b, 2, ...)",
+            remedy="Stack s and t along dimension 1 with torch.stack((s, t), dim=1).",
+        )
     return a[:, :1], a[:, 1:]

@@ -54,12 +54,13 @@ class Squares(Convex):
     """phi(a) = 1/2 sum weight (a - centre)^2;  phi*(s) = sum s^2 / (2 weight) + centre s.
 
     Args:
-        weight: a positive number, or a tensor (b or 1, ...) of numbers >= 0. Where it is zero nothing is paid and
-            phi* is the indicator of {0}.
+        weight: a positive number, or a tensor (b or 1, ...) of numbers >= 0. Where it is zero
+            nothing is paid and phi* is the indicator of {0}.
         centre: (b or 1, ...), or None for zero.
 
     Raises:
-        InputError: a weight is negative or not finite; the centre is no floating-point tensor or not finite.
+        InputError: a weight is negative or not finite; the centre is no floating-point tensor or
+            not finite.
     """
 
     hessian_lipschitz = 0.0
@@ -108,7 +109,9 @@ class Squares(Convex):
         return refuse(0.5 * dot(e, e * self._inverse), self._outside(s))
 
     def prox(self, a: Tensor, step: Step) -> Tensor:
-        """(a + step weight centre) / (1 + step weight), written as a point on the segment from a to the centre."""
+        """(a + step weight centre) / (1 + step weight), written as a point on the segment from a to
+        the centre.
+        """
         pull = matched(step, a) * self.weight
         if self.centre is None:
             return a / (1 + pull) if isinstance(pull, Tensor) else a * (1 / (1 + pull))
@@ -125,12 +128,17 @@ class Squares(Convex):
         factor = self.weight / (self.weight + step)
         if self.centre is None:
             return s * factor
-        moved = torch.addcmul(s, self.centre, step, value=-1) if isinstance(step, Tensor) else torch.sub(
-            s, self.centre, alpha=step)
+        moved = (
+            torch.addcmul(s, self.centre, step, value=-1)
+            if isinstance(step, Tensor)
+            else torch.sub(s, self.centre, alpha=step)
+        )
         return moved.mul_(factor)
 
     def _diagonal(self, value: float | Tensor, like: Tensor) -> Diagonal:
-        return Diagonal(value.to(like.dtype) if isinstance(value, Tensor) else constant(value, like))
+        return Diagonal(
+            value.to(like.dtype) if isinstance(value, Tensor) else constant(value, like)
+        )
 
     def prox_tangent(self, a: Tensor, step: Step) -> Diagonal:
         return self._diagonal(1 / (1 + matched(step, a) * self.weight), a)
@@ -180,15 +188,23 @@ class Box(Convex):
     def __init__(self, lower: float = 0.0, upper: float = math.inf) -> None:
         for name, bound in (("lower", lower), ("upper", upper)):
             if isinstance(bound, bool) or not isinstance(bound, int | float) or math.isnan(bound):
-                raise InputError(name, given=bound, expected="a number, or an infinity", remedy="Pass a float.")
+                raise InputError(
+                    name, given=bound, expected="a number, or an infinity", remedy="Pass a float."
+                )
         if lower > upper or lower == math.inf or upper == -math.inf:
-            raise InputError("lower, upper", given=f"{lower}, {upper}", expected="lower <= upper, not both infinite "
-                             "with the same sign", remedy="Exchange the two bounds.")
+            raise InputError(
+                "lower, upper",
+                given=f"{lower}, {upper}",
+                expected="lower <= upper, not both infinite with the same sign",
+                remedy="Exchange the two bounds.",
+            )
         self.lower, self.upper = float(lower), float(upper)
 
     def _a_outside(self, a: Tensor) -> Tensor:
         least, most = a.flatten(1).amin(dim=1), peak(a)
-        return beyond(-least, _reach(self.lower, a) - self.lower) | beyond(most, self.upper + _reach(self.upper, a))
+        return beyond(-least, _reach(self.lower, a) - self.lower) | beyond(
+            most, self.upper + _reach(self.upper, a)
+        )
 
     def _s_outside(self, s: Tensor) -> Tensor:
         """Images whose s points to an infinite end."""
@@ -241,10 +257,19 @@ def checked_data(name: str, data: Tensor | None) -> Tensor | None:
         return None
     if not isinstance(data, Tensor) or not data.is_floating_point() or data.dim() < 1:
         given = data.dtype if isinstance(data, Tensor) else type(data).__name__
-        raise InputError(name, given=given, expected="a floating-point tensor with the batch first, or None",
-                         remedy="Convert with torch.as_tensor(...).float().")
+        raise InputError(
+            name,
+            given=given,
+            expected="a floating-point tensor with the batch first, or None",
+            remedy="Convert with torch.as_tensor(...).float().",
+        )
     if not bool(torch.isfinite(data).all()):
-        raise InputError(name, given="NaN or Inf", expected="finite numbers", remedy="Remove or repair these entries.")
+        raise InputError(
+            name,
+            given="NaN or Inf",
+            expected="finite numbers",
+            remedy="Remove or repair these entries.",
+        )
     return data
 
 
@@ -252,7 +277,9 @@ def _range_of(weight: Tensor) -> tuple[float, float]:
     checked_data("weight", weight)
     low, high = (float(end) for end in weight.aminmax())
     if low < 0:
-        raise InputError("weight", given=low, expected="numbers >= 0", remedy="A negative square is not convex.")
+        raise InputError(
+            "weight", given=low, expected="numbers >= 0", remedy="A negative square is not convex."
+        )
     return low, high
 
 

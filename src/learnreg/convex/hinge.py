@@ -17,8 +17,8 @@ from .tangent import Diagonal
 class Hinge(Convex):
     """phi(a) = scale sum max(a, 0), rounded;  phi*(s) = rounding/2 |s|^2 for 0 <= s <= scale.
 
-    With rounding > 0, phi is a^2 / (2 rounding) for 0 <= a <= rounding scale and scale a - rounding scale^2 / 2
-    beyond; its gradient is then (1/rounding)-Lipschitz.
+    With rounding > 0, phi is a^2 / (2 rounding) for 0 <= a <= rounding scale and scale a - rounding
+    scale^2 / 2 beyond; its gradient is then (1/rounding)-Lipschitz.
 
     Args:
         scale: positive.
@@ -46,7 +46,11 @@ class Hinge(Convex):
         if not self.rounding:
             return self.scale * total(positive)
         curved = positive.clamp_max(self.rounding * self.scale)
-        return total(positive.sub_(curved).mul_(self.scale).addcmul_(curved, curved, value=0.5 / self.rounding))
+        return total(
+            positive.sub_(curved)
+            .mul_(self.scale)
+            .addcmul_(curved, curved, value=0.5 / self.rounding)
+        )
 
     def conjugate(self, s: Tensor) -> Tensor:
         return refuse(0.5 * self.rounding * total(s.square()), self._outside(s))
@@ -79,7 +83,9 @@ class Hinge(Convex):
     def hessian(self, a: Tensor) -> Diagonal:
         if not self.rounding:
             super().hessian(a)
-        return Diagonal(((a > 0) & (a < self.scale * self.rounding)).to(a.dtype).div_(self.rounding))
+        return Diagonal(
+            ((a > 0) & (a < self.scale * self.rounding)).to(a.dtype).div_(self.rounding)
+        )
 
     def gauge(self, s: Tensor) -> Tensor:
         return refuse((peak(s) / self.scale).clamp_min_(1), beyond(peak(-s), self.scale * slack(s)))

@@ -16,19 +16,23 @@ from .functions import checked_data
 from .tangent import Diagonal, Radial, Tangent, inner, pick
 
 RADIAL_THIRD = 2 / math.sqrt(3)
-"""sup |third derivative of |a|| |a|^2: along a unit vector h it is -3 t (1 - t^2) / |a|^2 with t = <a, h> / |a|."""
+"""sup |third derivative of |a|| |a|^2: along a unit vector h it is -3 t (1 - t^2) / |a|^2 with t =
+<a, h> / |a|.
+"""
 
 
 class Norm(Convex):
-    """phi(a) = scale sum |a - centre|, or its Huber function;  phi*(s) = <centre, s> + rounding/2 |s|^2, |s| <= scale.
+    """phi(a) = scale sum |a - centre|, or its Huber function;  phi*(s) = <centre, s> + rounding/2
+    |s|^2, |s| <= scale.
 
-    With rounding > 0 the function is |d|^2 / (2 rounding) for |d| = |a - centre| <= rounding scale and
-    scale |d| - rounding scale^2 / 2 beyond; its gradient is then (1/rounding)-Lipschitz.
+    With rounding > 0 the function is |d|^2 / (2 rounding) for |d| = |a - centre| <= rounding scale
+    and scale |d| - rounding scale^2 / 2 beyond; its gradient is then (1/rounding)-Lipschitz.
 
     Args:
         scale: positive.
         centre: (b or 1, ...), or None for zero.
-        isotropic: |.| is the Euclidean norm over dimension 1; else the absolute value of every entry.
+        isotropic: |.| is the Euclidean norm over dimension 1; else the absolute value of every
+            entry.
         rounding: >= 0, strong convexity of phi*.
 
     Raises:
@@ -38,8 +42,13 @@ class Norm(Convex):
     smoothing = "Give it rounding > 0 (the Huber function), or use SmoothNorm."
     strengthening = "Norms grow linearly: use SmoothNorm with strong > 0."
 
-    def __init__(self, scale: float = 1.0, centre: Tensor | None = None, isotropic: bool = True,
-                 rounding: float = 0.0) -> None:
+    def __init__(
+        self,
+        scale: float = 1.0,
+        centre: Tensor | None = None,
+        isotropic: bool = True,
+        rounding: float = 0.0,
+    ) -> None:
         check_positive("scale", scale)
         check_number("rounding", rounding, lambda v: v >= 0, "a finite number >= 0")
         if not isinstance(isotropic, bool):
@@ -68,7 +77,9 @@ class Norm(Convex):
         if not self.rounding:
             return self.scale * total(length)
         curved = length.clamp_max(self.rounding * self.scale)
-        return total(torch.addcmul((length - curved) * self.scale, curved, curved, value=0.5 / self.rounding))
+        return total(
+            torch.addcmul((length - curved) * self.scale, curved, curved, value=0.5 / self.rounding)
+        )
 
     def conjugate(self, s: Tensor) -> Tensor:
         square = self._square(s)
@@ -78,13 +89,17 @@ class Norm(Convex):
         return refuse(result, self._outside(square))
 
     def gap(self, a: Tensor, s: Tensor) -> Tensor:
-        """1/2 [ |d - m s|^2 / m + (m - rounding) (scale^2 - |s|^2) ] with d = a - centre, m = max(|d|/scale, rounding).
+        """1/2 [ |d - m s|^2 / m + (m - rounding) (scale^2 - |s|^2) ] with d = a - centre, m =
+        max(|d|/scale, rounding).
 
-        d / m is the gradient: for |d| > rounding scale expand scale |d| - <d, s> around it, else complete the square.
+        d / m is the gradient: for |d| > rounding scale expand scale |d| - <d, s> around it, else
+        complete the square.
         """
         d = self._from_centre(a)
         m = self._length(d).div_(self.scale)
-        m.clamp_min_(max(self.rounding, torch.finfo(a.dtype).tiny))  # d = 0 without rounding: nothing over something
+        m.clamp_min_(
+            max(self.rounding, torch.finfo(a.dtype).tiny)
+        )  # d = 0 without rounding: nothing over something
         local = self._square(torch.addcmul(d, m, s, value=-1)).div_(m)
         square = self._square(s)
         outside = self._outside(square)
@@ -100,17 +115,24 @@ class Norm(Convex):
             shrink = self._square(d).rsqrt_().mul_(step * self.scale).clamp_max_(cap)
             return torch.addcmul(a, d, shrink, value=-1)
         bound: Any = step * self.scale
-        return a - (d.clamp(-bound, bound) if not self.rounding else (d * cap).clamp_(-bound, bound))
+        return a - (
+            d.clamp(-bound, bound) if not self.rounding else (d * cap).clamp_(-bound, bound)
+        )
 
     def prox_conjugate(self, s: Tensor, step: Step) -> Tensor:
         """The projection of (s - step centre) / (1 + step rounding) onto |s| <= scale."""
         step = matched(step, s)
         if self.centre is not None:
-            s = torch.addcmul(s, self.centre, step, value=-1) if isinstance(step, Tensor) else torch.sub(
-                s, self.centre, alpha=step)
+            s = (
+                torch.addcmul(s, self.centre, step, value=-1)
+                if isinstance(step, Tensor)
+                else torch.sub(s, self.centre, alpha=step)
+            )
         if self.isotropic:
             return s * self._shrinkage(s, step)
-        return (s if not self.rounding else s / (1 + step * self.rounding)).clamp(-self.scale, self.scale)
+        return (s if not self.rounding else s / (1 + step * self.rounding)).clamp(
+            -self.scale, self.scale
+        )
 
     def prox_conjugate_(self, s: Tensor, step: Step) -> Tensor:
         if self.centre is not None or not self.isotropic:
@@ -148,19 +170,33 @@ class Norm(Convex):
         along = (length < self.scale * self.rounding).to(a.dtype).div_(self.rounding)
         if not self.isotropic:
             return Diagonal(along)
-        return Radial((self.scale / length).clamp_max_(1 / self.rounding), along, direction(d, length))
+        return Radial(
+            (self.scale / length).clamp_max_(1 / self.rounding), along, direction(d, length)
+        )
 
     def gauge(self, s: Tensor) -> Tensor:
         return peak(self._length(s)).div_(self.scale).clamp_min_(1)
 
     def change(self, a: Tensor, radius: Tensor) -> Tensor:
-        """Zero within the quadratic part, the radial bound beyond it, 1/rounding for groups that can cross over."""
+        """Zero within the quadratic part, the radial bound beyond it, 1/rounding for groups that
+        can cross over.
+        """
         if not self.rounding:
             return super().change(a, radius)
-        length, reach, kink = self._length(self._from_centre(a)), expand(radius, a), self.scale * self.rounding
+        length, reach, kink = (
+            self._length(self._from_centre(a)),
+            expand(radius, a),
+            self.scale * self.rounding,
+        )
         nearest = length - reach
-        beyond = self.scale * RADIAL_THIRD * reach / nearest.square() if self.isotropic else torch.zeros_like(length)
-        crossing = torch.where(nearest > kink, beyond.clamp_max(1 / self.rounding), 1 / self.rounding)
+        beyond = (
+            self.scale * RADIAL_THIRD * reach / nearest.square()
+            if self.isotropic
+            else torch.zeros_like(length)
+        )
+        crossing = torch.where(
+            nearest > kink, beyond.clamp_max(1 / self.rounding), 1 / self.rounding
+        )
         return torch.where(length + reach < kink, 0.0, crossing)
 
     def select(self, index: Tensor) -> Norm:

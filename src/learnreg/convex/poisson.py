@@ -14,10 +14,12 @@ from .tangent import Diagonal, pick
 
 
 class KullbackLeibler(Convex):
-    """phi(a) = sum a + r - y + y log(y / (a + r)) for a + r > 0 (>= 0 where y = 0), with data y and background r.
+    """phi(a) = sum a + r - y + y log(y / (a + r)) for a + r > 0 (>= 0 where y = 0), with data y and
+    background r.
 
-    phi*(s) = -sum r s + y log(1 - s) for s < 1 (<= 1 where y = 0). Neither the gradient of phi nor that of phi* is
-    Lipschitz, so no constant is offered; derivatives hold in the interior of the domain.
+    phi*(s) = -sum r s + y log(1 - s) for s < 1 (<= 1 where y = 0). Neither the gradient of phi nor
+    that of phi* is Lipschitz, so no constant is offered; derivatives hold in the interior of the
+    domain.
 
     Args:
         data: y >= 0, (b or 1, ...).
@@ -27,18 +29,29 @@ class KullbackLeibler(Convex):
         InputError: negative, not finite or of the wrong type.
     """
 
-    smoothing = "Its curvature is unbounded: use the proximal map, or a data term with bounded curvature (Squares)."
+    smoothing = (
+        "Its curvature is unbounded: use the proximal map, or a data term with bounded curvature "
+        "(Squares)."
+    )
 
     def __init__(self, data: Tensor, background: float | Tensor = 0.0) -> None:
         checked_data("data", data)
         if not isinstance(data, Tensor) or bool((data < 0).any()):
-            raise InputError("data", given="None or a negative entry", expected="counts >= 0",
-                             remedy="Clamp the data at zero with data.clamp_min(0).")
+            raise InputError(
+                "data",
+                given="None or a negative entry",
+                expected="counts >= 0",
+                remedy="Clamp the data at zero with data.clamp_min(0).",
+            )
         if isinstance(background, Tensor):
             checked_data("background", background)
             if bool((background < 0).any()):
-                raise InputError("background", given="a negative entry", expected="numbers >= 0",
-                                 remedy="Clamp the background at zero.")
+                raise InputError(
+                    "background",
+                    given="a negative entry",
+                    expected="numbers >= 0",
+                    remedy="Clamp the background at zero.",
+                )
         else:
             check_number("background", background, lambda v: v >= 0, "a finite number >= 0")
         self.data, self.background = data, background
@@ -61,7 +74,9 @@ class KullbackLeibler(Convex):
         return refuse(-total(local), self._s_outside(s))
 
     def _distance(self, mean: Tensor) -> Tensor:
-        """mean - y + y log(y / mean) per entry; log1p near mean = y, where it is of second order."""
+        """mean - y + y log(y / mean) per entry; log1p near mean = y, where it is of second
+        order.
+        """
         excess = mean - self.data
         base = self.data.clamp_min(torch.finfo(mean.dtype).tiny)
         relative = excess / base
@@ -82,7 +97,9 @@ class KullbackLeibler(Convex):
         return 1 - _positive_root(1 - s - step * self.background, step * self.data)
 
     def prox_tangent(self, a: Tensor, step: Step) -> Diagonal:
-        """w / (2 w - b) for the root w of w^2 - b w = step y; along y = 0 the step function of b."""
+        """w / (2 w - b) for the root w of w^2 - b w = step y; along y = 0 the step function of
+        b.
+        """
         step = matched(step, a)
         b, product = a + self.background - step, step * self.data
         root = torch.sqrt(b * b + 4 * product).clamp_min_(torch.finfo(a.dtype).tiny)
@@ -120,19 +137,29 @@ class KullbackLeibler(Convex):
 
     def select(self, index: Tensor) -> KullbackLeibler:
         background = self.background
-        return KullbackLeibler(pick(self.data, index),
-                               pick(background, index) if isinstance(background, Tensor) else background)
+        return KullbackLeibler(
+            pick(self.data, index),
+            pick(background, index) if isinstance(background, Tensor) else background,
+        )
 
     def double(self) -> KullbackLeibler:
         background = self.background
-        return KullbackLeibler(self.data.double(),
-                               background.double() if isinstance(background, Tensor) else background)
+        return KullbackLeibler(
+            self.data.double(),
+            background.double() if isinstance(background, Tensor) else background,
+        )
 
 
 def _positive_root(b: Tensor, product: Tensor) -> Tensor:
-    """The root w >= 0 of w^2 - b w = product >= 0: max(b, 0) + product / m with m = (|b| + sqrt(b^2 + 4 product)) / 2.
+    """The root w >= 0 of w^2 - b w = product >= 0: max(b, 0) + product / m with m = (|b| + sqrt(b^2
+    + 4 product)) / 2.
 
     Both signs of b share this form, and no large numbers are subtracted.
     """
-    m = torch.sqrt(b * b + 4 * product).add_(b.abs()).mul_(0.5).clamp_min_(torch.finfo(b.dtype).tiny)
+    m = (
+        torch.sqrt(b * b + 4 * product)
+        .add_(b.abs())
+        .mul_(0.5)
+        .clamp_min_(torch.finfo(b.dtype).tiny)
+    )
     return (product / m).add_(b.clamp_min(0))

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 SMALL = 4
-"""Groups up to this size are summed slice by slice: faster than a reduction over a short strided dimension."""
+"""Groups up to this size are summed slice by slice: faster than a reduction over a short strided
+dimension.
+"""
 
 
 def pick(data: Tensor, index: Tensor) -> Tensor:
@@ -19,7 +21,9 @@ def pick(data: Tensor, index: Tensor) -> Tensor:
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> over dimension 1, which stays with length 1: (b, g, ...), (b, g, ...) -> (b, 1, ...)."""
+    """<a, b> over dimension 1, which stays with length 1: (b, g, ...), (b, g, ...) -> (b, 1,
+    ...).
+    """
     if a.shape[1] > SMALL or a.shape[1] != b.shape[1]:
         return (a * b).sum(dim=1, keepdim=True)
     total = a[:, :1] * b[:, :1]
@@ -29,7 +33,9 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Tangent(ABC):
-    """A symmetric map v -> T v on one block that knows its eigenvalues; the batch is its first dimension."""
+    """A symmetric map v -> T v on one block that knows its eigenvalues; the batch is its first
+    dimension.
+    """
 
     @abstractmethod
     def __call__(self, v: Tensor) -> Tensor:
@@ -37,13 +43,17 @@ class Tangent(ABC):
 
     @abstractmethod
     def select(self, index: Tensor) -> Tangent:
-        """The same map for some images: ``index`` is what a tensor can be indexed with along the batch."""
+        """The same map for some images: ``index`` is what a tensor can be indexed with along the
+        batch.
+        """
 
     @abstractmethod
     def mapped(self, f: Callable[[Tensor], Tensor]) -> Tangent:
-        """The map with the same eigenvectors and the eigenvalues f(lambda); ``f`` acts elementwise on tensors.
+        """The map with the same eigenvectors and the eigenvalues f(lambda); ``f`` acts elementwise
+        on tensors.
 
-        For example ``lambda l: 1 / (1 + step * l)``, the resolvent, with step a float or (b, 1, ...).
+        For example ``lambda l: 1 / (1 + step * l)``, the resolvent, with step a float or (b, 1,
+        ...).
         """
 
 
@@ -69,14 +79,16 @@ class Diagonal(Tangent):
 
 @dataclass(frozen=True, eq=False)
 class Radial(Tangent):
-    """v -> across v + (along - across) unit <unit, v>: one distinguished direction per group, the group is dimension 1.
+    """v -> across v + (along - across) unit <unit, v>: one distinguished direction per group, the
+    group is dimension 1.
 
     Every symmetric 2 x 2 matrix is of this form, so it also serves functions of pairs.
 
     Args:
         across: (b or 1, 1, ...), the eigenvalue orthogonal to ``unit``.
         along: (b or 1, 1, ...), the eigenvalue of ``unit``.
-        unit: (b or 1, g, ...), of length one per group, or zero where the map is ``across`` times the identity.
+        unit: (b or 1, g, ...), of length one per group, or zero where the map is ``across`` times
+            the identity.
     """
 
     across: Tensor

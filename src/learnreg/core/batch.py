@@ -31,10 +31,18 @@ def per_image(value: float | Tensor, like: Tensor, what: str = "eps") -> Tensor:
     """
     t = torch.as_tensor(value, dtype=torch.float64, device=like.device).flatten()
     if t.numel() not in (1, like.shape[0]):
-        raise InputError(what, given=f"{t.numel()} values", expected=f"one value or one per image ({like.shape[0]})")
+        raise InputError(
+            what,
+            given=f"{t.numel()} values",
+            expected=f"one value or one per image ({like.shape[0]})",
+        )
     if not bool((torch.isfinite(t) & (t > 0)).all()):
-        raise InputError(what, given=value, expected="a positive finite distance",
-                         remedy=f"Pass a positive {what}, for example 1e-2.")
+        raise InputError(
+            what,
+            given=value,
+            expected="a positive finite distance",
+            remedy=f"Pass a positive {what}, for example 1e-2.",
+        )
     return t.expand(like.shape[0]).clone()
 
 
@@ -42,17 +50,30 @@ def check_images(x: Tensor, what: str) -> None:
     """Refuse anything but a finite floating-point batch (b, ...) with at least one image.
 
     Raises:
-        InputError: not a tensor, wrong dtype, no batch dimension, empty, or NaN/Inf inside (names the image).
+        InputError: not a tensor, wrong dtype, no batch dimension, empty, or NaN/Inf inside (names
+            the image).
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(what, given=kind, expected="a floating-point tensor (b, c, h, w)",
-                         remedy="Convert with torch.as_tensor(...).float() and scale to [0, 1].")
+        raise InputError(
+            what,
+            given=kind,
+            expected="a floating-point tensor (b, c, h, w)",
+            remedy="Convert with torch.as_tensor(...).float() and scale to [0, 1].",
+        )
     if x.dim() < 2 or x.shape[0] == 0 or x.numel() == 0:
-        raise InputError(what, given=f"shape {tuple(x.shape)}", expected="shape (b, c, h, w) with b >= 1",
-                         remedy="Add a batch dimension with x[None].")
+        raise InputError(
+            what,
+            given=f"shape {tuple(x.shape)}",
+            expected="shape (b, c, h, w) with b >= 1",
+            remedy="Add a batch dimension with x[None].",
+        )
     finite = torch.isfinite(x).flatten(1).all(dim=1)
     if not bool(finite.all()):
         bad = [int(i) for i in torch.nonzero(~finite).flatten()[:5]]
-        raise InputError(what, given=f"NaN or Inf in image {', '.join(map(str, bad))}", expected="finite pixels",
-                         remedy="Remove or repair these images.")
+        raise InputError(
+            what,
+            given=f"NaN or Inf in image {', '.join(map(str, bad))}",
+            expected="finite pixels",
+            remedy="Remove or repair these images.",
+        )

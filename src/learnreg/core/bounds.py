@@ -19,7 +19,9 @@ class Kind(IntEnum):
 
     @property
     def label(self) -> str:
-        """The word printed beside the number: only exact values and proven bounds are "certified"."""
+        """The word printed beside the number: only exact values and proven bounds are
+        "certified".
+        """
         return {0: "unknown", 1: "estimated", 2: "certified", 3: "certified"}[int(self)]
 
     @property
@@ -31,8 +33,9 @@ class Kind(IntEnum):
 class Bound:
     """A non-negative constant and how it is known.
 
-    Whether it bounds from above (L, Lipschitz constants) or from below (mu) is fixed by where it is used; the sum and
-    the product by a non-negative number keep the direction, so both kinds share this arithmetic.
+    Whether it bounds from above (L, Lipschitz constants) or from below (mu) is fixed by where it is
+    used; the sum and the product by a non-negative number keep the direction, so both kinds share
+    this arithmetic.
 
     Args:
         value: non-negative; ``inf`` or ``nan`` stand for "not known" and force the kind UNKNOWN.
@@ -48,8 +51,12 @@ class Bound:
     def __post_init__(self) -> None:
         value = float(self.value)
         if value < 0:
-            raise InputError("Bound", given=value, expected="a non-negative number",
-                             remedy="Constants of curvature are never negative.")
+            raise InputError(
+                "Bound",
+                given=value,
+                expected="a non-negative number",
+                remedy="Constants of curvature are never negative.",
+            )
         object.__setattr__(self, "value", value)
         if not math.isfinite(value):
             object.__setattr__(self, "kind", Kind.UNKNOWN)
@@ -75,7 +82,8 @@ class Bound:
         return self.kind.certifies
 
     def __add__(self, other: Bound) -> Bound:
-        # the sum of two attained extremes need not be attained: exact + exact is a bound unless one of them is zero
+        # the sum of two attained extremes need not be attained: exact + exact is a bound unless one
+        # of them is zero
         if self.kind == Kind.EXACT and other.kind == Kind.EXACT and self.value and other.value:
             return Bound(self.value + other.value, Kind.BOUND)
         return Bound(self.value + other.value, min(self.kind, other.kind))

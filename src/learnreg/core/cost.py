@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass, fields
 class Cost:
     """Evaluations of the lower-level energy, counted once per image and call.
 
-    A batch call on 8 unfinished images counts 8. ``cg_steps`` are listed for comparison with published plots; each
-    of them costs one Hessian product, which is counted there, so ``work`` does not add them again.
+    A batch call on 8 unfinished images counts 8. ``cg_steps`` are listed for comparison with
+    published plots; each of them costs one Hessian product, which is counted there, so ``work``
+    does not add them again.
 
     Attributes:
         values: energy values.
         gradients: energy gradients (the closing float64 ones included).
-        hessian_products: Hessian-vector products (CG, residual checks, power iterations, error estimates).
+        hessian_products: Hessian-vector products (CG, residual checks, power iterations, error
+            estimates).
         linearizations: Hessians made ready at a point, and averages of them for preconditioners.
         mixed_products: products with the mixed derivative, one reverse-mode call each.
         cg_steps: steps of conjugate gradients or MINRES.
@@ -39,7 +41,13 @@ class Cost:
     @property
     def work(self) -> int:
         """All evaluations of the energy, summed over images."""
-        return self.values + self.gradients + self.linearizations + self.hessian_products + self.mixed_products
+        return (
+            self.values
+            + self.gradients
+            + self.linearizations
+            + self.hessian_products
+            + self.mixed_products
+        )
 
     def per_image(self, images: int) -> dict[str, float]:
         """Mean per image of every counter, and of ``work``."""

@@ -1,4 +1,6 @@
-"""MeanCurvature: what a preconditioner needs to know of a Hessian, per image: its diagonal and its mean symbol."""
+"""MeanCurvature: what a preconditioner needs to know of a Hessian, per image: its diagonal and its
+mean symbol.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ class MeanCurvature:
 
     Attributes:
         diagonal: (b, c, h, w), the curvature of each pixel, positive.
-        symbol: (b, c, h, w // 2 + 1), the curvature of each frequency of ``torch.fft.rfft2``, averaged over the image,
-            non-negative.
+        symbol: (b, c, h, w // 2 + 1), the curvature of each frequency of ``torch.fft.rfft2``,
+            averaged over the image, non-negative.
     """
 
     diagonal: Tensor

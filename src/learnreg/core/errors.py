@@ -27,7 +27,9 @@ class InputError(LearnregError, ValueError):
         return (_rebuild, (type(self), self.what, self.given, self.expected, self.remedy))
 
 
-def _rebuild(cls: type[InputError], what: str, given: object, expected: object, remedy: str) -> InputError:
+def _rebuild(
+    cls: type[InputError], what: str, given: object, expected: object, remedy: str
+) -> InputError:
     return cls(what, given=given, expected=expected, remedy=remedy)
 
 
@@ -54,7 +56,8 @@ class ConfigError(InputError):
 class SolveError(LearnregError, RuntimeError):
     """A solve ended without the accuracy asked for; ``solution`` holds what was reached.
 
-    Raised at the front door (``solve(..., throw=True)``) only; inside the library the status travels as data.
+    Raised at the front door (``solve(..., throw=True)``) only; inside the library the status
+    travels as data.
     """
 
     def __init__(self, message: str, solution: object) -> None:

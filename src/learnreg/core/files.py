@@ -1,4 +1,6 @@
-"""Files that are whole or absent: atomic writes, and safetensors with a JSON header (never pickle)."""
+"""Files that are whole or absent: atomic writes, and safetensors with a JSON header (never
+pickle).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from .errors import ModelFileError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary file beside ``path`` and rename it; a crash leaves the old file or none."""
+    """Write to a temporary file beside ``path`` and rename it; a crash leaves the old file or
+    none.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -51,14 +55,20 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     path = Path(path)
     remedy = f"Pass a {kind} file written by this library."
     if not path.is_file():
-        raise ModelFileError(str(path), given="no such file", expected=f"a {kind} file", remedy=remedy)
+        raise ModelFileError(
+            str(path), given="no such file", expected=f"a {kind} file", remedy=remedy
+        )
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("learnreg", "null"))
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelFileError(str(path), given=f"a file that is not intact safetensors ({error})",
-                             expected=f"a {kind} file", remedy=remedy) from error
+        raise ModelFileError(
+            str(path),
+            given=f"a file that is not intact safetensors ({error})",
+            expected=f"a {kind} file",
+            remedy=remedy,
+        ) from error
     if not isinstance(header, dict) or header.get("format") != kind:
         found = header.get("format") if isinstance(header, dict) else "a foreign safetensors file"
         raise ModelFileError(str(path), given=str(found), expected=f"a {kind} file", remedy=remedy)

@@ -23,7 +23,8 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def with_theta(module: nn.Module, theta: Tensor) -> nn.Module:
-    """A deep copy of ``module`` with the trainable parameters set to ``theta`` (d,); ``module`` is not touched.
+    """A deep copy of ``module`` with the trainable parameters set to ``theta`` (d,); ``module`` is
+    not touched.
 
     The copy takes the dtype and device of ``theta``.
 
@@ -33,13 +34,17 @@ def with_theta(module: nn.Module, theta: Tensor) -> nn.Module:
     params = trainable(module)
     expected = sum(p.numel() for p in params)
     if theta.dim() != 1 or theta.numel() != expected:
-        raise InputError("theta", given=f"shape {tuple(theta.shape)}", expected=f"shape ({expected},)",
-                         remedy="Use the theta of the same regularizer.")
+        raise InputError(
+            "theta",
+            given=f"shape {tuple(theta.shape)}",
+            expected=f"shape ({expected},)",
+            remedy="Use the theta of the same regularizer.",
+        )
     clone = copy.deepcopy(module).to(dtype=theta.dtype, device=theta.device)
     with torch.no_grad():
         start = 0
         for p in trainable(clone):
-            p.copy_(theta[start:start + p.numel()].view_as(p))
+            p.copy_(theta[start : start + p.numel()].view_as(p))
             start += p.numel()
     return clone
 

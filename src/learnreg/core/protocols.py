@@ -1,4 +1,6 @@
-"""The nouns every room agrees on. Anything that honours them takes part; no base class is needed."""
+"""The nouns every room agrees on. Anything that honours them takes part; no base class is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from .bounds import Curvature
 
 @runtime_checkable
 class Hessian(Protocol):
-    """A Hessian linearized at one point: curvature weights are computed once, products are cheap."""
+    """A Hessian linearized at one point: curvature weights are computed once, products are
+    cheap.
+    """
 
     def __call__(self, v: Tensor) -> Tensor:
         """H v per image: (b, ...) -> (b, ...)."""
@@ -24,7 +28,9 @@ class Hessian(Protocol):
 
 @runtime_checkable
 class Potential(Protocol):
-    """A batch of independent functions of images, one per image: an Energy tied to its data y is one."""
+    """A batch of independent functions of images, one per image: an Energy tied to its data y is
+    one.
+    """
 
     def value(self, x: Tensor) -> Tensor:
         """(b, ...) -> (b,)."""
@@ -53,7 +59,8 @@ class Potential(Protocol):
 
 @runtime_checkable
 class Saddle(Protocol):
-    """A batch of independent saddle functions <K x + b, p> + g(x) - f*(p); a SaddleEnergy tied to its data is one.
+    """A batch of independent saddle functions <K x + b, p> + g(x) - f*(p); a SaddleEnergy tied to
+    its data is one.
 
     x and p are tuples of blocks (b, ...); packed they are one tensor (b, n).
     """
@@ -64,7 +71,9 @@ class Saddle(Protocol):
         ...
 
     def certify(self, z: Tensor) -> Any:
-        """Of a packed point: ``distance`` (b,), ``theorem`` (b,) as indices of ``theorems``, ``gradient`` (b, n)."""
+        """Of a packed point: ``distance`` (b,), ``theorem`` (b,) as indices of ``theorems``,
+        ``gradient`` (b, n).
+        """
         ...
 
     def evidence(self, x: Any, p: Any, kx: Any, ktp: Any) -> Tensor:
@@ -99,8 +108,9 @@ class Saddle(Protocol):
 class Solver(Protocol):
     """One step of a lower-level algorithm; the loop is in ``solvers/iterate.py``.
 
-    The state offers ``point`` (b, ...), the candidate solution, ``evidence`` (b,), the gradient norm there, ``cost``,
-    what the call that made it has spent (a Cost, summed over the images of the running batch), and ``select(index)``.
+    The state offers ``point`` (b, ...), the candidate solution, ``evidence`` (b,), the gradient
+    norm there, ``cost``, what the call that made it has spent (a Cost, summed over the images of
+    the running batch), and ``select(index)``.
     """
 
     @property
@@ -114,7 +124,9 @@ class Solver(Protocol):
 class LinearSolver(Protocol):
     """Solves H q = b for a batch to an absolute residual per image."""
 
-    def __call__(self, matvec: Hessian, b: Tensor, tol: Tensor, x0: Tensor | None = None) -> Any: ...
+    def __call__(
+        self, matvec: Hessian, b: Tensor, tol: Tensor, x0: Tensor | None = None
+    ) -> Any: ...
 
 
 class Loss(Protocol):
@@ -133,5 +145,6 @@ class Loss(Protocol):
 class Strategy(Protocol):
     """A way to differentiate the solution map: implicit, unrolled, piggyback..."""
 
-    def gradient(self, problem: Any, energy: Any, solution: Any, delta: float,
-                 adjoint: Tensor | None = None) -> Any: ...
+    def gradient(
+        self, problem: Any, energy: Any, solution: Any, delta: float, adjoint: Tensor | None = None
+    ) -> Any: ...

@@ -9,9 +9,17 @@ from typing import Any
 from .errors import InputError
 
 
-def check_number(name: str, value: Any, allowed: Callable[[float], bool], expected: str, *, integer: bool = False,
-                 optional: bool = False) -> None:
-    """Refuse anything but a finite number with ``allowed(value)``; booleans and strings are no numbers.
+def check_number(
+    name: str,
+    value: Any,
+    allowed: Callable[[float], bool],
+    expected: str,
+    *,
+    integer: bool = False,
+    optional: bool = False,
+) -> None:
+    """Refuse anything but a finite number with ``allowed(value)``; booleans and strings are no
+    numbers.
 
     Args:
         expected: how the range reads in the message.
@@ -24,7 +32,12 @@ def check_number(name: str, value: Any, allowed: Callable[[float], bool], expect
     if optional and value is None:
         return
     kind: Any = int if integer else int | float
-    if isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and allowed(value):
+    if (
+        isinstance(value, kind)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and allowed(value)
+    ):
         return
     raise InputError(name, given=value, expected=expected)
 

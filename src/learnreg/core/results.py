@@ -45,10 +45,13 @@ class Solution:
         cost: evaluations summed over images.
         solver: the name of the method, and why ``auto`` chose it.
         gradient_norm: (b,) float64, ||grad h(x~)||.
-        gradient: (b, ...), grad h(x~) from the float64 closing evaluation; corrected loss values need it. Of a saddle
-            point: the gradient of the Lagrangian in all its variables (b, n), zero where there is none.
-        state: (b, n), all variables of a saddle point, of which ``value`` is one; None for a minimizer.
-        theorem: per image, which certificate gave ``error`` where there are several: "gap", "residual" or "kkt".
+        gradient: (b, ...), grad h(x~) from the float64 closing evaluation; corrected loss values
+            need it. Of a saddle point: the gradient of the Lagrangian in all its variables (b, n),
+            zero where there is none.
+        state: (b, n), all variables of a saddle point, of which ``value`` is one; None for a
+            minimizer.
+        theorem: per image, which certificate gave ``error`` where there are several: "gap",
+            "residual" or "kkt".
     """
 
     value: Tensor
@@ -73,21 +76,37 @@ class Solution:
         return all(s.ok for s in self.status)
 
     def raise_if_failed(self) -> Solution:
-        """Return self, or raise SolveError with the sentence of the worst status and the smallest eps reached."""
+        """Return self, or raise SolveError with the sentence of the worst status and the smallest
+        eps reached.
+        """
         if self.ok:
             return self
         bad = [i for i, s in enumerate(self.status) if not s.ok]
         reached = ", ".join(f"image {i}: {float(self.error[i]):.2e}" for i in bad[:5])
-        raise SolveError(f"{summarize(self.status)}. Reached ({self.kind.label} distance): {reached}.", self)
+        raise SolveError(
+            f"{summarize(self.status)}. Reached ({self.kind.label} distance): {reached}.", self
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the images."""
-        return _plain({"error": self.error, "kind": self.kind, "status": self.status, "steps": self.steps,
-                       "cost": self.cost.to_dict(), "solver": self.solver, "gradient_norm": self.gradient_norm})
+        return _plain(
+            {
+                "error": self.error,
+                "kind": self.kind,
+                "status": self.status,
+                "steps": self.steps,
+                "cost": self.cost.to_dict(),
+                "solver": self.solver,
+                "gradient_norm": self.gradient_norm,
+            }
+        )
 
     def __repr__(self) -> str:
-        return (f"Solution({len(self.status)} images, {self.kind.label} distance <= {float(self.error.max()):.2e}, "
-                f"{summarize(self.status)}; {self.solver}, {self.cost})")
+        return (
+            f"Solution({len(self.status)} images, {self.kind.label} distance <= "
+            f"{float(self.error.max()):.2e}, "
+            f"{summarize(self.status)}; {self.solver}, {self.cost})"
+        )
 
 
 @dataclass(frozen=True)
@@ -113,8 +132,11 @@ class LinearSolution:
         return all(s.ok for s in self.status)
 
     def __repr__(self) -> str:
-        return (f"LinearSolution({len(self.status)} images, residual <= {float(self.residual.max()):.2e}, "
-                f"{summarize(self.status)}; {self.cost})")
+        return (
+            f"LinearSolution({len(self.status)} images, residual <= "
+            f"{float(self.residual.max()):.2e}, "
+            f"{summarize(self.status)}; {self.cost})"
+        )
 
 
 @dataclass(frozen=True)
@@ -128,7 +150,8 @@ class Hypergradient:
         bracket_kind: how the bracket is known.
         certified: proven bound of ||z - grad f||, or None when a constant it needs is not proven.
         estimated: estimate of ||z - grad f||, or None when it was not asked for.
-        correction: (d,), what the polish took off z, an estimate of the error before it; None without an estimate.
+        correction: (d,), what the polish took off z, an estimate of the error before it; None
+            without an estimate.
         adjoint: (b, ...), q, for warm starts.
         residual: (b,), ||H q - b||, recomputed.
         status: one Status per image of the linear solve.
@@ -152,16 +175,30 @@ class Hypergradient:
         return float(torch.linalg.vector_norm(self.value))
 
     def to_dict(self) -> dict[str, Any]:
-        return _plain({"value": self.value, "loss": self.loss, "bracket": list(self.bracket),
-                       "bracket_kind": self.bracket_kind, "certified": self.certified, "estimated": self.estimated,
-                       "residual": self.residual, "status": self.status, "cost": self.cost.to_dict()})
+        return _plain(
+            {
+                "value": self.value,
+                "loss": self.loss,
+                "bracket": list(self.bracket),
+                "bracket_kind": self.bracket_kind,
+                "certified": self.certified,
+                "estimated": self.estimated,
+                "residual": self.residual,
+                "status": self.status,
+                "cost": self.cost.to_dict(),
+            }
+        )
 
     def __repr__(self) -> str:
         def show(e: float | None) -> str:
             return "not known" if e is None else f"{e:.2e}"
-        return (f"Hypergradient(d={self.value.numel()}, norm {self.norm:.4g}, loss {self.loss:.6g} in "
-                f"[{self.bracket[0]:.6g}, {self.bracket[1]:.6g}] ({self.bracket_kind.label}); error certified "
-                f"{show(self.certified)}, estimated {show(self.estimated)})")
+
+        return (
+            f"Hypergradient(d={self.value.numel()}, norm {self.norm:.4g}, loss {self.loss:.6g} in "
+            f"[{self.bracket[0]:.6g}, {self.bracket[1]:.6g}] ({self.bracket_kind.label}); error "
+            "certified "
+            f"{show(self.certified)}, estimated {show(self.estimated)})"
+        )
 
 
 @dataclass(frozen=True)
@@ -169,9 +206,9 @@ class StopReason:
     """Why a learning run ended.
 
     Attributes:
-        code: short name: ``budget``, ``stationary``, ``accuracy_floor``, ``rounding_floor``, ``line_search``,
-            ``small_progress``, ``radius``, ``grid``, ``linear_steps``, ``no_certificate``, ``not_finite``,
-            ``interrupted``.
+        code: short name: ``budget``, ``stationary``, ``accuracy_floor``, ``rounding_floor``,
+            ``line_search``, ``small_progress``, ``radius``, ``grid``, ``linear_steps``,
+            ``no_certificate``, ``not_finite``, ``interrupted``.
         sentence: what the user reads.
     """
 
@@ -186,17 +223,19 @@ class StopReason:
 class RunRecord:
     """The history of a learning run: one row per accepted step, row 0 is the start.
 
-    Keys of a row: ``step``, ``loss`` (at x~), ``lower``, ``upper`` (bracket of the exact loss), ``psnr`` (training
-    images), ``eps``, ``delta``, ``step_size``, ``trials`` (line-search trials of this step), ``refinements`` (how often
-    eps was tightened), ``gradient_norm``, ``omega_estimated``, ``omega_certified``, the cumulative counters of
-    ``Cost`` and ``work`` (summed over images), ``seconds`` (wall), ``cpu_seconds`` (process time).
+    Keys of a row: ``step``, ``loss`` (at x~), ``lower``, ``upper`` (bracket of the exact loss),
+    ``psnr`` (training images), ``eps``, ``delta``, ``step_size``, ``trials`` (line-search trials of
+    this step), ``refinements`` (how often eps was tightened), ``gradient_norm``,
+    ``omega_estimated``, ``omega_certified``, the cumulative counters of ``Cost`` and ``work``
+    (summed over images), ``seconds`` (wall), ``cpu_seconds`` (process time).
 
     Attributes:
         problem: sentence that says what was learned from what.
         learner: name and settings of the learner.
         images: number of training images.
         rows: see above.
-        settings: everything needed to repeat the run (seed, budget, versions, learner configuration).
+        settings: everything needed to repeat the run (seed, budget, versions, learner
+            configuration).
         parameter_names: one name per entry of theta.
     """
 
@@ -216,16 +255,26 @@ class RunRecord:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RunRecord:
-        return cls(data["problem"], data["learner"], data["images"], tuple(data["rows"]), data.get("settings", {}),
-                   tuple(data.get("parameter_names", ())))
+        return cls(
+            data["problem"],
+            data["learner"],
+            data["images"],
+            tuple(data["rows"]),
+            data.get("settings", {}),
+            tuple(data.get("parameter_names", ())),
+        )
 
     def __repr__(self) -> str:
         if not self.rows:
             return f"RunRecord({self.problem}: empty)"
         first, last = self.rows[0], self.rows[-1]
-        start, end = ("not known" if row["loss"] is None else f"{row['loss']:.6g}" for row in (first, last))
-        return (f"RunRecord({self.problem}: {last['step']} steps, loss {start} -> {end}, "
-                f"{last['work'] / self.images:.0f} evaluations per image, {last['seconds']:.1f} s)")
+        start, end = (
+            "not known" if row["loss"] is None else f"{row['loss']:.6g}" for row in (first, last)
+        )
+        return (
+            f"RunRecord({self.problem}: {last['step']} steps, loss {start} -> {end}, "
+            f"{last['work'] / self.images:.0f} evaluations per image, {last['seconds']:.1f} s)"
+        )
 
 
 @dataclass(frozen=True)
@@ -237,15 +286,18 @@ class Evaluation:
         x: (b, c, h, w) ground truth.
         y: measurements.
         psnr, ssim: one value per image for the reconstruction.
-        psnr_input, ssim_input: the same for the input shown to the user (A^T y, for denoising y itself).
+        psnr_input, ssim_input: the same for the input shown to the user (A^T y, for denoising y
+            itself).
         error: (b,) distance to the exact minimizer; ``kind`` says how it is known.
         kind: Kind of ``error``.
         status: one Status per image.
         eps: the accuracy asked for.
         names: where each image comes from.
         cost: evaluations summed over images.
-        honesty: optional rows {"eps", "certified", "true", "reference"} from ``Run.check_certificate``.
-        theorem: per image, which certificate gave ``error`` where there are several (see ``Solution``).
+        honesty: optional rows {"eps", "certified", "true", "reference"} from
+            ``Run.check_certificate``.
+        theorem: per image, which certificate gave ``error`` where there are several (see
+            ``Solution``).
     """
 
     reconstruction: Tensor
@@ -278,13 +330,29 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the images."""
-        return _plain({
-            "psnr": self.psnr, "ssim": self.ssim, "psnr_input": self.psnr_input, "ssim_input": self.ssim_input,
-            "error": self.error, "kind": self.kind, "status": self.status, "eps": self.eps, "names": self.names,
-            "cost": self.cost.to_dict(), "honesty": self.honesty, "theorem": self.theorem})
+        return _plain(
+            {
+                "psnr": self.psnr,
+                "ssim": self.ssim,
+                "psnr_input": self.psnr_input,
+                "ssim_input": self.ssim_input,
+                "error": self.error,
+                "kind": self.kind,
+                "status": self.status,
+                "eps": self.eps,
+                "names": self.names,
+                "cost": self.cost.to_dict(),
+                "honesty": self.honesty,
+                "theorem": self.theorem,
+            }
+        )
 
     def __repr__(self) -> str:
-        return (f"Evaluation({len(self.psnr)} images: PSNR {self.mean('psnr_input'):.2f} -> {self.mean('psnr'):.2f} "
-                f"+- {self.spread('psnr'):.2f} dB, SSIM {self.mean('ssim_input'):.3f} -> {self.mean('ssim'):.3f}; "
-                f"{self.kind.label} distance to the minimizer <= {float(self.error.max()):.1e}; "
-                f"{summarize(self.status)})")
+        return (
+            f"Evaluation({len(self.psnr)} images: PSNR {self.mean('psnr_input'):.2f} -> "
+            f"{self.mean('psnr'):.2f} "
+            f"+- {self.spread('psnr'):.2f} dB, SSIM {self.mean('ssim_input'):.3f} -> "
+            f"{self.mean('ssim'):.3f}; "
+            f"{self.kind.label} distance to the minimizer <= {float(self.error.max()):.1e}; "
+            f"{summarize(self.status)})"
+        )

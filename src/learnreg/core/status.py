@@ -11,11 +11,18 @@ class Status(Enum):
     """Why the computation of one image ended; the value is the sentence shown to the user."""
 
     CONVERGED = "the accuracy asked for was reached"
-    ROUNDING_FLOOR = ("the accuracy asked for lies below what this floating-point type can reach; "
-                      "ask for a larger eps or use float64")
-    MAX_STEPS = "the largest number of steps was reached before the accuracy; raise max_steps or loosen eps"
+    ROUNDING_FLOOR = (
+        "the accuracy asked for lies below what this floating-point type can reach; "
+        "ask for a larger eps or use float64"
+    )
+    MAX_STEPS = (
+        "the largest number of steps was reached before the accuracy; raise max_steps or loosen eps"
+    )
     NOT_FINITE = "NaN or Inf appeared; check the input and the parameters"
-    INDEFINITE = "the matrix or its preconditioner is not positive definite; MINRES takes any symmetric matrix"
+    INDEFINITE = (
+        "the matrix or its preconditioner is not positive definite; "
+        "MINRES takes any symmetric matrix"
+    )
     BUDGET = "the budget was used up before the accuracy was reached"
 
     @property
@@ -31,6 +38,8 @@ def summarize(statuses: Iterable[Status]) -> str:
     """
     counts = Counter(statuses)
     total = sum(counts.values())
-    parts = [f"{'all ' if n == total else ''}{n}{'' if n == total else f' of {total}'}: {status.value}"
-             for status, n in counts.most_common()]
+    parts = [
+        f"{'all ' if n == total else ''}{n}{'' if n == total else f' of {total}'}: {status.value}"
+        for status, n in counts.most_common()
+    ]
     return "; ".join(parts)

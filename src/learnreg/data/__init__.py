@@ -4,4 +4,12 @@ from .images import list_images, load_image, natural_photographs, save_image
 from .pairs import Pairs, pairs
 from .phantoms import phantoms
 
-__all__ = ["Pairs", "list_images", "load_image", "natural_photographs", "pairs", "phantoms", "save_image"]
+__all__ = [
+    "Pairs",
+    "list_images",
+    "load_image",
+    "natural_photographs",
+    "pairs",
+    "phantoms",
+    "save_image",
+]

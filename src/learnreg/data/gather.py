@@ -1,4 +1,6 @@
-"""From a source (photographs, phantoms, a folder, files) to the true images of the two sides of a split."""
+"""From a source (photographs, phantoms, a folder, files) to the true images of the two sides of a
+split.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +28,35 @@ SourceLike = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
 def gather(
-    source: SourceLike, *, size: int, split: tuple[int, int], seed: int, channels: int, scale: float | None
+    source: SourceLike,
+    *,
+    size: int,
+    split: tuple[int, int],
+    seed: int,
+    channels: int,
+    scale: float | None,
 ) -> tuple[Side, Side]:
-    """The true images of (training, test); arguments and errors as in :func:`learnreg.data.pairs`."""
+    """The true images of (training, test); arguments and errors as in
+    :func:`learnreg.data.pairs`.
+    """
     check_count(size, "size", least=1, remedy="Pass the height and width of the crops in pixels.")
     check_seed(seed)
     split = _check_split(split)
     _check_scale(scale)
     if channels not in (1, 3) or isinstance(channels, bool):
-        raise InputError("channels", given=repr(channels), expected="1 (grey) or 3 (colour)",
-                         remedy="Pass channels=1 or channels=3.")
+        raise InputError(
+            "channels",
+            given=repr(channels),
+            expected="1 (grey) or 3 (colour)",
+            remedy="Pass channels=1 or channels=3.",
+        )
     if channels != 1 and isinstance(source, str) and source in ("natural", "phantoms"):
-        raise InputError("channels", given=f'{channels} with "{source}"', expected="1: these images are grey",
-                         remedy="For colour pass a folder or a list of files.")
+        raise InputError(
+            "channels",
+            given=f'{channels} with "{source}"',
+            expected="1: these images are grey",
+            remedy="For colour pass a folder or a list of files.",
+        )
     if isinstance(source, str) and source == "phantoms":
         return _phantoms(size, split, seed, scale)
     sources, default = _sources(source, channels)
@@ -47,7 +65,8 @@ def gather(
     loaded = [{photo.name: fetch(photo, factor, size) for photo in side} for side in sides]
     _check_distinct(loaded[0] | loaded[1])
     train, test = (
-        _stack(*crop(images, n, size, seed), channels, size) for images, n in zip(loaded, split, strict=True)
+        _stack(*crop(images, n, size, seed), channels, size)
+        for images, n in zip(loaded, split, strict=True)
     )
     return train, test
 
@@ -56,11 +75,19 @@ def _stack(crops: list[Tensor], names: list[str], channels: int, size: int) -> S
     return (torch.stack(crops) if crops else torch.zeros(0, channels, size, size)), names
 
 
-def _phantoms(size: int, split: tuple[int, int], seed: int, scale: float | None) -> tuple[Side, Side]:
-    """Every phantom is a source of its own: the first n_train for training, the next n_test for the test."""
+def _phantoms(
+    size: int, split: tuple[int, int], seed: int, scale: float | None
+) -> tuple[Side, Side]:
+    """Every phantom is a source of its own: the first n_train for training, the next n_test for the
+    test.
+    """
     if scale not in (None, 1):
-        raise InputError("scale", given=f'{scale} with "phantoms"', expected="no scale",
-                         remedy="Phantoms are drawn at the size that is asked for.")
+        raise InputError(
+            "scale",
+            given=f'{scale} with "phantoms"',
+            expected="no scale",
+            remedy="Phantoms are drawn at the size that is asked for.",
+        )
     images = phantoms(sum(split), size, seed)
     names = [f"phantom-{i}" for i in range(len(images))]
     return (images[: split[0]], names[: split[0]]), (images[split[0] :], names[split[0] :])
@@ -69,28 +96,43 @@ def _phantoms(size: int, split: tuple[int, int], seed: int, scale: float | None)
 def _sources(source: SourceLike, channels: int) -> tuple[list[Source], float]:
     """The photographs of ``source`` and the scale they are used at by default."""
     if isinstance(source, str) and source == "natural":
-        return [Source(name, partial(load_natural, name)) for name in sorted(NATURAL)], NATURAL_SCALE
+        return [
+            Source(name, partial(load_natural, name)) for name in sorted(NATURAL)
+        ], NATURAL_SCALE
     if isinstance(source, (str, PathLike)):
         files = list_images(source)
     else:
         try:
             files = [Path(fspath(file)) for file in source]
         except TypeError:
-            raise InputError("source", given=repr(source),
-                             expected='"natural", "phantoms", a folder or a list of files',
-                             remedy="Pass paths as strings or pathlib.Path objects.") from None
+            raise InputError(
+                "source",
+                given=repr(source),
+                expected='"natural", "phantoms", a folder or a list of files',
+                remedy="Pass paths as strings or pathlib.Path objects.",
+            ) from None
         if not files:
-            raise InputError("source", given="an empty list", expected="at least one image file",
-                             remedy="Check the pattern that made this list.")
+            raise InputError(
+                "source",
+                given="an empty list",
+                expected="at least one image file",
+                remedy="Check the pattern that made this list.",
+            )
     by_path: dict[Path, Path] = {}
     for file in files:
         if file.resolve() in by_path:
-            raise InputError("source", given=f"{file} twice", expected="every file once",
-                             remedy="A repeated file could be trained on and tested on; list it once.")
+            raise InputError(
+                "source",
+                given=f"{file} twice",
+                expected="every file once",
+                remedy="A repeated file could be trained on and tested on; list it once.",
+            )
         by_path[file.resolve()] = file
     plain = [file.name for file in files]
     names = plain if len(set(plain)) == len(plain) else [str(file) for file in files]
-    return [Source(n, partial(load_image, f, channels)) for n, f in zip(names, files, strict=True)], 1.0
+    return [
+        Source(n, partial(load_image, f, channels)) for n, f in zip(names, files, strict=True)
+    ], 1.0
 
 
 def _check_distinct(images: dict[str, Tensor]) -> None:
@@ -99,8 +141,12 @@ def _check_distinct(images: dict[str, Tensor]) -> None:
     for name, image in images.items():
         key = (*image.shape, hashlib.sha256(image.numpy().tobytes()).digest())
         if key in seen:
-            raise InputError("source", given=f"the same picture as {seen[key]} and as {name}",
-                             expected="different photographs", remedy="Remove one of the two files.")
+            raise InputError(
+                "source",
+                given=f"the same picture as {seen[key]} and as {name}",
+                expected="different photographs",
+                remedy="Remove one of the two files.",
+            )
         seen[key] = name
 
 
@@ -118,5 +164,9 @@ def _check_scale(scale: object) -> None:
     if scale is None:
         return
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale <= 1:
-        raise InputError("scale", given=repr(scale), expected="a number in (0, 1], or None",
-                         remedy="Photographs are only ever made smaller; scale=1 keeps their size.")
+        raise InputError(
+            "scale",
+            given=repr(scale),
+            expected="a number in (0, 1], or None",
+            remedy="Photographs are only ever made smaller; scale=1 keeps their size.",
+        )

@@ -25,26 +25,32 @@ NATURAL = {
 }
 """Name -> (file in the wheel, what it shows): scenes and objects with outlines.
 
-Left out: pictures by instruments (moon, Hubble field, retina, microscopy), text and charts, the deliberately
-blurred clock, the second view of the motorcycle (the same scene as the first), and the three close-ups in which
-one material fills the frame (brick, grass, gravel). The last are photographs too, but all texture: no method removes
-much noise from grass and gravel, and a filter bank trained on one brick wall learns that wall. So figures on this
-list are kinder than figures on textures would be.
+Left out: pictures by instruments (moon, Hubble field, retina, microscopy), text and charts, the
+deliberately blurred clock, the second view of the motorcycle (the same scene as the first), and the
+three close-ups in which one material fills the frame (brick, grass, gravel). The last are
+photographs too, but all texture: no method removes much noise from grass and gravel, and a filter
+bank trained on one brick wall learns that wall. So figures on this list are kinder than figures on
+textures would be.
 """
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 """File name endings (in lower case) that count as images."""
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601 on gamma-coded values, as in most of the denoising literature
+LUMA = (
+    0.299,
+    0.587,
+    0.114,
+)  # ITU-R BT.601 on gamma-coded values, as in most of the denoising literature
 _WRITABLE = (".png", ".jpg", ".jpeg", *TIFF)
 
 
 def natural_photographs() -> dict[str, Tensor]:
-    """The photographs of :data:`NATURAL`, read from the installed scikit-image wheel without a network.
+    """The photographs of :data:`NATURAL`, read from the installed scikit-image wheel without a
+    network.
 
     Returns:
-        Name -> grey image (h, w), float32 in [0, 1], at its native size (300 to 741 pixels a side), sorted by
-        name.
+        Name -> grey image (h, w), float32 in [0, 1], at its native size (300 to 741 pixels a side),
+        sorted by name.
 
     Raises:
         InputError: a file is missing from the installation of scikit-image.
@@ -57,21 +63,23 @@ def load_natural(name: str) -> Tensor:
     file = NATURAL[name][0]
     path = Path(str(importlib.resources.files("skimage"))) / "data" / file
     if not path.is_file():
-        raise InputError(f'the photograph "{name}"',
-                         given=f"no file {file} in the data folder of scikit-image",
-                         expected="the file as it lies in the scikit-image wheel",
-                         remedy="Reinstall scikit-image from its wheel, or pass a folder of your own images.")
+        raise InputError(
+            f'the photograph "{name}"',
+            given=f"no file {file} in the data folder of scikit-image",
+            expected="the file as it lies in the scikit-image wheel",
+            remedy="Reinstall scikit-image from its wheel, or pass a folder of your own images.",
+        )
     return load_image(path)
 
 
 def load_image(path: str | PathLike[str], channels: int = 1) -> Tensor:
     """Read one image file.
 
-    Integer pixels are divided by the largest value of their type; float pixels must be on the scale of [0, 1] already
-    (noise may take them outside, so [-1, 2] is accepted and nothing is clipped).
-    Transparency is dropped, the orientation tag of cameras is obeyed. Colour becomes grey as 0.299 R + 0.587
-    G + 0.114 B; grey becomes colour by repetition. 16-bit colour keeps its 16 bits in TIFF files; from PNG
-    files it is read with 8.
+    Integer pixels are divided by the largest value of their type; float pixels must be on the scale
+    of [0, 1] already (noise may take them outside, so [-1, 2] is accepted and nothing is clipped).
+    Transparency is dropped, the orientation tag of cameras is obeyed. Colour becomes grey as 0.299
+    R + 0.587 G + 0.114 B; grey becomes colour by repetition. 16-bit colour keeps its 16 bits in
+    TIFF files; from PNG files it is read with 8.
 
     Args:
         path: a PNG, JPEG, TIFF, BMP or WebP file.
@@ -81,12 +89,16 @@ def load_image(path: str | PathLike[str], channels: int = 1) -> Tensor:
         (channels, h, w), float32.
 
     Raises:
-        InputError: no such file, not an image, several pages, no pixels, NaN/Inf or out-of-range float
-            pixels.
+        InputError: no such file, not an image, several pages, no pixels, NaN/Inf or out-of-range
+            float pixels.
     """
     if channels not in (1, 3) or isinstance(channels, bool):
-        raise InputError("channels", given=repr(channels), expected="1 (grey) or 3 (colour)",
-                         remedy="Pass channels=1 or channels=3.")
+        raise InputError(
+            "channels",
+            given=repr(channels),
+            expected="1 (grey) or 3 (colour)",
+            remedy="Pass channels=1 or channels=3.",
+        )
     path = Path(path)
     if not path.is_file():
         given = "a folder" if path.is_dir() else "no such file"
@@ -103,8 +115,8 @@ def load_image(path: str | PathLike[str], channels: int = 1) -> Tensor:
 def save_image(path: str | PathLike[str], x: Tensor) -> None:
     """Write one image; the ending of ``path`` chooses the format.
 
-    ``.png`` and ``.jpg`` hold 8 bits: pixels are clipped to [0, 1] and rounded. ``.tif`` holds float32 and is
-    not clipped.
+    ``.png`` and ``.jpg`` hold 8 bits: pixels are clipped to [0, 1] and rounded. ``.tif`` holds
+    float32 and is not clipped.
 
     Args:
         path: file to write, in an existing folder; an existing file is replaced.
@@ -116,24 +128,39 @@ def save_image(path: str | PathLike[str], x: Tensor) -> None:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in _WRITABLE:
-        raise InputError(str(path), given=f'the ending "{path.suffix}"',
-                         expected="one of " + ", ".join(_WRITABLE),
-                         remedy="Choose .png for viewing or .tif for exact values.")
+        raise InputError(
+            str(path),
+            given=f'the ending "{path.suffix}"',
+            expected="one of " + ", ".join(_WRITABLE),
+            remedy="Choose .png for viewing or .tif for exact values.",
+        )
     if not path.parent.is_dir():
-        raise InputError(str(path), given=f"a folder {path.parent} that does not exist",
-                         expected="an existing folder",
-                         remedy="Create the folder first.")
+        raise InputError(
+            str(path),
+            given=f"a folder {path.parent} that does not exist",
+            expected="an existing folder",
+            remedy="Create the folder first.",
+        )
     image = x.detach().cpu().float()
     image = image[0] if image.dim() == 4 and image.shape[0] == 1 else image
     image = image[None] if image.dim() == 2 else image
     if image.dim() != 3 or image.shape[0] not in (1, 3) or image.numel() == 0:
-        raise InputError("x", given=f"shape {tuple(x.shape)}",
-                         expected="(h, w), (c, h, w) or (1, c, h, w), c = 1 or 3",
-                         remedy="Save the images of a batch one by one.")
+        raise InputError(
+            "x",
+            given=f"shape {tuple(x.shape)}",
+            expected="(h, w), (c, h, w) or (1, c, h, w), c = 1 or 3",
+            remedy="Save the images of a batch one by one.",
+        )
     if not bool(torch.isfinite(image).all()):
-        raise InputError("x", given="NaN or Inf pixels",
-                         expected="finite pixels", remedy="Look for a diverged solve.")
-    pixels = image[0].numpy() if image.shape[0] == 1 else image.permute(1, 2, 0).contiguous().numpy()
+        raise InputError(
+            "x",
+            given="NaN or Inf pixels",
+            expected="finite pixels",
+            remedy="Look for a diverged solve.",
+        )
+    pixels = (
+        image[0].numpy() if image.shape[0] == 1 else image.permute(1, 2, 0).contiguous().numpy()
+    )
     if suffix in TIFF:
         import tifffile
 
@@ -143,7 +170,8 @@ def save_image(path: str | PathLike[str], x: Tensor) -> None:
 
 
 def list_images(folder: str | PathLike[str]) -> list[Path]:
-    """The image files of a folder (not of its subfolders), sorted by name; hidden files are passed over.
+    """The image files of a folder (not of its subfolders), sorted by name; hidden files are passed
+    over.
 
     Raises:
         InputError: no such folder, not a folder, or no image in it.
@@ -151,12 +179,20 @@ def list_images(folder: str | PathLike[str]) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         given = "a file" if folder.exists() else "no such folder"
-        raise InputError(str(folder), given=given, expected="a folder of images",
-                         remedy="Pass the folder itself, or a list of files.")
+        raise InputError(
+            str(folder),
+            given=given,
+            expected="a folder of images",
+            remedy="Pass the folder itself, or a list of files.",
+        )
     entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
     images = [p for p in entries if p.is_file() and p.suffix.lower() in SUFFIXES]
     if not images:
         given = f"{len(entries)} entries, none an image" if entries else "an empty folder"
-        raise InputError(str(folder), given=given, expected="at least one of *" + ", *".join(SUFFIXES),
-                         remedy="Put images directly into this folder (subfolders are not searched).")
+        raise InputError(
+            str(folder),
+            given=given,
+            expected="at least one of *" + ", *".join(SUFFIXES),
+            remedy="Put images directly into this folder (subfolders are not searched).",
+        )
     return sorted(images, key=lambda p: p.name)

@@ -1,4 +1,6 @@
-"""Measurements y = physics(x), image by image, each with its own noise seed; the physics stays as it was."""
+"""Measurements y = physics(x), image by image, each with its own noise seed; the physics stays as
+it was.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,13 @@ from .seeds import derive
 def measure(x: Tensor, physics: nn.Module, names: Sequence[str], seed: int) -> Tensor:
     """Apply ``physics``, noise included, to one image after the other.
 
-    The noise of an image is seeded by ``seed`` and its name alone, so it is the same whatever the other
-    images are.
+    The noise of an image is seeded by ``seed`` and its name alone, so it is the same whatever the
+    other images are.
 
     Args:
         x: (n, c, h, w), n >= 1; brought to the device of the physics.
-        physics: a deepinv physics; its random generators end as they began, and so do torch's global ones.
+        physics: a deepinv physics; its random generators end as they began, and so do torch's
+            global ones.
         names: n different names.
         seed: non-negative integer.
 
@@ -28,8 +31,8 @@ def measure(x: Tensor, physics: nn.Module, names: Sequence[str], seed: int) -> T
         y: (n, ...), on the device of ``x``.
 
     Raises:
-        InputError: the physics cannot take such images, or answers with something that is not one tensor per
-            image.
+        InputError: the physics cannot take such images, or answers with something that is not one
+            tensor per image.
     """
     state = next(iter([*physics.parameters(), *physics.buffers()]), None)
     device = x.device if state is None else state.device
@@ -49,15 +52,20 @@ def _apply(physics: nn.Module, image: Tensor) -> Tensor:
     try:
         y = physics(image)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        raise InputError("physics",
-                         given=f"a {kind} that fails on an image of shape {tuple(image.shape)}: {error}",
-                         expected="a physics that takes images (1, c, h, w) of the size of the crops",
-                         remedy="Build the physics for img_size=(channels, size, size).") from error
+        raise InputError(
+            "physics",
+            given=f"a {kind} that fails on an image of shape {tuple(image.shape)}: {error}",
+            expected="a physics that takes images (1, c, h, w) of the size of the crops",
+            remedy="Build the physics for img_size=(channels, size, size).",
+        ) from error
     if not isinstance(y, Tensor) or y.dim() < 2 or y.shape[0] != 1:
         given = f"a tensor of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-        raise InputError("physics", given=f"a {kind} that answers an image with {given}",
-                         expected="one tensor with the batch as its first dimension",
-                         remedy="From a stacked physics take one, or join its tensors in a physics of yours.")
+        raise InputError(
+            "physics",
+            given=f"a {kind} that answers an image with {given}",
+            expected="one tensor with the batch as its first dimension",
+            remedy="From a stacked physics take one, or join its tensors in a physics of yours.",
+        )
     return y
 
 
@@ -65,8 +73,8 @@ def _apply(physics: nn.Module, image: Tensor) -> Tensor:
 def _seeded_globals(seed: int, device: torch.device) -> Iterator[None]:
     """torch's global generators (of the CPU and of ``device``) seeded inside, as before outside.
 
-    Noise models without a generator of their own draw from these. ``torch.manual_seed`` would reach further:
-    it seeds every device there is.
+    Noise models without a generator of their own draw from these. ``torch.manual_seed`` would reach
+    further: it seeds every device there is.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
@@ -78,13 +86,17 @@ def _seeded_globals(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _lent_generators(physics: nn.Module) -> Iterator[Callable[[int], None]]:
-    """A function that seeds all random generators inside ``physics``; on leaving they are as they were.
+    """A function that seeds all random generators inside ``physics``; on leaving they are as they
+    were.
 
-    A noise model may replace its generator whenever it is called (deepinv does so to follow the data to
-    another device), so it is given the lent one back before each seeding, and with its old state at the end.
+    A noise model may replace its generator whenever it is called (deepinv does so to follow the
+    data to another device), so it is given the lent one back before each seeding, and with its old
+    state at the end.
     """
     inside = [(module, getattr(module, "rng", None)) for module in _modules(physics, set())]
-    lent = [(module, rng, rng.get_state()) for module, rng in inside if isinstance(rng, torch.Generator)]
+    lent = [
+        (module, rng, rng.get_state()) for module, rng in inside if isinstance(rng, torch.Generator)
+    ]
 
     def seed_all(seed: int) -> None:
         for module, rng, _ in lent:
@@ -99,7 +111,9 @@ def _lent_generators(physics: nn.Module) -> Iterator[Callable[[int], None]]:
 
 
 def _modules(module: nn.Module, seen: set[int]) -> Iterator[nn.Module]:
-    """All modules inside ``module``, also those in the closure of a noise model that is a function."""
+    """All modules inside ``module``, also those in the closure of a noise model that is a
+    function.
+    """
     for part in module.modules():
         if id(part) in seen:
             continue

@@ -26,14 +26,16 @@ class Pairs:
     """n true images, their measurements, and the physics that made these.
 
     Args:
-        x: true images (n, c, h, w), floating point, finite. n = 0 is allowed (an empty side of a split).
+        x: true images (n, c, h, w), floating point, finite. n = 0 is allowed (an empty side of a
+            split).
         y: measurements (n, ...), floating point or complex, finite.
         physics: the deepinv physics with ``y = physics(x)``.
         names: one name per image.
         seed: the seed that made the data; None for data from elsewhere.
 
     Raises:
-        InputError: shapes that do not fit together, another type of pixels, NaN/Inf (names the image).
+        InputError: shapes that do not fit together, another type of pixels, NaN/Inf (names the
+            image).
     """
 
     x: Tensor
@@ -46,19 +48,34 @@ class Pairs:
         object.__setattr__(self, "names", tuple(self.names))
         for what, tensor in (("x", self.x), ("y", self.y)):
             if not isinstance(tensor, Tensor):
-                raise InputError(what, given=type(tensor).__name__,
-                                 expected="a tensor", remedy="Pass torch tensors.")
+                raise InputError(
+                    what,
+                    given=type(tensor).__name__,
+                    expected="a tensor",
+                    remedy="Pass torch tensors.",
+                )
         if self.x.dim() != 4:
-            raise InputError("x", given=f"shape {tuple(self.x.shape)}", expected="shape (n, c, h, w)",
-                             remedy="Add what is missing: x[None] for one image, x[:, None] for grey ones.")
+            raise InputError(
+                "x",
+                given=f"shape {tuple(self.x.shape)}",
+                expected="shape (n, c, h, w)",
+                remedy="Add what is missing: x[None] for one image, x[:, None] for grey ones.",
+            )
         n = self.x.shape[0]
         if self.y.dim() < 2 or self.y.shape[0] != n:
-            raise InputError("y", given=f"shape {tuple(self.y.shape)}",
-                             expected=f"{n} measurements, one per image in x",
-                             remedy="Measure the whole of x: y = physics(x).")
+            raise InputError(
+                "y",
+                given=f"shape {tuple(self.y.shape)}",
+                expected=f"{n} measurements, one per image in x",
+                remedy="Measure the whole of x: y = physics(x).",
+            )
         if len(self.names) != n:
-            raise InputError("names", given=f"{len(self.names)} names", expected=f"{n}, one per image in x",
-                             remedy="Pass names=tuple(map(str, range(len(x)))) if the images have none.")
+            raise InputError(
+                "names",
+                given=f"{len(self.names)} names",
+                expected=f"{n}, one per image in x",
+                remedy="Pass names=tuple(map(str, range(len(x)))) if the images have none.",
+            )
         if n:
             check_images(self.x, "x")
             check_images(torch.view_as_real(self.y) if self.y.is_complex() else self.y, "y")
@@ -78,27 +95,40 @@ class Pairs:
             chosen = list(range(n))[index]
         elif isinstance(index, Tensor) and index.dtype == torch.bool:
             if index.shape != (n,):
-                raise InputError("index", given=f"a mask of {tuple(index.shape)}", expected=f"shape ({n},)",
-                                 remedy="Pass one truth value per image.")
+                raise InputError(
+                    "index",
+                    given=f"a mask of {tuple(index.shape)}",
+                    expected=f"shape ({n},)",
+                    remedy="Pass one truth value per image.",
+                )
             chosen = torch.nonzero(index).flatten().tolist()
         else:
             given = index.flatten().tolist() if isinstance(index, Tensor) else index
             try:
                 chosen = [_index(i) for i in (given if isinstance(given, Sequence) else [given])]
             except TypeError:
-                raise InputError("index", given=repr(index), expected="an integer, slice, integers or mask",
-                                 remedy="Index pairs like a tensor along its first dimension.") from None
+                raise InputError(
+                    "index",
+                    given=repr(index),
+                    expected="an integer, slice, integers or mask",
+                    remedy="Index pairs like a tensor along its first dimension.",
+                ) from None
         if any(not -n <= i < n for i in chosen):
             raise IndexError(f"index {index} is out of range for {n} pairs")
         where = torch.tensor(chosen, dtype=torch.long)
-        return replace(self, x=self.x[where.to(self.x.device)], y=self.y[where.to(self.y.device)],
-                       names=tuple(self.names[i] for i in chosen))
+        return replace(
+            self,
+            x=self.x[where.to(self.x.device)],
+            y=self.y[where.to(self.y.device)],
+            names=tuple(self.names[i] for i in chosen),
+        )
 
     def __iter__(self) -> Iterator[Pairs]:
         return (self[i] for i in range(len(self)))
 
     def batches(self, size: int, seed: int) -> Iterator[Pairs]:
-        """Every pair once, in an order shuffled by ``seed``, ``size`` at a time (fewer in the last batch).
+        """Every pair once, in an order shuffled by ``seed``, ``size`` at a time (fewer in the last
+        batch).
 
         Raises:
             InputError: size < 1, or a seed that is not a non-negative integer; at the call already.
@@ -107,22 +137,33 @@ class Pairs:
         order = torch.randperm(len(self), generator=generator(check_seed(seed), "batches"))
         return (self[part] for part in (order.split(size) if len(self) else ()))
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pairs:
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Pairs:
         """The same pairs elsewhere, or in float32 or float64 (complex measurements likewise).
 
-        The physics is copied if anything changes, since moving a module in place would change the caller's.
+        The physics is copied if anything changes, since moving a module in place would change the
+        caller's.
 
         Raises:
             InputError: another dtype than float32 or float64.
         """
         if dtype not in (None, torch.float32, torch.float64):
-            raise InputError("dtype", given=dtype, expected="torch.float32 or torch.float64",
-                             remedy="Half precision is too coarse for certified errors.")
+            raise InputError(
+                "dtype",
+                given=dtype,
+                expected="torch.float32 or torch.float64",
+                remedy="Half precision is too coarse for certified errors.",
+            )
         x = self.x.to(device=device, dtype=dtype)
-        y = self.y.to(device=device, dtype=dtype.to_complex() if dtype and self.y.is_complex() else dtype)
+        y = self.y.to(
+            device=device, dtype=dtype.to_complex() if dtype and self.y.is_complex() else dtype
+        )
         if x is self.x and y is self.y:
             return self
-        physics = self.physics.clone() if hasattr(self.physics, "clone") else copy.deepcopy(self.physics)
+        physics = (
+            self.physics.clone() if hasattr(self.physics, "clone") else copy.deepcopy(self.physics)
+        )
         if device is not None:
             physics = physics.to(device)
         if dtype is not None:  # unlike .to(dtype), these two do not make complex buffers real
@@ -140,11 +181,14 @@ class Pairs:
 
         images = f"{len(self)} image(s) of {shape(self.x)} from {len(self.sources)} source(s)"
         seed = "" if self.seed is None else f", seed {self.seed}"
-        return f"Pairs({images}; measurements of {shape(self.y)} by {type(self.physics).__name__}{seed})"
+        physics = type(self.physics).__name__
+        return f"Pairs({images}; measurements of {shape(self.y)} by {physics}{seed})"
 
 
 def _index(i: object) -> int:
-    """``i`` as an integer; a truth value is none, or a list of them would silently choose images 0 and 1."""
+    """``i`` as an integer; a truth value is none, or a list of them would silently choose images 0
+    and 1.
+    """
     if isinstance(i, bool):
         raise TypeError
     return operator.index(i)  # type: ignore[arg-type]
@@ -160,36 +204,44 @@ def pairs(
     channels: int = 1,
     scale: float | None = None,
 ) -> tuple[Pairs, Pairs]:
-    """Training and test pairs (x, y = physics(x)) from photographs; the same seed gives the same pairs.
+    """Training and test pairs (x, y = physics(x)) from photographs; the same seed gives the same
+    pairs.
 
-    The photographs, not the crops, are dealt to the two sides, so no pixel of a photograph in the test set is
-    ever trained on. Crops are spread evenly over the photographs of a side, at random places, no window
-    twice, without augmentation. The noise of an image depends on the seed and the image only, not on how many
-    others there are.
+    The photographs, not the crops, are dealt to the two sides, so no pixel of a photograph in the
+    test set is ever trained on. Crops are spread evenly over the photographs of a side, at random
+    places, no window twice, without augmentation. The noise of an image depends on the seed and the
+    image only, not on how many others there are.
 
     Args:
-        source: ``"natural"`` (the photographs of :data:`learnreg.data.images.NATURAL`), ``"phantoms"``, a
-            folder, or a list of image files. A folder that is called "natural" is reached by ``"./natural"``.
+        source: ``"natural"`` (the photographs of :data:`learnreg.data.images.NATURAL`),
+            ``"phantoms"``, a folder, or a list of image files. A folder that is called "natural" is
+            reached by ``"./natural"``.
         physics: a ``deepinv.physics.Physics``; its noise model is used, and it is left as it was.
         size: height and width of the crops, in pixels.
         split: (number of training crops, number of test crops); one of them may be 0.
         seed: non-negative integer.
         channels: 1 (grey) or 3 (colour; folders and files only).
-        scale: factor in (0, 1] by which photographs are downsampled before cropping. None stands for 0.5 with
-            "natural" (the originals are sampled finer than they are sharp) and 1 otherwise.
+        scale: factor in (0, 1] by which photographs are downsampled before cropping. None stands
+            for 0.5 with "natural" (the originals are sampled finer than they are sharp) and 1
+            otherwise.
 
     Returns:
         (train, test), with x (n, channels, size, size) float32 in [0, 1], on the CPU.
 
     Raises:
-        InputError: a value out of range, missing or unreadable images, an image smaller than a crop, the same
-            image twice, fewer than two photographs for two sides, a physics that does not take such images.
+        InputError: a value out of range, missing or unreadable images, an image smaller than a
+            crop, the same image twice, fewer than two photographs for two sides, a physics that
+            does not take such images.
     """
     from deepinv.physics import Physics
 
     if not isinstance(physics, Physics):
-        raise InputError("physics", given=type(physics).__name__, expected="a deepinv.physics object",
-                         remedy="For denoising: physics = deepinv.physics.Denoising(GaussianNoise(0.1)).")
+        raise InputError(
+            "physics",
+            given=type(physics).__name__,
+            expected="a deepinv.physics object",
+            remedy="For denoising: physics = deepinv.physics.Denoising(GaussianNoise(0.1)).",
+        )
     sides = gather(source, size=size, split=split, seed=seed, channels=channels, scale=scale)
     train, test = (
         Pairs(x, measure(x, physics, names, seed), physics, tuple(names), seed) if names else None

@@ -16,9 +16,9 @@ _FINE = 2  # drawn this much finer and averaged, so that edges fall between pixe
 def phantoms(n: int, size: int, seed: int) -> Tensor:
     """Random piecewise smooth images.
 
-    Each image is a shaded background under 4 to 9 rotated ellipses and rectangles that hide one another; a
-    shape's grey level is ``level + slope . position``, so that an image is smooth (not constant) between
-    sharp edges.
+    Each image is a shaded background under 4 to 9 rotated ellipses and rectangles that hide one
+    another; a shape's grey level is ``level + slope . position``, so that an image is smooth (not
+    constant) between sharp edges.
 
     Args:
         n: how many images; the first k images are the same for every n >= k.

@@ -1,4 +1,6 @@
-"""One seed per item: derived from the user's seed and the item's name, never from its place in a queue."""
+"""One seed per item: derived from the user's seed and the item's name, never from its place in a
+queue.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ def check_count(value: object, what: str, *, least: int, remedy: str) -> int:
         InputError: not an integer (True and 3.0 are refused as well), or too small.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(what, given=repr(value), expected=f"a whole number >= {least}", remedy=remedy)
+        raise InputError(
+            what, given=repr(value), expected=f"a whole number >= {least}", remedy=remedy
+        )
     return value
 
 
@@ -26,15 +30,21 @@ def check_seed(seed: object) -> int:
     Raises:
         InputError: anything else, None included: data without a seed could not be made again.
     """
-    return check_count(seed, "seed", least=0, remedy="Pass for example seed=0: data are named by their seed.")
+    return check_count(
+        seed, "seed", least=0, remedy="Pass for example seed=0: data are named by their seed."
+    )
 
 
 def derive(seed: int, *labels: str | int) -> int:
-    """A seed for the item called ``labels``, the same on every machine and for any number of other items."""
+    """A seed for the item called ``labels``, the same on every machine and for any number of other
+    items.
+    """
     text = "\x1f".join(map(str, (seed, *labels)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(seed: int, *labels: str | int) -> torch.Generator:
-    """A CPU generator of its own for the item called ``labels``; torch's global generator is not involved."""
+    """A CPU generator of its own for the item called ``labels``; torch's global generator is not
+    involved.
+    """
     return torch.Generator().manual_seed(derive(seed, *labels))

@@ -1,4 +1,5 @@
-"""Hypergradients: implicit, truncated, unrolled and piggyback differentiation, and a differentiable layer.
+"""Hypergradients: implicit, truncated, unrolled and piggyback differentiation, and a differentiable
+layer.
 
 ``Reconstructor`` is imported from ``.layer`` on demand, because deepinv is slow to import.
 """

@@ -2,10 +2,10 @@
 
 At a computed (x, p), with Hg, Hf the Hessians of g at x and of f* at p and l the loss of the image:
     min_X max_Y <K X, Y> + 1/2 <Hg X, X> - 1/2 <Hf Y, Y> + <grad l, X>,
-that is  Hg X + K^T Y + grad l = 0,  K X - Hf Y = 0  (Bogensperger, Ehrhardt, Pock, Salehi, Wong, arXiv 2412.06436;
-derived again). Where g or f* has no Hessian, that of the derivative of its proximal map stands in: eigenvalues in
-[0, inf], of which inf keeps a component at zero, as the constraint that made it does. Such a derivative is formal at
-kinks.
+that is  Hg X + K^T Y + grad l = 0,  K X - Hf Y = 0  (Bogensperger, Ehrhardt, Pock, Salehi, Wong,
+arXiv 2412.06436; derived again). Where g or f* has no Hessian, that of the derivative of its
+proximal map stands in: eigenvalues in [0, inf], of which inf keeps a component at zero, as the
+constraint that made it does. Such a derivative is formal at kinks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ Blocks = tuple[Tensor, ...]
 
 
 class Residual(NamedTuple):
-    """Norm (b,) of the residual of a packed (X, Y), a code that stands for it, and the residual itself (b, n)."""
+    """Norm (b,) of the residual of a packed (X, Y), a code that stands for it, and the residual
+    itself (b, n).
+    """
 
     distance: Tensor
     theorem: Tensor
@@ -54,7 +56,9 @@ class Curved:
         return self.hessian.mapped(lambda e: 1 / (1 + step * e))(shifted)
 
     prox_ = prox_conjugate = prox_conjugate_ = prox
-    """A dual block holds H of f* itself, so that its proximal map is the one that the solver asks for."""
+    """A dual block holds H of f* itself, so that its proximal map is the one that the solver asks
+    for.
+    """
 
     def grad(self, a: Tensor) -> Tensor:
         """H a + b, for finite eigenvalues."""
@@ -68,12 +72,17 @@ class Curved:
         return finite(a) + allowed(total)
 
     def select(self, index: Tensor) -> Curved:
-        return Curved(self.hessian.select(index), None if self.linear is None else self.linear[index], self.strong)
+        return Curved(
+            self.hessian.select(index),
+            None if self.linear is None else self.linear[index],
+            self.strong,
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class AdjointSaddle:
-    """The linear problem of a batch, with the methods that ``solvers.pdhg`` and ``solvers.iterate`` ask for.
+    """The linear problem of a batch, with the methods that ``solvers.pdhg`` and ``solvers.iterate``
+    ask for.
 
     Its evidence is the norm of the residual, so ``eps`` of a solve is delta.
 
@@ -153,13 +162,20 @@ class AdjointSaddle:
 
     def rounding_distance(self, z: Tensor) -> Tensor:
         """Residuals (b,) below which rounding is what is left, roughly."""
-        scale = torch.stack([norm(b.linear) for b in self.primal if b.linear is not None]).sum(dim=0)
+        scale = torch.stack([norm(b.linear) for b in self.primal if b.linear is not None]).sum(
+            dim=0
+        )
         return 3 * torch.finfo(z.dtype).eps * scale.double()
 
     def select(self, index: Tensor) -> AdjointSaddle:
         """The problems of the images ``index``."""
-        return replace(self, f=self.f.select(index), primal=tuple(b.select(index) for b in self.primal),
-                       dual=tuple(b.select(index) for b in self.dual), rebuild=lambda: self.double().select(index))
+        return replace(
+            self,
+            f=self.f.select(index),
+            primal=tuple(b.select(index) for b in self.primal),
+            dual=tuple(b.select(index) for b in self.dual),
+            rebuild=lambda: self.double().select(index),
+        )
 
     def double(self) -> AdjointSaddle:
         """The same in float64, linearized at the same point."""
@@ -182,14 +198,21 @@ def linearized(f: Any, x: Blocks, p: Blocks, slope: Tensor) -> AdjointSaddle:
         hp = [phi.conjugate_hessian(s) for phi, s in zip(f.dual, p, strict=True)]
     else:
         kx, ktp = f.apply(x), f.adjoint(p)
-        hx = [_from_resolvent(g.prox_tangent(a - s, 1.0)) for g, a, s in zip(f.primal, x, ktp, strict=True)]
-        hp = [_from_resolvent(phi.prox_conjugate_tangent(s + a, 1.0))
-              for phi, s, a in zip(f.dual, p, kx, strict=True)]
+        hx = [
+            _from_resolvent(g.prox_tangent(a - s, 1.0))
+            for g, a, s in zip(f.primal, x, ktp, strict=True)
+        ]
+        hp = [
+            _from_resolvent(phi.prox_conjugate_tangent(s + a, 1.0))
+            for phi, s, a in zip(f.dual, p, kx, strict=True)
+        ]
     linear: list[Tensor | None] = [slope, *[None] * (count - 1)]
     primal = tuple(Curved(h, b, mu) for h, b, mu in zip(hx, linear, moduli[:count], strict=True))
     dual = tuple(Curved(h, None, mu) for h, mu in zip(hp, moduli[count:], strict=True))
 
-    @cache  # asked for at the end of every image; a closure over the result would be a cycle that holds its tensors
+    # asked for at the end of every image; a closure over the result would be a cycle that holds its
+    # tensors
+    @cache
     def rebuild() -> AdjointSaddle:
         x64, p64 = (tuple(t.double() for t in blocks) for blocks in (x, p))
         return linearized(f.double(), x64, p64, slope.double())
@@ -200,4 +223,6 @@ def linearized(f: Any, x: Blocks, p: Blocks, slope: Tensor) -> AdjointSaddle:
 def _from_resolvent(tangent: Tangent) -> Tangent:
     """H with (I + H)^-1 the given map: its eigenvalues e give 1/e - 1."""
     tiny = 1e-12
-    return tangent.mapped(lambda e: torch.where(e > tiny, (1 / e.clamp_min(tiny) - 1).clamp_min(0), math.inf))
+    return tangent.mapped(
+        lambda e: torch.where(e > tiny, (1 / e.clamp_min(tiny) - 1).clamp_min(0), math.inf)
+    )

@@ -1,6 +1,7 @@
 """How far z can be from grad f: two proven forms, and one estimate that is never called certified.
 
-Notation per image: eps >= ||x~ - x*||, b = grad g(x~), H, J at x~, q with s = ||H q - b||, z = -J^T q.
+Notation per image: eps >= ||x~ - x*||, b = grad g(x~), H, J at x~, q with s = ||H q - b||, z = -J^T
+q.
 """
 
 from __future__ import annotations
@@ -11,31 +12,53 @@ import torch
 from torch import Tensor
 
 
-def constants_bound(eps: Tensor, delta: Tensor, *, mu: float, loss_smoothness: float, hessian_lipschitz: float,
-                    mixed_lipschitz: float, mixed_norm: Tensor, loss_gradient: Tensor) -> Tensor:
+def constants_bound(
+    eps: Tensor,
+    delta: Tensor,
+    *,
+    mu: float,
+    loss_smoothness: float,
+    hessian_lipschitz: float,
+    mixed_lipschitz: float,
+    mixed_norm: Tensor,
+    loss_gradient: Tensor,
+) -> Tensor:
     """The form with constants: omega = c1 eps + c2 delta + c3 eps^2 per image (b,).
 
-        c1 = L_g ||J|| / mu + L_{H^-1} ||b|| ||J|| + L_J ||b|| / mu,   c2 = ||J|| / mu,   c3 = L_J L_g / mu,
-    with L_{H^-1} <= L_H / mu^2. Salehi et al., arXiv 2308.10098, Theorem 2.1 (numbering to be checked against the
-    paper).
+        c1 = L_g ||J|| / mu + L_{H^-1} ||b|| ||J|| + L_J ||b|| / mu,   c2 = ||J|| / mu,   c3 = L_J
+        L_g / mu,
+    with L_{H^-1} <= L_H / mu^2. Salehi et al., arXiv 2308.10098, Theorem 2.1 (numbering to be
+    checked against the paper).
 
     Args:
         eps, delta: (b,), distance of x~ and residual of q.
         mixed_norm: (b,), ||J(x~)||; loss_gradient: (b,), ||b||.
     """
     inverse_lipschitz = hessian_lipschitz / mu**2
-    c1 = (loss_smoothness * mixed_norm / mu + inverse_lipschitz * loss_gradient * mixed_norm
-          + mixed_lipschitz * loss_gradient / mu)
+    c1 = (
+        loss_smoothness * mixed_norm / mu
+        + inverse_lipschitz * loss_gradient * mixed_norm
+        + mixed_lipschitz * loss_gradient / mu
+    )
     return c1 * eps + mixed_norm / mu * delta + mixed_lipschitz * loss_smoothness / mu * eps**2
 
 
-def adjoint_bound(eps: Tensor, delta: Tensor, *, mu: float, loss_smoothness: float, hessian_change: Tensor,
-                  mixed_change: Tensor, mixed_norm: Tensor) -> Tensor:
+def adjoint_bound(
+    eps: Tensor,
+    delta: Tensor,
+    *,
+    mu: float,
+    loss_smoothness: float,
+    hessian_change: Tensor,
+    mixed_change: Tensor,
+    mixed_norm: Tensor,
+) -> Tensor:
     """The sharper form with the computed q, per image (b,).
 
         dq = (C_H + L_g eps + delta) / mu        bounds ||q - q*||,
         omega = C_J + N_J dq,
-    where C_H >= ||(H* - H) q||, C_J >= ||(J* - J)^T q||, N_J >= ||J*|| over the ball of radius eps around x~.
+    where C_H >= ||(H* - H) q||, C_J >= ||(J* - J)^T q||, N_J >= ||J*|| over the ball of radius eps
+    around x~.
 
     Proof: H* (q - q*) = (H* - H) q + (H q - b) + (b - b*) and H* >= mu I give dq;
     z - grad f = (J* - J)^T q - J*^T (q - q*) gives omega.
@@ -45,24 +68,47 @@ def adjoint_bound(eps: Tensor, delta: Tensor, *, mu: float, loss_smoothness: flo
 
 
 @torch.no_grad()
-def certified_error(energy: Any, x: Tensor, q: Tensor, eps: Tensor, delta: Tensor, mu: float,
-                    loss_smoothness: float) -> Tensor | None:
-    """``adjoint_bound`` with the constants that the energy offers around x (b, ...); None when one is missing."""
-    parts = [energy.certificate("hessian_change", x, q, eps), energy.certificate("mixed_change", x, q, eps),
-             energy.certificate("mixed_norm", x, eps)]
+def certified_error(
+    energy: Any, x: Tensor, q: Tensor, eps: Tensor, delta: Tensor, mu: float, loss_smoothness: float
+) -> Tensor | None:
+    """``adjoint_bound`` with the constants that the energy offers around x (b, ...); None when one
+    is missing.
+    """
+    parts = [
+        energy.certificate("hessian_change", x, q, eps),
+        energy.certificate("mixed_change", x, q, eps),
+        energy.certificate("mixed_norm", x, eps),
+    ]
     if any(p is None for p in parts):
         return None
     hessian_change, mixed_change, mixed_norm = (p.to(eps) for p in parts)
-    return adjoint_bound(eps, delta, mu=mu, loss_smoothness=loss_smoothness, hessian_change=hessian_change,
-                         mixed_change=mixed_change, mixed_norm=mixed_norm)
+    return adjoint_bound(
+        eps,
+        delta,
+        mu=mu,
+        loss_smoothness=loss_smoothness,
+        hessian_change=hessian_change,
+        mixed_change=mixed_change,
+        mixed_norm=mixed_norm,
+    )
 
 
-def corrected_bracket(loss: Tensor, gradient_at_x: Tensor, q: Tensor, eps: Tensor, delta: Tensor, mu: float,
-                      hessian_change: Tensor, smoothness: float) -> tuple[Tensor, Tensor]:
+def corrected_bracket(
+    loss: Tensor,
+    gradient_at_x: Tensor,
+    q: Tensor,
+    eps: Tensor,
+    delta: Tensor,
+    mu: float,
+    hessian_change: Tensor,
+    smoothness: float,
+) -> tuple[Tensor, Tensor]:
     """A second-order bracket of g(x*) that costs nothing once q is known; lower (b,), upper (b,).
 
-    With r = grad h(x~): g(x*) lies in [c - rho, c + rho + L_g eps^2 / 2] for convex g, where c = g(x~) - <q, r> and
-        rho = delta eps + C_H(q) eps,   C_H(q) >= sup ||(H(x') - H(x~)) q|| over the ball of radius eps.
+    With r = grad h(x~): g(x*) lies in [c - rho, c + rho + L_g eps^2 / 2] for convex g, where c =
+    g(x~) - <q, r> and
+        rho = delta eps + C_H(q) eps,   C_H(q) >= sup ||(H(x') - H(x~)) q|| over the ball of radius
+        eps.
     Proof: 0 = grad h(x*) = r + H_m d with d = x* - x~ and H_m the mean of H along the segment. Then
     <b, d> = <H q, d> + <b - H q, d> = <q, H_m d> + <(H - H_m) q, d> + <b - H q, d> = -<q, r> + R
     with |R| <= (C_H + delta) eps, and
@@ -78,11 +124,13 @@ SAFETY = 1.25
 
 
 def estimated_error(correction: Tensor) -> float:
-    """Estimate of ||z - grad f|| from the change ``correction`` (d,) that a Newton polish of x~ makes to z.
+    """Estimate of ||z - grad f|| from the change ``correction`` (d,) that a Newton polish of x~
+    makes to z.
 
-    One inexact Newton step moves x~ much closer to x* (its error is of second order), so the difference of the two
-    hypergradients shows the first-order error, as the dual-weighted residual does. It estimates the error before the
-    polish and is conservative for the polished z. Not a bound.
+    One inexact Newton step moves x~ much closer to x* (its error is of second order), so the
+    difference of the two hypergradients shows the first-order error, as the dual-weighted residual
+    does. It estimates the error before the polish and is conservative for the polished z. Not a
+    bound.
     """
     return SAFETY * float(torch.linalg.vector_norm(correction))
 
@@ -90,5 +138,3 @@ def estimated_error(correction: Tensor) -> float:
 def estimated_along(correction: Tensor, direction: Tensor) -> float:
     """Estimate of |<d, z - grad f>| for one direction d (d,)."""
     return SAFETY * abs(float(correction @ direction))
-
-

@@ -15,16 +15,25 @@ from .penalty import penalized
 from .piggyback import natural_strategy
 
 
-def hypergradient(problem: Any, eps: float, delta: float, *, strategy: Strategy | None = None,
-                  theta: torch.Tensor | None = None, solver: str = "auto") -> Hypergradient:
-    """Gradient of f(theta) = mean_i loss(x_i(theta)) + penalty(theta) with its error bound and its bracket of f.
+def hypergradient(
+    problem: Any,
+    eps: float,
+    delta: float,
+    *,
+    strategy: Strategy | None = None,
+    theta: torch.Tensor | None = None,
+    solver: str = "auto",
+) -> Hypergradient:
+    """Gradient of f(theta) = mean_i loss(x_i(theta)) + penalty(theta) with its error bound and its
+    bracket of f.
 
     Args:
         problem: a BilevelProblem.
-        eps: lower-level distance per image; a strategy that fixes the steps of the lower level has no use for it.
+        eps: lower-level distance per image; a strategy that fixes the steps of the lower level has
+            no use for it.
         delta: residual of the adjoint system per image.
-        strategy: how to differentiate; ``Implicit(estimate=True)`` when None, or ``Piggyback(estimate=True)`` for a
-            SaddleEnergy.
+        strategy: how to differentiate; ``Implicit(estimate=True)`` when None, or
+            ``Piggyback(estimate=True)`` for a SaddleEnergy.
         theta: (d,), the present parameters of the energy when None.
 
     Raises:

@@ -1,4 +1,6 @@
-"""Implicit hypergradients: z = -J^T q with H q = grad g, the linear system solved inexactly on purpose."""
+"""Implicit hypergradients: z = -J^T q with H q = grad g, the linear system solved inexactly on
+purpose.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,11 @@ class Implicit:
 
     Args:
         linear: the linear solver.
-        estimate: recompute z at a Newton-polished point; the change estimates the error, and the polished z is returned
-            (costs about 2 ``polish_steps`` Hessian products, one gradient and one mixed product per image).
-        certify: also compute the proven bound (a few feature-map passes in float64; not an evaluation of the energy).
+        estimate: recompute z at a Newton-polished point; the change estimates the error, and the
+            polished z is returned (costs about 2 ``polish_steps`` Hessian products, one gradient
+            and one mixed product per image).
+        certify: also compute the proven bound (a few feature-map passes in float64; not an
+            evaluation of the energy).
         polish_steps: CG steps of each of the two truncated solves of the estimate.
         group: images differentiated at a time in the reverse-mode call.
     """
@@ -38,8 +42,14 @@ class Implicit:
     polish_steps: int = 6
     group: int = 4
 
-    def gradient(self, problem: Any, energy: Any, solution: Solution, delta: float,
-                 adjoint: Tensor | None = None) -> Hypergradient:
+    def gradient(
+        self,
+        problem: Any,
+        energy: Any,
+        solution: Solution,
+        delta: float,
+        adjoint: Tensor | None = None,
+    ) -> Hypergradient:
         """The hypergradient of mean_i g(x_i) at the theta of ``energy``.
 
         Args:
@@ -68,22 +78,47 @@ class Implicit:
         lower, upper = loss.bracket(x, x_true, eps)
         certified = None
         if self.certify and mu.certified:
-            bound = error_bound.certified_error(energy, x, q, eps, residual, mu.value, loss.smoothness)
+            bound = error_bound.certified_error(
+                energy, x, q, eps, residual, mu.value, loss.smoothness
+            )
             certified = None if bound is None else float(bound.mean())
         estimated = correction = None
         if self.estimate:
-            polished, q, extra = self._polished(energy, potential, hessian, P, x, y, x_true, q, system.residual, loss)
+            polished, q, extra = self._polished(
+                energy, potential, hessian, P, x, y, x_true, q, system.residual, loss
+            )
             correction, cost = z - polished, cost + extra
             estimated, z = error_bound.estimated_error(correction), polished
             if certified is not None:  # triangle inequality: the bound was for z before the polish
                 certified += float(torch.linalg.vector_norm(correction))
         # ``residual`` is that of the linear solve asked for; a polished q only improves on it
-        return Hypergradient(z, float(loss.value(x.double(), x_true.double()).mean()),
-                             (float(lower.mean()), float(upper.mean())), mu.kind, certified, estimated, correction, q,
-                             system.residual, system.status, cost)
+        return Hypergradient(
+            z,
+            float(loss.value(x.double(), x_true.double()).mean()),
+            (float(lower.mean()), float(upper.mean())),
+            mu.kind,
+            certified,
+            estimated,
+            correction,
+            q,
+            system.residual,
+            system.status,
+            cost,
+        )
 
-    def _polished(self, energy: Any, potential: Any, hessian: Any, P: Preconditioner | None, x: Tensor, y: Tensor,
-                  x_true: Tensor, q: Tensor, residual: Tensor, loss: Any) -> tuple[Tensor, Tensor, Cost]:
+    def _polished(
+        self,
+        energy: Any,
+        potential: Any,
+        hessian: Any,
+        P: Preconditioner | None,
+        x: Tensor,
+        y: Tensor,
+        x_true: Tensor,
+        q: Tensor,
+        residual: Tensor,
+        loss: Any,
+    ) -> tuple[Tensor, Tensor, Cost]:
         """The hypergradient at x - w, w one truncated Newton step, and the q corrected there."""
         few = replace(self.linear, max_steps=self.polish_steps, restarts=0)
         r = potential.grad(x)
@@ -106,13 +141,18 @@ def refuse_saddle(energy: Any, who: str) -> None:
         MissingPropertyError: a SaddleEnergy; names the strategy for it.
     """
     if getattr(getattr(energy, "regularizer", None), "saddle", False):
-        raise MissingPropertyError("hypergradient", given=f"{who} for {type(energy).__name__}",
-                                   expected="a differentiable Energy",
-                                   remedy="Use Piggyback(), the strategy for saddle points.")
+        raise MissingPropertyError(
+            "hypergradient",
+            given=f"{who} for {type(energy).__name__}",
+            expected="a differentiable Energy",
+            remedy="Use Piggyback(), the strategy for saddle points.",
+        )
 
 
 def mixed_product(energy: Any, x: Tensor, y: Tensor, q: Tensor, group: int = 4) -> Tensor:
-    """sum_i J_i^T q_i as one vector (d,): ONE reverse-mode call for all parameters per group of images."""
+    """sum_i J_i^T q_i as one vector (d,): ONE reverse-mode call for all parameters per group of
+    images.
+    """
     params = trainable(energy)
     total: list[Tensor] | None = None
     for start in range(0, x.shape[0], group):
@@ -120,7 +160,9 @@ def mixed_product(energy: Any, x: Tensor, y: Tensor, q: Tensor, group: int = 4) 
         with torch.enable_grad():
             scalar = energy.directional(x[part], y[part], q[part]).sum()
             found = torch.autograd.grad(scalar, params, allow_unused=True)
-        grads = [torch.zeros_like(p) if g is None else g for g, p in zip(found, params, strict=True)]
+        grads = [
+            torch.zeros_like(p) if g is None else g for g, p in zip(found, params, strict=True)
+        ]
         total = grads if total is None else [a + b for a, b in zip(total, grads, strict=True)]
     assert total is not None
     return torch.cat([g.reshape(-1) for g in total])

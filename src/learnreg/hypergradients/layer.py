@@ -1,4 +1,6 @@
-"""Reconstructor: a deepinv model whose forward is a certified solve and whose backward is implicit."""
+"""Reconstructor: a deepinv model whose forward is a certified solve and whose backward is
+implicit.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,9 @@ from .saddle_layer import SaddleSolve
 class Reconstructor(DeepinvReconstructor):
     """x~(y) = argmin_x h(x; theta, y) up to eps, differentiable in theta and y.
 
-    Forward: ``solve`` to the certified distance eps. Backward: the implicit function theorem, one CG solve per image to
-    a relative residual, memory independent of the number of iterations. Parameters are those of the energy, so
-    torch.optim, Lightning and deepinv.Trainer work.
+    Forward: ``solve`` to the certified distance eps. Backward: the implicit function theorem, one
+    CG solve per image to a relative residual, memory independent of the number of iterations.
+    Parameters are those of the energy, so torch.optim, Lightning and deepinv.Trainer work.
 
     A SaddleEnergy works as well: its backward pass solves the linear saddle point of ``Piggyback``.
 
@@ -33,8 +35,8 @@ class Reconstructor(DeepinvReconstructor):
         energy: the lower level.
         eps: distance per image.
         solver: as in ``solve``.
-        hypergradient: its linear solver is used backwards; ``Implicit()`` or, for a SaddleEnergy, ``Piggyback()``
-            when None.
+        hypergradient: its linear solver is used backwards; ``Implicit()`` or, for a SaddleEnergy,
+            ``Piggyback()`` when None.
         relative_delta: residual of the backward system relative to the incoming gradient.
 
     Raises:
@@ -43,25 +45,42 @@ class Reconstructor(DeepinvReconstructor):
         SolveError: in ``forward``, when an image misses eps.
     """
 
-    def __init__(self, energy: Any, eps: float, *, solver: str = "auto",
-                 hypergradient: Implicit | Piggyback | None = None, relative_delta: float = 1e-3) -> None:
+    def __init__(
+        self,
+        energy: Any,
+        eps: float,
+        *,
+        solver: str = "auto",
+        hypergradient: Implicit | Piggyback | None = None,
+        relative_delta: float = 1e-3,
+    ) -> None:
         super().__init__()
         per_image(eps, torch.zeros(1, 1))
         per_image(relative_delta, torch.zeros(1, 1), "relative_delta")
         self.energy, self.eps, self.solver = energy, eps, solver
         self.strategy: Any = hypergradient or natural_strategy(energy)
         if type(self.strategy) is not type(natural_strategy(energy)):
-            raise MissingPropertyError("hypergradient", given=f"{type(self.strategy).__name__} for "
-                                       f"{type(energy).__name__}", expected=type(natural_strategy(energy)).__name__,
-                                       remedy="Leave the choice to hypergradient=None.")
+            raise MissingPropertyError(
+                "hypergradient",
+                given=f"{type(self.strategy).__name__} for {type(energy).__name__}",
+                expected=type(natural_strategy(energy)).__name__,
+                remedy="Leave the choice to hypergradient=None.",
+            )
         self.relative_delta = relative_delta
 
     def forward(self, y: Tensor, physics: Any = None, **kwargs: Any) -> Tensor:
         """(b, ...) -> (b, c, h, w); ``physics`` replaces the one of the energy when given."""
         energy = self.energy if physics is None else self.energy.with_physics(physics)
         if isinstance(self.strategy, Piggyback):
-            return SaddleSolve.apply(y, energy, self.eps, self.solver, self.strategy, self.relative_delta,
-                                     *trainable(energy))
+            return SaddleSolve.apply(
+                y,
+                energy,
+                self.eps,
+                self.solver,
+                self.strategy,
+                self.relative_delta,
+                *trainable(energy),
+            )
         return _ImplicitSolve.apply(y, energy, self, *trainable(energy))
 
 
@@ -93,12 +112,16 @@ class _ImplicitSolve(torch.autograd.Function):
         return (to_y, None, None, *to_theta)
 
 
-def backward_solve(energy: Any, y: Tensor, x: Tensor, upstream: Tensor, linear: CG, relative: float) -> Tensor:
+def backward_solve(
+    energy: Any, y: Tensor, x: Tensor, upstream: Tensor, linear: CG, relative: float
+) -> Tensor:
     """q with ||H q - upstream|| <= relative ||upstream|| per image."""
     floor = torch.finfo(x.dtype).tiny
     potential = energy.at(y, x)
     P, _ = adjoint_preconditioner(potential, x)
-    system = linear(potential.linearize(x), upstream, (relative * norm(upstream)).clamp_min(floor), None, P)
+    system = linear(
+        potential.linearize(x), upstream, (relative * norm(upstream)).clamp_min(floor), None, P
+    )
     if not system.ok:
         raise SolveError(f"backward pass: {summarize(system.status)}", system)
     return system.value

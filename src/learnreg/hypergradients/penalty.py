@@ -16,5 +16,9 @@ def penalized(result: Hypergradient, problem: Any, theta: Tensor) -> Hypergradie
         return result
     value, gradient = problem.penalty_at(theta)
     lower, upper = result.bracket
-    return replace(result, value=result.value + gradient.to(result.value), loss=result.loss + value,
-                   bracket=(lower + value, upper + value))
+    return replace(
+        result,
+        value=result.value + gradient.to(result.value),
+        loss=result.loss + value,
+        bracket=(lower + value, upper + value),
+    )

@@ -1,11 +1,13 @@
-"""Hypergradients of saddle-point lower levels: the linear saddle point of the derivative, solved by the same iteration.
+"""Hypergradients of saddle-point lower levels: the linear saddle point of the derivative, solved by
+the same iteration.
 
 For min_x max_p <K(theta) x + b(theta), p> + g(x) - f*(p) with solution (x, p) and adjoint (X, Y)
     z = d/dtheta [ <K x + b, Y> + <K X, p> ].
-Two ways to get (X, Y): ``Piggyback`` solves to a certified accuracy, then freezes the derivatives there and solves the
-linear problem to a residual (the variant whose error is bounded; Bogensperger, Ehrhardt, Pock, Salehi, Wong, arXiv
-2412.06436); ``JointPiggyback`` makes one linear step after each of a fixed number of primal-dual steps (Griewank and
-Faure 2003; Bogensperger, Chambolle, Pock, SIAM J. Math. Data Sci. 4, 2022).
+Two ways to get (X, Y): ``Piggyback`` solves to a certified accuracy, then freezes the derivatives
+there and solves the linear problem to a residual (the variant whose error is bounded; Bogensperger,
+Ehrhardt, Pock, Salehi, Wong, arXiv 2412.06436); ``JointPiggyback`` makes one linear step after each
+of a fixed number of primal-dual steps (Griewank and Faure 2003; Bogensperger, Chambolle, Pock, SIAM
+J. Math. Data Sci. 4, 2022).
 """
 
 from __future__ import annotations
@@ -30,7 +32,14 @@ from ..solvers.solve import solve_potential
 from . import error_bound
 from .adjoint_saddle import Blocks, linearized
 from .implicit import Implicit
-from .saddle_bound import SaddleConstants, adjoint_distances, conjugate_change, constants_bound, length, omega
+from .saddle_bound import (
+    SaddleConstants,
+    adjoint_distances,
+    conjugate_change,
+    constants_bound,
+    length,
+    omega,
+)
 
 
 @dataclass(frozen=True)
@@ -39,9 +48,10 @@ class Piggyback:
 
     Args:
         solver: the primal-dual method of the linear problem.
-        estimate: solve on to a third of the distance and recompute z there; the change estimates the error, and the
-            new z is returned.
-        certify: also compute the proven bound; for smooth problems whose parameters have a known sensitivity.
+        estimate: solve on to a third of the distance and recompute z there; the change estimates
+            the error, and the new z is returned.
+        certify: also compute the proven bound; for smooth problems whose parameters have a known
+            sensitivity.
         max_steps: of the linear problem (a step is ``solver.interval`` iterations).
         group: images differentiated at a time in the reverse-mode call.
 
@@ -60,8 +70,14 @@ class Piggyback:
         check_number("group", self.group, lambda v: v >= 1, "an integer >= 1", integer=True)
 
     @torch.no_grad()
-    def gradient(self, problem: Any, energy: Any, solution: Solution, delta: float,
-                 adjoint: Tensor | None = None) -> Hypergradient:
+    def gradient(
+        self,
+        problem: Any,
+        energy: Any,
+        solution: Solution,
+        delta: float,
+        adjoint: Tensor | None = None,
+    ) -> Hypergradient:
         """The hypergradient of mean_i g(x_i) at the theta of ``energy``.
 
         Args:
@@ -82,18 +98,32 @@ class Piggyback:
         certified = self._certified(problem, f, state, solution, found) if self.certify else None
         estimated = correction = None
         if self.estimate:
-            polished, found, extra = self._polished(problem, energy, f, state, solution, delta, found.value)
+            polished, found, extra = self._polished(
+                problem, energy, f, state, solution, delta, found.value
+            )
             correction, cost = z - polished, cost + extra
             estimated, z = error_bound.estimated_error(correction), polished
             if certified is not None:  # the bound was for z before the polish
                 certified += float(torch.linalg.vector_norm(correction))
         x, x_true, loss = solution.value, problem.pairs.x, problem.loss
         lower, upper = loss.bracket(x, x_true, solution.error)
-        return Hypergradient(z, float(loss.value(x.double(), x_true.double()).mean()),
-                             (float(lower.mean()), float(upper.mean())), f.bounds().mu.kind, certified, estimated,
-                             correction, -found.value, found.error, found.status, cost)
+        return Hypergradient(
+            z,
+            float(loss.value(x.double(), x_true.double()).mean()),
+            (float(lower.mean()), float(upper.mean())),
+            f.bounds().mu.kind,
+            certified,
+            estimated,
+            correction,
+            -found.value,
+            found.error,
+            found.status,
+            cost,
+        )
 
-    def _adjoint(self, problem: Any, f: Any, state: Tensor, delta: float, start: Tensor | None) -> Solution:
+    def _adjoint(
+        self, problem: Any, f: Any, state: Tensor, delta: float, start: Tensor | None
+    ) -> Solution:
         """(X, Y) packed, its residual as ``error`` and ``gradient``."""
         x, p = f.unpack(state)
         linear = linearized(f, x, p, problem.loss.grad(x[0], problem.pairs.x))
@@ -104,8 +134,16 @@ class Piggyback:
         """z (d,), the mean over images: one reverse-mode call per group."""
         return mixed_saddle(energy, f, state, adjoint, self.group) / state.shape[0]
 
-    def _polished(self, problem: Any, energy: Any, f: Any, state: Tensor, solution: Solution, delta: float,
-                  adjoint: Tensor) -> tuple[Tensor, Solution, Cost]:
+    def _polished(
+        self,
+        problem: Any,
+        energy: Any,
+        f: Any,
+        state: Tensor,
+        solution: Solution,
+        delta: float,
+        adjoint: Tensor,
+    ) -> tuple[Tensor, Solution, Cost]:
         """z at a third of the distance and of the residual, its adjoint, and what it cost."""
         better = solve_potential(f, solution.error / 3, state)
         assert better.state is not None
@@ -114,13 +152,25 @@ class Piggyback:
         cost = better.cost + found.cost + Cost(mixed_products=size, linearizations=size)
         return self._mixed(energy, f, better.state, found.value), found, cost
 
-    def _certified(self, problem: Any, f: Any, state: Tensor, solution: Solution, found: Solution) -> float | None:
-        """The smaller of the two proven bounds, mean over images; None where a constant is missing."""
+    def _certified(
+        self, problem: Any, f: Any, state: Tensor, solution: Solution, found: Solution
+    ) -> float | None:
+        """The smaller of the two proven bounds, mean over images; None where a constant is
+        missing.
+        """
         kappa, beta = f.energy.regularizer.sensitivity(solution.value)
         if not (f.smooth and kappa < float("inf") and beta < float("inf")):
             return None
-        bound = saddle_error(f, state, solution, found, problem.loss.smoothness,
-                             problem.loss.grad(solution.value, problem.pairs.x), kappa, beta)
+        bound = saddle_error(
+            f,
+            state,
+            solution,
+            found,
+            problem.loss.smoothness,
+            problem.loss.grad(solution.value, problem.pairs.x),
+            kappa,
+            beta,
+        )
         return None if bound is None else float(bound.mean())
 
 
@@ -136,8 +186,12 @@ def saddle_state(energy: Any, solution: Solution, who: str) -> Tensor:
 
 
 def _no_saddle(who: str, what: Any) -> MissingPropertyError:
-    return MissingPropertyError("hypergradient", given=f"{who} for {type(what).__name__}", expected="a SaddleEnergy",
-                                remedy="Use Implicit() for a differentiable Energy.")
+    return MissingPropertyError(
+        "hypergradient",
+        given=f"{who} for {type(what).__name__}",
+        expected="a SaddleEnergy",
+        remedy="Use Implicit() for a differentiable Energy.",
+    )
 
 
 def mixed_saddle(energy: Any, f: Any, state: Tensor, adjoint: Tensor, group: int) -> Tensor:
@@ -151,18 +205,33 @@ def mixed_saddle(energy: Any, f: Any, state: Tensor, adjoint: Tensor, group: int
         with torch.enable_grad():
             rows, moved = (regularizer.apply(*(t[part] for t in blocks)) for blocks in (x, X))
             scalar = sum((a * b[part]).sum() for a, b in zip(rows, Y[first:], strict=True))
-            scalar = scalar + sum((a * b[part]).sum() for a, b in zip(moved, p[first:], strict=True))
+            scalar = scalar + sum(
+                (a * b[part]).sum() for a, b in zip(moved, p[first:], strict=True)
+            )
             for b, q in zip(regularizer.offset(x[0][part]) or (), Y[first:], strict=False):
                 scalar = scalar if b is None else scalar + (b * q[part]).sum()
             found = torch.autograd.grad(scalar, params, allow_unused=True)
-        total += torch.cat([torch.zeros_like(q).reshape(-1) if g is None else g.reshape(-1)
-                            for g, q in zip(found, params, strict=True)])
+        total += torch.cat(
+            [
+                torch.zeros_like(q).reshape(-1) if g is None else g.reshape(-1)
+                for g, q in zip(found, params, strict=True)
+            ]
+        )
     return total
 
 
-def saddle_error(f: Any, state: Tensor, solution: Solution, found: Solution, loss_smoothness: float, slope: Tensor,
-                 kappa: float, beta: float) -> Tensor | None:
-    """A proven bound of ||z - grad f|| per image (b,), in float64; None where a constant is missing.
+def saddle_error(
+    f: Any,
+    state: Tensor,
+    solution: Solution,
+    found: Solution,
+    loss_smoothness: float,
+    slope: Tensor,
+    kappa: float,
+    beta: float,
+) -> Tensor | None:
+    """A proven bound of ||z - grad f|| per image (b,), in float64; None where a constant is
+    missing.
 
     Args:
         solution: with ``gradient``, that of the Lagrangian from the closing evaluation.
@@ -175,24 +244,37 @@ def saddle_error(f: Any, state: Tensor, solution: Solution, found: Solution, los
     eps = distance_from_residuals([norm(r) for r in (*rx, *rp)], moduli)
     eps[0] = torch.minimum(eps[0], solution.error)
     wide = f.double()
-    moved = adjoint_distances(wide.primal, wide.dual, x, p, X, Y, eps, (*qx, *qp), moduli, loss_smoothness)
+    moved = adjoint_distances(
+        wide.primal, wide.dual, x, p, X, Y, eps, (*qx, *qp), moduli, loss_smoothness
+    )
     if moved is None:
         return None
     # only rows of the regularizer depend on theta
     sizes = [length(x), length(p[1:] if f.data else p), length(X), length(Y[1:] if f.data else Y)]
-    eps_x, eps_p = (_total(part) for part in (eps[:len(f.primal)], eps[first:]))
-    d_x, d_y = (_total(part) for part in (moved[:len(f.primal)], moved[first:]))
+    eps_x, eps_p = (_total(part) for part in (eps[: len(f.primal)], eps[first:]))
+    d_x, d_y = (_total(part) for part in (moved[: len(f.primal)], moved[first:]))
     size_x, size_p, size_X, size_Y = sizes
     sharp = kappa * omega(size_x, size_p, size_X, size_Y, eps_x, eps_p, d_x, d_y) + beta * d_y
     plain = _constants(f, eps, sizes, (qx, qp), loss_smoothness, slope, kappa)
     bound = sharp if plain is None or beta else torch.minimum(sharp, plain)
-    known = torch.isfinite(solution.error) & torch.isfinite(found.error)  # an image that broke down left no residual
+    known = torch.isfinite(solution.error) & torch.isfinite(
+        found.error
+    )  # an image that broke down left no residual
     return torch.where(known, bound, torch.inf)
 
 
-def _constants(f: Any, eps: list[Tensor], sizes: list[Tensor], residual: tuple[Blocks, Blocks], loss_smoothness: float,
-               slope: Tensor, kappa: float) -> Tensor | None:
-    """``constants_bound`` with the constants of all blocks together; for problems without a data block."""
+def _constants(
+    f: Any,
+    eps: list[Tensor],
+    sizes: list[Tensor],
+    residual: tuple[Blocks, Blocks],
+    loss_smoothness: float,
+    slope: Tensor,
+    kappa: float,
+) -> Tensor | None:
+    """``constants_bound`` with the constants of all blocks together; for problems without a data
+    block.
+    """
     if f.data:
         return None
     count, moduli = len(f.primal), f.moduli()
@@ -200,12 +282,28 @@ def _constants(f: Any, eps: list[Tensor], sizes: list[Tensor], residual: tuple[B
     third = max(g.hessian_lipschitz for g in f.primal)
     delta = distance_from_residuals([norm(r) for r in (*residual[0], *residual[1])], moduli)
     inverse_f = max(phi.hessian_lipschitz / phi.strong for phi in f.dual)
-    c = SaddleConstants(mu_g, mu_f, float(torch.linalg.matrix_norm(torch.tensor(f.norms, dtype=torch.float64), 2)),
-                        third, max(conjugate_change(phi) for phi in f.dual),
-                        third / mu_g**3 * max(g.smooth for g in f.primal), inverse_f, loss_smoothness)
-    return kappa * constants_bound(c, eps_x=_total(eps[:count]), eps_p=_total(eps[count:]),
-                                   delta_x=_total(delta[:count]), delta_p=_total(delta[count:]), x=sizes[0],
-                                   p=sizes[1], X=sizes[2], Y=sizes[3], slope_x=norm(slope.double()))
+    c = SaddleConstants(
+        mu_g,
+        mu_f,
+        float(torch.linalg.matrix_norm(torch.tensor(f.norms, dtype=torch.float64), 2)),
+        third,
+        max(conjugate_change(phi) for phi in f.dual),
+        third / mu_g**3 * max(g.smooth for g in f.primal),
+        inverse_f,
+        loss_smoothness,
+    )
+    return kappa * constants_bound(
+        c,
+        eps_x=_total(eps[:count]),
+        eps_p=_total(eps[count:]),
+        delta_x=_total(delta[:count]),
+        delta_p=_total(delta[count:]),
+        x=sizes[0],
+        p=sizes[1],
+        X=sizes[2],
+        Y=sizes[3],
+        slope_x=norm(slope.double()),
+    )
 
 
 def _total(parts: list[Tensor]) -> Tensor:
@@ -214,11 +312,13 @@ def _total(parts: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class JointPiggyback:
-    """A fixed number of primal-dual iterations, each followed by the same iteration of the linear problem.
+    """A fixed number of primal-dual iterations, each followed by the same iteration of the linear
+    problem.
 
-    The baseline without accuracy control: fixed step sizes (``basic``), the derivatives of the proximal maps taken at
-    the running iterates, both variables started where the call before ended. The lower level *is* the map of so many
-    steps from there, so learners that certify or adapt accuracy refuse it. No error is known.
+    The baseline without accuracy control: fixed step sizes (``basic``), the derivatives of the
+    proximal maps taken at the running iterates, both variables started where the call before ended.
+    The lower level *is* the map of so many steps from there, so learners that certify or adapt
+    accuracy refuse it. No error is known.
 
     Args:
         steps: iterations per call.
@@ -245,7 +345,8 @@ class JointPiggyback:
         """The steps from ``start``: images, or the state (b, 2 n) of an earlier call.
 
         Returns:
-            Solution with ``state`` the packed (x, p) and (X, Y) side by side; ``error`` is the certified distance.
+            Solution with ``state`` the packed (x, p) and (X, Y) side by side; ``error`` is the
+            certified distance.
 
         Raises:
             MissingPropertyError: the lower level is no saddle point.
@@ -260,12 +361,22 @@ class JointPiggyback:
         z, w = self._run(f, z, w, problem)
         certificate = f.double().certify(z.double())
         size = z.shape[0]
-        status = tuple(Status.CONVERGED if ok else Status.NOT_FINITE for ok in torch.isfinite(z).all(dim=1).tolist())
-        return Solution(f.image(z), certificate.distance, f.bounds().mu.kind, status,
-                        torch.full((size,), self.steps, device=z.device),
-                        Cost(gradients=(self.steps + 2) * size, hessian_products=(self.steps + 1) * size),
-                        f"joint piggyback, {self.steps} steps", certificate.distance,
-                        certificate.gradient.to(z.dtype), torch.cat([z, w], dim=1))
+        status = tuple(
+            Status.CONVERGED if ok else Status.NOT_FINITE
+            for ok in torch.isfinite(z).all(dim=1).tolist()
+        )
+        return Solution(
+            f.image(z),
+            certificate.distance,
+            f.bounds().mu.kind,
+            status,
+            torch.full((size,), self.steps, device=z.device),
+            Cost(gradients=(self.steps + 2) * size, hessian_products=(self.steps + 1) * size),
+            f"joint piggyback, {self.steps} steps",
+            certificate.distance,
+            certificate.gradient.to(z.dtype),
+            torch.cat([z, w], dim=1),
+        )
 
     def _run(self, f: Any, z: Tensor, w: Tensor, problem: Any) -> tuple[Tensor, Tensor]:
         """Both recursions; x, p and the adjoint X, Y with the same tau and sigma."""
@@ -277,23 +388,35 @@ class JointPiggyback:
         for _ in range(self.steps):
             slope = problem.loss.grad(x[0], problem.pairs.x)
             inputs = [q + s * a for q, s, a in zip(p, sigma, ahead, strict=True)]
-            p = tuple(phi.prox_conjugate(a, s) for phi, a, s in zip(f.dual, inputs, sigma, strict=True))
-            Y = tuple(phi.prox_conjugate_tangent(a, s)(q + s * k)
-                      for phi, a, s, q, k in zip(f.dual, inputs, sigma, Y, ahead_X, strict=True))
+            p = tuple(
+                phi.prox_conjugate(a, s) for phi, a, s in zip(f.dual, inputs, sigma, strict=True)
+            )
+            Y = tuple(
+                phi.prox_conjugate_tangent(a, s)(q + s * k)
+                for phi, a, s, q, k in zip(f.dual, inputs, sigma, Y, ahead_X, strict=True)
+            )
             inputs = [a - t * k for a, t, k in zip(x, tau, f.adjoint(p), strict=True)]
             x = tuple(g.prox(a, t) for g, a, t in zip(f.primal, inputs, tau, strict=True))
             ktY = list(f.adjoint(Y))
             ktY[0] = ktY[0] + slope
-            X = tuple(g.prox_tangent(a, t)(v - t * k)
-                      for g, a, t, v, k in zip(f.primal, inputs, tau, X, ktY, strict=True))
+            X = tuple(
+                g.prox_tangent(a, t)(v - t * k)
+                for g, a, t, v, k in zip(f.primal, inputs, tau, X, ktY, strict=True)
+            )
             before, before_X, kx, kX = kx, kX, f.apply(x), f.linear(X)
             ahead = tuple(2 * a - b for a, b in zip(kx, before, strict=True))
             ahead_X = tuple(2 * a - b for a, b in zip(kX, before_X, strict=True))
         return f.pack(x, p), f.pack(X, Y)
 
     @torch.no_grad()
-    def gradient(self, problem: Any, energy: Any, solution: Solution, delta: float,
-                 adjoint: Tensor | None = None) -> Hypergradient:
+    def gradient(
+        self,
+        problem: Any,
+        energy: Any,
+        solution: Solution,
+        delta: float,
+        adjoint: Tensor | None = None,
+    ) -> Hypergradient:
         """The hypergradient that the steps have arrived at; delta and adjoint play no part."""
         z, w = saddle_state(energy, solution, "JointPiggyback").tensor_split(2, dim=1)
         f, size = energy.at(problem.pairs.y, z), z.shape[0]
@@ -301,11 +424,25 @@ class JointPiggyback:
         x, x_true, loss = solution.value, problem.pairs.x, problem.loss
         lower, upper = loss.bracket(x, x_true, solution.error)
         unknown = torch.full((size,), float("nan"), dtype=torch.float64, device=z.device)
-        return Hypergradient(value, float(loss.value(x.double(), x_true.double()).mean()),
-                             (float(lower.mean()), float(upper.mean())), f.bounds().mu.kind, None, None, None, -w,
-                             unknown, solution.status, Cost(mixed_products=size))
+        return Hypergradient(
+            value,
+            float(loss.value(x.double(), x_true.double()).mean()),
+            (float(lower.mean()), float(upper.mean())),
+            f.bounds().mu.kind,
+            None,
+            None,
+            None,
+            -w,
+            unknown,
+            solution.status,
+            Cost(mixed_products=size),
+        )
 
 
 def natural_strategy(energy: Any) -> Any:
     """The strategy that suits a lower level when none is asked for."""
-    return Piggyback() if getattr(getattr(energy, "regularizer", None), "saddle", False) else Implicit()
+    return (
+        Piggyback()
+        if getattr(getattr(energy, "regularizer", None), "saddle", False)
+        else Implicit()
+    )

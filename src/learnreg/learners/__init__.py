@@ -1,4 +1,6 @@
-"""Upper-level learners: one loop, the methods that decide its steps, and what a run leaves behind."""
+"""Upper-level learners: one loop, the methods that decide its steps, and what a run leaves
+behind.
+"""
 
 from .accuracy import Adaptive, Fixed
 from .budget import Budget
@@ -12,5 +14,20 @@ from .run import Run
 from .search import GridSearch, OptunaSearch, RandomSearch
 from .stochastic import Stochastic
 
-__all__ = ["DFO", "DFOLS", "HOAG", "LBFGSB", "MAID", "Adaptive", "Budget", "Fixed", "FixedAccuracy", "GridSearch",
-           "OptunaSearch", "RandomSearch", "Run", "Stochastic", "learn"]
+__all__ = [
+    "DFO",
+    "DFOLS",
+    "HOAG",
+    "LBFGSB",
+    "MAID",
+    "Adaptive",
+    "Budget",
+    "Fixed",
+    "FixedAccuracy",
+    "GridSearch",
+    "OptunaSearch",
+    "RandomSearch",
+    "Run",
+    "Stochastic",
+    "learn",
+]

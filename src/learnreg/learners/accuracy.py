@@ -9,7 +9,8 @@ from ..core.ranges import check_fraction, check_number
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Tighten when a decision fails, loosen after a step (Salehi et al., arXiv 2308.10098, Algorithm 3.1).
+    """Tighten when a decision fails, loosen after a step (Salehi et al., arXiv 2308.10098,
+    Algorithm 3.1).
 
     Args:
         tighten: nu in (0, 1).

@@ -12,7 +12,9 @@ from torch import Tensor
 from ..core.errors import InputError
 
 Ranges: TypeAlias = list[float] | dict[str, list[float]] | None
-"""[lower, upper] for every entry of theta, or {parameter name: [lower, upper]}; None is no constraint."""
+"""[lower, upper] for every entry of theta, or {parameter name: [lower, upper]}; None is no
+constraint.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,25 +39,35 @@ class Box:
 
 
 def check_ranges(name: str, ranges: Any) -> None:
-    """Refuse what is no box at all; whether the names fit is known when the problem is (``box_of``).
+    """Refuse what is no box at all; whether the names fit is known when the problem is
+    (``box_of``).
 
     Raises:
         InputError: not two finite or infinite numbers in increasing order.
     """
     if ranges is None:
         return
-    for key, pair in (ranges.items() if isinstance(ranges, dict) else [("", ranges)]):
-        usable = (isinstance(pair, list | tuple) and len(pair) == 2
-                  and all(isinstance(v, int | float) and not isinstance(v, bool) and not math.isnan(v) for v in pair))
+    for key, pair in ranges.items() if isinstance(ranges, dict) else [("", ranges)]:
+        usable = (
+            isinstance(pair, list | tuple)
+            and len(pair) == 2
+            and all(
+                isinstance(v, int | float) and not isinstance(v, bool) and not math.isnan(v)
+                for v in pair
+            )
+        )
         if not usable or not pair[0] < pair[1]:
-            raise InputError(f"{name} {key}".strip(), given=pair, expected="[lower, upper] with lower < upper")
+            raise InputError(
+                f"{name} {key}".strip(), given=pair, expected="[lower, upper] with lower < upper"
+            )
 
 
 def box_of(ranges: Ranges, problem: Any) -> Box:
     """The box for the theta of ``problem``.
 
     Args:
-        ranges: names are those of the parameters, with or without their index: ``log_weight``, ``filters[3]``.
+        ranges: names are those of the parameters, with or without their index: ``log_weight``,
+            ``filters[3]``.
 
     Raises:
         InputError: a name that no parameter has, or a start outside the box.
@@ -63,16 +75,30 @@ def box_of(ranges: Ranges, problem: Any) -> Box:
     theta = problem.theta.double()
     names = [n.removeprefix("regularizer.") for n in problem.parameter_names]
     lower, upper = torch.full_like(theta, -math.inf), torch.full_like(theta, math.inf)
-    for key, (low, high) in ({None: ranges} if not isinstance(ranges, dict) else ranges).items() if ranges else ():
+    for key, (low, high) in (
+        ({None: ranges} if not isinstance(ranges, dict) else ranges).items() if ranges else ()
+    ):
         chosen = [i for i, n in enumerate(names) if key is None or key in (n, n.partition("[")[0])]
         if not chosen:
             known = sorted({n.partition("[")[0] for n in names})
-            raise InputError(f"box {key!r}", given="a name that no parameter has",
-                             expected=f"one of {', '.join(known)}")
+            raise InputError(
+                f"box {key!r}",
+                given="a name that no parameter has",
+                expected=f"one of {', '.join(known)}",
+            )
         lower[chosen], upper[chosen] = low, high
-    slack = 1e-6 * (1 + theta.abs())  # a start that equals a bound may be rounded to the other side of it
-    outside = [names[i] for i in torch.nonzero((theta < lower - slack) | (theta > upper + slack)).flatten().tolist()]
+    slack = 1e-6 * (
+        1 + theta.abs()
+    )  # a start that equals a bound may be rounded to the other side of it
+    outside = [
+        names[i]
+        for i in torch.nonzero((theta < lower - slack) | (theta > upper + slack)).flatten().tolist()
+    ]
     if outside:
-        raise InputError("box", given=f"a start outside of it ({', '.join(outside[:5])})",
-                         expected="a start inside the box", remedy="Widen the box, or start elsewhere.")
+        raise InputError(
+            "box",
+            given=f"a start outside of it ({', '.join(outside[:5])})",
+            expected="a start inside the box",
+            remedy="Widen the box, or start elsewhere.",
+        )
     return Box(lower, upper)

@@ -29,16 +29,27 @@ class Budget:
     def __post_init__(self) -> None:
         limits = {"seconds": self.seconds, "work": self.work, "steps": self.steps}
         if all(v is None for v in limits.values()):
-            raise InputError("budget", given="no limit", expected="seconds, work or steps",
-                             remedy="For example Budget(seconds=60).")
+            raise InputError(
+                "budget",
+                given="no limit",
+                expected="seconds, work or steps",
+                remedy="For example Budget(seconds=60).",
+            )
         for name, value in limits.items():
             check_positive(f"budget {name}", value, optional=True)
 
     def spent(self, seconds: float, work_per_image: float, steps: int) -> StopReason | None:
         """The reason to stop, or None."""
-        for name, limit, used in (("seconds", self.seconds, seconds), ("work", self.work, work_per_image),
-                                  ("steps", self.steps, steps)):
+        for name, limit, used in (
+            ("seconds", self.seconds, seconds),
+            ("work", self.work, work_per_image),
+            ("steps", self.steps, steps),
+        ):
             if limit is not None and used >= limit:
-                unit = {"seconds": "seconds", "work": "evaluations per image", "steps": "accepted steps"}[name]
+                unit = {
+                    "seconds": "seconds",
+                    "work": "evaluations per image",
+                    "steps": "accepted steps",
+                }[name]
                 return StopReason("budget", f"the budget of {limit:g} {unit} was used up")
         return None

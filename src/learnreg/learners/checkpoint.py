@@ -1,4 +1,6 @@
-"""Checkpoints: the latest state in one file, written atomically; resuming gives the same numbers."""
+"""Checkpoints: the latest state in one file, written atomically; resuming gives the same
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +21,39 @@ FORMAT, VERSION, FILE = "learnreg-checkpoint", 2, "checkpoint.safetensors"
 
 
 def fingerprint(problem: Any, learner: Any, strategy: Any) -> str:
-    """Identifies problem, data, start, learner and strategy, so that a checkpoint is not continued on another run."""
+    """Identifies problem, data, start, learner and strategy, so that a checkpoint is not continued
+    on another run.
+    """
     digest = hashlib.sha256(repr((problem.describe(), learner, strategy)).encode())
-    _feed(digest, (problem.theta, problem.pairs.x, problem.pairs.y, problem.energy, problem.loss, problem.penalty), {})
+    _feed(
+        digest,
+        (
+            problem.theta,
+            problem.pairs.x,
+            problem.pairs.y,
+            problem.energy,
+            problem.loss,
+            problem.penalty,
+        ),
+        {},
+    )
     return digest.hexdigest()
 
 
 def _feed(digest: Any, part: Any, seen: dict[int, int]) -> None:
-    """Everything that tells ``part`` from another of its kind: tensors, numbers, words, and what it is made of.
+    """Everything that tells ``part`` from another of its kind: tensors, numbers, words, and what it
+    is made of.
 
     ``seen`` numbers the objects met so far, so that those that refer to each other come to an end.
     """
     if isinstance(part, Tensor):
         digest.update(str((part.dtype, tuple(part.shape))).encode())
-        for piece in part.detach().split(64) if part.dim() else [part.detach()]:  # data may be larger than memory
-            digest.update(piece.cpu().resolve_conj().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        for piece in (
+            part.detach().split(64) if part.dim() else [part.detach()]
+        ):  # data may be larger than memory
+            digest.update(
+                piece.cpu().resolve_conj().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            )
     elif isinstance(part, str | int | float | complex | bool | torch.dtype | type(None)):
         digest.update(repr(part).encode())
     elif isinstance(part, ModuleType | type):
@@ -47,7 +67,9 @@ def _feed(digest: Any, part: Any, seen: dict[int, int]) -> None:
             _feed(digest, item, seen)
     elif isinstance(part, MethodType):
         _feed(digest, (part.__func__, part.__self__), seen)
-    elif isinstance(part, torch.Generator | torch.device) or (callable(part) and not hasattr(part, "__dict__")):
+    elif isinstance(part, torch.Generator | torch.device) or (
+        callable(part) and not hasattr(part, "__dict__")
+    ):
         return
     elif id(part) in seen:
         digest.update(f"object {seen[id(part)]}".encode())
@@ -66,28 +88,51 @@ def _feed_object(digest: Any, part: Any, seen: dict[int, int]) -> None:
         _feed(digest, (part.func, part.args, part.keywords), seen)
     else:
         digest.update(type(part).__qualname__.encode())
-        private = isinstance(part, torch.nn.Module)  # modules keep parameters and buffers in underscored fields
-        _feed(digest, {k: v for k, v in getattr(part, "__dict__", {}).items()
-                       if not k.startswith("_") or (private and k in ("_parameters", "_buffers", "_modules"))}, seen)
+        private = isinstance(
+            part, torch.nn.Module
+        )  # modules keep parameters and buffers in underscored fields
+        _feed(
+            digest,
+            {
+                k: v
+                for k, v in getattr(part, "__dict__", {}).items()
+                if not k.startswith("_")
+                or (private and k in ("_parameters", "_buffers", "_modules"))
+            },
+            seen,
+        )
 
 
 def _feed_code(digest: Any, code: CodeType) -> None:
     """What a function does, the functions inside it included."""
-    constants = [sorted(map(repr, c)) if isinstance(c, frozenset) else c  # in an order that differs between processes
-                 for c in code.co_consts if not isinstance(c, CodeType)]  # whose repr is an address
+    constants = [
+        sorted(map(repr, c))
+        if isinstance(c, frozenset)
+        else c  # in an order that differs between processes
+        for c in code.co_consts
+        if not isinstance(c, CodeType)
+    ]  # whose repr is an address
     digest.update(code.co_code + repr((constants, code.co_names)).encode())
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             _feed_code(digest, inner)
 
 
-def save_checkpoint(folder: Path, packed: Packed, thetas: list[Tensor], header: dict[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path, packed: Packed, thetas: list[Tensor], header: dict[str, Any]
+) -> None:
     """Write ``folder/checkpoint.safetensors``."""
     tensors = packed.tensors | {"thetas": torch.stack([t.to(thetas[-1].dtype) for t in thetas])}
-    save_tensors(folder / FILE, tensors, {"format": FORMAT, "version": VERSION, "state": packed.numbers, **header})
+    save_tensors(
+        folder / FILE,
+        tensors,
+        {"format": FORMAT, "version": VERSION, "state": packed.numbers, **header},
+    )
 
 
-def load_checkpoint(folder: Path, device: torch.device, expected: str) -> tuple[Packed, list[Tensor], dict[str, Any]]:
+def load_checkpoint(
+    folder: Path, device: torch.device, expected: str
+) -> tuple[Packed, list[Tensor], dict[str, Any]]:
     """The state, the thetas so far and the header.
 
     Raises:
@@ -96,16 +141,28 @@ def load_checkpoint(folder: Path, device: torch.device, expected: str) -> tuple[
     try:
         tensors, header = load_tensors(folder / FILE, FORMAT)
     except ModelFileError as error:
-        raise CheckpointError(str(folder), given=error.given, expected="a checkpoint of this run",
-                              remedy="Start without resume.") from error
+        raise CheckpointError(
+            str(folder),
+            given=error.given,
+            expected="a checkpoint of this run",
+            remedy="Start without resume.",
+        ) from error
     if header.get("version") != VERSION:
-        raise CheckpointError(str(folder), given=f"version {header.get('version')}", expected=f"version {VERSION}",
-                              remedy="Resume with the release that wrote it, or start without resume.")
+        raise CheckpointError(
+            str(folder),
+            given=f"version {header.get('version')}",
+            expected=f"version {VERSION}",
+            remedy="Resume with the release that wrote it, or start without resume.",
+        )
     if header["fingerprint"] != expected:
-        raise CheckpointError(str(folder), given="a checkpoint of another problem, data set or learner",
-                              expected="the same settings as in the interrupted run",
-                              remedy="Use the same configuration, or another checkpoint folder.")
-    # copies lie at aligned addresses, as fresh tensors do; sums over unaligned ones may be rounded otherwise
+        raise CheckpointError(
+            str(folder),
+            given="a checkpoint of another problem, data set or learner",
+            expected="the same settings as in the interrupted run",
+            remedy="Use the same configuration, or another checkpoint folder.",
+        )
+    # copies lie at aligned addresses, as fresh tensors do; sums over unaligned ones may be rounded
+    # otherwise
     tensors = {k: v.to(device).clone() for k, v in tensors.items()}
     thetas = list(tensors.pop("thetas"))
     return Packed(tensors, header["state"]), thetas, header

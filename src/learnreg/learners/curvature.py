@@ -1,4 +1,6 @@
-"""Limited-memory curvature of the upper level: the two-loop recursion (Nocedal and Wright, Algorithm 7.4)."""
+"""Limited-memory curvature of the upper level: the two-loop recursion (Nocedal and Wright,
+Algorithm 7.4).
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,20 @@ class CurvaturePairs:
         return self.s.shape[0]
 
     def add(self, s: Tensor, y: Tensor, memory: int, units: Tensor) -> CurvaturePairs:
-        """With the new pair, or unchanged when its curvature along s is not clearly positive (cautious update)."""
+        """With the new pair, or unchanged when its curvature along s is not clearly positive
+        (cautious update).
+        """
         size = float((s / units).norm() * (units * y).norm())
         if memory == 0 or not float(s @ y) > 1e-4 * size:
             return self
-        return CurvaturePairs(torch.cat([self.s, s[None]])[-memory:], torch.cat([self.y, y[None]])[-memory:])
+        return CurvaturePairs(
+            torch.cat([self.s, s[None]])[-memory:], torch.cat([self.y, y[None]])[-memory:]
+        )
 
     def direction(self, z: Tensor, metric: Tensor) -> Tensor:
-        """The quasi-Newton direction P z; P starts from the diagonal ``metric`` (d,), scaled by the newest pair."""
+        """The quasi-Newton direction P z; P starts from the diagonal ``metric`` (d,), scaled by the
+        newest pair.
+        """
         d, coefficients = z.clone(), []
         for s, y in zip(self.s.flip(0), self.y.flip(0), strict=True):
             rho = 1 / (s @ y)
@@ -50,7 +58,9 @@ class CurvaturePairs:
 
 
 FORGET, LEAST = 0.9, 1e-3
-"""The mean of squared gradients forgets at this rate (chosen, not tuned); no entry counts less than this part of it."""
+"""The mean of squared gradients forgets at this rate (chosen, not tuned); no entry counts less than
+this part of it.
+"""
 
 
 def mean_squares(before: Tensor | None, z: Tensor, units: Tensor) -> Tensor:
@@ -60,13 +70,15 @@ def mean_squares(before: Tensor | None, z: Tensor, units: Tensor) -> Tensor:
 
 
 def diagonal_metric(squares: Tensor | None, units: Tensor) -> Tensor:
-    """The diagonal (d,) that quasi-Newton directions start from: units^2 (mean square)^(-1/4), positive.
+    """The diagonal (d,) that quasi-Newton directions start from: units^2 (mean square)^(-1/4),
+    positive.
 
-    Entries of theta whose gradients are large throughout get shorter steps, as in the adaptive stochastic methods
-    (Duchi, Hazan, Singer 2011; Kingma and Ba 2015). Those take the power -1/2; measured on Fields of Experts it ends 1
-    to 3 % lower from a good start, and needs half as much work again from a poor one, where -1/4 is as good as the
-    units alone. Only ratios matter: the scale comes from the newest pair, and before there is one from the length of
-    the first step. Any positive diagonal keeps the guarantees, which are tests of the direction that is taken.
+    Entries of theta whose gradients are large throughout get shorter steps, as in the adaptive
+    stochastic methods (Duchi, Hazan, Singer 2011; Kingma and Ba 2015). Those take the power -1/2;
+    measured on Fields of Experts it ends 1 to 3 % lower from a good start, and needs half as much
+    work again from a poor one, where -1/4 is as good as the units alone. Only ratios matter: the
+    scale comes from the newest pair, and before there is one from the length of the first step. Any
+    positive diagonal keeps the guarantees, which are tests of the direction that is taken.
     """
     if squares is None or not bool(squares.mean() > 0):
         return units.square()

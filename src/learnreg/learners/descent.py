@@ -1,12 +1,15 @@
-"""One accepted descent step with certified decrease: shared by MAID and the fixed-accuracy baseline.
+"""One accepted descent step with certified decrease: shared by MAID and the fixed-accuracy
+baseline.
 
-Source: Salehi, Mukherjee, Roberts, Ehrhardt, arXiv 2308.10098, Algorithms 3.1 and 3.2. With a direction d = P z in the
-place of z (P positive definite from curvature pairs, P = I without) the two tests read
+Source: Salehi, Mukherjee, Roberts, Ehrhardt, arXiv 2308.10098, Algorithms 3.1 and 3.2. With a
+direction d = P z in the place of z (P positive definite from curvature pairs, P = I without) the
+two tests read
     descent:  |<d, z - grad f>| <= (1 - eta) <d, z>        (implies <d, grad f> >= eta <d, z> > 0),
-    decrease: U(theta - alpha d) - Lw(theta) + lambda alpha <d, z> <= 0    (implies the same for the exact f),
-and for P = I they are those of the paper with |<d, z - grad f>| <= omega ||d||. The certified test uses the proven
-omega, the estimated one the change that a Newton polish makes to <d, z>. U and Lw are the certified ends of the bracket
-of f.
+    decrease: U(theta - alpha d) - Lw(theta) + lambda alpha <d, z> <= 0    (implies the same for the
+    exact f),
+and for P = I they are those of the paper with |<d, z - grad f>| <= omega ||d||. The certified test
+uses the proven omega, the estimated one the change that a Newton polish makes to <d, z>. U and Lw
+are the certified ends of the bracket of f.
 """
 
 from __future__ import annotations
@@ -25,11 +28,15 @@ from .lower_level import LowerLevel, Point
 from .state import DescentState, Halt, checked, rounding_floor
 
 LARGEST_CUT = 0.02
-"""A single tightening never divides eps by more than 50: one wrong prediction cannot force a very tight solve."""
+"""A single tightening never divides eps by more than 50: one wrong prediction cannot force a very
+tight solve.
+"""
 
 
 FOR_CURVATURE = 0.1
-"""With curvature pairs z must be known to this relative accuracy: differences of z are what the pairs are made of."""
+"""With curvature pairs z must be known to this relative accuracy: differences of z are what the
+pairs are made of.
+"""
 
 
 @dataclass(frozen=True)
@@ -79,61 +86,112 @@ def descend(rules: DescentRules, lower: LowerLevel, state: DescentState) -> Desc
             return _accept(rules, state, new, alpha, z, effort)
         state, failed, allowed = found, failed + 1, allowed + 1
         if isinstance(rules.accuracy, Fixed):
-            raise Halt(StopReason("line_search", "no trial step gave a certified decrease at this fixed accuracy; "
-                                                 "a smaller eps or MAID would go on"))
+            raise Halt(
+                StopReason(
+                    "line_search",
+                    "no trial step gave a certified decrease at this fixed accuracy; "
+                    "a smaller eps or MAID would go on",
+                )
+            )
         factor = rules.accuracy.tighten
-        state = replace(_tighten(rules, lower, state, factor, effort), delta=state.delta * factor,
-                        pairs=CurvaturePairs.empty(state.point.theta), last=None)
-    raise Halt(StopReason("line_search", f"no certified decrease after {rules.rounds} rounds of tightening"))
+        state = replace(
+            _tighten(rules, lower, state, factor, effort),
+            delta=state.delta * factor,
+            pairs=CurvaturePairs.empty(state.point.theta),
+            last=None,
+        )
+    raise Halt(
+        StopReason(
+            "line_search", f"no certified decrease after {rules.rounds} rounds of tightening"
+        )
+    )
 
 
-# --- the inexact hypergradient ---------------------------------------------------------------------------------------
+# --- the inexact hypergradient --------------------------------------------------------------------
 
 
-def _gradient(rules: DescentRules, lower: LowerLevel, state: DescentState) -> tuple[DescentState, Hypergradient, float]:
+def _gradient(
+    rules: DescentRules, lower: LowerLevel, state: DescentState
+) -> tuple[DescentState, Hypergradient, float]:
     """The hypergradient at theta_k with the present accuracies, and its error."""
     point = checked(lower.refine(state.point, state.eps))
     z = lower.gradient(point, state.delta, state.adjoint)
     state = replace(state, point=point, adjoint=z.adjoint)
     error = z.certified if rules.test == "certified" else z.estimated
     if error is None and rules.test == "certified":
-        raise Halt(StopReason("no_certificate", "the energy offers no proven constants for the certified test; "
-                                                "use test='estimated'"))
+        raise Halt(
+            StopReason(
+                "no_certificate",
+                "the energy offers no proven constants for the certified test; "
+                "use test='estimated'",
+            )
+        )
     error = error or 0.0
     if not torch.isfinite(z.value).all():
         raise Halt(StopReason("not_finite", "NaN or Inf appeared in the hypergradient"))
     if z.norm == 0 and isinstance(rules.accuracy, Fixed):
-        raise Halt(StopReason("line_search", "the hypergradient is zero at this fixed accuracy, which need not mean "
-                                             "that theta is stationary; a smaller delta or MAID would tell"))
-    unseen = z.norm == 0 and float(z.residual.max()) > rules.gradient_tolerance  # q = 0 met delta, theta played no part
-    if z.norm + error <= rules.gradient_tolerance and not unseen and isinstance(rules.accuracy, Adaptive):
-        word = ("certified" if rules.test == "certified" else
-                "not estimated by this strategy" if z.estimated is None else "estimated")
+        raise Halt(
+            StopReason(
+                "line_search",
+                "the hypergradient is zero at this fixed accuracy, which need not mean "
+                "that theta is stationary; a smaller delta or MAID would tell",
+            )
+        )
+    unseen = (
+        z.norm == 0 and float(z.residual.max()) > rules.gradient_tolerance
+    )  # q = 0 met delta, theta played no part
+    if (
+        z.norm + error <= rules.gradient_tolerance
+        and not unseen
+        and isinstance(rules.accuracy, Adaptive)
+    ):
+        word = (
+            "certified"
+            if rules.test == "certified"
+            else "not estimated by this strategy"
+            if z.estimated is None
+            else "estimated"
+        )
         raise Halt(StopReason("stationary", f"||grad f|| <= {z.norm + error:.2e} ({word})"))
     return state, z, error
 
 
-def _sharpen(rules: DescentRules, lower: LowerLevel, state: DescentState, z: Hypergradient,
-             effort: _Effort) -> DescentState:
-    """Tighten what z suffers from: delta if the residual outweighs the distance, eps the other way, else both."""
+def _sharpen(
+    rules: DescentRules, lower: LowerLevel, state: DescentState, z: Hypergradient, effort: _Effort
+) -> DescentState:
+    """Tighten what z suffers from: delta if the residual outweighs the distance, eps the other way,
+    else both.
+    """
     assert isinstance(rules.accuracy, Adaptive)
     factor = rules.accuracy.tighten
     distance, residual = float(state.point.solution.error.mean()), float(z.residual.mean())
     if residual <= 4 * distance:
         state = _tighten(rules, lower, state, factor, effort)
     elif any(s is Status.ROUNDING_FLOOR for s in z.status):
-        raise rounding_floor(state.theta.dtype,
-                             f"the linear system cannot be solved more accurately than {residual:.1e}")
-    elif any(s is Status.MAX_STEPS for s in z.status):  # a smaller delta would end at the same limit, again and again
-        raise Halt(StopReason("linear_steps",
-                              f"the linear system ended at its step limit with residual {residual:.1e}"))
+        raise rounding_floor(
+            state.theta.dtype,
+            f"the linear system cannot be solved more accurately than {residual:.1e}",
+        )
+    elif any(
+        s is Status.MAX_STEPS for s in z.status
+    ):  # a smaller delta would end at the same limit, again and again
+        raise Halt(
+            StopReason(
+                "linear_steps",
+                f"the linear system ended at its step limit with residual {residual:.1e}",
+            )
+        )
     else:
         effort.refinements += 1
     return replace(state, delta=state.delta * factor) if distance <= 4 * residual else state
 
 
-def _learn_curvature(rules: DescentRules, state: DescentState, z: Hypergradient, units: Tensor) -> DescentState:
-    """Add the pair of the step just made; a gradient seen twice at one theta is not a pair, and counts once."""
+def _learn_curvature(
+    rules: DescentRules, state: DescentState, z: Hypergradient, units: Tensor
+) -> DescentState:
+    """Add the pair of the step just made; a gradient seen twice at one theta is not a pair, and
+    counts once.
+    """
     if rules.memory and (state.last is not None or state.squares is None):
         state = replace(state, squares=mean_squares(state.squares, z.value, units))
     if state.last is None:
@@ -141,17 +199,24 @@ def _learn_curvature(rules: DescentRules, state: DescentState, z: Hypergradient,
     s = state.point.theta - state.last[0]
     y = z.value - state.last[1]
     pairs = state.pairs.add(s, y, rules.memory, units)
-    # a new pair sets the scale of the next step to 1; where the curvature was negative the steps go on growing
-    return replace(state, pairs=pairs, last=None, step_size=state.step_size if pairs is state.pairs else None)
+    # a new pair sets the scale of the next step to 1; where the curvature was negative the steps go
+    # on growing
+    return replace(
+        state, pairs=pairs, last=None, step_size=state.step_size if pairs is state.pairs else None
+    )
 
 
-def _direction(rules: DescentRules, state: DescentState, z: Hypergradient,
-               units: Tensor) -> tuple[Tensor, float] | None:
+def _direction(
+    rules: DescentRules, state: DescentState, z: Hypergradient, units: Tensor
+) -> tuple[Tensor, float] | None:
     """d = P z and <d, z> if d passes the descent test, else scaled steepest descent, else None."""
     for pairs in (state.pairs, CurvaturePairs.empty(z.value)):
         d = pairs.direction(z.value, diagonal_metric(state.squares, units))
         slope = float(d @ z.value)
-        if isinstance(rules.accuracy, Fixed) or _error_along(rules, z, d) <= (1 - rules.eta) * slope:
+        if (
+            isinstance(rules.accuracy, Fixed)
+            or _error_along(rules, z, d) <= (1 - rules.eta) * slope
+        ):
             return d, slope
     return None
 
@@ -163,8 +228,12 @@ def _error_along(rules: DescentRules, z: Hypergradient, d: Tensor) -> float:
     return 0.0 if z.correction is None else estimated_along(z.correction, d)
 
 
-def _first_step(state: DescentState, direction: Tensor, units: Tensor, rules: DescentRules) -> float:
-    """The first trial: 1 with curvature, otherwise the remembered step size; d is never longer than theta allows."""
+def _first_step(
+    state: DescentState, direction: Tensor, units: Tensor, rules: DescentRules
+) -> float:
+    """The first trial: 1 with curvature, otherwise the remembered step size; d is never longer than
+    theta allows.
+    """
     length = float((direction / units).norm())
     reach = max(float((state.point.theta / units).norm()), 1.0)
     if len(state.pairs):
@@ -174,12 +243,22 @@ def _first_step(state: DescentState, direction: Tensor, units: Tensor, rules: De
     return min(state.step_size, 0.5 * reach / length) if rules.memory else state.step_size
 
 
-# --- the line search --------------------------------------------------------------------------------------------------
+# --- the line search ------------------------------------------------------------------------------
 
 
-def _search(rules: DescentRules, lower: LowerLevel, state: DescentState, direction: Tensor, slope: float, first: float,
-            allowed: int, effort: _Effort) -> tuple[DescentState, Point, float] | DescentState:
-    """Backtrack until a trial has a certified decrease: (state, new point, alpha); the state alone when none has."""
+def _search(
+    rules: DescentRules,
+    lower: LowerLevel,
+    state: DescentState,
+    direction: Tensor,
+    slope: float,
+    first: float,
+    allowed: int,
+    effort: _Effort,
+) -> tuple[DescentState, Point, float] | DescentState:
+    """Backtrack until a trial has a certified decrease: (state, new point, alpha); the state alone
+    when none has.
+    """
     alpha = first
     for _ in range(allowed):
         theta = state.point.theta - alpha * direction
@@ -211,53 +290,99 @@ def _search(rules: DescentRules, lower: LowerLevel, state: DescentState, directi
 
 
 def _shrink(rules: DescentRules, state: DescentState, new: Point, predicted: float) -> float:
-    """Factor for the next trial: the minimizer of the parabola through both values and the slope, in [0.1, rho]."""
+    """Factor for the next trial: the minimizer of the parabola through both values and the slope,
+    in [0.1, rho].
+    """
     rise = new.corrected(state.adjoint) - state.point.corrected(state.adjoint) + predicted
     return min(rules.rho, max(0.1, 0.5 * predicted / rise)) if rise > 0 else rules.rho
 
 
 def _trial_eps(rules: DescentRules, state: DescentState, decrease: float) -> float:
-    """Solve a trial only as far as its predicted decrease asks for: bracket width about a quarter of it."""
+    """Solve a trial only as far as its predicted decrease asks for: bracket width about a quarter
+    of it.
+    """
     if isinstance(rules.accuracy, Fixed):
         return state.eps
-    slope = max(2 * state.point.loss, 1e-300) ** 0.5  # ||grad loss|| for the squared error, a scale for others
+    slope = (
+        max(2 * state.point.loss, 1e-300) ** 0.5
+    )  # ||grad loss|| for the squared error, a scale for others
     return min(max(state.eps, decrease / (8 * slope)), 100 * state.eps)
 
 
 def _cut(rules: DescentRules, gain: float, slack: float) -> float:
-    """By how much to multiply eps so that the bracket can settle the matter (its width is linear in eps)."""
+    """By how much to multiply eps so that the bracket can settle the matter (its width is linear in
+    eps).
+    """
     assert isinstance(rules.accuracy, Adaptive)
     return min(rules.accuracy.tighten, max(LARGEST_CUT, 0.5 * gain / slack))
 
 
-def _tighten_early(rules: DescentRules, lower: LowerLevel, state: DescentState, decrease: float,
-                   effort: _Effort) -> DescentState:
-    """Before a search that could not succeed: the bracket at theta_k alone is wider than the largest decrease."""
+def _tighten_early(
+    rules: DescentRules, lower: LowerLevel, state: DescentState, decrease: float, effort: _Effort
+) -> DescentState:
+    """Before a search that could not succeed: the bracket at theta_k alone is wider than the
+    largest decrease.
+    """
     if isinstance(rules.accuracy, Fixed) or state.point.width <= 0.5 * decrease:
         return state
     return _tighten(rules, lower, state, _cut(rules, 0.5 * decrease, state.point.width), effort)
 
 
-def _tighten(rules: DescentRules, lower: LowerLevel, state: DescentState, factor: float,
-             effort: _Effort) -> DescentState:
-    """eps times ``factor`` and theta_k solved again; delta stays, because no bracket depends on it."""
+def _tighten(
+    rules: DescentRules, lower: LowerLevel, state: DescentState, factor: float, effort: _Effort
+) -> DescentState:
+    """eps times ``factor`` and theta_k solved again; delta stays, because no bracket depends on
+    it.
+    """
     effort.refinements += 1
     eps = state.eps * factor
     if eps < rules.smallest_eps:
-        raise Halt(StopReason("accuracy_floor", f"the next decision would need eps below {rules.smallest_eps:.1e}"))
+        raise Halt(
+            StopReason(
+                "accuracy_floor", f"the next decision would need eps below {rules.smallest_eps:.1e}"
+            )
+        )
     if state.point.at_floor:
         reached = float(state.point.solution.error.max())
-        raise rounding_floor(state.theta.dtype, f"the lower level cannot be solved more accurately than {reached:.1e}")
+        raise rounding_floor(
+            state.theta.dtype,
+            f"the lower level cannot be solved more accurately than {reached:.1e}",
+        )
     return replace(state, eps=eps, point=checked(lower.refine(state.point, eps)))
 
 
-def _accept(rules: DescentRules, state: DescentState, new: Point, alpha: float, z: Hypergradient,
-            effort: _Effort) -> DescentState:
-    """theta moves; accuracies loosen, eps at least to what this step could be certified with; the step size grows."""
+def _accept(
+    rules: DescentRules,
+    state: DescentState,
+    new: Point,
+    alpha: float,
+    z: Hypergradient,
+    effort: _Effort,
+) -> DescentState:
+    """theta moves; accuracies loosen, eps at least to what this step could be certified with; the
+    step size grows.
+    """
     loosen = rules.accuracy.loosen if isinstance(rules.accuracy, Adaptive) else 1.0
     growth = rules.growth if rules.memory == 0 else 2.0
-    info = {"eps": new.eps, "delta": state.delta, "step_size": alpha, "trials": effort.trials,
-            "refinements": effort.refinements, "gradient_norm": z.norm, "omega_estimated": z.estimated,
-            "omega_certified": z.certified, "curvature_pairs": len(state.pairs)}
-    return DescentState(new, state.adjoint, max(state.eps * loosen, new.eps), state.delta * loosen, alpha * growth,
-                        state.pairs, torch.stack([state.point.theta, z.value]), state.squares, info)
+    info = {
+        "eps": new.eps,
+        "delta": state.delta,
+        "step_size": alpha,
+        "trials": effort.trials,
+        "refinements": effort.refinements,
+        "gradient_norm": z.norm,
+        "omega_estimated": z.estimated,
+        "omega_certified": z.certified,
+        "curvature_pairs": len(state.pairs),
+    }
+    return DescentState(
+        new,
+        state.adjoint,
+        max(state.eps * loosen, new.eps),
+        state.delta * loosen,
+        alpha * growth,
+        state.pairs,
+        torch.stack([state.point.theta, z.value]),
+        state.squares,
+        info,
+    )

@@ -1,4 +1,6 @@
-"""What the derivative-free learner keeps between two evaluations: samples, each with its own solution, and radii."""
+"""What the derivative-free learner keeps between two evaluations: samples, each with its own
+solution, and radii.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ class DFOState:
 
     def pack(self) -> Packed:
         """For a checkpoint."""
-        packed = Packed({}, {"samples": len(self.samples), **{name: getattr(self, name) for name in SAVED}})
+        packed = Packed(
+            {}, {"samples": len(self.samples), **{name: getattr(self, name) for name in SAVED}}
+        )
         for j, s in enumerate(self.samples):
             packed = packed.holding(str(j), pack_point(s.point))
         return packed
@@ -68,5 +72,10 @@ class DFOState:
         return cls(tuple(samples), **{name: packed.numbers[name] for name in SAVED})
 
     def double(self, lower: LowerLevel) -> DFOState:
-        """The same state for a float64 lower level; u, residuals and errors are in float64 already."""
-        return replace(self, samples=tuple(replace(s, point=double_point(s.point, lower)) for s in self.samples))
+        """The same state for a float64 lower level; u, residuals and errors are in float64
+        already.
+        """
+        return replace(
+            self,
+            samples=tuple(replace(s, point=double_point(s.point, lower)) for s in self.samples),
+        )

@@ -1,9 +1,11 @@
-"""DFO-LS as a learner: the maintained derivative-free least-squares package, fed with certified inexact residuals.
+"""DFO-LS as a learner: the maintained derivative-free least-squares package, fed with certified
+inexact residuals.
 
-Source of the method: Cartis, Fiala, Marteau, Roberts, ACM Trans. Math. Software 45, 2019; the package (GPL) is optional
-and used by its public interface alone. It knows nothing of accuracy. Its hook ``nsamples``, called with the trust
-radius Delta before evaluations, sets the tolerance of the residuals to c Delta^2; the phase in which ``DFO`` makes
-theta_k more accurate has no counterpart, so no decrease is certified.
+Source of the method: Cartis, Fiala, Marteau, Roberts, ACM Trans. Math. Software 45, 2019; the
+package (GPL) is optional and used by its public interface alone. It knows nothing of accuracy. Its
+hook ``nsamples``, called with the trust radius Delta before evaluations, sets the tolerance of the
+residuals to c Delta^2; the phase in which ``DFO`` makes theta_k more accurate has no counterpart,
+so no decrease is certified.
 """
 
 from __future__ import annotations
@@ -27,8 +29,12 @@ from .inverted import Evaluate, Inverted
 from .lower_level import LowerLevel, Point
 from .state import Halt, Packed, checked, double_point, pack_point, point_row, restore_point
 
-SETTINGS = {"restarts.use_restarts": False, "noise.quit_on_noise_level": False, "slow.max_slow_iters": 20,
-            "init.random_initial_directions": False}
+SETTINGS = {
+    "restarts.use_restarts": False,
+    "noise.quit_on_noise_level": False,
+    "slow.max_slow_iters": 20,
+    "init.random_initial_directions": False,
+}
 """Of DFO-LS: one run without restarts, and nothing drawn at random."""
 
 LEAST, FREE = 1e-15, 1e20
@@ -44,8 +50,10 @@ class DFOLS:
 
     Args:
         box: [lower, upper] of the parameters, or a table by name; scaled as in ``DFO``.
-        radius0, radius_end: first and last trust radius, in scaled variables (``rhobeg`` and ``rhoend``).
-        eps: None for the tolerance c Delta^2; a number solves everything to this distance per image.
+        radius0, radius_end: first and last trust radius, in scaled variables (``rhobeg`` and
+            ``rhoend``).
+        eps: None for the tolerance c Delta^2; a number solves everything to this distance per
+            image.
         model_error: c.
 
     Raises:
@@ -62,8 +70,12 @@ class DFOLS:
     def __post_init__(self) -> None:
         check_ranges("box", self.box)
         check_positive("radius0", self.radius0)
-        check_number("radius_end", self.radius_end, lambda v: 0 < v < self.radius0,
-                     f"a number in (0, radius0={self.radius0:g})")
+        check_number(
+            "radius_end",
+            self.radius_end,
+            lambda v: 0 < v < self.radius0,
+            f"a number in (0, radius0={self.radius0:g})",
+        )
         check_positive("eps", self.eps, optional=True)
         check_positive("model_error", self.model_error)
 
@@ -100,7 +112,10 @@ class DFOLS:
         if question is None:
             raise Halt(StopReason("radius", f"DFO-LS ended: {dialogue.result.msg}"))
         theta = scaling.to_theta(question[:-1], state.theta)
-        near = min((state.best, state.latest), key=lambda p: np.linalg.norm(scaling.to_u(p.theta) - question[:-1]))
+        near = min(
+            (state.best, state.latest),
+            key=lambda p: np.linalg.norm(scaling.to_u(p.theta) - question[:-1]),
+        )
         eps = self._eps(lower, float(question[-1]))
         point = solved(lower, lower.solve(theta, eps, near.solution.warm), eps)
         residuals = sample(lower.problem, scaling, point, False).residuals
@@ -111,21 +126,36 @@ class DFOLS:
 
     def _eps(self, lower: LowerLevel, tolerance: float) -> float:
         """The distance that gives every residual its tolerance (``interpolation.sample``)."""
-        return self.eps if self.eps is not None else tolerance / math.sqrt(lower.problem.loss.smoothness)
+        return (
+            self.eps
+            if self.eps is not None
+            else tolerance / math.sqrt(lower.problem.loss.smoothness)
+        )
 
     def _dialogue(self, lower: LowerLevel, scaling: Scaling, state: DFOLSState) -> Inverted:
-        """DFO-LS where the state left it: the one that is running, or a new one that is told everything again."""
+        """DFO-LS where the state left it: the one that is running, or a new one that is told
+        everything again.
+        """
         if state.dialogue is not None and state.dialogue.told == len(state.log):
             return state.dialogue
         start = state.log[0][0][:-1]
         down, up = scaling.room(start)
-        dialogue = Inverted(lambda evaluate, accept: self._run(evaluate, start, (start + down, start + up)))
+        dialogue = Inverted(
+            lambda evaluate, accept: self._run(evaluate, start, (start + down, start + up))
+        )
         if not dialogue.replay((question, residuals.copy()) for question, residuals in state.log):
-            raise Halt(StopReason("radius", "this version of DFO-LS takes other steps than the one that wrote the "
-                                            "checkpoint; start without resume"))
+            raise Halt(
+                StopReason(
+                    "radius",
+                    "this version of DFO-LS takes other steps than the one that wrote the "
+                    "checkpoint; start without resume",
+                )
+            )
         return dialogue
 
-    def _run(self, evaluate: Evaluate, start: np.ndarray, bounds: tuple[np.ndarray, np.ndarray]) -> Any:
+    def _run(
+        self, evaluate: Evaluate, start: np.ndarray, bounds: tuple[np.ndarray, np.ndarray]
+    ) -> Any:
         """DFO-LS itself; a question is u with its tolerance as the last entry."""
         tolerance = self.model_error * self.radius0**2
 
@@ -135,9 +165,18 @@ class DFOLS:
             return 1
 
         low, high = (np.clip(b, -FREE, FREE) for b in bounds)
-        return _package().solve(lambda u: evaluate(np.append(u, tolerance)), start, bounds=(low, high),
-                                rhobeg=self.radius0, rhoend=self.radius_end, maxfun=NO_LIMIT, nsamples=before,
-                                user_params=dict(SETTINGS), do_logging=False, print_progress=False)
+        return _package().solve(
+            lambda u: evaluate(np.append(u, tolerance)),
+            start,
+            bounds=(low, high),
+            rhobeg=self.radius0,
+            rhoend=self.radius_end,
+            maxfun=NO_LIMIT,
+            nsamples=before,
+            user_params=dict(SETTINGS),
+            do_logging=False,
+            print_progress=False,
+        )
 
 
 def _package() -> Any:
@@ -150,14 +189,24 @@ def _package() -> Any:
         import dfols
     except ImportError as error:
         raise MissingPropertyError(
-            "DFOLS", given="no package DFO-LS", expected="DFO-LS >= 1.5 (GPL), an optional extra",
-            remedy='Run pip install "learnreg[dfols]", or use DFO, which needs no package.') from error
+            "DFOLS",
+            given="no package DFO-LS",
+            expected="DFO-LS >= 1.5 (GPL), an optional extra",
+            remedy='Run pip install "learnreg[dfols]", or use DFO, which needs no package.',
+        ) from error
     return dfols
 
 
 def _info(best: Point, evaluations: int, tolerance: float | None) -> dict[str, Any]:
-    return {"eps": best.eps, "delta": None, "step_size": None, "trials": 0, "gradient_norm": None,
-            "evaluations": evaluations, "tolerance": tolerance}
+    return {
+        "eps": best.eps,
+        "delta": None,
+        "step_size": None,
+        "trials": 0,
+        "gradient_norm": None,
+        "evaluations": evaluations,
+        "tolerance": tolerance,
+    }
 
 
 @dataclass(frozen=True)
@@ -188,8 +237,10 @@ class DFOLSState:
 
     def pack(self) -> Packed:
         """For a checkpoint."""
-        tensors = {"questions": torch.from_numpy(np.stack([q for q, _ in self.log])),
-                   "residuals": torch.from_numpy(np.stack([r for _, r in self.log]))}
+        tensors = {
+            "questions": torch.from_numpy(np.stack([q for q, _ in self.log])),
+            "residuals": torch.from_numpy(np.stack([r for _, r in self.log])),
+        }
         packed = Packed(tensors, {"info": self.info}).holding("best", pack_point(self.best))
         return packed.holding("latest", pack_point(self.latest))
 
@@ -198,9 +249,13 @@ class DFOLSState:
         """The inverse of ``pack``."""
         tensors, numbers = packed
         best, latest = (restore_point(lower, packed.part(name)) for name in ("best", "latest"))
-        rows = zip(tensors["questions"].cpu().numpy(), tensors["residuals"].cpu().numpy(), strict=True)
+        rows = zip(
+            tensors["questions"].cpu().numpy(), tensors["residuals"].cpu().numpy(), strict=True
+        )
         return cls(best, latest, tuple(rows), numbers["info"])
 
     def double(self, lower: LowerLevel) -> DFOLSState:
         """The same state for a float64 lower level."""
-        return replace(self, best=double_point(self.best, lower), latest=double_point(self.latest, lower))
+        return replace(
+            self, best=double_point(self.best, lower), latest=double_point(self.latest, lower)
+        )

@@ -1,4 +1,6 @@
-"""HOAG: gradient descent whose accuracy follows a summable schedule and whose step adapts to the observed decrease."""
+"""HOAG: gradient descent whose accuracy follows a summable schedule and whose step adapts to the
+observed decrease.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,16 @@ from ..hypergradients.implicit import without_errors
 from ..hypergradients.unrolled import refuse_fixed
 from .box import Ranges, box_of, check_ranges
 from .lower_level import LowerLevel, Point, first_point
-from .state import Halt, Packed, double_point, doubled, pack_point, point_row, restore_point, settled
+from .state import (
+    Halt,
+    Packed,
+    double_point,
+    doubled,
+    pack_point,
+    point_row,
+    restore_point,
+    settled,
+)
 
 SMALLEST_EPS = 1e-12
 """No schedule goes below (Pedregosa's code has the same floor)."""
@@ -29,20 +40,25 @@ GROWTH_REJECTED = 1.2
 class HOAG:
     """Hyperparameter optimization with approximate gradients (Pedregosa 2016, arXiv 1602.02355).
 
-    Pass k, at theta_k solved to eps_k with loss g_k: first the last move is judged, incr = ||theta_k - theta_k-1||,
+    Pass k, at theta_k solved to eps_k with loss g_k: first the last move is judged, incr =
+    ||theta_k - theta_k-1||,
         g_k <= g_k-1 + C eps_k+1 + eps_k (C + 1) incr - L incr^2:   L becomes 0.95 L;
-        g_k >= 1.2 g_k-1:   theta_k-1 is restored, L becomes 2 L, the next eps is halved, and nothing else happens;
-    then theta_k+1 = theta_k - z_k / L (projected on the box), which is the only move of the pass; it is undone at once
-    where the lower level cannot be solved. At the first pass L = ||z_0|| / sqrt(d) unless ``alpha0`` is given. The
-    public code moves twice when the first test passes and leaves the rejected theta in place; both are avoided here.
+        g_k >= 1.2 g_k-1:   theta_k-1 is restored, L becomes 2 L, the next eps is halved, and
+        nothing else happens;
+    then theta_k+1 = theta_k - z_k / L (projected on the box), which is the only move of the pass;
+    it is undone at once where the lower level cannot be solved. At the first pass L = ||z_0|| /
+    sqrt(d) unless ``alpha0`` is given. The public code moves twice when the first test passes and
+    leaves the rejected theta in place; both are avoided here.
 
-    Convergence needs summable eps and a step 1 / L_f (ibid.); all three schedules are summable. No decrease is
-    certified.
+    Convergence needs summable eps and a step 1 / L_f (ibid.); all three schedules are summable. No
+    decrease is certified.
 
     Args:
-        schedule: ``quadratic`` eps0 / (k + 1)^2, ``cubic`` eps0 / (k + 1)^3, ``geometric`` eps0 ratio^k.
+        schedule: ``quadratic`` eps0 / (k + 1)^2, ``cubic`` eps0 / (k + 1)^3, ``geometric`` eps0
+            ratio^k.
         eps0: first accuracy, a distance per image; derived at theta_0 when None.
-        delta0: first residual of the linear system, which follows the same schedule; derived at theta_0 when None.
+        delta0: first residual of the linear system, which follows the same schedule; derived at
+            theta_0 when None.
         ratio: of the geometric schedule, in (0, 1).
         alpha0: first step size 1 / L; a first move of length sqrt(d) when None.
         constant: C of the test above.
@@ -64,7 +80,9 @@ class HOAG:
 
     def __post_init__(self) -> None:
         if self.schedule not in ("quadratic", "cubic", "geometric"):
-            raise InputError("schedule", given=self.schedule, expected="'quadratic', 'cubic' or 'geometric'")
+            raise InputError(
+                "schedule", given=self.schedule, expected="'quadratic', 'cubic' or 'geometric'"
+            )
         for name in ("eps0", "delta0", "alpha0"):
             check_positive(name, getattr(self, name), optional=True)
         check_fraction("ratio", self.ratio)
@@ -80,14 +98,24 @@ class HOAG:
     def factor(self, k: int) -> float:
         """eps_k / eps_0 of the schedule."""
         powers = {"quadratic": 2, "cubic": 3}
-        return self.ratio**k if self.schedule == "geometric" else (k + 1.0) ** -powers[self.schedule]
+        return (
+            self.ratio**k if self.schedule == "geometric" else (k + 1.0) ** -powers[self.schedule]
+        )
 
     def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> HOAGState:
         """Solve at theta_0 to eps_0; nothing is drawn at random."""
         box_of(self.box, lower.problem)
         point, delta = first_point(lower, theta, self.eps0, self.delta0)
-        info = {"eps": point.eps, "delta": delta, "step_size": None, "gradient_norm": None, "undone": False}
-        return HOAGState(point, None, point.eps, delta, point.eps, delta / point.eps, 0, None, None, info)
+        info = {
+            "eps": point.eps,
+            "delta": delta,
+            "step_size": None,
+            "gradient_norm": None,
+            "undone": False,
+        }
+        return HOAGState(
+            point, None, point.eps, delta, point.eps, delta / point.eps, 0, None, None, info
+        )
 
     def restore(self, lower: LowerLevel, packed: Packed) -> HOAGState:
         """The state of a checkpoint."""
@@ -107,8 +135,12 @@ class HOAG:
         if not torch.isfinite(z.value).all():
             raise Halt(StopReason("not_finite", "NaN or Inf appeared in the hypergradient"))
         state = replace(state, adjoint=z.adjoint)
-        if z.norm == 0 and later > SMALLEST_EPS:  # q = 0 may have met delta, which says nothing about theta
-            return _after(state, settled(lower.refine(state.point, later)), later, curvature, None, z.norm)
+        if (
+            z.norm == 0 and later > SMALLEST_EPS
+        ):  # q = 0 may have met delta, which says nothing about theta
+            return _after(
+                state, settled(lower.refine(state.point, later)), later, curvature, None, z.norm
+            )
         if z.norm <= self.gradient_tolerance:
             raise Halt(StopReason("stationary", f"the inexact hypergradient has norm {z.norm:.2e}"))
         curvature = curvature or self._first_curvature(z.norm, z.value.numel())
@@ -124,7 +156,9 @@ class HOAG:
             return 1 / self.alpha0
         return norm / math.sqrt(d) if norm > 1e-3 else 1.0
 
-    def _judge(self, state: HOAGState, curvature: float, later: float) -> Literal["lengthen", "keep", "undo"]:
+    def _judge(
+        self, state: HOAGState, curvature: float, later: float
+    ) -> Literal["lengthen", "keep", "undo"]:
         """What the losses say about the move from ``last`` to the present theta."""
         assert state.last is not None
         before, now = state.last.loss, state.point.loss
@@ -184,26 +218,67 @@ class HOAGState:
         """The inverse of ``pack``."""
         t, n = packed
         last = restore_point(lower, packed.part("last")) if "last" in n else None
-        return cls(restore_point(lower, packed), t.get("adjoint"), n["eps"], n["delta"], n["eps0"], n["ratio"], n["k"],
-                   n["curvature"], last, n["info"])
+        return cls(
+            restore_point(lower, packed),
+            t.get("adjoint"),
+            n["eps"],
+            n["delta"],
+            n["eps0"],
+            n["ratio"],
+            n["k"],
+            n["curvature"],
+            last,
+            n["info"],
+        )
 
     def double(self, lower: LowerLevel) -> HOAGState:
         """The same state for a float64 lower level."""
         last = None if self.last is None else double_point(self.last, lower)
-        return replace(self, point=double_point(self.point, lower), adjoint=doubled(self.adjoint), last=last)
+        return replace(
+            self, point=double_point(self.point, lower), adjoint=doubled(self.adjoint), last=last
+        )
 
 
-def _after(state: HOAGState, point: Point, eps: float, curvature: float | None, last: Point | None,
-           norm: float | None, undone: bool = False) -> HOAGState:
+def _after(
+    state: HOAGState,
+    point: Point,
+    eps: float,
+    curvature: float | None,
+    last: Point | None,
+    norm: float | None,
+    undone: bool = False,
+) -> HOAGState:
     """The state one pass later."""
     delta = eps * state.ratio
-    info = {"eps": eps, "delta": delta, "step_size": 1 / curvature if curvature else None, "gradient_norm": norm,
-            "undone": undone}
-    return replace(state, point=point, eps=eps, delta=delta, k=state.k + 1, curvature=curvature, last=last, info=info)
+    info = {
+        "eps": eps,
+        "delta": delta,
+        "step_size": 1 / curvature if curvature else None,
+        "gradient_norm": norm,
+        "undone": undone,
+    }
+    return replace(
+        state,
+        point=point,
+        eps=eps,
+        delta=delta,
+        k=state.k + 1,
+        curvature=curvature,
+        last=last,
+        info=info,
+    )
 
 
-def _undone(lower: LowerLevel, state: HOAGState, point: Point, curvature: float, later: float,
-            norm: float | None = None) -> HOAGState:
+def _undone(
+    lower: LowerLevel,
+    state: HOAGState,
+    point: Point,
+    curvature: float,
+    later: float,
+    norm: float | None = None,
+) -> HOAGState:
     """Back at ``point``, where theta was before the move, more accurately."""
     eps = max(0.5 * later, SMALLEST_EPS)
-    return _after(state, settled(lower.refine(point, eps)), eps, 2 * curvature, None, norm, undone=True)
+    return _after(
+        state, settled(lower.refine(point, eps)), eps, 2 * curvature, None, norm, undone=True
+    )

@@ -1,8 +1,9 @@
 """Linear models of residuals through n + 1 samples, and the geometry of the samples.
 
-With F(theta) = sum_i r_i(theta)^2 known at u_0, ..., u_n (theta in scaled variables) in general position there is one
-affine r~(u) with r~(u_j) = r(u_j); its square is the Gauss-Newton model of F. The Lagrange polynomials l_j are affine,
-l_j(u_i) = 1 if i = j else 0: |l_j(u)| says by how much the volume of the simplex changes when u takes the place of u_j.
+With F(theta) = sum_i r_i(theta)^2 known at u_0, ..., u_n (theta in scaled variables) in general
+position there is one affine r~(u) with r~(u_j) = r(u_j); its square is the Gauss-Newton model of F.
+The Lagrange polynomials l_j are affine, l_j(u_i) = 1 if i = j else 0: |l_j(u)| says by how much the
+volume of the simplex changes when u takes the place of u_j.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from .lower_level import Point
 
 @dataclass(frozen=True)
 class Scaling:
-    """theta = shift + width u: a box becomes [0, 1]^n; entries without both ends are measured in their units.
+    """theta = shift + width u: a box becomes [0, 1]^n; entries without both ends are measured in
+    their units.
 
     Attributes:
         box: the range of theta.
@@ -44,7 +46,11 @@ class Scaling:
         """
         box, units = box_of(ranges, problem), problem.units.double()
         closed = torch.isfinite(box.lower) & torch.isfinite(box.upper)
-        return cls(box, torch.where(closed, box.lower, 0.0), torch.where(closed, box.upper - box.lower, units))
+        return cls(
+            box,
+            torch.where(closed, box.lower, 0.0),
+            torch.where(closed, box.upper - box.lower, units),
+        )
 
     def to_u(self, theta: Tensor) -> np.ndarray:
         """(n,) float64."""
@@ -52,11 +58,16 @@ class Scaling:
 
     def to_theta(self, u: np.ndarray, like: Tensor) -> Tensor:
         """The nearest theta of the box, in the type of ``like``."""
-        return self.box.project((self.shift + self.width * torch.from_numpy(u).to(self.shift)).to(like))
+        return self.box.project(
+            (self.shift + self.width * torch.from_numpy(u).to(self.shift)).to(like)
+        )
 
     def room(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How far u may move down (n,) <= 0 and up (n,) >= 0."""
-        low, high = (((end - self.shift) / self.width).cpu().numpy() for end in (self.box.lower, self.box.upper))
+        low, high = (
+            ((end - self.shift) / self.width).cpu().numpy()
+            for end in (self.box.lower, self.box.upper)
+        )
         return np.minimum(low - u, 0.0), np.maximum(high - u, 0.0)
 
 
@@ -87,15 +98,17 @@ class Sample:
 
 
 def sample(problem: Any, scaling: Scaling, point: Point, pixels: bool) -> Sample:
-    """Residuals r_i = sqrt(2 g_i), and sqrt(2 n p) of the penalty, so that F = sum_i r_i^2 = 2 n f for n images.
+    """Residuals r_i = sqrt(2 g_i), and sqrt(2 n p) of the penalty, so that F = sum_i r_i^2 = 2 n f
+    for n images.
 
-    With ``pixels`` an image has the entries of grad g as its residuals, whose squares must sum to 2 g: those of
-    x - x_true for the squared error.
+    With ``pixels`` an image has the entries of grad g as its residuals, whose squares must sum to 2
+    g: those of x - x_true for the squared error.
 
-    The residual of an image is off by at most sqrt(L_g) ||x~_i - x_i||, L_g the Lipschitz constant of grad g. Proof:
-    g >= 0 falls by at least ||grad g||^2 / (2 L_g) in a gradient step, so ||grad g||^2 <= 2 L_g g; hence the gradient
-    of sqrt(2 g), that is grad g / sqrt(2 g), is at most sqrt(L_g) long where g > 0, and along a segment sqrt(2 g)
-    changes by at most sqrt(L_g) times its length (parts where g = 0 add nothing).
+    The residual of an image is off by at most sqrt(L_g) ||x~_i - x_i||, L_g the Lipschitz constant
+    of grad g. Proof: g >= 0 falls by at least ||grad g||^2 / (2 L_g) in a gradient step, so ||grad
+    g||^2 <= 2 L_g g; hence the gradient of sqrt(2 g), that is grad g / sqrt(2 g), is at most
+    sqrt(L_g) long where g > 0, and along a segment sqrt(2 g) changes by at most sqrt(L_g) times its
+    length (parts where g = 0 add nothing).
 
     Raises:
         InputError: a loss below zero.
@@ -104,12 +117,20 @@ def sample(problem: Any, scaling: Scaling, point: Point, pixels: bool) -> Sample
     solution, loss, size = point.solution, problem.loss, problem.size
     values = loss.value(solution.value.double(), problem.pairs.x.double())
     if bool((values < 0).any()):
-        raise InputError("loss", given=f"the value {float(values.min()):.3g}", expected="values >= 0",
-                         remedy="Gauss-Newton models its square root; use MAID, which needs no such form.")
+        raise InputError(
+            "loss",
+            given=f"the value {float(values.min()):.3g}",
+            expected="values >= 0",
+            remedy="Gauss-Newton models its square root; use MAID, which needs no such form.",
+        )
     residuals = by_pixel(problem, point) if pixels else (2 * values).sqrt().cpu().numpy()
     if residuals is None:
-        raise MissingPropertyError("residuals", given="'pixels' with a loss that is not 1/2 ||x - x_true||^2",
-                                   expected="the squared error", remedy="Use residuals='images'.")
+        raise MissingPropertyError(
+            "residuals",
+            given="'pixels' with a loss that is not 1/2 ||x - x_true||^2",
+            expected="the squared error",
+            remedy="Use residuals='images'.",
+        )
     if problem.penalty is not None:
         residuals = np.append(residuals, math.sqrt(2 * size * problem.penalty_at(point.theta)[0]))
     error = math.sqrt(loss.smoothness) * float(solution.error.max())
@@ -121,7 +142,9 @@ def by_pixel(problem: Any, point: Point) -> np.ndarray | None:
     """The entries of all grad g_i; None for a loss that is not half the square of its gradient."""
     x, x_true = point.solution.value.double(), problem.pairs.x.double()
     gradient = problem.loss.grad(x, x_true)
-    if not torch.allclose(0.5 * dot(gradient, gradient), problem.loss.value(x, x_true), rtol=1e-9, atol=0.0):
+    if not torch.allclose(
+        0.5 * dot(gradient, gradient), problem.loss.value(x, x_true), rtol=1e-9, atol=0.0
+    ):
         return None
     return gradient.flatten().cpu().numpy()
 
@@ -142,7 +165,9 @@ def gauss_newton(samples: Sequence[Sample], k: int) -> Model:
     """The model around sample k."""
     others = [s for j, s in enumerate(samples) if j != k]
     inverse = np.linalg.inv(_directions(samples, k))
-    jacobian = inverse @ np.stack([s.residuals - samples[k].residuals for s in others])  # (n, m), transposed
+    jacobian = inverse @ np.stack(
+        [s.residuals - samples[k].residuals for s in others]
+    )  # (n, m), transposed
     return Model(samples[k].value, jacobian @ samples[k].residuals, jacobian @ jacobian.T)
 
 

@@ -1,4 +1,6 @@
-"""Optimizers that call back, turned round: ask for the next point, tell its value, so that our loop owns the steps."""
+"""Optimizers that call back, turned round: ask for the next point, tell its value, so that our loop
+owns the steps.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +42,14 @@ class _Closed(BaseException):
 class Inverted:
     """A callback-style optimizer as a dialogue.
 
-    The optimizer runs in a daemon thread of its own, but never at the same time as the caller: one of the two always
-    waits for the other, so evaluations happen in the caller's thread and can be interrupted there.
+    The optimizer runs in a daemon thread of its own, but never at the same time as the caller: one
+    of the two always waits for the other, so evaluations happen in the caller's thread and can be
+    interrupted there.
 
     Args:
-        run: called as ``run(evaluate, accept)``; it calls ``evaluate(x)`` for every value that it needs and may
-            announce points that it moves to by ``accept(x)``. What it returns becomes ``result``.
+        run: called as ``run(evaluate, accept)``; it calls ``evaluate(x)`` for every value that it
+            needs and may announce points that it moves to by ``accept(x)``. What it returns becomes
+            ``result``.
 
     Attributes:
         accepted: the latest announced point, or None.
@@ -66,7 +70,8 @@ class Inverted:
         Thread(target=_work, args=(run, self._events, self._answers), daemon=True).start()
 
     def ask(self) -> np.ndarray | None:
-        """The next point to evaluate, the same one until ``tell`` is called; None when the optimizer has ended.
+        """The next point to evaluate, the same one until ``tell`` is called; None when the
+        optimizer has ended.
 
         Raises:
             BaseException: whatever ended the optimizer.
@@ -91,7 +96,9 @@ class Inverted:
         self._answers.put(answer)
 
     def replay(self, log: Iterable[tuple[np.ndarray, Any]]) -> bool:
-        """Tell the answers of an earlier dialogue; False where the optimizer now asks for something else."""
+        """Tell the answers of an earlier dialogue; False where the optimizer now asks for something
+        else.
+        """
         for point, answer in log:
             asked = self.ask()
             if asked is None or not np.array_equal(asked, point):

@@ -1,4 +1,6 @@
-"""The only upper-level loop: budget, record, checkpoint, progress; the learner decides the steps."""
+"""The only upper-level loop: budget, record, checkpoint, progress; the learner decides the
+steps.
+"""
 
 from __future__ import annotations
 
@@ -25,29 +27,42 @@ from .run import Run
 from .state import Halt
 
 
-def learn(problem: Any, learner: Any, *, hypergradient: Strategy | None = None, budget: Budget, seed: int = 0,
-          checkpoint: str | Path | None = None, resume: bool = False, solver: str = "auto",
-          progress: Callable[[dict[str, Any]], None] | None = None, name: str = "", promote: bool = True) -> Run:
+def learn(
+    problem: Any,
+    learner: Any,
+    *,
+    hypergradient: Strategy | None = None,
+    budget: Budget,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    solver: str = "auto",
+    progress: Callable[[dict[str, Any]], None] | None = None,
+    name: str = "",
+    promote: bool = True,
+) -> Run:
     """Learn theta: min_theta mean_i loss(x_i(theta)).
 
     Args:
         problem: a BilevelProblem.
         learner: MAID(), HOAG(), LBFGSB(), Stochastic(), DFO() ...
-        hypergradient: the strategy; ``Implicit()`` when None, ``Piggyback()`` for a SaddleEnergy; the learner switches
-            on the error estimate that it needs.
+        hypergradient: the strategy; ``Implicit()`` when None, ``Piggyback()`` for a SaddleEnergy;
+            the learner switches on the error estimate that it needs.
         budget: when to stop.
         seed: of everything that a learner draws at random; the descent learners draw nothing.
-        checkpoint: a folder; the state is written there after every step (less often where writing would take more
-            than a twentieth of the time) and at the end, whatever ends the run.
-        resume: continue from ``checkpoint`` if it holds a state, to the same numbers as an uninterrupted run.
+        checkpoint: a folder; the state is written there after every step (less often where writing
+            would take more than a twentieth of the time) and at the end, whatever ends the run.
+        resume: continue from ``checkpoint`` if it holds a state, to the same numbers as an
+            uninterrupted run.
         solver: lower-level solver, as in ``solve``.
         progress: called with every new row of the record.
         name: of the run in reports; the regularizer's class when empty.
-        promote: go on in float64 when float32 cannot be solved accurately enough for the next decision; False stops
-            there.
+        promote: go on in float64 when float32 cannot be solved accurately enough for the next
+            decision; False stops there.
 
     Returns:
-        Run. An interruption from the keyboard ends the run with the last accepted step, it does not lose it.
+        Run. An interruption from the keyboard ends the run with the last accepted step, it does not
+        lose it.
 
     Raises:
         InputError: a budget that is none, or a learner that is none.
@@ -55,26 +70,63 @@ def learn(problem: Any, learner: Any, *, hypergradient: Strategy | None = None, 
         CheckpointError: ``resume`` with a damaged checkpoint or one of another run.
     """
     if not isinstance(budget, Budget):
-        raise InputError("budget", given=budget, expected="a Budget", remedy="For example Budget(seconds=60).")
+        raise InputError(
+            "budget", given=budget, expected="a Budget", remedy="For example Budget(seconds=60)."
+        )
     if isinstance(learner, type) or not (hasattr(learner, "init") and hasattr(learner, "step")):
-        raise InputError("learner", given=getattr(learner, "__name__", type(learner).__name__),
-                         expected="a learner such as MAID()")
+        raise InputError(
+            "learner",
+            given=getattr(learner, "__name__", type(learner).__name__),
+            expected="a learner such as MAID()",
+        )
     if resume and checkpoint is None:
-        raise CheckpointError("resume", given="no checkpoint folder", expected="checkpoint=...",
-                              remedy="Name the folder of the interrupted run.")
+        raise CheckpointError(
+            "resume",
+            given="no checkpoint folder",
+            expected="checkpoint=...",
+            remedy="Name the folder of the interrupted run.",
+        )
     strategy = learner.strategy(hypergradient or natural_strategy(problem.energy))
-    session = _Session(problem, learner, LowerLevel(problem, strategy, solver), budget, seed,
-                       Path(checkpoint) if checkpoint else None, fingerprint(problem, learner, strategy), progress,
-                       promote)
-    settings = {"seed": seed, "budget": vars(budget), "solver": solver, "version": __version__,
-                "dtype": str(problem.theta.dtype), "torch": torch.__version__, "python": platform.python_version(),
-                "threads": torch.get_num_threads(), "device": str(problem.pairs.x.device)}
+    session = _Session(
+        problem,
+        learner,
+        LowerLevel(problem, strategy, solver),
+        budget,
+        seed,
+        Path(checkpoint) if checkpoint else None,
+        fingerprint(problem, learner, strategy),
+        progress,
+        promote,
+    )
+    settings = {
+        "seed": seed,
+        "budget": vars(budget),
+        "solver": solver,
+        "version": __version__,
+        "dtype": str(problem.theta.dtype),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "device": str(problem.pairs.x.device),
+    }
     stop = session.run(resume)
-    record = RunRecord(problem.describe(), repr(learner), problem.size, tuple(session.rows), settings,
-                       tuple(n.removeprefix("regularizer.") for n in problem.parameter_names))
+    record = RunRecord(
+        problem.describe(),
+        repr(learner),
+        problem.size,
+        tuple(session.rows),
+        settings,
+        tuple(n.removeprefix("regularizer.") for n in problem.parameter_names),
+    )
     last = session.thetas[-1]
-    return Run(record, stop, last, torch.stack([t.to(last.dtype) for t in session.thetas]), problem.energy,
-               name or _title(problem.energy))
+    return Run(
+        record,
+        stop,
+        last,
+        torch.stack([t.to(last.dtype) for t in session.thetas]),
+        problem.energy,
+        name or _title(problem.energy),
+    )
 
 
 def _title(energy: Any) -> str:
@@ -88,10 +140,31 @@ def _title(energy: Any) -> str:
 class _Session:
     """One call of ``learn``."""
 
-    def __init__(self, problem: Any, learner: Any, lower: LowerLevel, budget: Budget, seed: int, folder: Path | None,
-                 identity: str, progress: Callable[[dict[str, Any]], None] | None, promote: bool) -> None:
-        self.problem, self.learner, self.lower, self.budget, self.seed = problem, learner, lower, budget, seed
-        self.folder, self.identity, self.progress, self.promote = folder, identity, progress, promote
+    def __init__(
+        self,
+        problem: Any,
+        learner: Any,
+        lower: LowerLevel,
+        budget: Budget,
+        seed: int,
+        folder: Path | None,
+        identity: str,
+        progress: Callable[[dict[str, Any]], None] | None,
+        promote: bool,
+    ) -> None:
+        self.problem, self.learner, self.lower, self.budget, self.seed = (
+            problem,
+            learner,
+            lower,
+            budget,
+            seed,
+        )
+        self.folder, self.identity, self.progress, self.promote = (
+            folder,
+            identity,
+            progress,
+            promote,
+        )
         self.meter = lower.meter
         self.state: Any = None
         self.header: dict[str, Any] = {}
@@ -126,7 +199,9 @@ class _Session:
         except KeyboardInterrupt:
             if not self.rows:
                 raise
-            stop = StopReason("interrupted", "interrupted from the keyboard; the last accepted step was kept")
+            stop = StopReason(
+                "interrupted", "interrupted from the keyboard; the last accepted step was kept"
+            )
         assert stop is not None
         return stop
 
@@ -147,18 +222,31 @@ class _Session:
 
     def _spent(self) -> StopReason | None:
         self._clock()
-        return self.budget.spent(self.wall, self.meter.cost.work / self.problem.size, len(self.rows) - 1)
+        return self.budget.spent(
+            self.wall, self.meter.cost.work / self.problem.size, len(self.rows) - 1
+        )
 
     def _record(self, state: Any) -> None:
         self._clock()
         cost = self.meter.cost
-        row = {"step": len(self.rows), **state.row(self.problem), **cost.to_dict(), "work": cost.work,
-               "seconds": self.wall, "cpu_seconds": self.cpu}
+        row = {
+            "step": len(self.rows),
+            **state.row(self.problem),
+            **cost.to_dict(),
+            "work": cost.work,
+            "seconds": self.wall,
+            "cpu_seconds": self.cpu,
+        }
         self.rows.append(row)
         self.thetas.append(state.theta)
         self.state = state
-        self.header = {"fingerprint": self.identity, "rows": self.rows, "total": cost.to_dict(), "wall": self.wall,
-                       "cpu": self.cpu}  # what a step in progress spends is not part of it
+        self.header = {
+            "fingerprint": self.identity,
+            "rows": self.rows,
+            "total": cost.to_dict(),
+            "wall": self.wall,
+            "cpu": self.cpu,
+        }  # what a step in progress spends is not part of it
         # after every step, unless that would take more than a twentieth of the time
         if self.wall - self._saved_at >= 20 * self._saving:
             self._save()
@@ -175,7 +263,9 @@ class _Session:
 
     def _resume(self) -> None:
         assert self.folder is not None
-        packed, self.thetas, header = load_checkpoint(self.folder, self.problem.pairs.x.device, self.identity)
+        packed, self.thetas, header = load_checkpoint(
+            self.folder, self.problem.pairs.x.device, self.identity
+        )
         if self.thetas[-1].dtype != self.problem.theta.dtype:  # it had gone on in float64
             self.lower = self.lower.on(self.problem.to(torch.float64))
         self.state = self.learner.restore(self.lower, packed)

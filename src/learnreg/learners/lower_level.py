@@ -1,4 +1,6 @@
-"""LowerLevel: the lower level as learners see it, with warm starts per image and honest counters."""
+"""LowerLevel: the lower level as learners see it, with warm starts per image and honest
+counters.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,20 @@ from ..solvers.select import check_solver
 from ..solvers.solve import solve_potential, start_distance
 
 START_FRACTION = 0.02
-"""eps0 and delta0, when not given, are this fraction of the start's distance bound and of ||grad loss||."""
+"""eps0 and delta0, when not given, are this fraction of the start's distance bound and of ||grad
+loss||.
+"""
 
 TRIAL_STEPS = 2000
-"""Solver steps of a trial, unless the present solution took more than a tenth of that; beyond, the trial has failed."""
+"""Solver steps of a trial, unless the present solution took more than a tenth of that; beyond, the
+trial has failed.
+"""
 
 
 class OutOfBudget(Exception):
-    """Raised between or inside solves when the budget is used up; the upper loop turns it into a stop reason."""
+    """Raised between or inside solves when the budget is used up; the upper loop turns it into a
+    stop reason.
+    """
 
 
 @dataclass(frozen=True)
@@ -57,11 +65,12 @@ class Point:
         return self.upper - self.lower
 
     def corrected(self, q: Tensor | None) -> float:
-        """Estimate of f(theta) that is of second order in eps: mean of g(x~) - <q, grad h(x~)>, free of charge.
+        """Estimate of f(theta) that is of second order in eps: mean of g(x~) - <q, grad h(x~)>,
+        free of charge.
 
-        Newton's model of h at x~ moves x~ by -H^-1 grad h(x~), which changes g by -<q, grad h(x~)> with H q = grad g;
-        the q of a nearby theta serves as well. Not a bound; ``hypergradients.error_bound.corrected_bracket`` has the
-        proven form.
+        Newton's model of h at x~ moves x~ by -H^-1 grad h(x~), which changes g by -<q, grad h(x~)>
+        with H q = grad g; the q of a nearby theta serves as well. Not a bound;
+        ``hypergradients.error_bound.corrected_bracket`` has the proven form.
         """
         if q is None:
             return self.loss
@@ -78,7 +87,9 @@ class Point:
 
 
 class Meter:
-    """What a run has spent, and the question whether it may go on; shared by all parts of a lower level."""
+    """What a run has spent, and the question whether it may go on; shared by all parts of a lower
+    level.
+    """
 
     def __init__(self) -> None:
         self.cost = Cost()
@@ -96,8 +107,14 @@ class LowerLevel:
         meter: counters and budget; new ones when None.
     """
 
-    def __init__(self, problem: Any, strategy: Any, solver: str | Solver = "auto", max_steps: int | None = None,
-                 meter: Meter | None = None) -> None:
+    def __init__(
+        self,
+        problem: Any,
+        strategy: Any,
+        solver: str | Solver = "auto",
+        max_steps: int | None = None,
+        meter: Meter | None = None,
+    ) -> None:
         self.problem, self.strategy, self.max_steps = problem, strategy, max_steps
         check_solver(solver)
         self.solver = solver
@@ -114,7 +131,9 @@ class LowerLevel:
         return bool(getattr(self.strategy, "fixed", False))
 
     def on(self, problem: Any) -> LowerLevel:
-        """The same for another problem (some of the images, or another type of number), with the same counters."""
+        """The same for another problem (some of the images, or another type of number), with the
+        same counters.
+        """
         return LowerLevel(problem, self.strategy, self.solver, self.max_steps, self.meter)
 
     def start(self, theta: Tensor) -> Tensor:
@@ -125,17 +144,24 @@ class LowerLevel:
         """
         x0 = self.problem.energy.with_theta(theta).start(self.problem.pairs.y)
         if x0.shape != self.problem.pairs.x.shape:
-            raise InputError("pairs", given=f"ground truth of shape {tuple(self.problem.pairs.x.shape)}",
-                             expected=f"shape {tuple(x0.shape)}, that of the reconstructions",
-                             remedy="Make the pairs with the physics of the energy.")
+            raise InputError(
+                "pairs",
+                given=f"ground truth of shape {tuple(self.problem.pairs.x.shape)}",
+                expected=f"shape {tuple(x0.shape)}, that of the reconstructions",
+                remedy="Make the pairs with the physics of the energy.",
+            )
         return x0
 
     def start_residual(self, theta: Tensor, x0: Tensor) -> tuple[float, float]:
-        """(mean distance bound of x0, mean ||grad loss(x0)||), counted as one gradient per image."""
+        """(mean distance bound of x0, mean ||grad loss(x0)||), counted as one gradient per
+        image.
+        """
         potential = self.problem.energy.with_theta(theta).at(self.problem.pairs.y, x0)
         residual = start_distance(potential, x0).mean()
         self.meter.cost += Cost(gradients=x0.shape[0])
-        return float(residual), float(self.problem.loss.grad(x0, self.problem.pairs.x).flatten(1).norm(dim=1).mean())
+        return float(residual), float(
+            self.problem.loss.grad(x0, self.problem.pairs.x).flatten(1).norm(dim=1).mean()
+        )
 
     def solve(self, theta: Tensor, eps: float, x0: Tensor, max_steps: int | None = None) -> Point:
         """Solve at theta to eps, from x0; ``max_steps`` replaces the general limit.
@@ -146,7 +172,8 @@ class LowerLevel:
         return self._solve(theta, self.problem.energy.with_theta(theta), eps, x0, max_steps)
 
     def trial(self, theta: Tensor, eps: float, near: Point) -> Point | None:
-        """A theta that may be hopeless, from the solution of ``near``, with a limit of steps so that it costs little.
+        """A theta that may be hopeless, from the solution of ``near``, with a limit of steps so
+        that it costs little.
 
         None where some image could not be solved, or the energy has no finite constants so far out.
         """
@@ -158,14 +185,18 @@ class LowerLevel:
         return None if point.failed else point
 
     def refine(self, point: Point, eps: float) -> Point:
-        """The same theta to a smaller eps, going on from its x~; a fixed number of steps has nothing to go on with."""
+        """The same theta to a smaller eps, going on from its x~; a fixed number of steps has
+        nothing to go on with.
+        """
         if self._fixed:
             return point
         if point.at_floor or bool((point.solution.error <= eps).all()):
             return replace(point, eps=eps)
         return self._solve(point.theta, point.energy, eps, point.solution.warm)
 
-    def _solve(self, theta: Tensor, energy: Any, eps: float, x0: Tensor, max_steps: int | None = None) -> Point:
+    def _solve(
+        self, theta: Tensor, energy: Any, eps: float, x0: Tensor, max_steps: int | None = None
+    ) -> Point:
         if self.meter.should_stop():
             raise OutOfBudget
         potential = energy.at(self.problem.pairs.y, x0)
@@ -174,8 +205,14 @@ class LowerLevel:
         elif self._fixed:  # neither eps nor a warm start may change the map that is differentiated
             solution = self.strategy.reconstruct(potential, energy.start(self.problem.pairs.y))
         else:
-            solution = solve_potential(potential, eps, x0, self.solver, max_steps=max_steps or self.max_steps,
-                                       should_stop=self.meter.should_stop)
+            solution = solve_potential(
+                potential,
+                eps,
+                x0,
+                self.solver,
+                max_steps=max_steps or self.max_steps,
+                should_stop=self.meter.should_stop,
+            )
         self.meter.cost += solution.cost
         if any(s is Status.BUDGET for s in solution.status):
             raise OutOfBudget
@@ -187,7 +224,9 @@ class LowerLevel:
         lower, upper = loss.bracket(solution.value, x_true, solution.error)
         values = loss.value(solution.value.double(), x_true.double())
         penalty = self.problem.penalty_at(theta)[0]
-        mean, low, high = (torch.stack([values.mean(), lower.mean(), upper.mean()]) + penalty).tolist()
+        mean, low, high = (
+            torch.stack([values.mean(), lower.mean(), upper.mean()]) + penalty
+        ).tolist()
         return Point(theta, energy, solution, eps, mean, low, high)
 
     def gradient(self, point: Point, delta: float, adjoint: Tensor | None) -> Hypergradient:
@@ -203,18 +242,26 @@ class LowerLevel:
         return penalized(result, self.problem, point.theta)
 
 
-def first_accuracies(lower: LowerLevel, theta: Tensor, eps: float | None, delta: float | None) -> tuple[float, float]:
-    """eps0 and delta0 as given, or derived at theta_0 from how far the first x0 is from the solution."""
+def first_accuracies(
+    lower: LowerLevel, theta: Tensor, eps: float | None, delta: float | None
+) -> tuple[float, float]:
+    """eps0 and delta0 as given, or derived at theta_0 from how far the first x0 is from the
+    solution.
+    """
     if eps is not None and delta is not None:
         return eps, delta
     x0 = lower.start(theta)
     distance, slope = (v if math.isfinite(v) else 0.0 for v in lower.start_residual(theta, x0))
     scale = float(x0.flatten(1).norm(dim=1).mean())
-    return (eps or START_FRACTION * (distance or scale) or START_FRACTION,
-            delta or START_FRACTION * slope or START_FRACTION)
+    return (
+        eps or START_FRACTION * (distance or scale) or START_FRACTION,
+        delta or START_FRACTION * slope or START_FRACTION,
+    )
 
 
-def first_point(lower: LowerLevel, theta: Tensor, eps: float | None, delta: float | None) -> tuple[Point, float]:
+def first_point(
+    lower: LowerLevel, theta: Tensor, eps: float | None, delta: float | None
+) -> tuple[Point, float]:
     """theta_0 solved to eps, and delta; accuracies that are not given are derived there."""
     eps, delta = first_accuracies(lower, theta, eps, delta)
     return lower.solve(theta, eps, lower.start(theta)), delta

@@ -26,8 +26,12 @@ def _check_descent(learner: MAID | FixedAccuracy) -> None:
     check_fraction("rho", learner.rho)
     check_number("growth", learner.growth, lambda v: v >= 1, "a number >= 1")
     check_fraction("eta", learner.eta)
-    check_number("sufficient", learner.sufficient, lambda v: 0 < v < learner.eta,
-                 f"a number in (0, eta={learner.eta:g})")
+    check_number(
+        "sufficient",
+        learner.sufficient,
+        lambda v: 0 < v < learner.eta,
+        f"a number in (0, eta={learner.eta:g})",
+    )
     check_number("trials", learner.trials, lambda v: v >= 1, "an integer >= 1", integer=True)
     check_number("memory", learner.memory, lambda v: v >= 0, "an integer >= 0", integer=True)
 
@@ -36,24 +40,27 @@ def _check_descent(learner: MAID | FixedAccuracy) -> None:
 class MAID:
     """Method of Adaptive Inexact Descent: as accurate as necessary, as cheap as possible.
 
-    Every accepted step has a *certified* decrease of the exact loss (Lemma 3.5 of Salehi et al., arXiv 2308.10098),
-    provided mu is known: eps and delta are tightened when a decision needs it and loosened after each step. With
-    ``memory`` > 0 the direction uses limited-memory curvature (derived here; the paper's theory covers ``memory=0``,
-    steepest descent).
+    Every accepted step has a *certified* decrease of the exact loss (Lemma 3.5 of Salehi et al.,
+    arXiv 2308.10098), provided mu is known: eps and delta are tightened when a decision needs it
+    and loosened after each step. With ``memory`` > 0 the direction uses limited-memory curvature
+    (derived here; the paper's theory covers ``memory=0``, steepest descent).
 
     Args:
-        eps0, delta0: first accuracies (distance and residual per image); derived at theta_0 when None.
+        eps0, delta0: first accuracies (distance and residual per image); derived at theta_0 when
+            None.
         alpha0: first step size; a step of 5 % of ||theta_0|| when None.
         rho: factor of a failed trial, in (0, 1).
-        growth: factor of the step size after an accepted step, rho_bar >= 1 (used with ``memory=0``).
+        growth: factor of the step size after an accepted step, rho_bar >= 1 (used with
+            ``memory=0``).
         accuracy: tighten and loosen factors nu, nu_bar.
         eta: of the descent test, in (0, 1).
         sufficient: lambda of the sufficient decrease, in (0, eta).
         trials: line-search trials per round (one more after each failed round).
         rounds: failed rounds before the run stops.
         memory: curvature pairs kept; 0 is the method of the paper.
-        test: ``estimated`` runs the descent test with the estimated error of z, ``certified`` with the proven bound
-            (often hundreds of times larger, so eps becomes tiny); the decrease is certified in both.
+        test: ``estimated`` runs the descent test with the estimated error of z, ``certified`` with
+            the proven bound (often hundreds of times larger, so eps becomes tiny); the decrease is
+            certified in both.
         gradient_tolerance: stop when ||z|| + error is below.
         smallest_eps: stop when a decision would need less.
 
@@ -89,20 +96,26 @@ class MAID:
     def strategy(self, given: Strategy) -> Strategy:
         """The hypergradient strategy with the error that the test needs switched on.
 
-        Others than ``Implicit`` and ``Piggyback`` are taken as they are. They do not estimate their error, so that
-        every direction passes the descent test; the decrease is certified all the same.
+        Others than ``Implicit`` and ``Piggyback`` are taken as they are. They do not estimate their
+        error, so that every direction passes the descent test; the decrease is certified all the
+        same.
 
         Raises:
-            MissingPropertyError: a fixed number of lower-level steps, or no error that tightening could make small
-                enough for ``test="certified"``.
+            MissingPropertyError: a fixed number of lower-level steps, or no error that tightening
+                could make small enough for ``test="certified"``.
         """
         if isinstance(given, Implicit | Piggyback):
-            return replace(given, estimate=self.test == "estimated", certify=self.test == "certified")
+            return replace(
+                given, estimate=self.test == "estimated", certify=self.test == "certified"
+            )
         refuse_fixed("MAID", given)
         if self.test == "certified":
-            raise MissingPropertyError("hypergradient", given=repr(given),
-                                       expected="an error bound that eps and delta make as small as the test asks for",
-                                       remedy="Use Implicit(), or MAID(test='estimated').")
+            raise MissingPropertyError(
+                "hypergradient",
+                given=repr(given),
+                expected="an error bound that eps and delta make as small as the test asks for",
+                remedy="Use Implicit(), or MAID(test='estimated').",
+            )
         return given
 
     restore = staticmethod(DescentState.restore)
@@ -116,16 +129,27 @@ class MAID:
         return descend(self._rules(self.accuracy), lower, state)
 
     def _rules(self, accuracy: Accuracy) -> DescentRules:
-        return DescentRules(accuracy, self.rho, self.growth, self.eta, self.sufficient, self.trials, self.rounds,
-                            self.memory, self.test, self.gradient_tolerance, self.smallest_eps)
+        return DescentRules(
+            accuracy,
+            self.rho,
+            self.growth,
+            self.eta,
+            self.sufficient,
+            self.trials,
+            self.rounds,
+            self.memory,
+            self.test,
+            self.gradient_tolerance,
+            self.smallest_eps,
+        )
 
 
 @dataclass(frozen=True)
 class FixedAccuracy:
     """The plain baseline: the same descent at one accuracy, which must be known in advance.
 
-    Same solver, same certified decrease, same trials as MAID, but eps and delta never change; it stops when no
-    trial can be certified.
+    Same solver, same certified decrease, same trials as MAID, but eps and delta never change; it
+    stops when no trial can be certified.
 
     Args:
         eps, delta: the accuracies.
@@ -152,10 +176,15 @@ class FixedAccuracy:
         """No error of z is needed: nothing would react to it.
 
         Raises:
-            MissingPropertyError: a fixed number of lower-level steps, with which no decrease can be certified.
+            MissingPropertyError: a fixed number of lower-level steps, with which no decrease can be
+                certified.
         """
         refuse_fixed("FixedAccuracy", given)
-        return replace(given, estimate=False, certify=False) if isinstance(given, Implicit | Piggyback) else given
+        return (
+            replace(given, estimate=False, certify=False)
+            if isinstance(given, Implicit | Piggyback)
+            else given
+        )
 
     restore = staticmethod(DescentState.restore)
 
@@ -165,16 +194,39 @@ class FixedAccuracy:
 
     def step(self, lower: LowerLevel, state: DescentState) -> DescentState:
         """One accepted step."""
-        rules = DescentRules(Fixed(), self.rho, self.growth, self.eta, self.sufficient, self.trials, 1, self.memory,
-                             "estimated", 1e-12, 1e-300)
+        rules = DescentRules(
+            Fixed(),
+            self.rho,
+            self.growth,
+            self.eta,
+            self.sufficient,
+            self.trials,
+            1,
+            self.memory,
+            "estimated",
+            1e-12,
+            1e-300,
+        )
         return descend(rules, lower, state)
 
 
-def first_state(lower: LowerLevel, theta: Tensor, eps: float | None, delta: float | None,
-                alpha: float | None) -> DescentState:
+def first_state(
+    lower: LowerLevel, theta: Tensor, eps: float | None, delta: float | None, alpha: float | None
+) -> DescentState:
     """The start of a descent; accuracies that are not given are derived at theta_0."""
     point, delta = first_point(lower, theta, eps, delta)
     eps = point.eps
-    info = {"eps": eps, "delta": delta, "step_size": None, "trials": 0, "refinements": 0, "gradient_norm": None,
-            "omega_estimated": None, "omega_certified": None, "curvature_pairs": 0}
-    return DescentState(point, None, eps, delta, alpha, CurvaturePairs.empty(theta), None, None, info)
+    info = {
+        "eps": eps,
+        "delta": delta,
+        "step_size": None,
+        "trials": 0,
+        "refinements": 0,
+        "gradient_norm": None,
+        "omega_estimated": None,
+        "omega_certified": None,
+        "curvature_pairs": 0,
+    }
+    return DescentState(
+        point, None, eps, delta, alpha, CurvaturePairs.empty(theta), None, None, info
+    )

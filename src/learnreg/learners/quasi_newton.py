@@ -1,4 +1,6 @@
-"""L-BFGS-B on implicit hypergradients: every lower level solved to one accuracy, SciPy decides the steps."""
+"""L-BFGS-B on implicit hypergradients: every lower level solved to one accuracy, SciPy decides the
+steps.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +17,37 @@ from ..hypergradients.implicit import without_errors
 from .box import Ranges, box_of, check_ranges
 from .inverted import Evaluate, Inverted
 from .lower_level import LowerLevel, Point
-from .state import Halt, Packed, double_point, doubled, pack_point, point_row, restore_point, settled
+from .state import (
+    Halt,
+    Packed,
+    double_point,
+    doubled,
+    pack_point,
+    point_row,
+    restore_point,
+    settled,
+)
 
 
 @dataclass(frozen=True)
 class LBFGSB:
-    """SciPy's L-BFGS-B with box constraints, fed with losses and implicit hypergradients at one fixed accuracy.
+    """SciPy's L-BFGS-B with box constraints, fed with losses and implicit hypergradients at one
+    fixed accuracy.
 
-    Its line search takes losses and gradients for exact, so eps and delta must be small enough in advance: where they
-    are not, it ends early, which the record shows. No decrease is certified. Theta is scaled by its natural units.
-    Source of the method: Byrd, Lu, Nocedal, Zhu, SIAM J. Sci. Comput. 16, 1995.
+    Its line search takes losses and gradients for exact, so eps and delta must be small enough in
+    advance: where they are not, it ends early, which the record shows. No decrease is certified.
+    Theta is scaled by its natural units. Source of the method: Byrd, Lu, Nocedal, Zhu, SIAM J. Sci.
+    Comput. 16, 1995.
 
     Args:
         eps: distance per image.
         delta: residual of the linear systems per image.
         memory: curvature pairs.
         box: [lower, upper] of the parameters, or a table by name.
-        loss_tolerance: stop when the decrease of the loss, relative to max(loss, 1), is below (``ftol``).
-        gradient_tolerance: stop when the projected gradient is below in every entry, in units (``gtol``).
+        loss_tolerance: stop when the decrease of the loss, relative to max(loss, 1), is below
+            (``ftol``).
+        gradient_tolerance: stop when the projected gradient is below in every entry, in units
+            (``gtol``).
 
     Raises:
         InputError: a value out of range.
@@ -61,7 +76,13 @@ class LBFGSB:
         """Solve at theta_0; nothing is drawn at random."""
         box_of(self.box, lower.problem)
         point = lower.solve(theta, self.eps, lower.start(theta))
-        info = {"eps": self.eps, "delta": self.delta, "step_size": None, "trials": 0, "gradient_norm": None}
+        info = {
+            "eps": self.eps,
+            "delta": self.delta,
+            "step_size": None,
+            "trials": 0,
+            "gradient_norm": None,
+        }
         return LBFGSBState(point, None, _Log.empty(lower.problem), 0, info)
 
     def restore(self, lower: LowerLevel, packed: Packed) -> LBFGSBState:
@@ -79,28 +100,51 @@ class LBFGSB:
             trials += 1
             if found is None:
                 if not len(log):
-                    raise Halt(StopReason("not_finite", "the lower level could not be solved and differentiated at the "
-                                                        "present parameters"))
+                    raise Halt(
+                        StopReason(
+                            "not_finite",
+                            "the lower level could not be solved and differentiated at the "
+                            "present parameters",
+                        )
+                    )
                 value, gradient = _wall(x, log, dialogue.accepted)
             else:
                 latest, z = found
-                adjoint, norm, value, gradient = z.adjoint, z.norm, latest.loss, (units * z.value.double().cpu())
+                adjoint, norm, value, gradient = (
+                    z.adjoint,
+                    z.norm,
+                    latest.loss,
+                    (units * z.value.double().cpu()),
+                )
             log = log.add(torch.from_numpy(x), value, gradient)
             dialogue.tell((value, gradient.numpy()))
         if dialogue.moves <= state.moves:
             ended = dialogue.result
-            code = ("line_search" if ended.status == 2 else
-                    "small_progress" if "REDUCTION" in str(ended.message) else "stationary")
+            code = (
+                "line_search"
+                if ended.status == 2
+                else "small_progress"
+                if "REDUCTION" in str(ended.message)
+                else "stationary"
+            )
             raise Halt(StopReason(code, f"L-BFGS-B ended: {ended.message}"))
         assert dialogue.accepted is not None
         theta = (torch.from_numpy(dialogue.accepted) * units).to(state.theta)
         if not torch.equal(theta, latest.theta):  # SciPy went back to an earlier point
             latest = settled(lower.solve(theta, self.eps, latest.solution.warm))
         move = float(((theta - state.theta).cpu().double() / units).norm())
-        info = {"eps": self.eps, "delta": self.delta, "step_size": move, "trials": trials, "gradient_norm": norm}
+        info = {
+            "eps": self.eps,
+            "delta": self.delta,
+            "step_size": move,
+            "trials": trials,
+            "gradient_norm": norm,
+        }
         return LBFGSBState(latest, adjoint, log, state.moves + 1, info, dialogue)
 
-    def _evaluate(self, lower: LowerLevel, theta: Tensor, near: Point, adjoint: Tensor | None) -> Any:
+    def _evaluate(
+        self, lower: LowerLevel, theta: Tensor, near: Point, adjoint: Tensor | None
+    ) -> Any:
         """(Point, Hypergradient) at theta; None where the lower level cannot be solved."""
         same = torch.equal(theta, near.theta)
         point = lower.refine(near, self.eps) if same else lower.trial(theta, self.eps, near)
@@ -110,36 +154,61 @@ class LBFGSB:
         return (point, z) if torch.isfinite(z.value).all() else None
 
     def _dialogue(self, lower: LowerLevel, state: LBFGSBState) -> Inverted:
-        """SciPy at the point where the state left it: the one that is running, or a new one that is told the log."""
+        """SciPy at the point where the state left it: the one that is running, or a new one that is
+        told the log.
+        """
         running = state.dialogue
         if running is not None and running.told == len(state.log) and running.moves >= state.moves:
             return running
         box, units = box_of(self.box, lower.problem), state.log.units
-        bounds = list(zip((box.lower.cpu() / units).tolist(), (box.upper.cpu() / units).tolist(), strict=True))
+        bounds = list(
+            zip((box.lower.cpu() / units).tolist(), (box.upper.cpu() / units).tolist(), strict=True)
+        )
         start = state.log.start.numpy()
-        options = {"maxcor": self.memory, "ftol": self.loss_tolerance, "gtol": self.gradient_tolerance,
-                   "maxiter": 10**9, "maxfun": 10**9}
+        options = {
+            "maxcor": self.memory,
+            "ftol": self.loss_tolerance,
+            "gtol": self.gradient_tolerance,
+            "maxiter": 10**9,
+            "maxfun": 10**9,
+        }
 
         def run(evaluate: Evaluate, accept: Any) -> Any:
             from scipy.optimize import minimize
 
-            return minimize(evaluate, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options,
-                            callback=accept)
+            return minimize(
+                evaluate,
+                start,
+                jac=True,
+                method="L-BFGS-B",
+                bounds=bounds,
+                options=options,
+                callback=accept,
+            )
 
         dialogue = Inverted(run)
         if not dialogue.replay((x, (value, gradient)) for x, value, gradient in state.log.rows()):
-            raise Halt(StopReason("line_search", "this version of SciPy takes other steps than the one that "
-                                                 "wrote the checkpoint; start without resume"))
+            raise Halt(
+                StopReason(
+                    "line_search",
+                    "this version of SciPy takes other steps than the one that "
+                    "wrote the checkpoint; start without resume",
+                )
+            )
         return dialogue
 
 
 def _wall(x: np.ndarray, log: _Log, origin: np.ndarray | None) -> tuple[float, Tensor]:
-    """What stands for a theta at which nothing can be solved: a paraboloid through the origin of the line search.
+    """What stands for a theta at which nothing can be solved: a paraboloid through the origin of
+    the line search.
 
-    Its value and gradient there are the true ones, and at x it has risen by as much as the gradient promised to fall,
-    so that no line search accepts x, and the next trial is a quarter of the way there.
+    Its value and gradient there are the true ones, and at x it has risen by as much as the gradient
+    promised to fall, so that no line search accepts x, and the next trial is a quarter of the way
+    there.
     """
-    known: Any = [] if origin is None else (log.points == torch.from_numpy(origin)).all(dim=1).nonzero()
+    known: Any = (
+        [] if origin is None else (log.points == torch.from_numpy(origin)).all(dim=1).nonzero()
+    )
     k = int(known[-1]) if len(known) else 0
     away, slope = torch.from_numpy(x) - log.points[k], log.gradients[k]
     fall, length = float(slope @ away), float(away @ away)
@@ -152,7 +221,8 @@ class _Log:
     """Everything that SciPy was told, in units: with it a run can be brought back to where it was.
 
     Attributes:
-        units: (d,) float64, theta is units times a point; those of the start, also where the run goes on in float64.
+        units: (d,) float64, theta is units times a point; those of the start, also where the run
+            goes on in float64.
         start: (d,) float64.
         points, gradients: (m, d) float64.
         values: (m,) float64.
@@ -168,15 +238,25 @@ class _Log:
     def empty(cls, problem: Any) -> Self:
         units = problem.units.double().cpu()
         none = torch.zeros(0, units.numel(), dtype=torch.float64)
-        return cls(units, problem.theta.double().cpu() / units, none, torch.zeros(0, dtype=torch.float64), none)
+        return cls(
+            units,
+            problem.theta.double().cpu() / units,
+            none,
+            torch.zeros(0, dtype=torch.float64),
+            none,
+        )
 
     def __len__(self) -> int:
         return len(self.values)
 
     def add(self, point: Tensor, value: float, gradient: Tensor) -> _Log:
         values = torch.cat([self.values, torch.tensor([value], dtype=torch.float64)])
-        return replace(self, points=torch.cat([self.points, point[None]]), values=values,
-                       gradients=torch.cat([self.gradients, gradient[None]]))
+        return replace(
+            self,
+            points=torch.cat([self.points, point[None]]),
+            values=values,
+            gradients=torch.cat([self.gradients, gradient[None]]),
+        )
 
     def rows(self) -> Any:
         """(point, value, gradient) in the order in which they were asked for."""

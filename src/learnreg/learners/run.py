@@ -21,13 +21,19 @@ from ..solvers.solve import solve
 FORMAT = "learnreg-history"
 
 GRID, REFERENCE = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3), 1e-8
-"""Accuracies at which certificates are compared with true errors, and the distance of the reference from the truth."""
+"""Accuracies at which certificates are compared with true errors, and the distance of the reference
+from the truth.
+"""
 
 SADDLE_GRID, SADDLE_REFERENCE, SADDLE_STEPS = (1.0, 0.3, 0.1, 0.03, 0.01), 1e-4, 1000
-"""The same for saddle points, whose gap has a rounding floor and may fall slowly, and the limit of solver steps."""
+"""The same for saddle points, whose gap has a rounding floor and may fall slowly, and the limit of
+solver steps.
+"""
 
 SHARP = 10.0
-"""A reference says something about accuracies that are so many times its own distance, or larger."""
+"""A reference says something about accuracies that are so many times its own distance, or
+larger.
+"""
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,12 @@ class Run:
         method = getattr(getattr(self.trained, "regularizer", None), "filters", None)
         return method() if method else None
 
-    def reconstruct(self, y: Tensor, eps: float, *, physics: Any = None, throw: bool = True) -> Solution:
-        """Certified reconstruction of y (b, ...), any image size; see ``solve`` for the errors raised."""
+    def reconstruct(
+        self, y: Tensor, eps: float, *, physics: Any = None, throw: bool = True
+    ) -> Solution:
+        """Certified reconstruction of y (b, ...), any image size; see ``solve`` for the errors
+        raised.
+        """
         energy = self.trained if physics is None else self.trained.with_physics(physics)
         return solve(energy, y.to(self.theta), eps, throw=throw)
 
@@ -78,18 +88,41 @@ class Run:
         solution = self.reconstruct(pairs.y, eps, throw=False)
         shown = self.trained.start(pairs.y)
         names = getattr(pairs, "names", None) or tuple(f"image {i}" for i in range(len(pairs)))
-        quality = [tuple(f(image, pairs.x).tolist()) for image in (solution.value, shown) for f in (psnr, ssim)]
-        result = Evaluation(solution.value, pairs.x, pairs.y, quality[0], quality[1], quality[2], quality[3],
-                            solution.error, solution.kind, solution.status, float(eps), tuple(names), solution.cost,
-                            theorem=solution.theorem)
-        return replace(result, honesty=self.check_certificate(pairs.y[:1])) if check_certificate else result
+        quality = [
+            tuple(f(image, pairs.x).tolist())
+            for image in (solution.value, shown)
+            for f in (psnr, ssim)
+        ]
+        result = Evaluation(
+            solution.value,
+            pairs.x,
+            pairs.y,
+            quality[0],
+            quality[1],
+            quality[2],
+            quality[3],
+            solution.error,
+            solution.kind,
+            solution.status,
+            float(eps),
+            tuple(names),
+            solution.cost,
+            theorem=solution.theorem,
+        )
+        return (
+            replace(result, honesty=self.check_certificate(pairs.y[:1]))
+            if check_certificate
+            else result
+        )
 
-    def check_certificate(self, y: Tensor, grid: Sequence[float] | None = None,
-                          reference_eps: float | None = None) -> tuple[dict[str, float], ...]:
-        """Certified against true distance on one image; truth is a float64 solve to ``reference_eps``.
+    def check_certificate(
+        self, y: Tensor, grid: Sequence[float] | None = None, reference_eps: float | None = None
+    ) -> tuple[dict[str, float], ...]:
+        """Certified against true distance on one image; truth is a float64 solve to
+        ``reference_eps``.
 
-        For a saddle point the truth is what ``SADDLE_STEPS`` solver steps reach if that is less, and accuracies that
-        it says nothing about are left out.
+        For a saddle point the truth is what ``SADDLE_STEPS`` solver steps reach if that is less,
+        and accuracies that it says nothing about are left out.
 
         Args:
             y: (1, ...), measurements.
@@ -97,37 +130,61 @@ class Run:
             reference_eps: 1e-8 when None, 1e-4 for a saddle point.
 
         Returns:
-            Rows {"eps", "certified", "true", "reference"}; ``true`` is off by at most ``reference``.
+            Rows {"eps", "certified", "true", "reference"}; ``true`` is off by at most
+            ``reference``.
 
         Raises:
-            SolveError: the reference is farther from the truth than a tenth of every accuracy in the grid.
+            SolveError: the reference is farther from the truth than a tenth of every accuracy in
+                the grid.
         """
-        exact = self.energy.with_theta(self.theta.double()).double()  # with_theta copies, so nothing lent changes
+        exact = self.energy.with_theta(
+            self.theta.double()
+        ).double()  # with_theta copies, so nothing lent changes
         saddle = bool(getattr(getattr(exact, "regularizer", None), "saddle", False))
         grid = grid or (SADDLE_GRID if saddle else GRID)
         wanted = reference_eps or (SADDLE_REFERENCE if saddle else REFERENCE)
-        truth = solve(exact, y.double(), wanted, budget=SADDLE_STEPS if saddle else None, throw=not saddle)
+        truth = solve(
+            exact, y.double(), wanted, budget=SADDLE_STEPS if saddle else None, throw=not saddle
+        )
         reference = float(truth.error[0])
         checked = [eps for eps in grid if truth.ok or eps >= SHARP * reference]
         if not checked:
-            raise SolveError(f"the reference solve was within {reference:.1e} of the truth after "
-                             f"{int(truth.steps[0])} steps, which says nothing about distances up to {max(grid):g}",
-                             truth)
+            raise SolveError(
+                f"the reference solve was within {reference:.1e} of the truth after "
+                f"{int(truth.steps[0])} steps, which says nothing about distances up to "
+                f"{max(grid):g}",
+                truth,
+            )
         rows = []
         for eps in checked:
             solution = self.reconstruct(y, eps, throw=False)
-            rows.append({"eps": eps, "certified": float(solution.error[0]), "reference": reference,
-                         "true": float(norm(solution.value.double() - truth.value)[0])})
+            rows.append(
+                {
+                    "eps": eps,
+                    "certified": float(solution.error[0]),
+                    "reference": reference,
+                    "true": float(norm(solution.value.double() - truth.value)[0]),
+                }
+            )
         return tuple(rows)
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``model.safetensors`` (for reuse) and ``history.safetensors`` (record and all thetas) to ``folder``."""
+        """Write ``model.safetensors`` (for reuse) and ``history.safetensors`` (record and all
+        thetas) to ``folder``.
+        """
         folder = Path(folder)
         notes = {"name": self.name, "problem": self.record.problem, "stop": self.stop.sentence}
         save_model(folder / "model.safetensors", self.trained, notes)
-        header = {"format": FORMAT, "version": 1, "record": self.record.to_dict(), "name": self.name,
-                  "stop": [self.stop.code, self.stop.sentence]}
-        save_tensors(folder / "history.safetensors", {"theta": self.theta, "thetas": self.thetas}, header)
+        header = {
+            "format": FORMAT,
+            "version": 1,
+            "record": self.record.to_dict(),
+            "name": self.name,
+            "stop": [self.stop.code, self.stop.sentence],
+        }
+        save_tensors(
+            folder / "history.safetensors", {"theta": self.theta, "thetas": self.thetas}, header
+        )
         return folder
 
     @classmethod
@@ -143,27 +200,45 @@ class Run:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise InputError(str(folder), given="no such folder", expected="a folder written by Run.save")
+            raise InputError(
+                str(folder), given="no such folder", expected="a folder written by Run.save"
+            )
         tensors, header = load_tensors(folder / "history.safetensors", FORMAT)
         found = energy or load_model(folder / "model.safetensors", physics=physics)
-        return cls(RunRecord.from_dict(header["record"]), StopReason(*header["stop"]), tensors["theta"],
-                   tensors["thetas"], found, header["name"])
+        return cls(
+            RunRecord.from_dict(header["record"]),
+            StopReason(*header["stop"]),
+            tensors["theta"],
+            tensors["thetas"],
+            found,
+            header["name"],
+        )
 
     def to_json(self) -> str:
         """Record and stop reason."""
-        return json.dumps({"record": self.record.to_dict(), "stop": [self.stop.code, self.stop.sentence]})
+        return json.dumps(
+            {"record": self.record.to_dict(), "stop": [self.stop.code, self.stop.sentence]}
+        )
 
     def __repr__(self) -> str:
         if not self.record.rows:
             return f"Run({self.name}: {self.stop})"
         first, last = self.record.rows[0], self.record.rows[-1]
-        loss, start, lower, upper = (_show(v, ".5g") for v in (last["loss"], first["loss"], last["lower"],
-                                                              last["upper"]))
-        bracket = "no exact value known" if last["upper"] is None else f"exact value certified in [{lower}, {upper}]"
-        return (f"Run({self.name}: {self.record.problem})\n"
-                f"  stopped after {last['step']} steps because {self.stop}\n"
-                f"  loss {start} -> {loss}, {bracket}; training PSNR {_show(last['psnr'], '.2f')} dB\n"
-                f"  {last['work'] / self.record.images:.0f} evaluations per image, {last['seconds']:.1f} s")
+        loss, start, lower, upper = (
+            _show(v, ".5g") for v in (last["loss"], first["loss"], last["lower"], last["upper"])
+        )
+        bracket = (
+            "no exact value known"
+            if last["upper"] is None
+            else f"exact value certified in [{lower}, {upper}]"
+        )
+        return (
+            f"Run({self.name}: {self.record.problem})\n"
+            f"  stopped after {last['step']} steps because {self.stop}\n"
+            f"  loss {start} -> {loss}, {bracket}; training PSNR {_show(last['psnr'], '.2f')} dB\n"
+            f"  {last['work'] / self.record.images:.0f} evaluations per image, "
+            f"{last['seconds']:.1f} s"
+        )
 
 
 def _show(value: float | None, spec: str) -> str:

@@ -1,4 +1,6 @@
-"""Search without gradients for a few parameters: every point of a grid, random points, or Optuna's proposals."""
+"""Search without gradients for a few parameters: every point of a grid, random points, or Optuna's
+proposals.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ class SearchState:
     def pack(self) -> Packed:
         """For a checkpoint."""
         tensors, numbers = pack_point(self.point)
-        return Packed(tensors | {"losses": self.losses}, numbers | {"seed": self.seed, "info": self.info})
+        return Packed(
+            tensors | {"losses": self.losses}, numbers | {"seed": self.seed, "info": self.info}
+        )
 
     @classmethod
     def restore(cls, lower: LowerLevel, packed: Packed) -> Self:
@@ -70,10 +74,11 @@ class SearchState:
 
 @dataclass(frozen=True)
 class GridSearch:
-    """All points of a regular grid over the box, in an order drawn from the seed; the best one so far is kept.
+    """All points of a regular grid over the box, in an order drawn from the seed; the best one so
+    far is kept.
 
-    A step of the run is one solve of all images to eps, from the solution of the best theta so far. The random order
-    lets a run that ends early have seen points of the whole box.
+    A step of the run is one solve of all images to eps, from the solution of the best theta so far.
+    The random order lets a run that ends early have seen points of the whole box.
 
     Args:
         box: [lower, upper] of the parameters, or a table by name; needed for every parameter.
@@ -81,7 +86,8 @@ class GridSearch:
         eps: distance per image.
 
     Raises:
-        InputError: no box, or a value out of range; at the start of a run, a grid of more than a million points.
+        InputError: no box, or a value out of range; at the start of a run, a grid of more than a
+            million points.
     """
 
     box: Ranges
@@ -100,9 +106,12 @@ class GridSearch:
     def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> SearchState:
         """Solve at theta_0."""
         if self.points ** theta.numel() > LARGEST_GRID:
-            raise InputError("points", given=f"{self.points} per parameter, {theta.numel()} parameters",
-                             expected=f"at most {LARGEST_GRID} points in total",
-                             remedy="Use a learner with gradients for so many parameters.")
+            raise InputError(
+                "points",
+                given=f"{self.points} per parameter, {theta.numel()} parameters",
+                expected=f"at most {LARGEST_GRID} points in total",
+                remedy="Use a learner with gradients for so many parameters.",
+            )
         return _first(self, lower, theta, seed)
 
     restore = staticmethod(SearchState.restore)
@@ -114,7 +123,9 @@ class GridSearch:
         if state.tried >= len(order):
             raise Halt(StopReason("grid", f"all {len(order)} points of the grid were evaluated"))
         number = int(order[state.tried])
-        digits = torch.tensor([number // self.points**i % self.points for i in range(d)], dtype=torch.float64)
+        digits = torch.tensor(
+            [number // self.points**i % self.points for i in range(d)], dtype=torch.float64
+        )
         return _tried(self.eps, lower, state, _inside(box, digits / (self.points - 1)))
 
 
@@ -156,7 +167,8 @@ class RandomSearch:
 
 @dataclass(frozen=True)
 class OptunaSearch:
-    """Optuna's tree-structured Parzen estimator proposes the points (Akiba et al. 2019); an optional extra.
+    """Optuna's tree-structured Parzen estimator proposes the points (Akiba et al. 2019); an
+    optional extra.
 
     Args:
         box: [lower, upper] of the parameters, or a table by name; needed for every parameter.
@@ -187,15 +199,25 @@ class OptunaSearch:
     def step(self, lower: LowerLevel, state: SearchState) -> SearchState:
         """Evaluate the next proposal; a study that is not at hand is told its history first."""
         optuna, box = _optuna(), box_of(self.box, lower.problem)
-        study = state.study if state.study is not None and len(state.study.trials) == state.tried else None
-        ranges = {str(i): optuna.distributions.FloatDistribution(low, high)
-                  for i, (low, high) in enumerate(zip(box.lower.tolist(), box.upper.tolist(), strict=True))}
+        study = (
+            state.study
+            if state.study is not None and len(state.study.trials) == state.tried
+            else None
+        )
+        ranges = {
+            str(i): optuna.distributions.FloatDistribution(low, high)
+            for i, (low, high) in enumerate(
+                zip(box.lower.tolist(), box.upper.tolist(), strict=True)
+            )
+        }
         if study is None:
             study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=state.seed))
             for loss in state.losses.tolist():
                 study.tell(study.ask(ranges), loss)
         trial = study.ask(ranges)
-        theta = torch.tensor([trial.params[str(i)] for i in range(len(ranges))], dtype=torch.float64)
+        theta = torch.tensor(
+            [trial.params[str(i)] for i in range(len(ranges))], dtype=torch.float64
+        )
         found = _tried(self.eps, lower, replace(state, study=study), theta)
         study.tell(trial, float(found.losses[-1]))
         return found
@@ -211,8 +233,12 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise InputError("OptunaSearch", given="no package optuna", expected="Optuna to be installed",
-                         remedy="Install it: pip install 'learnreg[optuna]'.") from error
+        raise InputError(
+            "OptunaSearch",
+            given="no package optuna",
+            expected="Optuna to be installed",
+            remedy="Install it: pip install 'learnreg[optuna]'.",
+        ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
@@ -220,8 +246,12 @@ def _optuna() -> Any:
 def _check(learner: GridSearch | RandomSearch | OptunaSearch) -> None:
     """What the searches share."""
     if learner.box is None:
-        raise InputError("box", given=None, expected="[lower, upper] for every parameter",
-                         remedy="For example box=[-7, 7].")
+        raise InputError(
+            "box",
+            given=None,
+            expected="[lower, upper] for every parameter",
+            remedy="For example box=[-7, 7].",
+        )
     check_ranges("box", learner.box)
     check_positive("eps", learner.eps)
 
@@ -231,26 +261,40 @@ def _inside(box: Box, share: Tensor) -> Tensor:
     return box.project(box.lower + share.to(box.lower) * (box.upper - box.lower)).cpu()
 
 
-def _first(learner: GridSearch | RandomSearch | OptunaSearch, lower: LowerLevel, theta: Tensor,
-           seed: int) -> SearchState:
+def _first(
+    learner: GridSearch | RandomSearch | OptunaSearch, lower: LowerLevel, theta: Tensor, seed: int
+) -> SearchState:
     """theta_0, the best point so far."""
     if not box_of(learner.box, lower.problem).bounded:
-        raise InputError("box", given="a parameter without finite bounds",
-                         expected="[lower, upper] for every parameter")
+        raise InputError(
+            "box",
+            given="a parameter without finite bounds",
+            expected="[lower, upper] for every parameter",
+        )
     point = lower.solve(theta, learner.eps, lower.start(theta))
     return SearchState(point, seed, torch.zeros(0, dtype=torch.float64), _info(point, None))
 
 
 def _info(point: Point, loss: float | None) -> dict[str, Any]:
-    return {"eps": point.eps, "delta": None, "step_size": None, "trials": 0 if loss is None else 1, "tried": loss}
+    return {
+        "eps": point.eps,
+        "delta": None,
+        "step_size": None,
+        "trials": 0 if loss is None else 1,
+        "tried": loss,
+    }
 
 
 def _tried(eps: float, lower: LowerLevel, state: SearchState, theta: Tensor) -> SearchState:
-    """The state with one more theta; a theta at which the lower level cannot be solved has an infinite loss."""
+    """The state with one more theta; a theta at which the lower level cannot be solved has an
+    infinite loss.
+    """
     point = lower.trial(theta.to(state.theta), eps, state.point)
     loss = math.inf if point is None else settled(point).loss
     best = state.point
     if point is not None and (best.failed or loss < best.loss):
         best = point
     losses = torch.cat([state.losses, torch.tensor([loss], dtype=torch.float64)])
-    return replace(state, point=best, losses=losses, info=_info(best, loss if math.isfinite(loss) else None))
+    return replace(
+        state, point=best, losses=losses, info=_info(best, loss if math.isfinite(loss) else None)
+    )

@@ -44,22 +44,26 @@ class Packed(NamedTuple):
     def part(self, name: str) -> Packed:
         """What ``holding`` put there."""
         prefix = f"{name}."
-        tensors = {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+        tensors = {
+            k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)
+        }
         return Packed(tensors, self.numbers[name])
 
 
 class State(Protocol):
     """What the upper loop asks of the state of a learner.
 
-    ``pack`` and the learner's ``restore(lower, packed)`` are inverse to each other to the last bit, so that a resumed
-    run gives the same numbers. ``double`` goes on in float64.
+    ``pack`` and the learner's ``restore(lower, packed)`` are inverse to each other to the last bit,
+    so that a resumed run gives the same numbers. ``double`` goes on in float64.
     """
 
     @property
     def theta(self) -> Tensor: ...
 
     def row(self, problem: Any) -> dict[str, Any]:
-        """What the record shows: at least ``loss``, ``lower``, ``upper`` and ``psnr``, None for what is not known."""
+        """What the record shows: at least ``loss``, ``lower``, ``upper`` and ``psnr``, None for
+        what is not known.
+        """
         ...
 
     def pack(self) -> Packed: ...
@@ -76,28 +80,61 @@ def point_row(point: Point, problem: Any, info: dict[str, Any]) -> dict[str, Any
 def pack_point(point: Point) -> Packed:
     """theta and its solution."""
     s = point.solution
-    tensors = {"theta": point.theta, "value": s.value, "error": s.error, "steps": s.steps,
-               "gradient_norm": s.gradient_norm, "gradient": s.gradient}
+    tensors = {
+        "theta": point.theta,
+        "value": s.value,
+        "error": s.error,
+        "steps": s.steps,
+        "gradient_norm": s.gradient_norm,
+        "gradient": s.gradient,
+    }
     tensors |= {} if s.state is None else {"state": s.state}
-    numbers = {"point_eps": point.eps, "kind": int(s.kind), "status": [v.name for v in s.status], "solver": s.solver,
-               "cost": s.cost.to_dict(), "theorem": list(s.theorem)}
+    numbers = {
+        "point_eps": point.eps,
+        "kind": int(s.kind),
+        "status": [v.name for v in s.status],
+        "solver": s.solver,
+        "cost": s.cost.to_dict(),
+        "theorem": list(s.theorem),
+    }
     return Packed(tensors, numbers)
 
 
 def restore_point(lower: LowerLevel, packed: Packed) -> Point:
     """The inverse of ``pack_point``."""
     t, n = packed
-    solution = Solution(t["value"], t["error"], Kind(n["kind"]), tuple(Status[s] for s in n["status"]), t["steps"],
-                        Cost(**n["cost"]), n["solver"], t["gradient_norm"], t["gradient"], t.get("state"),
-                        tuple(n.get("theorem", ())))
-    return lower.point(t["theta"], lower.problem.energy.with_theta(t["theta"]), solution, n["point_eps"])
+    solution = Solution(
+        t["value"],
+        t["error"],
+        Kind(n["kind"]),
+        tuple(Status[s] for s in n["status"]),
+        t["steps"],
+        Cost(**n["cost"]),
+        n["solver"],
+        t["gradient_norm"],
+        t["gradient"],
+        t.get("state"),
+        tuple(n.get("theorem", ())),
+    )
+    return lower.point(
+        t["theta"], lower.problem.energy.with_theta(t["theta"]), solution, n["point_eps"]
+    )
 
 
 def double_point(point: Point, lower: LowerLevel) -> Point:
-    """The point for a float64 lower level; its certificate stays valid, a float32 image is one in float64 too."""
-    status = tuple(Status.CONVERGED if s is Status.ROUNDING_FLOOR else s for s in point.solution.status)
-    solution = replace(point.solution, value=point.solution.value.double(),
-                       gradient=point.solution.gradient.double(), state=doubled(point.solution.state), status=status)
+    """The point for a float64 lower level; its certificate stays valid, a float32 image is one in
+    float64 too.
+    """
+    status = tuple(
+        Status.CONVERGED if s is Status.ROUNDING_FLOOR else s for s in point.solution.status
+    )
+    solution = replace(
+        point.solution,
+        value=point.solution.value.double(),
+        gradient=point.solution.gradient.double(),
+        state=doubled(point.solution.state),
+        status=status,
+    )
     theta = point.theta.double()
     return lower.point(theta, lower.problem.energy.with_theta(theta), solution, point.eps)
 
@@ -108,10 +145,17 @@ def doubled(tensor: Tensor | None) -> Tensor | None:
 
 
 def checked(point: Point) -> Point:
-    """The point, or Halt when some image has no certificate; at the rounding floor the one reached is used."""
+    """The point, or Halt when some image has no certificate; at the rounding floor the one reached
+    is used.
+    """
     if point.failed:
-        raise Halt(StopReason("not_finite", "the lower level could not be solved at the present parameters: "
-                                            f"{next(s.value for s in point.solution.status if not s.ok)}"))
+        raise Halt(
+            StopReason(
+                "not_finite",
+                "the lower level could not be solved at the present parameters: "
+                f"{next(s.value for s in point.solution.status if not s.ok)}",
+            )
+        )
     return point
 
 
@@ -154,21 +198,44 @@ class DescentState:
         tensors |= {"pairs_s": self.pairs.s, "pairs_y": self.pairs.y}
         optional = {"adjoint": self.adjoint, "last": self.last, "squares": self.squares}
         tensors |= {k: v for k, v in optional.items() if v is not None}
-        return Packed(tensors, numbers | {"eps": self.eps, "delta": self.delta, "step_size": self.step_size,
-                                          "info": self.info})
+        return Packed(
+            tensors,
+            numbers
+            | {
+                "eps": self.eps,
+                "delta": self.delta,
+                "step_size": self.step_size,
+                "info": self.info,
+            },
+        )
 
     @classmethod
     def restore(cls, lower: LowerLevel, packed: Packed) -> Self:
         """The inverse of ``pack``."""
         t, n = packed
-        return cls(restore_point(lower, packed), t.get("adjoint"), n["eps"], n["delta"], n["step_size"],
-                   CurvaturePairs(t["pairs_s"], t["pairs_y"]), t.get("last"), t.get("squares"), n["info"])
+        return cls(
+            restore_point(lower, packed),
+            t.get("adjoint"),
+            n["eps"],
+            n["delta"],
+            n["step_size"],
+            CurvaturePairs(t["pairs_s"], t["pairs_y"]),
+            t.get("last"),
+            t.get("squares"),
+            n["info"],
+        )
 
     def double(self, lower: LowerLevel) -> DescentState:
         """The same state for a float64 lower level."""
         pairs = CurvaturePairs(self.pairs.s.double(), self.pairs.y.double())
-        return replace(self, point=double_point(self.point, lower), pairs=pairs, adjoint=doubled(self.adjoint),
-                       last=doubled(self.last), squares=doubled(self.squares))
+        return replace(
+            self,
+            point=double_point(self.point, lower),
+            pairs=pairs,
+            adjoint=doubled(self.adjoint),
+            last=doubled(self.last),
+            squares=doubled(self.squares),
+        )
 
 
 def rounding_floor(dtype: torch.dtype, limit: str) -> Halt:
@@ -181,6 +248,9 @@ def settled(point: Point) -> Point:
     """The point, or Halt: where float32 ends the run may go on in float64, elsewhere it ends."""
     checked(point)
     if point.at_floor and point.theta.dtype != torch.float64:
-        raise rounding_floor(point.theta.dtype, f"the lower level cannot be solved more accurately than "
-                                                f"{float(point.solution.error.max()):.1e}")
+        raise rounding_floor(
+            point.theta.dtype,
+            f"the lower level cannot be solved more accurately than "
+            f"{float(point.solution.error.max()):.1e}",
+        )
     return point

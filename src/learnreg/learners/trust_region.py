@@ -1,11 +1,14 @@
-"""Steps inside a ball and a box: the convex trust-region subproblem, and the longest reach along a direction.
+"""Steps inside a ball and a box: the convex trust-region subproblem, and the longest reach along a
+direction.
 
-    min_s  q(s) = 2 <g, s> + <s, H s>   over  lower <= s <= upper,  ||s|| <= radius,   H positive semidefinite.
-For lambda >= 0 let s(lambda) minimize q(s) + lambda ||s||^2 over the box alone. Its length falls with lambda, is at
-most ||g|| / lambda (the variational inequality at s = 0, which lies in the box), and where it equals the radius,
-s(lambda) solves the subproblem with lambda as the multiplier of the ball (Conn, Gould, Toint, Trust-Region Methods,
-Section 7.3, for the ball alone). The root is found by bisection of log lambda; the box-constrained problems are solved
-by an active-set method, finite because every one is strictly convex.
+    min_s  q(s) = 2 <g, s> + <s, H s>   over  lower <= s <= upper,  ||s|| <= radius,   H positive
+    semidefinite.
+For lambda >= 0 let s(lambda) minimize q(s) + lambda ||s||^2 over the box alone. Its length falls
+with lambda, is at most ||g|| / lambda (the variational inequality at s = 0, which lies in the box),
+and where it equals the radius, s(lambda) solves the subproblem with lambda as the multiplier of the
+ball (Conn, Gould, Toint, Trust-Region Methods, Section 7.3, for the ball alone). The root is found
+by bisection of log lambda; the box-constrained problems are solved by an active-set method, finite
+because every one is strictly convex.
 """
 
 from __future__ import annotations
@@ -15,13 +18,17 @@ from collections.abc import Callable
 import numpy as np
 
 SINGULAR = 1e-13
-"""The least lambda, relative to trace(H): a Hessian that Gauss-Newton leaves singular is made definite by it."""
+"""The least lambda, relative to trace(H): a Hessian that Gauss-Newton leaves singular is made
+definite by it.
+"""
 
 ROOT_STEPS, ON_SPHERE = 100, 1e-9
 """Of the bisection, which ends when the step is as long as the radius up to this fraction of it."""
 
 
-def constrained_step(g: np.ndarray, h: np.ndarray, lower: np.ndarray, upper: np.ndarray, radius: float) -> np.ndarray:
+def constrained_step(
+    g: np.ndarray, h: np.ndarray, lower: np.ndarray, upper: np.ndarray, radius: float
+) -> np.ndarray:
     """The minimizer of q over ball and box.
 
     Args:
@@ -46,24 +53,34 @@ def constrained_step(g: np.ndarray, h: np.ndarray, lower: np.ndarray, upper: np.
     return _in_ball(at, least, largest, radius)
 
 
-def longest_step(direction: np.ndarray, lower: np.ndarray, upper: np.ndarray, radius: float) -> np.ndarray:
-    """The s in ball and box with the largest |<direction, s>|; arguments as in ``constrained_step``."""
+def longest_step(
+    direction: np.ndarray, lower: np.ndarray, upper: np.ndarray, radius: float
+) -> np.ndarray:
+    """The s in ball and box with the largest |<direction, s>|; arguments as in
+    ``constrained_step``.
+    """
     size = float(np.linalg.norm(direction))
     if size == 0:
         return np.zeros_like(direction)
 
     def reach(sign: float) -> np.ndarray:
-        return _in_ball(lambda v: np.clip(sign * direction / v, lower, upper), 1e-12 * size / radius, size / radius,
-                        radius)
+        return _in_ball(
+            lambda v: np.clip(sign * direction / v, lower, upper),
+            1e-12 * size / radius,
+            size / radius,
+            radius,
+        )
 
     return max((reach(1.0), reach(-1.0)), key=lambda s: abs(float(direction @ s)))
 
 
 def box_minimizer(g: np.ndarray, h: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """argmin 2 <g, s> + <s, H s> over lower <= s <= upper, for positive definite H, by an active-set method.
+    """argmin 2 <g, s> + <s, H s> over lower <= s <= upper, for positive definite H, by an
+    active-set method.
 
-    From s = 0: Newton steps in the free entries, cut at the first bound they meet, which becomes active; at a minimizer
-    over the free entries the active bound that pulls hardest in the wrong direction is freed.
+    From s = 0: Newton steps in the free entries, cut at the first bound they meet, which becomes
+    active; at a minimizer over the free entries the active bound that pulls hardest in the wrong
+    direction is freed.
     """
     s = np.zeros_like(g)
     free, fixed = (lower < 0) & (upper > 0), lower >= upper
@@ -72,7 +89,9 @@ def box_minimizer(g: np.ndarray, h: np.ndarray, lower: np.ndarray, upper: np.nda
         if free.any():
             move[free] = np.linalg.solve(h[np.ix_(free, free)], -(g + h @ s)[free])
         with np.errstate(divide="ignore", invalid="ignore"):
-            room = np.where(move > 0, (upper - s) / move, np.where(move < 0, (lower - s) / move, np.inf))
+            room = np.where(
+                move > 0, (upper - s) / move, np.where(move < 0, (lower - s) / move, np.inf)
+            )
         first = int(np.argmin(room))
         if room[first] < 1:
             s = np.clip(s + room[first] * move, lower, upper)
@@ -89,8 +108,12 @@ def box_minimizer(g: np.ndarray, h: np.ndarray, lower: np.ndarray, upper: np.nda
     return s
 
 
-def _in_ball(at: Callable[[float], np.ndarray], least: float, largest: float, radius: float) -> np.ndarray:
-    """s(lambda) at the lambda in [least, largest] where its length is the radius; s(least) if that is shorter."""
+def _in_ball(
+    at: Callable[[float], np.ndarray], least: float, largest: float, radius: float
+) -> np.ndarray:
+    """s(lambda) at the lambda in [least, largest] where its length is the radius; s(least) if that
+    is shorter.
+    """
     s = at(least)
     if np.linalg.norm(s) <= radius:
         return s
@@ -106,4 +129,6 @@ def _in_ball(at: Callable[[float], np.ndarray], least: float, largest: float, ra
         if abs(excess) <= ON_SPHERE * radius:
             break
     length = float(np.linalg.norm(shorter))
-    return shorter * min(1.0, radius / length) if length > 0 else shorter  # towards 0, which keeps it in the box
+    return (
+        shorter * min(1.0, radius / length) if length > 0 else shorter
+    )  # towards 0, which keeps it in the box

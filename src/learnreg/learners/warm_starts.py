@@ -1,7 +1,9 @@
-"""Warm starts per image for learners that see a few images at a time; in memory, or on disk for more than fits there.
+"""Warm starts per image for learners that see a few images at a time; in memory, or on disk for
+more than fits there.
 
-Both stores are values: ``put`` returns another store and leaves this one as it was, so that a step that is given up
-half-way changes nothing, and a checkpoint describes exactly the state that it was made of.
+Both stores are values: ``put`` returns another store and leaves this one as it was, so that a step
+that is given up half-way changes nothing, and a checkpoint describes exactly the state that it was
+made of.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ class WarmStarts(Protocol):
     """One tensor per image, or none yet."""
 
     def take(self, index: list[int], default: Tensor) -> Tensor:
-        """The tensors of the images ``index`` (k,) as (k, ...); rows of ``default`` for those that have none."""
+        """The tensors of the images ``index`` (k,) as (k, ...); rows of ``default`` for those that
+        have none.
+        """
         ...
 
     def put(self, index: list[int], values: Tensor) -> WarmStarts:
@@ -36,7 +40,9 @@ class WarmStarts(Protocol):
         ...
 
     def pack(self) -> Packed:
-        """For a checkpoint; what the store holds now must outlive the next checkpoint being written."""
+        """For a checkpoint; what the store holds now must outlive the next checkpoint being
+        written.
+        """
         ...
 
     def double(self) -> WarmStarts:
@@ -82,7 +88,9 @@ class InMemory:
     def restore(cls, packed: Packed) -> InMemory:
         """The inverse of ``pack``."""
         entries: list[Tensor | None] = [None] * packed.numbers["size"]
-        for i, value in zip(packed.numbers["known"], packed.tensors.get("entries", ()), strict=True):
+        for i, value in zip(
+            packed.numbers["known"], packed.tensors.get("entries", ()), strict=True
+        ):
             entries[i] = value.clone()
         return cls(tuple(entries))
 
@@ -96,19 +104,23 @@ NAME = 16  # bytes
 
 
 class _Pages:
-    """The file behind stores: three places per image, so that two versions can be kept while a third is written.
+    """The file behind stores: three places per image, so that two versions can be kept while a
+    third is written.
 
     Args:
         path: the file, sparse until written to.
         shape: (images, ...) of the tensors.
         dtype: float32 or float64.
-        name: the first bytes of the file, which tell it from what other runs write there; a new file when None.
+        name: the first bytes of the file, which tell it from what other runs write there; a new
+            file when None.
 
     Raises:
         CheckpointError: there is no file of that name and size.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype, name: str | None = None) -> None:
+    def __init__(
+        self, path: Path, shape: tuple[int, ...], dtype: torch.dtype, name: str | None = None
+    ) -> None:
         self.path, self.shape, self.dtype = path, shape, dtype
         kind = {torch.float32: np.float32, torch.float64: np.float64}[dtype]
         size = NAME + SLOTS * math.prod(shape) * np.dtype(kind).itemsize
@@ -122,7 +134,9 @@ class _Pages:
             self.name = name
             self._check(size)
         self.data = np.memmap(path, kind, mode="r+", offset=NAME, shape=(SLOTS, *shape))
-        self.checkpoint = np.full(shape[0], ABSENT, np.int8)  # the places that the latest checkpoint points to
+        self.checkpoint = np.full(
+            shape[0], ABSENT, np.int8
+        )  # the places that the latest checkpoint points to
 
     def _check(self, size: int) -> None:
         """Refuse a file that is not the one of this name."""
@@ -132,15 +146,20 @@ class _Pages:
                 if file.read(NAME).hex() == self.name and os.fstat(file.fileno()).st_size == size:
                     return
             found = "a file of another run"
-        raise CheckpointError(str(self.path), given=found, expected="the warm starts of the interrupted run",
-                              remedy="Start without resume, and give every run a store of its own.")
+        raise CheckpointError(
+            str(self.path),
+            given=found,
+            expected="the warm starts of the interrupted run",
+            remedy="Start without resume, and give every run a store of its own.",
+        )
 
 
 @dataclass(frozen=True)
 class OnDisk:
     """A memory-mapped file; this value says which of an image's three places is valid.
 
-    ``put`` writes to the place that neither the latest checkpoint nor the latest recorded state needs.
+    ``put`` writes to the place that neither the latest checkpoint nor the latest recorded state
+    needs.
 
     Attributes:
         pages: the file.
@@ -160,16 +179,21 @@ class OnDisk:
 
     def take(self, index: list[int], default: Tensor) -> Tensor:
         """See WarmStarts; only the images asked for are read."""
-        rows = [default[k] if self.places[i] == ABSENT
-                else torch.from_numpy(np.array(self.pages.data[self.places[i], i])).to(default)
-                for k, i in enumerate(index)]
+        rows = [
+            default[k]
+            if self.places[i] == ABSENT
+            else torch.from_numpy(np.array(self.pages.data[self.places[i], i])).to(default)
+            for k, i in enumerate(index)
+        ]
         return torch.stack(rows)
 
     def put(self, index: list[int], values: Tensor) -> OnDisk:
         """See WarmStarts."""
         places = self.places.copy()
         for i, value in zip(index, values.detach().cpu().numpy(), strict=True):
-            free = next(s for s in range(SLOTS) if s not in (self.pages.checkpoint[i], self.kept[i]))
+            free = next(
+                s for s in range(SLOTS) if s not in (self.pages.checkpoint[i], self.kept[i])
+            )
             self.pages.data[free, i] = value
             places[i] = free
         return replace(self, places=places)
@@ -182,8 +206,12 @@ class OnDisk:
         """Where everything is; the file is flushed."""
         self.pages.data.flush()
         self.pages.checkpoint = self.places
-        numbers: dict[str, Any] = {"path": str(self.pages.path), "name": self.pages.name,
-                                   "shape": list(self.pages.shape), "dtype": str(self.pages.dtype)}
+        numbers: dict[str, Any] = {
+            "path": str(self.pages.path),
+            "name": self.pages.name,
+            "shape": list(self.pages.shape),
+            "dtype": str(self.pages.dtype),
+        }
         return Packed({"places": torch.from_numpy(self.places)}, numbers)
 
     @classmethod
@@ -208,5 +236,8 @@ class OnDisk:
         other = OnDisk.empty(path, self.pages.shape, torch.float64)
         for i in range(self.pages.shape[0]):
             if self.places[i] != ABSENT:
-                other = other.put([i], torch.from_numpy(np.array(self.pages.data[self.places[i], i]))[None].double())
+                other = other.put(
+                    [i],
+                    torch.from_numpy(np.array(self.pages.data[self.places[i], i]))[None].double(),
+                )
         return other.recorded()

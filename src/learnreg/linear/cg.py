@@ -1,7 +1,10 @@
-"""Batched conjugate gradients: per-image coefficients and stopping, warm start, true residual on exit.
+"""Batched conjugate gradients: per-image coefficients and stopping, warm start, true residual on
+exit.
 
-Recursion (Hestenes and Stiefel 1952; preconditioned form: Saad, Iterative Methods, Algorithm 9.1), per image:
-    alpha = <r, z> / <p, H p>,  q += alpha p,  r -= alpha H p,  z = M r,  p = z + <r, z>_new / <r, z>_old p.
+Recursion (Hestenes and Stiefel 1952; preconditioned form: Saad, Iterative Methods, Algorithm 9.1),
+per image:
+    alpha = <r, z> / <p, H p>,  q += alpha p,  r -= alpha H p,  z = M r,  p = z + <r, z>_new / <r,
+    z>_old p.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from .precondition import Preconditioner, narrowed
 from .restarts import INDEFINITE, NOT_FINITE, restarted
 
 CPU_INTERVAL, GPU_INTERVAL = 1, 8
-"""The host looks at the residuals every so many steps; on a GPU seldom, so that the queue never runs dry."""
+"""The host looks at the residuals every so many steps; on a GPU seldom, so that the queue never
+runs dry.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,26 +38,44 @@ class CG:
     max_steps: int = 2000
     restarts: int = 5
 
-    def __call__(self, matvec: Hessian, b: Tensor, tol: float | Tensor, x0: Tensor | None = None,
-                 preconditioner: Preconditioner | None = None) -> LinearSolution:
-        return cg(matvec, b, tol, x0, preconditioner, max_steps=self.max_steps, restarts=self.restarts)
+    def __call__(
+        self,
+        matvec: Hessian,
+        b: Tensor,
+        tol: float | Tensor,
+        x0: Tensor | None = None,
+        preconditioner: Preconditioner | None = None,
+    ) -> LinearSolution:
+        return cg(
+            matvec, b, tol, x0, preconditioner, max_steps=self.max_steps, restarts=self.restarts
+        )
 
 
 @torch.no_grad()
-def cg(matvec: Hessian, b: Tensor, tol: float | Tensor, x0: Tensor | None = None,
-       preconditioner: Preconditioner | None = None, *, max_steps: int = 2000, restarts: int = 5) -> LinearSolution:
+def cg(
+    matvec: Hessian,
+    b: Tensor,
+    tol: float | Tensor,
+    x0: Tensor | None = None,
+    preconditioner: Preconditioner | None = None,
+    *,
+    max_steps: int = 2000,
+    restarts: int = 5,
+) -> LinearSolution:
     """Solve H q = b for every image to ||b - H q|| <= tol, an absolute residual per image.
 
-    Finished images are compacted away. The residual that decides is the recomputed one, never the recursive one: when
-    the two disagree the recursion restarts; an image whose true residual stops falling gets ``ROUNDING_FLOOR``.
+    Finished images are compacted away. The residual that decides is the recomputed one, never the
+    recursive one: when the two disagree the recursion restarts; an image whose true residual stops
+    falling gets ``ROUNDING_FLOOR``.
 
     Args:
-        matvec: symmetric positive definite per image; ``select(index)`` gives the images of a sub-batch.
+        matvec: symmetric positive definite per image; ``select(index)`` gives the images of a
+            sub-batch.
         b: (b, ...).
         tol: positive, one value or one per image.
         x0: (b, ...), a warm start; zero when None.
-        preconditioner: r -> M r per image, symmetric positive definite; narrowed with the batch when it has
-            ``select(index)``, else it must not depend on which images are passed.
+        preconditioner: r -> M r per image, symmetric positive definite; narrowed with the batch
+            when it has ``select(index)``, else it must not depend on which images are passed.
 
     Returns:
         LinearSolution with residual (b,) in float64.
@@ -60,9 +83,20 @@ def cg(matvec: Hessian, b: Tensor, tol: float | Tensor, x0: Tensor | None = None
     return restarted(_recursion, matvec, b, tol, x0, preconditioner, max_steps, restarts)
 
 
-def _recursion(op: Hessian, r: Tensor, tol: Tensor, active: Tensor, q: Tensor, steps: Tensor, code: Tensor,
-               preconditioner: Preconditioner | None, max_steps: int) -> int:
-    """One run of the recursion from residual ``r``; writes q, steps and codes of the ``active`` images in place."""
+def _recursion(
+    op: Hessian,
+    r: Tensor,
+    tol: Tensor,
+    active: Tensor,
+    q: Tensor,
+    steps: Tensor,
+    code: Tensor,
+    preconditioner: Preconditioner | None,
+    max_steps: int,
+) -> int:
+    """One run of the recursion from residual ``r``; writes q, steps and codes of the ``active``
+    images in place.
+    """
     tol = 0.9 * tol  # a margin, so that rounding in the recursion rarely costs a restart
     x = q[active]
     z = r if preconditioner is None else preconditioner(r)
@@ -75,7 +109,9 @@ def _recursion(op: Hessian, r: Tensor, tol: Tensor, active: Tensor, q: Tensor, s
         h = op(p)
         used, since = used + index.numel(), since + 1
         curvature = dot(p, h)
-        indefinite |= ~((curvature > 0) & (rz > 0) | frozen) & torch.isfinite(curvature)  # H, or the preconditioner
+        indefinite |= ~((curvature > 0) & (rz > 0) | frozen) & torch.isfinite(
+            curvature
+        )  # H, or the preconditioner
         alpha = torch.where(indefinite | frozen, 0.0, rz / curvature)
         x = torch.addcmul(x, expand(alpha, x), p)
         r = torch.addcmul(r, expand(-alpha, r), h)
@@ -95,7 +131,8 @@ def _recursion(op: Hessian, r: Tensor, tol: Tensor, active: Tensor, q: Tensor, s
                     return used
                 kept = torch.nonzero(keep).flatten()
                 index, tol, x, r, p, rz, indefinite, frozen = (
-                    t[kept] for t in (index, tol, x, r, p, rz, indefinite, frozen))
+                    t[kept] for t in (index, tol, x, r, p, rz, indefinite, frozen)
+                )
                 op, preconditioner = op.select(kept), narrowed(preconditioner, kept)
         z = r if preconditioner is None else preconditioner(r)
         new = dot(r, z)

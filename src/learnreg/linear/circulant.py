@@ -1,4 +1,6 @@
-"""Preconditioners for imaging: the diagonal, a circulant matrix through the FFT, and the two combined."""
+"""Preconditioners for imaging: the diagonal, a circulant matrix through the FFT, and the two
+combined.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,18 @@ from ..core.curvature import MeanCurvature
 Kind = Literal["diagonal", "circulant", "scaled"]
 
 SMALLEST = 1e-6
-"""Curvatures below this fraction of the largest count as that much: the preconditioner stays positive definite."""
+"""Curvatures below this fraction of the largest count as that much: the preconditioner stays
+positive definite.
+"""
 
 
 @dataclass(frozen=True)
 class ImagePreconditioner:
-    """r -> S F^-1 diag(1 / symbol) F S r with a diagonal scaling S; either part may be missing (None).
+    """r -> S F^-1 diag(1 / symbol) F S r with a diagonal scaling S; either part may be missing
+    (None).
 
-    Every part is per image, so an image does not see its neighbours, and symmetric positive definite.
+    Every part is per image, so an image does not see its neighbours, and symmetric positive
+    definite.
 
     Args:
         scaling: (b, c, h, w), positive.
@@ -40,15 +46,17 @@ class ImagePreconditioner:
 
     def select(self, index: Tensor) -> ImagePreconditioner:
         """The images ``index`` of the batch."""
-        return ImagePreconditioner(*(None if t is None else t[index] for t in (self.scaling, self.inverse_symbol)))
+        return ImagePreconditioner(
+            *(None if t is None else t[index] for t in (self.scaling, self.inverse_symbol))
+        )
 
 
 def preconditioner(mean: MeanCurvature, kind: Kind = "scaled") -> ImagePreconditioner:
     """The inverse of a Hessian as far as its averages show it.
 
-    ``diagonal``: D^-1. ``circulant``: C^-1 with the mean symbol, as T. Chan (SIAM J. Sci. Stat. Comput. 1988) does for
-    Toeplitz matrices. ``scaled``: with d = D / mean(D), d^-1/2 C^-1 d^-1/2, for curvature that varies over the image:
-    edges are soft, flat parts stiff.
+    ``diagonal``: D^-1. ``circulant``: C^-1 with the mean symbol, as T. Chan (SIAM J. Sci. Stat.
+    Comput. 1988) does for Toeplitz matrices. ``scaled``: with d = D / mean(D), d^-1/2 C^-1 d^-1/2,
+    for curvature that varies over the image: edges are soft, flat parts stiff.
     """
     d, symbol = _floored(mean.diagonal), _floored(mean.symbol)
     if kind == "diagonal":
@@ -61,5 +69,7 @@ def preconditioner(mean: MeanCurvature, kind: Kind = "scaled") -> ImagePrecondit
 
 def _floored(t: Tensor) -> Tensor:
     largest = t.flatten(1).amax(dim=1)
-    largest = torch.where(largest > 0, largest, 1.0)  # an image of which nothing is known: any number will do
+    largest = torch.where(
+        largest > 0, largest, 1.0
+    )  # an image of which nothing is known: any number will do
     return torch.maximum(t, SMALLEST * expand(largest, t))

@@ -1,4 +1,6 @@
-"""The loop around every Krylov recursion: the recomputed residual decides, finished images leave the batch."""
+"""The loop around every Krylov recursion: the recomputed residual decides, finished images leave
+the batch.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +16,40 @@ from ..core.results import LinearSolution
 from ..core.status import Status
 from .precondition import Preconditioner, narrowed
 
-CODES = (Status.CONVERGED, Status.MAX_STEPS, Status.NOT_FINITE, Status.INDEFINITE, Status.ROUNDING_FLOOR)
+CODES = (
+    Status.CONVERGED,
+    Status.MAX_STEPS,
+    Status.NOT_FINITE,
+    Status.INDEFINITE,
+    Status.ROUNDING_FLOOR,
+)
 CONVERGED, MAX_STEPS, NOT_FINITE, INDEFINITE, FLOOR = range(5)
 
-# recursion(op, r, tol, active, q, steps, code, preconditioner, max_steps) -> Hessian products spent: one run from the
-# residual r (k, ...) of the k images ``active``, whose entries of q (b, ...), steps (b,) and code (b,) it writes in
-# place. It only nominates an image as solved: its verdicts are those of failure. One product is one step.
+# recursion(op, r, tol, active, q, steps, code, preconditioner, max_steps) -> Hessian products
+# spent: one run from the residual r (k, ...) of the k images ``active``, whose entries of q (b,
+# ...), steps (b,) and code (b,) it writes in place. It only nominates an image as solved: its
+# verdicts are those of failure. One product is one step.
 Recursion = Callable[
-    [Hessian, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Preconditioner | None, int], int]
+    [Hessian, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Preconditioner | None, int], int
+]
 
 
-def restarted(recursion: Recursion, matvec: Hessian, b: Tensor, tol: float | Tensor, x0: Tensor | None,
-              preconditioner: Preconditioner | None, max_steps: int, restarts: int) -> LinearSolution:
+def restarted(
+    recursion: Recursion,
+    matvec: Hessian,
+    b: Tensor,
+    tol: float | Tensor,
+    x0: Tensor | None,
+    preconditioner: Preconditioner | None,
+    max_steps: int,
+    restarts: int,
+) -> LinearSolution:
     """Run ``recursion`` until ||b - H q|| <= tol for every image, at most ``restarts`` times again.
 
-    A run ends when the recursion believes in its residual. The true one is then recomputed: where the two disagree the
-    recursion restarts from the true one; where the true one has not halved since the last look, rounding is what keeps
-    it from falling, and the image gets ``ROUNDING_FLOOR`` (and the q from before the run, should it have grown).
+    A run ends when the recursion believes in its residual. The true one is then recomputed: where
+    the two disagree the recursion restarts from the true one; where the true one has not halved
+    since the last look, rounding is what keeps it from falling, and the image gets
+    ``ROUNDING_FLOOR`` (and the q from before the run, should it have grown).
 
     Args:
         matvec, b, tol, x0, preconditioner, max_steps, restarts: those of ``cg`` and ``minres``.
@@ -58,12 +77,18 @@ def restarted(recursion: Recursion, matvec: Hessian, b: Tensor, tol: float | Ten
         fresh = False
         true, last = norm(r).double(), residual[active]
         done, finite = true <= tol[active], torch.isfinite(true)
-        running = ~done & finite & (code[active] == MAX_STEPS) & (steps[active] < max_steps)  # no verdict yet
+        running = (
+            ~done & finite & (code[active] == MAX_STEPS) & (steps[active] < max_steps)
+        )  # no verdict yet
         stalled = running & (steps[active] > 0) & (~(true < 0.5 * last) | (run > restarts))
         worse = stalled & (true > last)
         q[active[worse]] = before[active[worse]]
         residual[active] = torch.where(worse, last, true)
-        code[active[done]], code[active[~finite]], code[active[stalled]] = CONVERGED, NOT_FINITE, FLOOR
+        code[active[done]], code[active[~finite]], code[active[stalled]] = (
+            CONVERGED,
+            NOT_FINITE,
+            FLOOR,
+        )
         keep = running & ~stalled
         active = active[keep]
         if active.numel() == 0:

@@ -1,4 +1,6 @@
-"""Honesty of a certificate: true error / certified error, at most 1 if the certificate tells the truth."""
+"""Honesty of a certificate: true error / certified error, at most 1 if the certificate tells the
+truth.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ class Honesty:
     """How the certified errors of some images compare with their true errors.
 
     Args:
-        ratios: true error / certified error, one per image: at most 1 for an honest certificate, close to 1
-            for a sharp one. 0/0 counts as 1 (attained); a positive error certified as 0 gives inf.
+        ratios: true error / certified error, one per image: at most 1 for an honest certificate,
+            close to 1 for a sharp one. 0/0 counts as 1 (attained); a positive error certified as 0
+            gives inf.
         tolerance: a ratio up to ``1 + tolerance`` counts as honest, since both errors are rounded.
     """
 
@@ -60,11 +63,17 @@ class Honesty:
 
     def __repr__(self) -> str:
         n = len(self.ratios)
-        numbers = f"true / certified error of {n} image(s): worst {self.worst:.3g}, median {self.median:.3g}"
+        numbers = (
+            f"true / certified error of {n} image(s): "
+            f"worst {self.worst:.3g}, median {self.median:.3g}"
+        )
         if self.violated:
             wrong = self.violations
             which = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
-            return f"Honesty({numbers}; the certificate is WRONG for {len(wrong)} of them: image {which})"
+            return (
+                f"Honesty({numbers}; "
+                f"the certificate is WRONG for {len(wrong)} of them: image {which})"
+            )
         return f"Honesty({numbers}; every certificate holds)"
 
 
@@ -78,26 +87,40 @@ def honesty(
 
     Args:
         true_error: distances to the truth (b,), finite and >= 0.
-        certified_error: what was certified (b,), >= 0; inf is allowed (a certificate that says nothing).
-        tolerance: relative excess that is put down to rounding, >= 0; a ratio above ``1 + tolerance`` is a
-            violation.
+        certified_error: what was certified (b,), >= 0; inf is allowed (a certificate that says
+            nothing).
+        tolerance: relative excess that is put down to rounding, >= 0; a ratio above
+            ``1 + tolerance`` is a violation.
 
     Raises:
-        InputError: no values, different lengths, negative or NaN errors, an infinite true error, a bad
-            tolerance.
+        InputError: no values, different lengths, negative or NaN errors, an infinite true error, a
+            bad tolerance.
     """
     if not (0 <= tolerance < math.inf):
-        raise InputError("tolerance", given=tolerance, expected="a finite number >= 0",
-                         remedy="Rounding alone stays below 1e-6.")
+        raise InputError(
+            "tolerance",
+            given=tolerance,
+            expected="a finite number >= 0",
+            remedy="Rounding alone stays below 1e-6.",
+        )
     true, certified = _values(true_error, "true_error"), _values(certified_error, "certified_error")
     if len(true) != len(certified):
-        raise InputError("certified_error", given=f"{len(certified)} values",
-                         expected=f"{len(true)}, as in true_error",
-                         remedy="Pass one true and one certified error per image.")
+        raise InputError(
+            "certified_error",
+            given=f"{len(certified)} values",
+            expected=f"{len(true)}, as in true_error",
+            remedy="Pass one true and one certified error per image.",
+        )
     if math.inf in true:
-        raise InputError("true_error", given="an infinite value", expected="finite errors",
-                         remedy="Look for a diverged solve.")
-    return Honesty(tuple(_ratio(t, c) for t, c in zip(true, certified, strict=True)), float(tolerance))
+        raise InputError(
+            "true_error",
+            given="an infinite value",
+            expected="finite errors",
+            remedy="Look for a diverged solve.",
+        )
+    return Honesty(
+        tuple(_ratio(t, c) for t, c in zip(true, certified, strict=True)), float(tolerance)
+    )
 
 
 def _ratio(true: float, certified: float) -> float:
@@ -110,6 +133,10 @@ def _values(errors: Tensor | Sequence[float], what: str) -> list[float]:
     values = torch.as_tensor(errors, dtype=torch.float64).detach().flatten().tolist()
     if not values or any(math.isnan(v) or v < 0 for v in values):
         given = "no values" if not values else f"the values {values[:5]}"
-        raise InputError(what, given=given, expected="one number >= 0 per image",
-                         remedy="Errors are distances: norms, not differences.")
+        raise InputError(
+            what,
+            given=given,
+            expected="one number >= 0 per image",
+            remedy="Errors are distances: norms, not differences.",
+        )
     return values

@@ -21,7 +21,8 @@ def mse(x: Tensor, ref: Tensor) -> Tensor:
         (b,); NaN for an image with NaN pixels.
 
     Raises:
-        InputError: shapes that differ, no batch dimension, no pixels, or pixels that are not floating point.
+        InputError: shapes that differ, no batch dimension, no pixels, or pixels that are not
+            floating point.
     """
     _check(x, ref)
     return (x - ref).square().flatten(1).mean(dim=1)
@@ -47,8 +48,12 @@ def psnr(x: Tensor, ref: Tensor, *, max_pixel: float = 1.0, clip: bool = True) -
         InputError: as :func:`mse`, or max_pixel that is not a positive number.
     """
     if not 0 < max_pixel < float("inf"):
-        raise InputError("max_pixel", given=max_pixel, expected="a positive number",
-                         remedy="Images of learnreg lie in [0, 1]: leave max_pixel=1.")
+        raise InputError(
+            "max_pixel",
+            given=max_pixel,
+            expected="a positive number",
+            remedy="Images of learnreg lie in [0, 1]: leave max_pixel=1.",
+        )
     _check(x, ref)
     if clip:
         x, ref = x.clamp(0, max_pixel), ref.clamp(0, max_pixel)
@@ -71,9 +76,12 @@ def ssim(x: Tensor, ref: Tensor, *, clip: bool = True) -> Tensor:
     """
     _check(x, ref)
     if x.dim() != 4 or min(x.shape[2:]) < SSIM_LEAST:
-        raise InputError("x", given=f"shape {tuple(x.shape)}",
-                         expected=f"shape (b, c, h, w) with h, w >= {SSIM_LEAST}, the window of SSIM",
-                         remedy="Compare larger images, or use psnr.")
+        raise InputError(
+            "x",
+            given=f"shape {tuple(x.shape)}",
+            expected=f"shape (b, c, h, w) with h, w >= {SSIM_LEAST}, the window of SSIM",
+            remedy="Compare larger images, or use psnr.",
+        )
     from deepinv.loss.metric import SSIM
 
     if clip:
@@ -88,9 +96,16 @@ def _check(x: Tensor, ref: Tensor) -> None:
     for what, tensor in (("x", x), ("ref", ref)):
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             given = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise InputError(what, given=given, expected="a floating-point tensor (b, c, h, w)",
-                             remedy="Convert with .float() and scale to [0, 1].")
+            raise InputError(
+                what,
+                given=given,
+                expected="a floating-point tensor (b, c, h, w)",
+                remedy="Convert with .float() and scale to [0, 1].",
+            )
     if x.shape != ref.shape or x.dim() < 2 or x.numel() == 0:
-        raise InputError("x and ref", given=f"shapes {tuple(x.shape)} and {tuple(ref.shape)}",
-                         expected="equal shapes (b, c, h, w) with at least one image",
-                         remedy="Add a batch dimension with x[None]; the two are compared image by image.")
+        raise InputError(
+            "x and ref",
+            given=f"shapes {tuple(x.shape)} and {tuple(ref.shape)}",
+            expected="equal shapes (b, c, h, w) with at least one image",
+            remedy="Add a batch dimension with x[None]; the two are compared image by image.",
+        )

@@ -10,8 +10,12 @@ from torch import Tensor
 from ..core.batch import dot, expand, norm
 
 
-def dot_test(forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor], x: Tensor,
-             seed: int = 0) -> float:
+def dot_test(
+    forward: Callable[[Tensor], Tensor],
+    adjoint: Callable[[Tensor], Tensor],
+    x: Tensor,
+    seed: int = 0,
+) -> float:
     """Relative mismatch of <A u, w> and <u, A^T w> for one random pair.
 
     Args:
@@ -20,7 +24,8 @@ def dot_test(forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Te
         seed: of the random pair, drawn from a generator of its own.
 
     Returns:
-        |<A u, w> - <u, A^T w>| / (||A u|| ||w||); rounding gives about 1e-6 in float32 and 1e-15 in float64.
+        |<A u, w> - <u, A^T w>| / (||A u|| ||w||);
+        rounding gives about 1e-6 in float32 and 1e-15 in float64.
     """
     generator = torch.Generator().manual_seed(seed)
     u = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
@@ -32,9 +37,11 @@ def dot_test(forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Te
     return float((left - right).abs() / scale.clamp_min(torch.finfo(torch.float64).tiny))
 
 
-def taylor_test(value: Callable[[Tensor], Tensor], grad: Callable[[Tensor], Tensor], x: Tensor,
-                seed: int = 0) -> Tensor:
-    """Observed order of the remainder |f(x + t v) - f(x) - t <grad f(x), v>| per image; 2 for a correct gradient.
+def taylor_test(
+    value: Callable[[Tensor], Tensor], grad: Callable[[Tensor], Tensor], x: Tensor, seed: int = 0
+) -> Tensor:
+    """Observed order of the remainder |f(x + t v) - f(x) - t <grad f(x), v>| per image; 2 for a
+    correct gradient.
 
     Args:
         value: (b, ...) -> (b,).

@@ -1,4 +1,6 @@
-"""Filter banks: correlation with padding, a fast exact adjoint, and a rigorous norm bound from the Fourier symbol."""
+"""Filter banks: correlation with padding, a fast exact adjoint, and a rigorous norm bound from the
+Fourier symbol.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,14 @@ from torch.nn import functional as F
 Padding = Literal["reflect", "zero"]
 
 COPIES = {"reflect": 4.0, "zero": 1.0}
-"""||E||^2 of the extension behind the padding: reflection continues to an even periodic image in which every pixel
-appears at most twice per axis and period; zero padding copies nothing."""
+"""||E||^2 of the extension behind the padding: reflection continues to an even periodic image in
+which every pixel appears at most twice per axis and period; zero padding copies nothing."""
 
 
 def pad(x: Tensor, margin: int, padding: Padding) -> Tensor:
-    """(b, c, h, w) -> (b, c, h + 2 margin, w + 2 margin); reflection does not repeat the edge pixel."""
+    """(b, c, h, w) -> (b, c, h + 2 margin, w + 2 margin); reflection does not repeat the edge
+    pixel.
+    """
     if margin == 0:
         return x
     return F.pad(x, (margin,) * 4, mode="reflect" if padding == "reflect" else "constant")
@@ -35,15 +39,17 @@ def _fold(p: Tensor, margin: int, padding: Padding) -> Tensor:
         return p
     m, h, w = margin, p.shape[-2] - 2 * margin, p.shape[-1] - 2 * margin
     if padding == "reflect":
-        p[..., m + 1:2 * m + 1, :] += p[..., :m, :].flip(-2)
-        p[..., h - 1:h + m - 1, :] += p[..., h + m:, :].flip(-2)
-        p[..., m + 1:2 * m + 1] += p[..., :m].flip(-1)
-        p[..., w - 1:w + m - 1] += p[..., w + m:].flip(-1)
+        p[..., m + 1 : 2 * m + 1, :] += p[..., :m, :].flip(-2)
+        p[..., h - 1 : h + m - 1, :] += p[..., h + m :, :].flip(-2)
+        p[..., m + 1 : 2 * m + 1] += p[..., :m].flip(-1)
+        p[..., w - 1 : w + m - 1] += p[..., w + m :].flip(-1)
     return p[..., m:-m, m:-m].contiguous()
 
 
 def correlate(x: Tensor, kernels: Tensor, padding: Padding) -> Tensor:
-    """Filter bank: x (b, c, h, w), kernels (K, c, s, s) with odd s -> (b, K, h, w); cross-correlation, no flip."""
+    """Filter bank: x (b, c, h, w), kernels (K, c, s, s) with odd s -> (b, K, h, w);
+    cross-correlation, no flip.
+    """
     return F.conv2d(pad(x, kernels.shape[-1] // 2, padding), kernels)
 
 
@@ -66,10 +72,12 @@ def correlate_adjoint(p: Tensor, rearranged: Tensor, padding: Padding) -> Tensor
 
 
 def add_adjoint(out: Tensor, p: Tensor, rearranged: Tensor, start: int = 0) -> None:
-    """Add the adjoint of the unpadded correlation of p (b, K, n, w), rows ``start`` on, to ``out``, a padded picture.
+    """Add the adjoint of the unpadded correlation of p (b, K, n, w), rows ``start`` on, to ``out``,
+    a padded picture.
 
-    A transposed convolution with few output channels is slow on CPUs (measured: 10 times the forward one). One matrix
-    product spreads every p over the window instead, and 2 s shifted additions gather the copies.
+    A transposed convolution with few output channels is slow on CPUs (measured: 10 times the
+    forward one). One matrix product spreads every p over the window instead, and 2 s shifted
+    additions gather the copies.
     """
     b, k, n, w = p.shape
     c, s = rearranged.shape[:2]
@@ -81,9 +89,16 @@ def add_adjoint(out: Tensor, p: Tensor, rearranged: Tensor, start: int = 0) -> N
         out.narrow(2, start + i, n).add_(rows.select(2, i))
 
 
-def sandwich(x: Tensor, forward: Tensor, rearranged: Tensor, padding: Padding, limit: int,
-             between: Callable[[Tensor, slice, slice], Tensor]) -> Tensor:
-    """A^T between(C x), tile by tile, so that no more than ``limit`` bytes of feature maps exist at a time.
+def sandwich(
+    x: Tensor,
+    forward: Tensor,
+    rearranged: Tensor,
+    padding: Padding,
+    limit: int,
+    between: Callable[[Tensor, slice, slice], Tensor],
+) -> Tensor:
+    """A^T between(C x), tile by tile, so that no more than ``limit`` bytes of feature maps exist at
+    a time.
 
     Args:
         x: (b, c, h, w).
@@ -99,18 +114,23 @@ def sandwich(x: Tensor, forward: Tensor, rearranged: Tensor, padding: Padding, l
     return _fold(out, margin, padding)
 
 
-def responses(x: Tensor, forward: Tensor, padding: Padding, limit: int) -> Iterator[tuple[slice, slice, Tensor]]:
-    """C x in tiles of at most ``limit`` bytes: (images, rows, maps (b', K, n, w)); on a GPU one tile of everything."""
+def responses(
+    x: Tensor, forward: Tensor, padding: Padding, limit: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """C x in tiles of at most ``limit`` bytes: (images, rows, maps (b', K, n, w)); on a GPU one
+    tile of everything.
+    """
     k, _, s, _ = forward.shape
     padded = pad(x, s // 2, padding)
     for images, rows in tiles(x, k, limit):
-        yield images, rows, F.conv2d(padded[images, :, rows.start:rows.stop + s - 1], forward)
+        yield images, rows, F.conv2d(padded[images, :, rows.start : rows.stop + s - 1], forward)
 
 
 def tiles(x: Tensor, filters: int, limit: int) -> list[tuple[slice, slice]]:
     """(images, rows) of a batch (b, c, h, w) in pieces whose feature maps fit in ``limit`` bytes.
 
-    Whole images if they fit, otherwise rows of one image, as even as can be; on a GPU everything at once.
+    Whole images if they fit, otherwise rows of one image, as even as can be; on a GPU everything at
+    once.
     """
     b, _, h, w = x.shape
     row = filters * w * x.element_size()
@@ -120,25 +140,33 @@ def tiles(x: Tensor, filters: int, limit: int) -> list[tuple[slice, slice]]:
         step = limit // (h * row)
         return [(slice(i, min(i + step, b)), slice(0, h)) for i in range(0, b, step)]
     step = -(-h // -(-h // max(1, limit // row)))
-    return [(slice(i, i + 1), slice(r, min(r + step, h))) for i in range(b) for r in range(0, h, step)]
+    return [
+        (slice(i, i + 1), slice(r, min(r + step, h))) for i in range(b) for r in range(0, h, step)
+    ]
 
 
 def windows(p: Tensor, rows: slice, size: int) -> Tensor:
-    """The windows of the rows ``rows`` of a padded picture, copied: (b, c, h + s - 1, w + s - 1) -> (b, c s s, n w)."""
+    """The windows of the rows ``rows`` of a padded picture, copied: (b, c, h + s - 1, w + s - 1) ->
+    (b, c s s, n w).
+    """
     b, c, _, width = p.shape
     n, w, s, (sb, sc, sh, sw) = rows.stop - rows.start, width - size + 1, size, p.stride()
-    return p[:, :, rows.start:].as_strided((b, c, s, s, n, w), (sb, sc, sh, sw, sh, sw)).reshape(b, c * s * s, n * w)
+    return (
+        p[:, :, rows.start :]
+        .as_strided((b, c, s, s, n, w), (sb, sc, sh, sw, sh, sw))
+        .reshape(b, c * s * s, n * w)
+    )
 
 
 def symbol_bound(kernels: Tensor, weights: Tensor, padding: Padding, grid: int = 128) -> float:
     """Rigorous upper bound of || sum_k weights_k C_k^T C_k || for images of any size.
 
-    The outputs of the bank are some of those of a periodic convolution of the extended image E x (period 2 (h - 1)
-    under reflection, a zero frame otherwise), so the norm is at most ||E||^2 times the maximum of the symbol
-    sum_k w_k |c_k^(omega)|^2 (summed over channels: the largest eigenvalue is at most the trace). The symbol is a
-    trigonometric polynomial of degree s - 1 in each variable; its maximum over all frequencies is at most the
-    maximum over a grid of M points per axis times (1 / cos(pi (s - 1) / M))^2 (Ehlich and Zeller 1964, applied per
-    axis).
+    The outputs of the bank are some of those of a periodic convolution of the extended image E x
+    (period 2 (h - 1) under reflection, a zero frame otherwise), so the norm is at most ||E||^2
+    times the maximum of the symbol sum_k w_k |c_k^(omega)|^2 (summed over channels: the largest
+    eigenvalue is at most the trace). The symbol is a trigonometric polynomial of degree s - 1 in
+    each variable; its maximum over all frequencies is at most the maximum over a grid of M points
+    per axis times (1 / cos(pi (s - 1) / M))^2 (Ehlich and Zeller 1964, applied per axis).
 
     Args:
         kernels: (K, c, s, s).
@@ -166,14 +194,18 @@ def kernel_norm_bounds(kernels: Tensor, padding: Padding, grid: int = 128) -> Te
 
 
 def mean_symbol(kernels: Tensor, weights: Tensor, shape: tuple[int, int]) -> Tensor:
-    """sum_k weights_k |c_k^(omega)|^2 for every image: (K, c, s, s), (b, K) -> (b, c, h, w // 2 + 1), as ``rfft2``.
+    """sum_k weights_k |c_k^(omega)|^2 for every image: (K, c, s, s), (b, K) -> (b, c, h, w // 2 +
+    1), as ``rfft2``.
 
-    The weighted sum of the autocorrelations (2 s - 1 per axis) is transformed, one transform per image.
+    The weighted sum of the autocorrelations (2 s - 1 per axis) is transformed, one transform per
+    image.
     """
     k, c, s, _ = kernels.shape
     flat = kernels.reshape(1, k * c, s, s)
     correlations = F.conv2d(flat, kernels.reshape(k * c, 1, s, s), padding=s - 1, groups=k * c)
     total = torch.einsum("bk,kcij->bcij", weights, correlations.view(k, c, 2 * s - 1, 2 * s - 1))
     shifts = torch.arange(1 - s, s, device=kernels.device)
-    rows, columns = (F.one_hot(shifts % n, n).to(kernels) for n in shape)  # wraps around images smaller than 2 s - 1
+    rows, columns = (
+        F.one_hot(shifts % n, n).to(kernels) for n in shape
+    )  # wraps around images smaller than 2 s - 1
     return torch.fft.rfft2(rows.mT @ total @ columns).real.clamp_min(0)

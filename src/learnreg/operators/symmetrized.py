@@ -1,16 +1,17 @@
 """The symmetrized gradient of a vector field, without boundary terms: the second derivative in TGV.
 
-A field v (b, 2, c, h, w) is indexed as a gradient is: component 0 at [i, j] lives between pixels [i, j] and [i+1, j],
-component 1 between [i, j] and [i, j+1]. The result (b, 3, c, h, w) holds
+A field v (b, 2, c, h, w) is indexed as a gradient is: component 0 at [i, j] lives between pixels
+[i, j] and [i+1, j], component 1 between [i, j] and [i, j+1]. The result (b, 3, c, h, w) holds
 
     [0]  v0[i, j] - v0[i-1, j]                                              at the pixel [i, j]
     [1]  v1[i, j] - v1[i, j-1]                                              at the pixel [i, j]
-    [2]  (v0[i, j+1] - v0[i, j] + v1[i+1, j] - v1[i, j]) / sqrt(2)          at the corner [i+1/2, j+1/2]
+    [2]  (v0[i, j+1] - v0[i, j] + v1[i+1, j] - v1[i, j]) / sqrt(2)          at the corner [i+1/2,
+    j+1/2]
 
-so the length of its three numbers is the Frobenius norm of the matrix [[0], [2]/sqrt(2); [2]/sqrt(2), [1]]; the three
-do not live at the same place, they meet by their index. Where a value of v on either side is missing the result is
-zero; entries of v at missing neighbours are ignored. Hence gradients of affine images are mapped to zero up to their
-edges, in images of any size.
+so the length of its three numbers is the Frobenius norm of the matrix [[0], [2]/sqrt(2);
+[2]/sqrt(2), [1]]; the three do not live at the same place, they meet by their index. Where a value
+of v on either side is missing the result is zero; entries of v at missing neighbours are ignored.
+Hence gradients of affine images are mapped to zero up to their edges, in images of any size.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def symmetrized(v: Tensor, scale: Tensor) -> Tensor:
 
 
 def symmetrized_adjoint(q: Tensor, scale: Tensor) -> Tensor:
-    """The exact adjoint, (b, 3, c, h, w) -> (b, 2, c, h, w), for any q; zero where the neighbour is missing."""
+    """The exact adjoint, (b, 3, c, h, w) -> (b, 2, c, h, w), for any q; zero where the neighbour is
+    missing.
+    """
     if torch.is_grad_enabled():
         return scale * _plain_adjoint(q)
     w, q = q.shape[-1], clear_ends_(q * scale)
@@ -61,7 +64,9 @@ def symmetrized_adjoint(q: Tensor, scale: Tensor) -> Tensor:
     torch.sub(second[:, :-1], second[:, 1:], out=columns[:, :-1])
     out[:, 0, ..., -1, :] = 0
     out[:, 1, ..., -1] = 0
-    rows.sub_(mixed)[:, 1:].add_(mixed[:, :-1])  # the zeros at the ends of q keep lines and channels apart
+    rows.sub_(mixed)[:, 1:].add_(
+        mixed[:, :-1]
+    )  # the zeros at the ends of q keep lines and channels apart
     columns.sub_(mixed)[:, w:].add_(mixed[:, :-w])
     return out
 
@@ -80,25 +85,35 @@ def clear_ends_(q: Tensor) -> Tensor:
 def symmetrized_norm(h: int, w: int) -> float:
     """A proven upper bound of ||E|| for fields of images h x w; below sqrt(8), and nearly attained.
 
-    By (a + b)^2 <= 2 (a^2 + b^2) in the mixed term, |E v|^2 is at most the sum of the squares of both differences of
-    both components; component 0 has h - 1 rows and w columns, component 1 has h and w - 1.
+    By (a + b)^2 <= 2 (a^2 + b^2) in the mixed term, |E v|^2 is at most the sum of the squares of
+    both differences of both components; component 0 has h - 1 rows and w columns, component 1 has h
+    and w - 1.
     """
-    return max(math.hypot(difference_norm(h - 1), difference_norm(w)),
-               math.hypot(difference_norm(h), difference_norm(w - 1)))
+    return max(
+        math.hypot(difference_norm(h - 1), difference_norm(w)),
+        math.hypot(difference_norm(h), difference_norm(w - 1)),
+    )
 
 
 def _plain(v: Tensor) -> Tensor:
     rows, columns = v[:, 0], v[:, 1]
     mixed = HALF * (F.pad(rows.diff(dim=-1), (0, 1)) + F.pad(columns.diff(dim=-2), (0, 0, 0, 1)))
-    found = torch.stack([F.pad(rows.diff(dim=-2), (0, 0, 1, 0)), F.pad(columns.diff(dim=-1), (1, 0)), mixed], dim=1)
+    found = torch.stack(
+        [F.pad(rows.diff(dim=-2), (0, 0, 1, 0)), F.pad(columns.diff(dim=-1), (1, 0)), mixed], dim=1
+    )
     return found * clear_ends_(torch.ones_like(found))
 
 
 def _plain_adjoint(q: Tensor) -> Tensor:
     q = q * clear_ends_(torch.ones_like(q))
     first, second, mixed = q[:, 0, ..., 1:, :], q[:, 1, ..., 1:], HALF * q[:, 2]
-    return torch.stack([_back(first, -2) + _back(mixed[..., :-1], -1),
-                        _back(second, -1) + _back(mixed[..., :-1, :], -2)], dim=1)
+    return torch.stack(
+        [
+            _back(first, -2) + _back(mixed[..., :-1], -1),
+            _back(second, -1) + _back(mixed[..., :-1, :], -2),
+        ],
+        dim=1,
+    )
 
 
 def _back(d: Tensor, dim: int) -> Tensor:

@@ -7,5 +7,15 @@ from .fidelity import KL, L1, L2
 from .losses import SquaredError
 from .saddle import SaddleAt, SaddleEnergy
 
-__all__ = ["KL", "L1", "L2", "BilevelProblem", "Energy", "EnergyAt", "SaddleAt", "SaddleEnergy", "SquaredError",
-           "energy_for"]
+__all__ = [
+    "KL",
+    "L1",
+    "L2",
+    "BilevelProblem",
+    "Energy",
+    "EnergyAt",
+    "SaddleAt",
+    "SaddleEnergy",
+    "SquaredError",
+    "energy_for",
+]

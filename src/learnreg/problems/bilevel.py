@@ -1,4 +1,6 @@
-"""BilevelProblem: min over theta of mean_i g(x_i(theta)) + p(theta), x_i(theta) = argmin_x h(x; theta, y_i)."""
+"""BilevelProblem: min over theta of mean_i g(x_i(theta)) + p(theta), x_i(theta) = argmin_x h(x;
+theta, y_i).
+"""
 
 from __future__ import annotations
 
@@ -46,28 +48,48 @@ class BilevelProblem:
         energy: the lower level, with trainable parameters.
         pairs: training pairs ``.x`` (n, c, h, w) and ``.y``.
         loss: g per image; ``SquaredError()`` when None.
-        penalty: p, from theta (d,) to a scalar >= 0 that autograd can differentiate; none when None.
+        penalty: p, from theta (d,) to a scalar >= 0 that autograd can differentiate; none when
+            None.
 
     Raises:
         InputError: no images, images and measurements of different number, or nothing to learn.
     """
 
-    def __init__(self, energy: Any, pairs: PairsLike, loss: Loss | None = None,
-                 penalty: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        energy: Any,
+        pairs: PairsLike,
+        loss: Loss | None = None,
+        penalty: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         if len(pairs) == 0 or pairs.x.shape[0] != pairs.y.shape[0]:
-            raise InputError("pairs", given=f"{pairs.x.shape[0]} images and {pairs.y.shape[0]} measurements",
-                             expected="the same positive number of both")
+            raise InputError(
+                "pairs",
+                given=f"{pairs.x.shape[0]} images and {pairs.y.shape[0]} measurements",
+                expected="the same positive number of both",
+            )
         check_images(pairs.x, "x")
         check_images(pairs.y, "y")
         if not trainable(energy):
-            raise InputError("energy", given="no trainable parameter", expected="at least one parameter to learn",
-                             remedy="Set requires_grad=True on the parameters of the regularizer.")
-        self.energy, self.pairs, self.loss, self.penalty = energy, pairs, loss or SquaredError(), penalty
+            raise InputError(
+                "energy",
+                given="no trainable parameter",
+                expected="at least one parameter to learn",
+                remedy="Set requires_grad=True on the parameters of the regularizer.",
+            )
+        self.energy, self.pairs, self.loss, self.penalty = (
+            energy,
+            pairs,
+            loss or SquaredError(),
+            penalty,
+        )
 
     @property
     def theta(self) -> Tensor:
         """The present parameters of the energy as one vector (d,), in the dtype of the data."""
-        return flatten(trainable(self.energy)).to(dtype=self.pairs.x.dtype, device=self.pairs.x.device)
+        return flatten(trainable(self.energy)).to(
+            dtype=self.pairs.x.dtype, device=self.pairs.x.device
+        )
 
     @property
     def units(self) -> Tensor:
@@ -95,7 +117,12 @@ class BilevelProblem:
     def _on(self, x: Tensor, y: Tensor) -> BilevelProblem:
         """With other images, which come from those that were checked."""
         other = BilevelProblem.__new__(BilevelProblem)
-        other.energy, other.pairs, other.loss, other.penalty = self.energy, _Images(x, y), self.loss, self.penalty
+        other.energy, other.pairs, other.loss, other.penalty = (
+            self.energy,
+            _Images(x, y),
+            self.loss,
+            self.penalty,
+        )
         return other
 
     def penalty_at(self, theta: Tensor) -> tuple[float, Tensor]:
@@ -112,11 +139,21 @@ class BilevelProblem:
             value = self.penalty(at)
             usable = isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad
             if not usable or value < 0:
-                raise InputError("penalty", given=value, expected="a finite scalar >= 0 that depends on theta",
-                                 remedy="Compute it from theta with torch operations.")
-            if not torch.isfinite(value):  # learners take such a theta for one that cannot be solved
-                raise MissingPropertyError("penalty", given=value.item(), expected="a finite scalar >= 0",
-                                           remedy="Start where it is finite.")
+                raise InputError(
+                    "penalty",
+                    given=value,
+                    expected="a finite scalar >= 0 that depends on theta",
+                    remedy="Compute it from theta with torch operations.",
+                )
+            if not torch.isfinite(
+                value
+            ):  # learners take such a theta for one that cannot be solved
+                raise MissingPropertyError(
+                    "penalty",
+                    given=value.item(),
+                    expected="a finite scalar >= 0",
+                    remedy="Start where it is finite.",
+                )
             (gradient,) = torch.autograd.grad(value.squeeze(), at)
         return float(value.detach()), gradient
 

@@ -11,9 +11,11 @@ from .energy import Energy
 from .saddle import SaddleEnergy
 
 
-def energy_for(physics: nn.Module, regularizer: nn.Module, fidelity: Any = None,
-               tikhonov: float = 0.0) -> Energy | SaddleEnergy:
-    """A SaddleEnergy for a saddle regularizer (one whose ``saddle`` is True), an Energy for any other.
+def energy_for(
+    physics: nn.Module, regularizer: nn.Module, fidelity: Any = None, tikhonov: float = 0.0
+) -> Energy | SaddleEnergy:
+    """A SaddleEnergy for a saddle regularizer (one whose ``saddle`` is True), an Energy for any
+    other.
 
     Args:
         physics, regularizer, fidelity: as for both of them.
@@ -25,6 +27,10 @@ def energy_for(physics: nn.Module, regularizer: nn.Module, fidelity: Any = None,
     if getattr(regularizer, "saddle", False):
         return SaddleEnergy(physics, regularizer, fidelity, tikhonov)
     if tikhonov:
-        raise InputError("tikhonov", given=tikhonov, expected="0 with a differentiable regularizer",
-                         remedy="Add learnreg.regularizers.Tikhonov to the regularizer.")
+        raise InputError(
+            "tikhonov",
+            given=tikhonov,
+            expected="0 with a differentiable regularizer",
+            remedy="Add learnreg.regularizers.Tikhonov to the regularizer.",
+        )
     return Energy(physics, regularizer, fidelity)

@@ -31,7 +31,8 @@ class Energy(Tied):
 
     Args:
         physics: a linear ``deepinv`` physics A.
-        regularizer: R, with parameters theta; ``learnreg.regularizers`` or your own module with the same methods.
+        regularizer: R, with parameters theta; ``learnreg.regularizers`` or your own module with the
+            same methods.
         fidelity: D, ``L2()`` when None.
 
     Raises:
@@ -40,19 +41,35 @@ class Energy(Tied):
         AdjointError: at the first use of an image shape, if the adjoint fails the dot test.
     """
 
-    def __init__(self, physics: nn.Module, regularizer: nn.Module, fidelity: L2 | None = None) -> None:
+    def __init__(
+        self, physics: nn.Module, regularizer: nn.Module, fidelity: L2 | None = None
+    ) -> None:
         if getattr(regularizer, "saddle", False):
-            raise InputError("regularizer", given=f"{type(regularizer).__name__}, which has no gradient",
-                             expected="a differentiable regularizer", remedy="Use SaddleEnergy in the place of Energy.")
+            raise InputError(
+                "regularizer",
+                given=f"{type(regularizer).__name__}, which has no gradient",
+                expected="a differentiable regularizer",
+                remedy="Use SaddleEnergy in the place of Energy.",
+            )
         if fidelity is not None and not hasattr(fidelity, "grad"):
-            raise InputError("fidelity", given=f"{type(fidelity).__name__}, which has no gradient",
-                             expected="L2 with a differentiable regularizer",
-                             remedy="Use SaddleEnergy and a saddle regularizer such as ExactTV.")
-        missing = [m for m in ("value", "grad", "linearize", "directional", "bounds") if not hasattr(regularizer, m)]
+            raise InputError(
+                "fidelity",
+                given=f"{type(fidelity).__name__}, which has no gradient",
+                expected="L2 with a differentiable regularizer",
+                remedy="Use SaddleEnergy and a saddle regularizer such as ExactTV.",
+            )
+        missing = [
+            m
+            for m in ("value", "grad", "linearize", "directional", "bounds")
+            if not hasattr(regularizer, m)
+        ]
         if missing:
-            raise InputError("regularizer", given=f"{type(regularizer).__name__} without {', '.join(missing)}",
-                             expected="the methods value, grad, linearize, directional, bounds",
-                             remedy="See CONTRIBUTING.md, add a regularizer in five steps.")
+            raise InputError(
+                "regularizer",
+                given=f"{type(regularizer).__name__} without {', '.join(missing)}",
+                expected="the methods value, grad, linearize, directional, bounds",
+                remedy="See CONTRIBUTING.md, add a regularizer in five steps.",
+            )
         super().__init__(physics, regularizer, fidelity or L2())
 
     def at(self, y: Tensor, x: Tensor | None = None) -> EnergyAt:
@@ -68,7 +85,9 @@ class Energy(Tied):
         check_images(y, "y")
         like = (y if self.operator.is_identity else self.operator.adjoint(y)) if x is None else x
         self.operator.check(like)
-        return EnergyAt(self, y, self.fidelity.bounds(self.operator, like) + self.regularizer.bounds())
+        return EnergyAt(
+            self, y, self.fidelity.bounds(self.operator, like) + self.regularizer.bounds()
+        )
 
     def value(self, x: Tensor, y: Tensor) -> Tensor:
         """(b, c, h, w), (b, ...) -> (b,)."""
@@ -91,15 +110,22 @@ class Energy(Tied):
         return self.fidelity.data_adjoint(self.operator, q)
 
     def bounds(self, x: Tensor | None = None) -> Curvature:
-        """mu <= Hessian <= L for images like ``x`` (needed when the spectrum of A depends on the image size)."""
+        """mu <= Hessian <= L for images like ``x`` (needed when the spectrum of A depends on the
+        image size).
+        """
         if x is None and not self.operator.is_identity:
-            raise InputError("x", given=None, expected="an image (b, c, h, w)",
-                             remedy="The norm of A depends on the image size; call bounds(x).")
+            raise InputError(
+                "x",
+                given=None,
+                expected="an image (b, c, h, w)",
+                remedy="The norm of A depends on the image size; call bounds(x).",
+            )
         like = torch.zeros(1, 1, 1, 1) if x is None else x
         return self.fidelity.bounds(self.operator, like) + self.regularizer.bounds()
 
     def certificate(self, name: str, *args: Any) -> Any:
-        """``hessian_change``, ``mixed_change`` ... of the regularizer, None if it does not offer them.
+        """``hessian_change``, ``mixed_change`` ... of the regularizer, None if it does not offer
+        them.
 
         The data term is quadratic and free of theta, so it adds nothing.
         """
@@ -148,18 +174,28 @@ class EnergyAt:
     @property
     def averages(self) -> bool:
         """Whether ``mean_curvature`` has an answer."""
-        return bool(getattr(self.energy.regularizer, "averages", hasattr(self.energy.regularizer, "mean_curvature")))
+        return bool(
+            getattr(
+                self.energy.regularizer,
+                "averages",
+                hasattr(self.energy.regularizer, "mean_curvature"),
+            )
+        )
 
     @torch.no_grad()
     def mean_curvature(self, x: Tensor) -> MeanCurvature | None:
-        """Averages of the Hessian around x, for preconditioners; None when the regularizer does not offer them."""
+        """Averages of the Hessian around x, for preconditioners; None when the regularizer does not
+        offer them.
+        """
         of_data = self.energy.fidelity.mean_curvature(self.energy.operator, x)
         of_regularizer = self.energy.certificate("mean_curvature", x)
         return None if of_regularizer is None else of_data + of_regularizer
 
     @torch.no_grad()
     def dual_start(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The slopes of the regularizer's potentials at x as variables of their own (see ``solvers.newton``)."""
+        """The slopes of the regularizer's potentials at x as variables of their own (see
+        ``solvers.newton``).
+        """
         return self._dual("dual_start")(x)
 
     @torch.no_grad()
@@ -176,23 +212,31 @@ class EnergyAt:
         method = getattr(self.energy.regularizer, name, None)
         if method is None:
             raise MissingPropertyError(
-                "regularizer", given=f"{type(self.energy.regularizer).__name__} without {name}",
-                expected="a dual variable", remedy="Use solver='newton' or solver='lbfgs', which need none.")
+                "regularizer",
+                given=f"{type(self.energy.regularizer).__name__} without {name}",
+                expected="a dual variable",
+                remedy="Use solver='newton' or solver='lbfgs', which need none.",
+            )
         return method
 
     def noise(self) -> float:
         """Rounding of a gradient over machine epsilon times ||x||, measured.
 
-        0.3 per unit of curvature of an operator that works by FFT or interpolation (0.03 to 1.6 were seen, and a wrong
-        guess costs little: images that stall go on in float64), 0.1 of everything else.
+        0.3 per unit of curvature of an operator that works by FFT or interpolation (0.03 to 1.6
+        were seen, and a wrong guess costs little: images that stall go on in float64), 0.1 of
+        everything else.
         """
         energy = self.energy
         simple = energy.operator.is_identity or energy.operator.is_mask
         of_regularizer = energy.regularizer.bounds().L.value
-        return 0.1 * of_regularizer + (0.1 if simple else 0.3) * (self._curvature.L.value - of_regularizer)
+        return 0.1 * of_regularizer + (0.1 if simple else 0.3) * (
+            self._curvature.L.value - of_regularizer
+        )
 
     def effort(self) -> float:
-        """What a gradient costs, in operations on one vector of pixels; a rough number that steers ``auto``."""
+        """What a gradient costs, in operations on one vector of pixels; a rough number that steers
+        ``auto``.
+        """
         return self.energy.operator.effort + float(getattr(self.energy.regularizer, "effort", 10.0))
 
     def bounds(self) -> Curvature:

@@ -1,4 +1,6 @@
-"""Data terms D(Ax, y): the squared distance and its constants; L1 and KL for saddle-point problems."""
+"""Data terms D(Ax, y): the squared distance and its constants; L1 and KL for saddle-point
+problems.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ class L2:
     """D(Ax, y) = 1 / (2 sigma^2) ||A x - y||^2, as ``deepinv.optim.L2``.
 
     Args:
-        sigma: positive noise level; 1 leaves the plain squared distance, so that the regularizer carries the scale.
+        sigma: positive noise level; 1 leaves the plain squared distance, so that the regularizer
+            carries the scale.
     """
 
     sigma: float = 1.0
@@ -57,7 +60,9 @@ class L2:
         return operator.mean_curvature(x) * (1 / self.sigma**2)
 
     def of_image(self, operator: LinearMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
-        """D(Au, y) + tikhonov/2 ||u||^2 as a function of u, up to a constant; None where its prox needs a solve."""
+        """D(Au, y) + tikhonov/2 ||u||^2 as a function of u, up to a constant; None where its prox
+        needs a solve.
+        """
         if operator.is_identity:
             weight: float | Tensor = 1 / self.sigma**2
             pulled = y * weight
@@ -67,7 +72,11 @@ class L2:
         else:
             return None
         total = weight + tikhonov
-        centre = pulled / total if isinstance(total, float) else pulled / torch.where(total > 0, total, 1.0)
+        centre = (
+            pulled / total
+            if isinstance(total, float)
+            else pulled / torch.where(total > 0, total, 1.0)
+        )
         return Squares(total, centre)
 
     def of_data(self, y: Tensor) -> Convex:
@@ -81,7 +90,8 @@ class L2:
 
 @dataclass(frozen=True)
 class L1:
-    """D(Ax, y) = weight ||A x - y||_1, for outliers such as salt and pepper; saddle-point problems only.
+    """D(Ax, y) = weight ||A x - y||_1, for outliers such as salt and pepper; saddle-point problems
+    only.
 
     Args:
         weight: positive.
@@ -98,7 +108,9 @@ class L1:
 
     def of_image(self, operator: LinearMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
         """D as a function of u for denoising without ``tikhonov``."""
-        return Norm(self.weight, y, isotropic=False) if operator.is_identity and not tikhonov else None
+        return (
+            Norm(self.weight, y, isotropic=False) if operator.is_identity and not tikhonov else None
+        )
 
     def of_data(self, y: Tensor) -> Convex:
         """D(., y), for a dual block of its own."""
@@ -111,7 +123,8 @@ class L1:
 
 @dataclass(frozen=True)
 class KL:
-    """D(Ax, y) = sum A x + r - y + y log(y / (A x + r)), for counts with a background r; saddle-point problems only.
+    """D(Ax, y) = sum A x + r - y + y log(y / (A x + r)), for counts with a background r;
+    saddle-point problems only.
 
     Args:
         background: r, positive.
@@ -123,12 +136,16 @@ class KL:
         check_positive("background", self.background)
 
     def bounds(self, operator: LinearMap, x: Tensor) -> Curvature:
-        """No curvature that holds everywhere: add ``tikhonov`` where a distance is to be certified."""
+        """No curvature that holds everywhere: add ``tikhonov`` where a distance is to be
+        certified.
+        """
         return Curvature(Bound.exact(0.0), Bound.unknown())
 
     def of_image(self, operator: LinearMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
         """D as a function of u for denoising without ``tikhonov``."""
-        return KullbackLeibler(y, self.background) if operator.is_identity and not tikhonov else None
+        return (
+            KullbackLeibler(y, self.background) if operator.is_identity and not tikhonov else None
+        )
 
     def of_data(self, y: Tensor) -> Convex:
         """D(., y), for a dual block of its own."""

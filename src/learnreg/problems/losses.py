@@ -26,5 +26,7 @@ class SquaredError:
         return x - x_true
 
     def bracket(self, x: Tensor, x_true: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """Range of g over the ball of radius eps (b,) around x: lower (b,), upper (b,), in float64."""
+        """Range of g over the ball of radius eps (b,) around x: lower (b,), upper (b,), in
+        float64.
+        """
         return squared_error_bracket(norm(x.double() - x_true.double()), eps)

@@ -1,7 +1,9 @@
-"""Saddle-point lower levels: min_x max_p <K(theta) x + b(theta), p> + g(x) - f*(p), batched over images.
+"""Saddle-point lower levels: min_x max_p <K(theta) x + b(theta), p> + g(x) - f*(p), batched over
+images.
 
-The primal variable is x = (u, v_1, ...): the image u (b, c, h, w) and what the regularizer adds; p has one block per
-row of K. Every parameter enters through K and b, so that the hypergradient needs no derivative of g or f.
+The primal variable is x = (u, v_1, ...): the image u (b, c, h, w) and what the regularizer adds; p
+has one block per row of K. Every parameter enters through K and b, so that the hypergradient needs
+no derivative of g or f.
 """
 
 from __future__ import annotations
@@ -31,27 +33,38 @@ NEEDED = ("auxiliary", "primal", "dual", "dual_start", "apply", "adjoint", "offs
 
 
 class SaddleEnergy(Tied):
-    """h(u; theta, y) = D(Au, y) + tikhonov/2 ||u||^2 + R(u; theta) with R the partial optimum of a saddle function.
+    """h(u; theta, y) = D(Au, y) + tikhonov/2 ||u||^2 + R(u; theta) with R the partial optimum of a
+    saddle function.
 
-    R need not be differentiable. The data term is a function of the image where its prox is known in closed form
-    (denoising, masks), and otherwise a further dual block with the operator A.
+    R need not be differentiable. The data term is a function of the image where its prox is known
+    in closed form (denoising, masks), and otherwise a further dual block with the operator A.
 
     Args:
         physics: a linear ``deepinv`` physics A.
         regularizer: a saddle regularizer such as ``learnreg.regularizers.ExactTV()``.
         fidelity: D, ``L2()`` when None; ``L1`` and ``KL`` need no derivative either.
-        tikhonov: weight >= 0 of the squared norm that makes the energy strongly convex where D does not.
+        tikhonov: weight >= 0 of the squared norm that makes the energy strongly convex where D does
+            not.
 
     Raises:
         InputError: not a physics, or a regularizer that lacks a method (the message names it).
     """
 
-    def __init__(self, physics: nn.Module, regularizer: nn.Module, fidelity: Any = None, tikhonov: float = 0.0) -> None:
+    def __init__(
+        self,
+        physics: nn.Module,
+        regularizer: nn.Module,
+        fidelity: Any = None,
+        tikhonov: float = 0.0,
+    ) -> None:
         missing = [m for m in NEEDED if not hasattr(regularizer, m)]
         if missing:
-            raise InputError("regularizer", given=f"{type(regularizer).__name__} without {', '.join(missing)}",
-                             expected="a saddle regularizer such as ExactTV, TGV or LearnedTV",
-                             remedy="Differentiable regularizers belong to Energy.")
+            raise InputError(
+                "regularizer",
+                given=f"{type(regularizer).__name__} without {', '.join(missing)}",
+                expected="a saddle regularizer such as ExactTV, TGV or LearnedTV",
+                remedy="Differentiable regularizers belong to Energy.",
+            )
         check_number("tikhonov", tikhonov, lambda v: v >= 0, "a number >= 0")
         super().__init__(physics, regularizer, fidelity or L2())
         self.tikhonov = float(tikhonov)
@@ -65,7 +78,8 @@ class SaddleEnergy(Tied):
         """The saddle functions of the measurements y (b, ...), one per image.
 
         Args:
-            x: images of the shape to be reconstructed, or a packed state (b, n) of such; A^T y when None.
+            x: images of the shape to be reconstructed, or a packed state (b, n) of such; A^T y when
+                None.
 
         Raises:
             InputError: y is not a finite floating-point batch.
@@ -77,7 +91,9 @@ class SaddleEnergy(Tied):
 
 
 class Certificate(NamedTuple):
-    """How far images are from the solution; (b,) each, ``theorem`` as codes of ``THEOREMS``, ``gradient`` (b, n)."""
+    """How far images are from the solution; (b,) each, ``theorem`` as codes of ``THEOREMS``,
+    ``gradient`` (b, n).
+    """
 
     distance: Tensor
     theorem: Tensor
@@ -109,7 +125,7 @@ class SaddleAt:
     shapes: tuple[tuple[torch.Size, ...], tuple[torch.Size, ...]]
     norms: tuple[tuple[float, ...], ...]
 
-    # --- the operator -------------------------------------------------------------------------------------------------
+    # --- the operator -----------------------------------------------------------------------------
     def linear(self, x: Blocks) -> Blocks:
         """K x."""
         rows = self.energy.regularizer.apply(*x)
@@ -129,7 +145,7 @@ class SaddleAt:
         first, *others = self.energy.regularizer.adjoint(*p[1:])
         return (first + self.energy.operator.adjoint(p[0]), *others)
 
-    # --- variables ----------------------------------------------------------------------------------------------------
+    # --- variables --------------------------------------------------------------------------------
     def start(self, x0: Tensor) -> tuple[Blocks, Blocks]:
         """x and p to begin with, from images (b, c, h, w) or from a packed state (b, n)."""
         if x0.dim() == 2:
@@ -137,12 +153,17 @@ class SaddleAt:
         regularizer = self.energy.regularizer
         p = tuple(regularizer.dual_start(x0))
         if self.data:
-            p = (torch.zeros((x0.shape[0], *self.shapes[1][0]), dtype=x0.dtype, device=x0.device), *p)
+            p = (
+                torch.zeros((x0.shape[0], *self.shapes[1][0]), dtype=x0.dtype, device=x0.device),
+                *p,
+            )
         return (x0, *regularizer.auxiliary(x0)), p
 
     @staticmethod
     def pack(x: Blocks, p: Blocks, tempo: Tensor | None = None) -> Tensor:
-        """All variables as (b, n), and in the last column what a solver wants to remember (b,), zero for nothing."""
+        """All variables as (b, n), and in the last column what a solver wants to remember (b,),
+        zero for nothing.
+        """
         last = x[0].new_zeros(x[0].shape[0]) if tempo is None else tempo
         return torch.cat([*(t.flatten(1) for t in (*x, *p)), last[:, None]], dim=1)
 
@@ -159,15 +180,22 @@ class SaddleAt:
         """
         sizes = [*(math.prod(s) for part in self.shapes for s in part), 1]
         if z.shape[1] != sum(sizes):
-            raise InputError("state", given=f"{z.shape[1]} variables per image", expected=f"{sum(sizes)}",
-                             remedy="Start from an image, or from the state of the same problem.")
+            raise InputError(
+                "state",
+                given=f"{z.shape[1]} variables per image",
+                expected=f"{sum(sizes)}",
+                remedy="Start from an image, or from the state of the same problem.",
+            )
         pieces = z.split(sizes, dim=1)[:-1]
-        blocks = [t.reshape(z.shape[0], *s) for t, s in zip(pieces, (*self.shapes[0], *self.shapes[1]), strict=True)]
-        return tuple(blocks[:len(self.primal)]), tuple(blocks[len(self.primal):])
+        blocks = [
+            t.reshape(z.shape[0], *s)
+            for t, s in zip(pieces, (*self.shapes[0], *self.shapes[1]), strict=True)
+        ]
+        return tuple(blocks[: len(self.primal)]), tuple(blocks[len(self.primal) :])
 
     def image(self, z: Tensor) -> Tensor:
         """The image u in a packed state."""
-        return z[:, :math.prod(self.shapes[0][0])].reshape(z.shape[0], *self.shapes[0][0])
+        return z[:, : math.prod(self.shapes[0][0])].reshape(z.shape[0], *self.shapes[0][0])
 
     @property
     def theorems(self) -> tuple[str, ...]:
@@ -175,33 +203,41 @@ class SaddleAt:
         return THEOREMS
 
     def rounding_distance(self, z: Tensor) -> Tensor:
-        """Distances (b,) below which the gap of a state in its precision is mostly rounding, roughly.
+        """Distances (b,) below which the gap of a state in its precision is mostly rounding,
+        roughly.
 
-        The gap is a sum over pixels of terms of the size of their own rounding, so its noise is about machine epsilon
-        times ||u||^2 (a fifth of the square root of that was seen with TV denoising).
+        The gap is a sum over pixels of terms of the size of their own rounding, so its noise is
+        about machine epsilon times ||u||^2 (a fifth of the square root of that was seen with TV
+        denoising).
         """
         u = self.image(z) if z.dim() == 2 else z
         return 0.2 * (torch.finfo(z.dtype).eps / self.mu.value) ** 0.5 * norm(u).double()
 
-    # --- constants ----------------------------------------------------------------------------------------------------
+    # --- constants --------------------------------------------------------------------------------
     def bounds(self) -> Curvature:
         """mu of the image; a saddle function has no L."""
         return Curvature(self.mu, Bound.unknown())
 
     @property
     def constrained(self) -> bool:
-        """Whether some f_j is finite at a single point only: K x has to be there exactly for a finite primal value."""
+        """Whether some f_j is finite at a single point only: K x has to be there exactly for a
+        finite primal value.
+        """
         return any(isinstance(phi, Box) and phi.lower == phi.upper for phi in self.dual)
 
     @property
     def smooth(self) -> bool:
-        """Whether gradients and Hessians of g and f* exist everywhere, and both are strongly convex."""
+        """Whether gradients and Hessians of g and f* exist everywhere, and both are strongly
+        convex.
+        """
         return all(g.strong > 0 and g.smooth < math.inf for g in self.primal) and all(
-            f.strong > 0 and f.smooth < math.inf for f in self.dual)
+            f.strong > 0 and f.smooth < math.inf for f in self.dual
+        )
 
-    # --- certificates -------------------------------------------------------------------------------------------------
+    # --- certificates -----------------------------------------------------------------------------
     def gap(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> Tensor:
-        """P(x) - D(t p) (b,) at a multiple t p, t <= 1, that is feasible; the sum of its local parts, each >= 0.
+        """P(x) - D(t p) (b,) at a multiple t p, t <= 1, that is feasible; the sum of its local
+        parts, each >= 0.
 
         Args:
             kx, ktp: K x + b and K^T p.
@@ -225,7 +261,9 @@ class SaddleAt:
         lifted = self.energy.regularizer.finite(x)
         if lifted is not None:
             x, kx = lifted, self.apply(lifted)
-        of_dual = torch.stack([f.gap(a, s) for f, a, s in zip(self.dual, kx, p, strict=True)]).sum(dim=0)
+        of_dual = torch.stack([f.gap(a, s) for f, a, s in zip(self.dual, kx, p, strict=True)]).sum(
+            dim=0
+        )
         tiny = torch.finfo(of_dual.dtype).tiny
         return (self.gap(x, p, kx, ktp) - of_dual).clamp_min(tiny), of_dual.clamp_min(tiny)
 
@@ -244,7 +282,9 @@ class SaddleAt:
         return torch.stack(found).amax(dim=0) if found else None
 
     def gradient(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> tuple[Blocks, Blocks]:
-        """(grad g(x) + K^T p, K x + b - grad f*(p)), the gradient of the Lagrangian; for smooth problems only."""
+        """(grad g(x) + K^T p, K x + b - grad f*(p)), the gradient of the Lagrangian; for smooth
+        problems only.
+        """
         rx = tuple(g.grad(a) + s for g, a, s in zip(self.primal, x, ktp, strict=True))
         rp = tuple(a - f.conjugate_grad(s) for f, a, s in zip(self.dual, kx, p, strict=True))
         return rx, rp
@@ -254,18 +294,24 @@ class SaddleAt:
         return [g.strong for g in self.primal] + [1 / f.smooth for f in self.dual]
 
     def distances(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> list[Tensor]:
-        """Certified distance (b,) of every block of x and p, from the optimality system; for smooth problems only."""
+        """Certified distance (b,) of every block of x and p, from the optimality system; for smooth
+        problems only.
+        """
         rx, rp = self.gradient(x, p, kx, ktp)
         return distance_from_residuals([norm(r) for r in (*rx, *rp)], self.moduli())
 
     def evidence(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> Tensor:
         """The distance of the image that is known without another application of K, (b,)."""
         distance = distance_from_gap(self.gap(x, p, kx, ktp), self.mu.value)
-        return torch.minimum(distance, self.distances(x, p, kx, ktp)[0]) if self.smooth else distance
+        return (
+            torch.minimum(distance, self.distances(x, p, kx, ktp)[0]) if self.smooth else distance
+        )
 
     @torch.no_grad()
     def certify(self, z: Tensor) -> Certificate:
-        """The smallest certified distance of the image in a packed state (b, n), and the theorem behind it."""
+        """The smallest certified distance of the image in a packed state (b, n), and the theorem
+        behind it.
+        """
         x, p = self.unpack(z)
         kx, ktp = self.apply(x), self.adjoint(p)
         distance = distance_from_gap(self.gap(x, p, kx, ktp), self.mu.value)
@@ -276,39 +322,57 @@ class SaddleAt:
             gradient = self.pack(rx, rp)
         if all(f.smooth < math.inf for f in self.dual):
             found["residual"] = self._residual(x, kx)
-        table = torch.stack([found.get(name, torch.full_like(distance, torch.inf)) for name in THEOREMS])
-        table = torch.where(table.isnan(), torch.inf, table)  # NaN must never look like a certificate
+        table = torch.stack(
+            [found.get(name, torch.full_like(distance, torch.inf)) for name in THEOREMS]
+        )
+        table = torch.where(
+            table.isnan(), torch.inf, table
+        )  # NaN must never look like a certificate
         smallest, which = table.min(dim=0)
         return Certificate(smallest, which, gradient)
 
     def _residual(self, x: Blocks, kx: Blocks) -> Tensor:
-        """The distance of u with the dual variable grad f(K x + b), for which the dual part of the gap vanishes."""
+        """The distance of u with the dual variable grad f(K x + b), for which the dual part of the
+        gap vanishes.
+        """
         slopes = tuple(f.grad(a) for f, a in zip(self.dual, kx, strict=True))
         ktp = self.adjoint(slopes)
-        gap = torch.stack([g.gap(a, -s) for g, a, s in zip(self.primal, x, ktp, strict=True)]).sum(dim=0)
+        gap = torch.stack([g.gap(a, -s) for g, a, s in zip(self.primal, x, ktp, strict=True)]).sum(
+            dim=0
+        )
         distance = distance_from_gap(gap, self.mu.value)
         if all(g.strong > 0 and g.smooth < math.inf for g in self.primal):
             residuals = [norm(g.grad(a) + s) for g, a, s in zip(self.primal, x, ktp, strict=True)]
-            distance = torch.minimum(distance, distance_from_residuals(residuals, [g.strong for g in self.primal])[0])
+            distance = torch.minimum(
+                distance, distance_from_residuals(residuals, [g.strong for g in self.primal])[0]
+            )
         return distance
 
-    # --- parts of the batch -------------------------------------------------------------------------------------------
+    # --- parts of the batch -----------------------------------------------------------------------
     def select(self, index: Tensor) -> SaddleAt:
         """The saddle functions of the images ``index``."""
-        return replace(self, y=self.y[index], primal=tuple(g.select(index) for g in self.primal),
-                       dual=tuple(f.select(index) for f in self.dual))
+        return replace(
+            self,
+            y=self.y[index],
+            primal=tuple(g.select(index) for g in self.primal),
+            dual=tuple(f.select(index) for f in self.dual),
+        )
 
     def double(self) -> SaddleAt:
         """The same in float64."""
         if self.y.dtype == torch.float64:
             return self
-        u = torch.zeros((self.y.shape[0], *self.shapes[0][0]), dtype=torch.float64, device=self.y.device)
+        u = torch.zeros(
+            (self.y.shape[0], *self.shapes[0][0]), dtype=torch.float64, device=self.y.device
+        )
         return _tie(self.energy.double(), self.y.double(), u)
 
     def majorants(self) -> tuple[Tensor, ...] | None:
-        """For every dual block j the symbol (1, c, h, w // 2 + 1) of a circulant >= K_ju^T K_ju, u the image.
+        """For every dual block j the symbol (1, c, h, w // 2 + 1) of a circulant >= K_ju^T K_ju, u
+        the image.
 
-        None where primal steps in such a metric are not worth it (cheap K) or no closed form (curvature that varies).
+        None where primal steps in such a metric are not worth it (cheap K) or no closed form
+        (curvature that varies).
         """
         g = self.primal[0]
         if not self.data or g.strong != g.smooth:
@@ -341,11 +405,24 @@ def _tie(energy: SaddleEnergy, y: Tensor, u: Tensor) -> SaddleAt:
             offset = None if offset is None else (None, *offset)
         rows += [tuple(float(v) for v in row) for row in regularizer.norms(u)]
         if not all(math.isfinite(n) for row in rows for n in row):
-            raise MissingPropertyError("energy", given="an operator K without finite norm",
-                                       expected="finite parameters", remedy="Take smaller steps, or a box for theta.")
+            raise MissingPropertyError(
+                "energy",
+                given="an operator K without finite norm",
+                expected="finite parameters",
+                remedy="Take smaller steps, or a box for theta.",
+            )
         mu = fidelity.bounds(operator, u).mu + Bound.exact(energy.tikhonov)
-        return SaddleAt(energy, y, (first, *regularizer.primal(u)), tuple(dual), mu, data, offset,
-                        ((u.shape[1:], *(v.shape[1:] for v in auxiliary)), tuple(shapes)), tuple(rows))
+        return SaddleAt(
+            energy,
+            y,
+            (first, *regularizer.primal(u)),
+            tuple(dual),
+            mu,
+            data,
+            offset,
+            ((u.shape[1:], *(v.shape[1:] for v in auxiliary)), tuple(shapes)),
+            tuple(rows),
+        )
 
 
 def _limited(function: Convex) -> bool:

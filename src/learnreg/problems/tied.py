@@ -1,4 +1,6 @@
-"""What all lower levels share: a physics, a regularizer with the parameters, a data term, copies at other theta."""
+"""What all lower levels share: a physics, a regularizer with the parameters, a data term, copies at
+other theta.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class Tied(nn.Module):
         return clone
 
     def start(self, y: Tensor) -> Tensor:
-        """A^T y, the picture a solve starts from when nothing better is known (y itself for denoising)."""
+        """A^T y, the picture a solve starts from when nothing better is known (y itself for
+        denoising).
+        """
         return self.operator.adjoint(y)
 
     def describe(self) -> str:

@@ -36,16 +36,19 @@ class LinearizedHessian:
 
 
 class Regularizer(Described):
-    """R(x; theta) for images x: (b, c, h, w), one value per image; theta are the module's trainable parameters.
+    """R(x; theta) for images x: (b, c, h, w), one value per image; theta are the module's trainable
+    parameters.
 
-    A subclass implements ``value``, ``grad``, ``linearize``, ``directional`` and ``bounds``. The certificate methods
-    ``hessian_change``, ``mixed_change``, ``mixed_norm`` return None by default: hypergradient errors are then
-    estimated, never called certified.
+    A subclass implements ``value``, ``grad``, ``linearize``, ``directional`` and ``bounds``. The
+    certificate methods ``hessian_change``, ``mixed_change``, ``mixed_norm`` return None by default:
+    hypergradient errors are then estimated, never called certified.
     """
 
     @property
     def effort(self) -> float:
-        """What a gradient costs, in operations on one vector of pixels; roughly, to steer ``auto``."""
+        """What a gradient costs, in operations on one vector of pixels; roughly, to steer
+        ``auto``.
+        """
         return 10.0
 
     def value(self, x: Tensor) -> Tensor:
@@ -67,7 +70,8 @@ class Regularizer(Described):
     def directional(self, x: Tensor, v: Tensor) -> Tensor:
         """<grad R(x), v> per image (b,), differentiable in theta.
 
-        Its gradient in theta is J^T v with J the mixed derivative; ONE reverse-mode call serves all parameters.
+        Its gradient in theta is J^T v with J the mixed derivative; ONE reverse-mode call serves all
+        parameters.
         """
         raise NotImplementedError
 
@@ -81,7 +85,9 @@ class Regularizer(Described):
         return type(self).mean_curvature is not Regularizer.mean_curvature
 
     def mean_curvature(self, x: Tensor) -> MeanCurvature | None:
-        """Averages of the Hessian around x (b, c, h, w), for preconditioners; None if not offered."""
+        """Averages of the Hessian around x (b, c, h, w), for preconditioners; None if not
+        offered.
+        """
         return None
 
     def dual_start(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -90,9 +96,12 @@ class Regularizer(Described):
         Raises:
             MissingPropertyError: this regularizer has no such splitting.
         """
-        raise MissingPropertyError("regularizer", given=f"{type(self).__name__}, which has no dual variable",
-                                   expected="potentials of linear maps of x, as TV and FoE",
-                                   remedy="Use solver='newton' or solver='lbfgs'.")
+        raise MissingPropertyError(
+            "regularizer",
+            given=f"{type(self).__name__}, which has no dual variable",
+            expected="potentials of linear maps of x, as TV and FoE",
+            remedy="Use solver='newton' or solver='lbfgs'.",
+        )
 
     def dual_linearize(self, x: Tensor, dual: tuple[Tensor, ...]) -> Hessian:
         """The Hessian with the curvatures of the primal-dual Newton method."""
@@ -111,7 +120,9 @@ class Regularizer(Described):
         return Bound.unknown()
 
     def hessian_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor | None:
-        """Bound of ||(H(x') - H(x)) q|| over ||x' - x|| <= radius: (b,) or None if no bound is known."""
+        """Bound of ||(H(x') - H(x)) q|| over ||x' - x|| <= radius: (b,) or None if no bound is
+        known.
+        """
         return None
 
     def mixed_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor | None:
@@ -195,7 +206,9 @@ class Sum(Regularizer):
         known = [m for m in (r.mean_curvature(x) for r in self._parts()) if m is not None]
         return sum(known[1:], known[0]) if len(known) == len(self.terms) else None
 
-    def _shares(self, x: Tensor, dual: tuple[Tensor, ...]) -> Iterable[tuple[Regularizer, tuple[Tensor, ...]]]:
+    def _shares(
+        self, x: Tensor, dual: tuple[Tensor, ...]
+    ) -> Iterable[tuple[Regularizer, tuple[Tensor, ...]]]:
         """Every term with its part of the dual variable; a term without potentials has none."""
         rest = list(dual)
         for r in self._parts():
@@ -251,8 +264,12 @@ class Scaled(Regularizer):
     def __init__(self, factor: float, regularizer: Regularizer) -> None:
         super().__init__()
         if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
-            raise InputError("factor", given=factor, expected="a finite non-negative number",
-                             remedy="A negative factor would lose convexity.")
+            raise InputError(
+                "factor",
+                given=factor,
+                expected="a finite non-negative number",
+                remedy="A negative factor would lose convexity.",
+            )
         self.factor = float(factor)
         self.regularizer = regularizer
 

@@ -1,4 +1,6 @@
-"""Described: what reports, model files and learners ask of any regularizer, differentiable or not."""
+"""Described: what reports, model files and learners ask of any regularizer, differentiable or
+not.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,26 @@ from torch import Tensor, nn
 
 
 class Described(nn.Module):
-    """A module whose trainable parameters are theta, with defaults for what others want to know of it."""
+    """A module whose trainable parameters are theta, with defaults for what others want to know of
+    it.
+    """
 
     def spec(self) -> dict[str, Any]:
-        """JSON-able constructor arguments with the class name under ``type``; the model file stores it."""
+        """JSON-able constructor arguments with the class name under ``type``; the model file stores
+        it.
+        """
         raise NotImplementedError
 
     def units(self) -> Tensor:
-        """A natural step of every entry of theta (d,), in its order: learners that use curvature start from these."""
-        return torch.cat([torch.ones(p.numel()) for p in self.parameters() if p.requires_grad] or [torch.zeros(0)])
+        """A natural step of every entry of theta (d,), in its order: learners that use curvature
+        start from these.
+        """
+        return torch.cat(
+            [torch.ones(p.numel()) for p in self.parameters() if p.requires_grad]
+            or [torch.zeros(0)]
+        )
 
     def filters(self) -> dict[str, Tensor] | None:
-        """Learned filters for a report: ``kernels`` (K, c, s, s), ``weights`` (K,), ``smoothings`` (K,) if there are
-        any, or None."""
+        """Learned filters for a report: ``kernels`` (K, c, s, s), ``weights`` (K,), ``smoothings``
+        (K,) if there are any, or None."""
         return None

@@ -1,4 +1,6 @@
-"""Total variation as a saddle point: no smoothing is needed, the edges may be as sharp as they are."""
+"""Total variation as a saddle point: no smoothing is needed, the edges may be as sharp as they
+are.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +11,31 @@ import torch
 from torch import Tensor, nn
 
 from ..convex import Norm
-from ..operators.fields import gradient_norm, laplacian_symbol, scaled_gradient, scaled_gradient_adjoint
+from ..operators.fields import (
+    gradient_norm,
+    laplacian_symbol,
+    scaled_gradient,
+    scaled_gradient_adjoint,
+)
 from .base import positive
 from .saddle import SaddleRegularizer, flag, images, non_negative, weight_of
 
 
 class ExactTV(SaddleRegularizer):
-    """R(u) = w sum_p |(Du)_p|, w = e^theta: K = w D and f the sum of norms, f* the indicator of |p| <= 1.
+    """R(u) = w sum_p |(Du)_p|, w = e^theta: K = w D and f the sum of norms, f* the indicator of |p|
+    <= 1.
 
-    D are forward differences without boundary terms. Isotropic: the Euclidean norm of both differences of a pixel.
-    Anisotropic: the sum of their absolute values. Channels are summed separately. Rudin, Osher and Fatemi, Physica D
-    60 (1992); the saddle point of Chambolle and Pock, JMIV 40 (2011).
+    D are forward differences without boundary terms. Isotropic: the Euclidean norm of both
+    differences of a pixel. Anisotropic: the sum of their absolute values. Channels are summed
+    separately. Rudin, Osher and Fatemi, Physica D 60 (1992); the saddle point of Chambolle and
+    Pock, JMIV 40 (2011).
 
     Args:
         weight: start value of w.
         isotropic: see above.
-        rounding: rho >= 0 adds rho / 2 |p|^2 to f*, so that f is Huber's function of w Du: quadratic where |w Du| <=
-            rho, and off by at most rho / 2 elsewhere. 0 is exact total variation.
+        rounding: rho >= 0 adds rho / 2 |p|^2 to f*, so that f is Huber's function of w Du:
+            quadratic where |w Du| <= rho, and off by at most rho / 2 elsewhere. 0 is exact total
+            variation.
 
     Raises:
         InputError: a value out of range.
@@ -34,7 +44,10 @@ class ExactTV(SaddleRegularizer):
     def __init__(self, weight: float = 0.05, isotropic: bool = True, rounding: float = 0.0) -> None:
         super().__init__()
         self.log_weight = nn.Parameter(torch.tensor(math.log(positive("weight", weight))))
-        self.isotropic, self.rounding = flag("isotropic", isotropic), non_negative("rounding", rounding)
+        self.isotropic, self.rounding = (
+            flag("isotropic", isotropic),
+            non_negative("rounding", rounding),
+        )
 
     @property
     def effort(self) -> float:
@@ -61,7 +74,9 @@ class ExactTV(SaddleRegularizer):
 
     @torch.no_grad()
     def majorants(self, u: Tensor) -> list[Tensor]:
-        """w^2 times the periodic Laplacian, which has differences across the edges besides those of D."""
+        """w^2 times the periodic Laplacian, which has differences across the edges besides those of
+        D.
+        """
         return [self.log_weight.exp().square() * laplacian_symbol(u)]
 
     def sensitivity(self, u: Tensor) -> tuple[float, float]:
@@ -72,5 +87,7 @@ class ExactTV(SaddleRegularizer):
         return {"type": "ExactTV", "isotropic": self.isotropic, "rounding": self.rounding}
 
     def extra_repr(self) -> str:
-        return (f"weight={weight_of(self.log_weight):.4g}, isotropic={self.isotropic}, "
-                f"rounding={self.rounding:g}")
+        return (
+            f"weight={weight_of(self.log_weight):.4g}, isotropic={self.isotropic}, "
+            f"rounding={self.rounding:g}"
+        )

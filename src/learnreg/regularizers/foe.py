@@ -29,8 +29,8 @@ from .foe_mixed import MixedProduct
 Init = Literal["dct", "random"]
 
 CHUNK_BYTES = 2**21
-"""Feature maps are made for as many images, or rows of one image, at a time as fit here: they stay in the cache, and
-memory stays bounded whatever the size of the images."""
+"""Feature maps are made for as many images, or rows of one image, at a time as fit here: they stay
+in the cache, and memory stays bounded whatever the size of the images."""
 
 
 class Bank(NamedTuple):
@@ -41,12 +41,13 @@ class Bank(NamedTuple):
 
 
 class FoE(Regularizer):
-    """R(x) = sum_{k,p} e^{t_0+t_k} [phi_k((c_k * x)_p) - nu_k], phi_k(t) = sqrt(t^2 + nu_k^2), nu_k = least + e^{s_k}.
+    """R(x) = sum_{k,p} e^{t_0+t_k} [phi_k((c_k * x)_p) - nu_k], phi_k(t) = sqrt(t^2 + nu_k^2), nu_k
+    = least + e^{s_k}.
 
-    ``*`` is cross-correlation; weights and smoothing are positive through exp. theta = (t_0, t_1..t_K, s_1..s_K,
-    filters row-major), d = 1 + 2 K + K c s^2. The constants nu_k are subtracted so that R(constant) is 0 for zero-mean
-    filters. Roth and Black, Fields of Experts, IJCV 2009; Chen, Ranftl and Pock, IEEE TIP 2014, for its bilevel
-    learning.
+    ``*`` is cross-correlation; weights and smoothing are positive through exp. theta = (t_0,
+    t_1..t_K, s_1..s_K, filters row-major), d = 1 + 2 K + K c s^2. The constants nu_k are subtracted
+    so that R(constant) is 0 for zero-mean filters. Roth and Black, Fields of Experts, IJCV 2009;
+    Chen, Ranftl and Pock, IEEE TIP 2014, for its bilevel learning.
 
     Args:
         filters: K.
@@ -54,51 +55,84 @@ class FoE(Regularizer):
         channels: c of the images.
         zero_mean: use c_k minus its mean over each channel, by parametrization.
         padding: ``reflect`` (edge pixel not repeated) or ``zero``.
-        init: ``dct`` starts from the K lowest non-constant cosine patterns of the smallest odd window that has so many,
-            centred, with weights growing like the root of their frequency (the best of the powers 0, 1/2, 1 when
-            measured on photographs); ``random`` from Xavier-normal filters minus their mean, drawn from ``seed``.
+        init: ``dct`` starts from the K lowest non-constant cosine patterns of the smallest odd
+            window that has so many, centred, with weights growing like the root of their frequency
+            (the best of the powers 0, 1/2, 1 when measured on photographs); ``random`` from
+            Xavier-normal filters minus their mean, drawn from ``seed``.
         weight: mean of the start values of e^{t_0 + t_k}; 0.15 / K when None.
         smoothing: start value of nu_k, in intensity units.
-        least_smoothing: ``least`` above. One grey level by default: less would not change the pictures visibly, but L,
-            and with it the work of every solve, grows like 1 / nu. 0 leaves nu_k = e^{s_k}.
+        least_smoothing: ``least`` above. One grey level by default: less would not change the
+            pictures visibly, but L, and with it the work of every solve, grows like 1 / nu. 0
+            leaves nu_k = e^{s_k}.
         seed: of the random filters.
 
     Raises:
         InputError: a value out of range; ``dct`` with more filters than non-constant patterns.
     """
 
-    def __init__(self, filters: int = 24, size: int = 7, *, channels: int = 1, zero_mean: bool = True,
-                 padding: Padding = "reflect", init: Init = "dct", weight: float | None = None,
-                 smoothing: float = 0.01, least_smoothing: float = 1 / 255, seed: int = 0) -> None:
+    def __init__(
+        self,
+        filters: int = 24,
+        size: int = 7,
+        *,
+        channels: int = 1,
+        zero_mean: bool = True,
+        padding: Padding = "reflect",
+        init: Init = "dct",
+        weight: float | None = None,
+        smoothing: float = 0.01,
+        least_smoothing: float = 1 / 255,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         for name, value in (("filters", filters), ("size", size), ("channels", channels)):
             if not isinstance(value, int) or value < 1:
                 raise InputError(name, given=value, expected="a positive integer")
         if size % 2 == 0:
-            raise InputError("size", given=size, expected="an odd filter size", remedy=f"Use {size + 1}.")
+            raise InputError(
+                "size", given=size, expected="an odd filter size", remedy=f"Use {size + 1}."
+            )
         if padding not in get_args(Padding):
             raise InputError("padding", given=padding, expected="'reflect' or 'zero'")
         kernels, tilt = _initial_kernels(init, filters, size, channels, seed)
         if not 0 <= least_smoothing < positive("smoothing", smoothing):
-            raise InputError("least_smoothing", given=least_smoothing,
-                             expected=f"a number in [0, smoothing={smoothing:g})")
-        self.zero_mean, self.padding, self.least_smoothing = bool(zero_mean), padding, float(least_smoothing)
+            raise InputError(
+                "least_smoothing",
+                given=least_smoothing,
+                expected=f"a number in [0, smoothing={smoothing:g})",
+            )
+        self.zero_mean, self.padding, self.least_smoothing = (
+            bool(zero_mean),
+            padding,
+            float(least_smoothing),
+        )
         half = 0.5 * math.log(positive("weight", 0.15 / filters if weight is None else weight))
         self.log_scale = nn.Parameter(torch.tensor(half))
         self.log_weights = nn.Parameter(half + tilt)
-        self.log_smoothings = nn.Parameter(torch.full((filters,), math.log(smoothing - least_smoothing)))
+        self.log_smoothings = nn.Parameter(
+            torch.full((filters,), math.log(smoothing - least_smoothing))
+        )
         self.kernels = nn.Parameter(kernels)
         self._cache: dict[str, Any] = {}
 
-    # --- theta made ready -----------------------------------------------------------------------------------------
+    # --- theta made ready -------------------------------------------------------------------------
 
     def _centred(self) -> Tensor:
-        return self.kernels - self.kernels.mean(dim=(-2, -1), keepdim=True) if self.zero_mean else self.kernels
+        return (
+            self.kernels - self.kernels.mean(dim=(-2, -1), keepdim=True)
+            if self.zero_mean
+            else self.kernels
+        )
 
     def _differentiable(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Effective kernels (K, c, s, s), weights (K,), smoothings (K,), with their graph to theta."""
-        return (self._centred(), (self.log_scale + self.log_weights).exp(),
-                self.least_smoothing + self.log_smoothings.exp())
+        """Effective kernels (K, c, s, s), weights (K,), smoothings (K,), with their graph to
+        theta.
+        """
+        return (
+            self._centred(),
+            (self.log_scale + self.log_weights).exp(),
+            self.least_smoothing + self.log_smoothings.exp(),
+        )
 
     def effective(self) -> tuple[Tensor, Tensor, Tensor]:
         """Effective kernels (K, c, s, s), weights (K,), smoothings (K,), detached."""
@@ -106,12 +140,16 @@ class FoE(Regularizer):
         return kernels.detach(), weights.detach(), smoothings.detach()
 
     def _remember(self, name: str, make: Any) -> Any:
-        """``make()``, kept until a parameter changes; made anew on a GPU, where comparing would stall the queue."""
+        """``make()``, kept until a parameter changes; made anew on a GPU, where comparing would
+        stall the queue.
+        """
         if self.kernels.is_cuda:
             return make()
         now, then = [p.detach() for p in self.parameters()], self._cache.get("theta")
         # by value: fused optimizers and writes through ``.data`` leave no trace in version counters
-        if then is None or not all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(now, then, strict=True)):
+        if then is None or not all(
+            a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(now, then, strict=True)
+        ):
             self._cache.clear()
             self._cache["theta"] = [p.clone() for p in now]
         if name not in self._cache:
@@ -121,17 +159,28 @@ class FoE(Regularizer):
     def _bank(self) -> Bank:
         def make() -> Bank:
             c, w, nu = self.effective()
-            return Bank((c / nu.view(-1, 1, 1, 1)).contiguous(), adjoint_kernels(c * w.view(-1, 1, 1, 1)))
+            return Bank(
+                (c / nu.view(-1, 1, 1, 1)).contiguous(), adjoint_kernels(c * w.view(-1, 1, 1, 1))
+            )
+
         return self._remember("bank", make)
 
     def _check(self, x: Tensor) -> None:
         c, s = self.kernels.shape[1], self.kernels.shape[-1]
         if x.dim() != 4 or x.shape[1] != c or min(x.shape[-2:]) < s:
-            raise InputError("x", given=f"shape {tuple(x.shape)}", expected=f"(b, {c}, h, w) with h, w >= {s}",
-                             remedy="Match the channels and use images at least as large as the filters.")
+            raise InputError(
+                "x",
+                given=f"shape {tuple(x.shape)}",
+                expected=f"(b, {c}, h, w) with h, w >= {s}",
+                remedy="Match the channels and use images at least as large as the filters.",
+            )
         if x.dtype != self.kernels.dtype:
-            raise InputError("x", given=x.dtype, expected=f"{self.kernels.dtype}, as the parameters",
-                             remedy="Convert the images, or the regularizer with .to(dtype).")
+            raise InputError(
+                "x",
+                given=x.dtype,
+                expected=f"{self.kernels.dtype}, as the parameters",
+                remedy="Convert the images, or the regularizer with .to(dtype).",
+            )
 
     @property
     def effort(self) -> float:
@@ -139,7 +188,7 @@ class FoE(Regularizer):
         k, c, s, _ = self.kernels.shape
         return 0.2 * k * c * s * s
 
-    # --- the function -----------------------------------------------------------------------------------------------
+    # --- the function -----------------------------------------------------------------------------
 
     def value(self, x: Tensor) -> Tensor:
         self._check(x)
@@ -192,10 +241,14 @@ class FoE(Regularizer):
         return MixedProduct.apply(x, v, *self._differentiable(), self.padding, CHUNK_BYTES)
 
     def mean_curvature(self, x: Tensor) -> MeanCurvature:
-        """Weights (w_k / nu_k) / (1 + u^2): the geometric mean of the Hessian, s^-3, and of its majorant, 1 / s."""
+        """Weights (w_k / nu_k) / (1 + u^2): the geometric mean of the Hessian, s^-3, and of its
+        majorant, 1 / s.
+        """
         self._check(x)
         bank, (kernels, w, nu) = self._bank(), self.effective()
-        squares = self._remember("squares", lambda: adjoint_kernels(kernels.square() * (w / nu).view(-1, 1, 1, 1)))
+        squares = self._remember(
+            "squares", lambda: adjoint_kernels(kernels.square() * (w / nu).view(-1, 1, 1, 1))
+        )
         total = x.new_zeros(x.shape[0], kernels.shape[0])
 
         def soft(u: Tensor, i: slice, r: slice) -> Tensor:
@@ -205,15 +258,19 @@ class FoE(Regularizer):
 
         diagonal = sandwich(x, bank.forward, squares, self.padding, CHUNK_BYTES, soft)
         shape = (x.shape[-2], x.shape[-1])
-        return MeanCurvature(diagonal, mean_symbol(kernels, total / (shape[0] * shape[1]) * (w / nu), shape))
+        return MeanCurvature(
+            diagonal, mean_symbol(kernels, total / (shape[0] * shape[1]) * (w / nu), shape)
+        )
 
-    # --- what is known of it ----------------------------------------------------------------------------------------
+    # --- what is known of it ----------------------------------------------------------------------
 
     def _strength(self) -> float:
         """S, a bound of || sum_k (w_k / nu_k) C_k^T C_k ||."""
+
         def make() -> float:
             c, w, nu = self.effective()
             return symbol_bound(c, w.double() / nu.double(), self.padding)
+
         return self._remember("strength", make)
 
     def bounds(self) -> Curvature:
@@ -223,21 +280,32 @@ class FoE(Regularizer):
         return certificates.hessian_lipschitz(*self.effective(), self.padding, self._strength())
 
     def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
-        return certificates.mixed_lipschitz(*self.effective(), self.padding, self._strength(), reach)
+        return certificates.mixed_lipschitz(
+            *self.effective(), self.padding, self._strength(), reach
+        )
 
     def hessian_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor:
-        return certificates.hessian_change(*self.effective(), self.padding, self._strength(), x, q, radius)
+        return certificates.hessian_change(
+            *self.effective(), self.padding, self._strength(), x, q, radius
+        )
 
     def mixed_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor:
-        return certificates.mixed_change(*self.effective(), self.padding, x, q, radius, self.zero_mean)
+        return certificates.mixed_change(
+            *self.effective(), self.padding, x, q, radius, self.zero_mean
+        )
 
     def mixed_norm(self, x: Tensor, radius: Tensor) -> Tensor:
         return certificates.mixed_norm(*self.effective(), self.padding, x, radius, self.zero_mean)
 
     def units(self) -> Tensor:
-        """1 for logarithms, 1 / sqrt(s) for filter entries (the deviation of a Xavier-normal one)."""
-        parts = [torch.full((p.numel(),), p.shape[-1] ** -0.5 if p is self.kernels else 1.0) for p in self.parameters()
-                 if p.requires_grad]
+        """1 for logarithms, 1 / sqrt(s) for filter entries (the deviation of a Xavier-normal
+        one).
+        """
+        parts = [
+            torch.full((p.numel(),), p.shape[-1] ** -0.5 if p is self.kernels else 1.0)
+            for p in self.parameters()
+            if p.requires_grad
+        ]
         return torch.cat(parts)
 
     def filters(self) -> dict[str, Tensor]:
@@ -246,33 +314,56 @@ class FoE(Regularizer):
 
     def spec(self) -> dict[str, Any]:
         k, c, s, _ = self.kernels.shape
-        return {"type": "FoE", "filters": k, "size": s, "channels": c, "zero_mean": self.zero_mean,
-                "padding": self.padding, "init": "random", "least_smoothing": self.least_smoothing,
-                "smoothing": self.least_smoothing + 1.0}
+        return {
+            "type": "FoE",
+            "filters": k,
+            "size": s,
+            "channels": c,
+            "zero_mean": self.zero_mean,
+            "padding": self.padding,
+            "init": "random",
+            "least_smoothing": self.least_smoothing,
+            "smoothing": self.least_smoothing + 1.0,
+        }
 
     def extra_repr(self) -> str:
         k, c, s, _ = self.kernels.shape
-        return f"filters={k}, size={s}x{s}, channels={c}, zero_mean={self.zero_mean}, padding={self.padding!r}"
+        return (
+            f"filters={k}, size={s}x{s}, channels={c}, "
+            f"zero_mean={self.zero_mean}, padding={self.padding!r}"
+        )
 
 
-def _initial_kernels(init: str, filters: int, size: int, channels: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Start values (K, c, s, s) with zero mean, and the tilt of the log weights (K,); weights have mean 1."""
+def _initial_kernels(
+    init: str, filters: int, size: int, channels: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Start values (K, c, s, s) with zero mean, and the tilt of the log weights (K,); weights have
+    mean 1.
+    """
     if init == "random":
         generator = torch.Generator().manual_seed(seed)
-        kernels = math.sqrt(1.0 / size) * torch.randn(filters, channels, size, size, generator=generator)
+        kernels = math.sqrt(1.0 / size) * torch.randn(
+            filters, channels, size, size, generator=generator
+        )
         return kernels - kernels.mean(dim=(-2, -1), keepdim=True), torch.zeros(filters)
     if init != "dct":
         raise InputError("init", given=init, expected="'dct' or 'random'")
     available = (size * size - 1) * channels
     if filters > available:
-        raise InputError("filters", given=filters, expected=f"at most {available} for init='dct' and size {size}",
-                         remedy="Use init='random' or larger filters.")
+        raise InputError(
+            "filters",
+            given=filters,
+            expected=f"at most {available} for init='dct' and size {size}",
+            remedy="Use init='random' or larger filters.",
+        )
     window = next(n for n in range(1, size + 1, 2) if (n * n - 1) * channels >= filters)
     n = torch.arange(window, dtype=torch.float64)
     basis = torch.cos(math.pi * n[:, None] * (n[None, :] + 0.5) / window)
     basis = basis / basis.norm(dim=1, keepdim=True)
-    patterns = sorted(((i, j) for i in range(window) for j in range(window) if i + j > 0),
-                      key=lambda ij: (ij[0] ** 2 + ij[1] ** 2, ij))
+    patterns = sorted(
+        ((i, j) for i in range(window) for j in range(window) if i + j > 0),
+        key=lambda ij: (ij[0] ** 2 + ij[1] ** 2, ij),
+    )
     kernels = torch.zeros(filters, channels, size, size, dtype=torch.float64)
     inside = slice((size - window) // 2, (size + window) // 2)
     frequency = torch.zeros(filters)

@@ -11,24 +11,38 @@ from ..operators.convolutions import Padding, pad, tiles, windows
 
 
 class MixedProduct(torch.autograd.Function):
-    """<grad R(x), v> per image; its derivatives in (kernels, weights, smoothings) are made on the way and kept.
+    """<grad R(x), v> per image; its derivatives in (kernels, weights, smoothings) are made on the
+    way and kept.
 
     With u = C x / nu and d = C v:  value = sum_k w_k <s'(u_k), d_k>,
-        d/dc_k  = w_k (windows(v)^T s'(u_k) + windows(x)^T (s''(u_k) d_k) / nu_k) =: w_k (A_k + B_k),
-        d/dw_k  = <s'(u_k), d_k> = <A_k, c_k>,
+        d/dc_k  = w_k (windows(v)^T s'(u_k) + windows(x)^T (s''(u_k) d_k) / nu_k) =: w_k (A_k +
+        B_k), d/dw_k  = <s'(u_k), d_k> = <A_k, c_k>,
         d/dnu_k = -(w_k / nu_k) <s''(u_k) d_k, u_k> = -(w_k / nu_k) <B_k, c_k>.
-    Two correlations and two products with the windows, where reverse mode goes through ten feature maps.
+    Two correlations and two products with the windows, where reverse mode goes through ten feature
+    maps.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, v: Tensor, kernels: Tensor, w: Tensor, nu: Tensor, padding: Padding,
-                limit: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        v: Tensor,
+        kernels: Tensor,
+        w: Tensor,
+        nu: Tensor,
+        padding: Padding,
+        limit: int,
+    ) -> Tensor:
         flat = kernels.detach().flatten(1)
-        a, b = _window_products(x.detach(), v.detach(), kernels.detach(), nu.detach(), padding, limit)
+        a, b = _window_products(
+            x.detach(), v.detach(), kernels.detach(), nu.detach(), padding, limit
+        )
         b = b / nu.view(-1, 1)
         each = (a * flat).sum(dim=2)
         ctx.shape = kernels.shape
-        ctx.save_for_backward((w.view(-1, 1) * (a + b)).flatten(1), each, -(w / nu) * (b * flat).sum(dim=2))
+        ctx.save_for_backward(
+            (w.view(-1, 1) * (a + b)).flatten(1), each, -(w / nu) * (b * flat).sum(dim=2)
+        )
         return each @ w
 
     @staticmethod
@@ -38,8 +52,9 @@ class MixedProduct(torch.autograd.Function):
         return None, None, (g @ kernels).view(ctx.shape), g @ w, g @ nu, None, None
 
 
-def _window_products(x: Tensor, v: Tensor, kernels: Tensor, nu: Tensor, padding: Padding,
-                     limit: int) -> tuple[Tensor, Tensor]:
+def _window_products(
+    x: Tensor, v: Tensor, kernels: Tensor, nu: Tensor, padding: Padding, limit: int
+) -> tuple[Tensor, Tensor]:
     """windows(v)^T s'(u) and windows(x)^T (s''(u) d) per image: (b, K, c s s) each."""
     k, c, s, _ = kernels.shape
     b, flat = x.shape[0], kernels.flatten(1)

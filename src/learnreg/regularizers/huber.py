@@ -1,4 +1,6 @@
-"""Total variation with a Huber potential: exactly linear beyond the smoothing, with a Hessian that jumps there."""
+"""Total variation with a Huber potential: exactly linear beyond the smoothing, with a Hessian that
+jumps there.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,16 @@ from .tv import flat_averages, radial_product
 
 
 class HuberTV(Regularizer):
-    """R(x) = w sum_p H(|(Dx)_p|),  H(t) = t^2 / (2 nu) for t <= nu, t - nu / 2 beyond;  theta = (log w, log nu).
+    """R(x) = w sum_p H(|(Dx)_p|),  H(t) = t^2 / (2 nu) for t <= nu, t - nu / 2 beyond;  theta =
+    (log w, log nu).
 
-    Isotropic, D are forward differences without boundary terms, channels are summed separately. R is C^1 with a
-    semismooth gradient: ``linearize`` gives an element of the generalized Hessian, and hypergradients hold wherever no
-    |Dx| equals nu exactly. Nothing bounds the change of that Hessian, so errors of hypergradients are estimated.
-    Kunisch and Pock, SIAM J. Imaging Sci. 2013, learn its weight by bilevel optimization and solve it with the
-    primal-dual semismooth Newton method, ``solver="primal_dual_newton"``.
+    Isotropic, D are forward differences without boundary terms, channels are summed separately. R
+    is C^1 with a semismooth gradient: ``linearize`` gives an element of the generalized Hessian,
+    and hypergradients hold wherever no
+    |Dx| equals nu exactly. Nothing bounds the change of that Hessian, so errors of hypergradients
+    are estimated.
+    Kunisch and Pock, SIAM J. Imaging Sci. 2013, learn its weight by bilevel optimization and solve
+    it with the primal-dual semismooth Newton method, ``solver="primal_dual_newton"``.
 
     Args:
         weight: start value of w.
@@ -64,7 +69,9 @@ class HuberTV(Regularizer):
         return (u / m,)
 
     def dual_linearize(self, x: Tensor, dual: tuple[Tensor, ...]) -> LinearizedHessian:
-        """Weights (w / nu) (1 - chi sym(p e^T)) / m, e = u / |u|, chi = 1 beyond the kink; convex while |p| <= 1."""
+        """Weights (w / nu) (1 - chi sym(p e^T)) / m, e = u / |u|, chi = 1 beyond the kink; convex
+        while |p| <= 1.
+        """
         w, nu = self._scales()
         u, m = self._split(x)
         beyond = u / m * (m > 1)
@@ -87,7 +94,9 @@ class HuberTV(Regularizer):
         return Curvature(Bound.exact(0.0), Bound.proven(NORM_SQUARED * float(strength)))
 
     def mean_curvature(self, x: Tensor) -> MeanCurvature:
-        """Weights (w / nu) / max(1, |u|), those of the majorant, averaged; the diagonal as for ``TV``."""
+        """Weights (w / nu) / max(1, |u|), those of the majorant, averaged; the diagonal as for
+        ``TV``.
+        """
         w, nu = self._scales()
         weights = (w / nu / self._split(x)[1]).expand(-1, 2, *x.shape[1:])
         return flat_averages(weights, x)
@@ -96,4 +105,5 @@ class HuberTV(Regularizer):
         return {"type": "HuberTV"}
 
     def extra_repr(self) -> str:
-        return f"weight={math.exp(self.log_weight.item()):.4g}, smoothing={math.exp(self.log_smoothing.item()):.4g}"
+        w, nu = (math.exp(p.item()) for p in (self.log_weight, self.log_smoothing))
+        return f"weight={w:.4g}, smoothing={nu:.4g}"

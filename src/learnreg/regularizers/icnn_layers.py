@@ -1,4 +1,6 @@
-"""What an input-convex network is made of: its activation, zero-padded convolutions, pooling, proven norms."""
+"""What an input-convex network is made of: its activation, zero-padded convolutions, pooling,
+proven norms.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,13 @@ SAFETY = 1 + 1e-12
 """For the rounding of norms computed in float64."""
 
 
-# --- the activation ---------------------------------------------------------------------------------------------------
+# --- the activation -------------------------------------------------------------------------------
 
 
 def leaky(a: Tensor, slope: float, rounding: float) -> Tensor:
-    """slope a + (1 - slope) h(a); h is max(0, a), or for rounding om > 0 a^2/(2 om) on [0, om] and a - om/2 beyond."""
+    """slope a + (1 - slope) h(a); h is max(0, a), or for rounding om > 0 a^2/(2 om) on [0, om] and
+    a - om/2 beyond.
+    """
     positive = a.clamp_min(0)
     if rounding:
         curved = positive.clamp_max(rounding)
@@ -33,16 +37,20 @@ def leaky_slope(a: Tensor, slope: float, rounding: float) -> Tensor:
     return slope + (1 - slope) * rising
 
 
-# --- linear maps ------------------------------------------------------------------------------------------------------
+# --- linear maps ----------------------------------------------------------------------------------
 
 
 def mix(z: Tensor, weights: Tensor) -> Tensor:
-    """Convolution (cross-correlation) of feature maps continued by zero: (b, c, h, w), (K, c, s, s) -> (b, K, h, w)."""
+    """Convolution (cross-correlation) of feature maps continued by zero: (b, c, h, w), (K, c, s, s)
+    -> (b, K, h, w).
+    """
     return F.conv2d(z, weights, padding=weights.shape[-1] // 2)
 
 
 def mix_adjoint(p: Tensor, weights: Tensor) -> Tensor:
-    """Its exact adjoint, (b, K, h, w) -> (b, c, h, w): for odd s a convolution with the turned filters."""
+    """Its exact adjoint, (b, K, h, w) -> (b, c, h, w): for odd s a convolution with the turned
+    filters.
+    """
     return F.conv2d(p, weights.flip(-2, -1).transpose(0, 1), padding=weights.shape[-1] // 2)
 
 
@@ -57,14 +65,18 @@ def connect_adjoint(p: Tensor, weights: Tensor) -> Tensor:
 
 
 def pooled(side: int, pooling: int) -> int:
-    """Pixels per side after pooling: windows are not left out, the last one may reach over the edge."""
+    """Pixels per side after pooling: windows are not left out, the last one may reach over the
+    edge.
+    """
     return -(-side // pooling)
 
 
 def pool(z: Tensor, pooling: int) -> Tensor:
-    """Means over windows n x n, (b, c, h, w) -> (b, c, ceil(h/n), ceil(w/n)); what lies over the edge counts as zero.
+    """Means over windows n x n, (b, c, h, w) -> (b, c, ceil(h/n), ceil(w/n)); what lies over the
+    edge counts as zero.
 
-    So every pixel has the weight 1/n^2, whatever the size of the image, and the norm of the map is at most 1/n.
+    So every pixel has the weight 1/n^2, whatever the size of the image, and the norm of the map is
+    at most 1/n.
     """
     if pooling == 1:
         return z
@@ -78,25 +90,31 @@ def pool_adjoint(p: Tensor, pooling: int, shape: Sequence[int]) -> Tensor:
         return p
     b, c, h, w = p.shape
     spread = (p / pooling**2)[:, :, :, None, :, None].expand(b, c, h, pooling, w, pooling)
-    return spread.reshape(b, c, h * pooling, w * pooling)[..., :shape[0], :shape[1]]
+    return spread.reshape(b, c, h * pooling, w * pooling)[..., : shape[0], : shape[1]]
 
 
-# --- norms ------------------------------------------------------------------------------------------------------------
+# --- norms ----------------------------------------------------------------------------------------
 
 
 def first_norm(kernels: Tensor, padding: Padding, h: int, w: int) -> float:
-    """A proven bound for the bank ``kernels`` (K, c, s, s) on images h x w: channels add up at most in squares."""
+    """A proven bound for the bank ``kernels`` (K, c, s, s) on images h x w: channels add up at most
+    in squares.
+    """
     if kernels.shape[-1] == 1:  # the same small matrix at every pixel
         return float(torch.linalg.matrix_norm(kernels.detach().double().flatten(1), 2)) * SAFETY
-    return sum(bank_norm(kernels[:, i][None], padding, h, w) ** 2 for i in range(kernels.shape[1])) ** 0.5
+    return (
+        sum(bank_norm(kernels[:, i][None], padding, h, w) ** 2 for i in range(kernels.shape[1]))
+        ** 0.5
+    )
 
 
 def mix_norm(weights: Tensor) -> float:
     """A proven bound for ``mix`` with weights >= 0, nearly attained by large constant maps.
 
-    A zero frame turns the convolution into a part of a periodic one, whose norm is the largest spectral norm of the
-    symbol C(omega), a matrix (K, c). Its entries are at most those of C(0) in absolute value because no weight is
-    negative, and then so is the spectral norm (Horn and Johnson, Matrix Analysis, Theorem 8.1.18).
+    A zero frame turns the convolution into a part of a periodic one, whose norm is the largest
+    spectral norm of the symbol C(omega), a matrix (K, c). Its entries are at most those of C(0) in
+    absolute value because no weight is negative, and then so is the spectral norm (Horn and
+    Johnson, Matrix Analysis, Theorem 8.1.18).
     """
     return float(torch.linalg.matrix_norm(weights.detach().double().sum(dim=(-2, -1)), 2)) * SAFETY
 

@@ -17,13 +17,13 @@ from .described import Described
 class SaddleRegularizer(Described):
     """R(u; theta) = min_v max_p <K(theta)(u, v) + b(theta), p> + sum_i g_i(v_i) - sum_j f_j*(p_j).
 
-    u are images (b, c, h, w), v auxiliary blocks (none is common), p dual blocks, all with the batch first; theta are
-    the module's trainable parameters. They enter through K and b only: the convex functions g_i, f_j know nothing of
-    theta, so a weight stands in the rows of K. The hypergradient then is that of <K(theta) X, p> + <K(theta) x + b, P>
-    whatever the functions are.
+    u are images (b, c, h, w), v auxiliary blocks (none is common), p dual blocks, all with the
+    batch first; theta are the module's trainable parameters. They enter through K and b only: the
+    convex functions g_i, f_j know nothing of theta, so a weight stands in the rows of K. The
+    hypergradient then is that of <K(theta) X, p> + <K(theta) x + b, P> whatever the functions are.
 
-    A subclass implements ``dual``, ``apply``, ``adjoint`` and ``norms``; with auxiliary blocks ``auxiliary`` and
-    ``primal`` too. The other methods have defaults.
+    A subclass implements ``dual``, ``apply``, ``adjoint`` and ``norms``; with auxiliary blocks
+    ``auxiliary`` and ``primal`` too. The other methods have defaults.
     """
 
     saddle = True
@@ -33,7 +33,7 @@ class SaddleRegularizer(Described):
         """What K and its adjoint cost together, in operations on one vector of pixels; roughly."""
         return 20.0
 
-    # --- blocks -----------------------------------------------------------------------------------------------------
+    # --- blocks -----------------------------------------------------------------------------------
 
     def auxiliary(self, u: Tensor) -> tuple[Tensor, ...]:
         """Blocks v to start from, for images u (b, c, h, w); () if there are none."""
@@ -52,10 +52,12 @@ class SaddleRegularizer(Described):
         """Dual blocks to start from, zeros by default."""
         return tuple(torch.zeros_like(a) for a in self.apply(u, *self.auxiliary(u)))
 
-    # --- the coupling -----------------------------------------------------------------------------------------------
+    # --- the coupling -----------------------------------------------------------------------------
 
     def apply(self, u: Tensor, *v: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """K(theta)(u, v), one tensor for every dual block; differentiable in theta, fast under ``torch.no_grad``."""
+        """K(theta)(u, v), one tensor for every dual block; differentiable in theta, fast under
+        ``torch.no_grad``.
+        """
         raise NotImplementedError
 
     def adjoint(self, *p: Tensor) -> tuple[Tensor, ...]:
@@ -63,23 +65,30 @@ class SaddleRegularizer(Described):
         raise NotImplementedError
 
     def offset(self, u: Tensor) -> tuple[Tensor | None, ...] | None:
-        """b(theta), for every dual block a tensor with first dimension 1 or None; None where there is none at all."""
+        """b(theta), for every dual block a tensor with first dimension 1 or None; None where there
+        is none at all.
+        """
         return None
 
     def norms(self, u: Tensor) -> list[list[float]]:
-        """Proven upper bounds of the spectral norms of K_ji: a row per dual block, u first in every row."""
+        """Proven upper bounds of the spectral norms of K_ji: a row per dual block, u first in every
+        row.
+        """
         raise NotImplementedError
 
     @torch.no_grad()
     def majorants(self, u: Tensor) -> list[Tensor]:
-        """For every dual block j the symbol of a circulant >= K_ju^T K_ju, for ``torch.fft.rfft2`` of images like u.
+        """For every dual block j the symbol of a circulant >= K_ju^T K_ju, for ``torch.fft.rfft2``
+        of images like u.
 
-        Broadcastable to (1, c, h, w // 2 + 1); by default the constant ||K_ju||^2. It only steers step sizes.
+        Broadcastable to (1, c, h, w // 2 + 1); by default the constant ||K_ju||^2. It only steers
+        step sizes.
         """
         return [u.new_full((1, 1, 1, 1), row[0] ** 2) for row in self.norms(u)]
 
     def finite(self, x: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """(u, *v) near x, with the same u, at which every f_j and g_i is finite, or None (the default): x is such.
+        """(u, *v) near x, with the same u, at which every f_j and g_i is finite, or None (the
+        default): x is such.
 
         Args:
             x: (u, *v).
@@ -97,14 +106,18 @@ class SaddleRegularizer(Described):
         return None
 
     def sensitivity(self, u: Tensor) -> tuple[float, float]:
-        """(kappa, beta), proven: ||dK|| <= kappa ||dtheta|| and ||db|| <= beta ||dtheta||; inf where unknown."""
+        """(kappa, beta), proven: ||dK|| <= kappa ||dtheta|| and ||db|| <= beta ||dtheta||; inf
+        where unknown.
+        """
         return math.inf, math.inf
 
-    # --- the function -----------------------------------------------------------------------------------------------
+    # --- the function -----------------------------------------------------------------------------
 
     @torch.no_grad()
     def value_with(self, u: Tensor, *v: Tensor) -> Tensor:
-        """sum_j f_j(K (u, v) + b) + sum_i g_i(v_i), per image (b,): at least R(u), and equal to it at the best v."""
+        """sum_j f_j(K (u, v) + b) + sum_i g_i(v_i), per image (b,): at least R(u), and equal to it
+        at the best v.
+        """
         images(u)
         blocks = self.apply(u, *v)
         shifts = self.offset(u) or (None,) * len(blocks)
@@ -123,8 +136,11 @@ class SaddleRegularizer(Described):
         """
         if self.auxiliary(images(u)[:1]):
             raise MissingPropertyError(
-                "value", given=f"{type(self).__name__}, whose value is a minimum over auxiliary fields",
-                expected="a regularizer without auxiliary fields", remedy="Use value_with(u, *v) at given fields v.")
+                "value",
+                given=f"{type(self).__name__}, whose value is a minimum over auxiliary fields",
+                expected="a regularizer without auxiliary fields",
+                remedy="Use value_with(u, *v) at given fields v.",
+            )
         return self.value_with(u)
 
 
@@ -135,15 +151,21 @@ def images(u: Tensor, least: int = 1) -> Tensor:
         InputError: otherwise.
     """
     if u.dim() != 4 or min(u.shape[-2:]) < least:
-        raise InputError("u", given=f"shape {tuple(u.shape)}",
-                         expected="(b, c, h, w)" + (f" with h, w >= {least}" if least > 1 else ""),
-                         remedy="Add batch and channel dimensions, for example u[None, None]."
-                         if u.dim() != 4 else "Use larger images or smaller filters.")
+        raise InputError(
+            "u",
+            given=f"shape {tuple(u.shape)}",
+            expected="(b, c, h, w)" + (f" with h, w >= {least}" if least > 1 else ""),
+            remedy="Add batch and channel dimensions, for example u[None, None]."
+            if u.dim() != 4
+            else "Use larger images or smaller filters.",
+        )
     return u
 
 
 def weight_of(log_weight: Tensor) -> float:
-    """e^log_weight, inf where it is too large: constants that are not finite end a solve before it begins."""
+    """e^log_weight, inf where it is too large: constants that are not finite end a solve before it
+    begins.
+    """
     return float(log_weight.detach().double().exp())
 
 

@@ -24,7 +24,9 @@ class Tikhonov(Regularizer):
 
     def __init__(self, weight: float = 1e-3, learned: bool = True) -> None:
         super().__init__()
-        self.log_weight = nn.Parameter(torch.tensor(math.log(positive("weight", weight))), requires_grad=learned)
+        self.log_weight = nn.Parameter(
+            torch.tensor(math.log(positive("weight", weight))), requires_grad=learned
+        )
 
     @property
     def effort(self) -> float:
@@ -49,7 +51,9 @@ class Tikhonov(Regularizer):
 
     def mean_curvature(self, x: Tensor) -> MeanCurvature:
         weight = math.exp(self.log_weight.item())
-        return MeanCurvature(torch.full_like(x, weight), x.new_full((*x.shape[:-1], x.shape[-1] // 2 + 1), weight))
+        return MeanCurvature(
+            torch.full_like(x, weight), x.new_full((*x.shape[:-1], x.shape[-1] // 2 + 1), weight)
+        )
 
     def dual_start(self, x: Tensor) -> tuple[Tensor, ...]:
         return ()
@@ -64,7 +68,11 @@ class Tikhonov(Regularizer):
         return Bound.exact(0.0)
 
     def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
-        return Bound.exact(math.exp(self.log_weight.item())) if self.log_weight.requires_grad else Bound.exact(0.0)
+        return (
+            Bound.exact(math.exp(self.log_weight.item()))
+            if self.log_weight.requires_grad
+            else Bound.exact(0.0)
+        )
 
     def hessian_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor:
         return torch.zeros_like(radius)
@@ -76,5 +84,8 @@ class Tikhonov(Regularizer):
         return self.mixed_lipschitz().value * (x.double().flatten(1).norm(dim=1) + radius)
 
     def spec(self) -> dict[str, Any]:
-        return {"type": "Tikhonov", "weight": math.exp(self.log_weight.item()),
-                "learned": self.log_weight.requires_grad}
+        return {
+            "type": "Tikhonov",
+            "weight": math.exp(self.log_weight.item()),
+            "learned": self.log_weight.requires_grad,
+        }

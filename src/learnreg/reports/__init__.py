@@ -1,4 +1,6 @@
-"""What a run looks like afterwards: pictures, tables and one self-contained page, read from records alone."""
+"""What a run looks like afterwards: pictures, tables and one self-contained page, read from records
+alone.
+"""
 
 from .comparison import Comparison
 from .pairing import ComparedRun

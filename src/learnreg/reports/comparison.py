@@ -1,4 +1,6 @@
-"""Comparison: one page about several learners on one problem, over starts and seeds; reads results, never solves."""
+"""Comparison: one page about several learners on one problem, over starts and seeds; reads results,
+never solves.
+"""
 
 from __future__ import annotations
 
@@ -25,33 +27,46 @@ _AGAIN = "Run the comparison again with --resume: finished runs are read from th
 class Comparison:
     """Who learned best, at what cost, and whether that is more than chance.
 
-    ``print(comparison)`` shows the table; ``save`` writes the page; ``load`` reads an old comparison back.
+    ``print(comparison)`` shows the table; ``save`` writes the page; ``load`` reads an old
+    comparison back.
 
     Args:
         runs: all of them, failed ones included.
-        settings: how they were done: ``budget`` (a table), ``relative``, ``points``, ``eps_test``, ``solver``,
-            ``processes``, ``threads``, ``cores`` and whatever else is worth keeping; each may be missing.
+        settings: how they were done: ``budget`` (a table), ``relative``, ``points``, ``eps_test``,
+            ``solver``, ``processes``, ``threads``, ``cores`` and whatever else is worth keeping;
+            each may be missing.
 
     Raises:
         InputError: no runs, or two of the same name, start and seed.
     """
 
-    def __init__(self, runs: Sequence[ComparedRun], settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, runs: Sequence[ComparedRun], settings: Mapping[str, Any] | None = None
+    ) -> None:
         if not runs:
             raise InputError("runs", given="none", expected="at least one")
         keys = [(run.name, *run.instance) for run in runs]
         if len(set(keys)) < len(keys):
             twice = next(key for i, key in enumerate(keys) if key in keys[:i])
-            raise InputError("runs", given=f"{twice} for a second time", expected="one run per learner, start and seed")
+            raise InputError(
+                "runs",
+                given=f"{twice} for a second time",
+                expected="one run per learner, start and seed",
+            )
         self.runs, self.settings = tuple(runs), dict(settings or {})
         self.best = best_losses(self.runs)
 
     @classmethod
-    def of(cls, outcomes: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None = None) -> Comparison:
+    def of(
+        cls, outcomes: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None = None
+    ) -> Comparison:
         """From tables with the fields of ``ComparedRun``; other keys are passed over."""
-        return cls([ComparedRun(**{k: v for k, v in o.items() if k in _FIELDS}) for o in outcomes], settings)
+        return cls(
+            [ComparedRun(**{k: v for k, v in o.items() if k in _FIELDS}) for o in outcomes],
+            settings,
+        )
 
-    # --- what the numbers say -----------------------------------------------------------------------------------------
+    # --- what the numbers say ---------------------------------------------------------------------
 
     @property
     def learners(self) -> list[str]:
@@ -94,116 +109,229 @@ class Comparison:
         if not ended:
             return "No run of this comparison has a final loss: every one failed."
         if len({run.seed for run in ended}) < 2:
-            return ("One seed: no spread known, so no learner is called better here. What each of them reached with "
-                    "this seed is in the table.")
+            return (
+                "One seed: no spread known, so no learner is called better here. What each of "
+                "them reached with "
+                "this seed is in the table."
+            )
         found = self.lead()
         if found is None:
             names = list(dict.fromkeys(run.name for run in ended))
-            return (f"Only {names[0]} was run, so there is nothing to compare." if len({r.name for r in self.runs}) == 1
-                    else "No two learners have a final loss for every seed and start, so none is called better.")
+            return (
+                f"Only {names[0]} was run, so there is nothing to compare."
+                if len({r.name for r in self.runs}) == 1
+                else "No two learners have a final loss for every seed and start, so none is "
+                "called better."
+            )
         numbers, several = found.spread, len(self.starts) > 1
-        settings = {run.name: row.settings for row in self.table() for run in self.runs if run.learner == row.name}
-        first, second = (name if settings[name] == 1 else f"{name}, the best of {settings[name]} settings,"
-                         for name in (found.first, found.second))
-        size = f"{_percent(numbers.middle)} in the median, {_percent(numbers.least)} to {_percent(numbers.most)}"
+        settings = {
+            run.name: row.settings
+            for row in self.table()
+            for run in self.runs
+            if run.learner == row.name
+        }
+        first, second = (
+            name if settings[name] == 1 else f"{name}, the best of {settings[name]} settings,"
+            for name in (found.first, found.second)
+        )
+        extremes = f"{_percent(numbers.least)} to {_percent(numbers.most)}"
+        size = f"{_percent(numbers.middle)} in the median, {extremes}"
         if found.consistent:
-            return (f"{first} reaches the lowest exact training loss at the end of the budget with every seed"
-                    f"{' and from every start' if several else ''} ({self.extent}). Next is {second.rstrip(',')}, "
-                    f"which ends above it by {size}.")
-        why = (f"On {found.undecided} the certified brackets overlap, so that the losses cannot be told apart."
-               if found.undecided else f"The order changes with the {'seed or start' if several else 'seed'}.")
-        return (f"No learner is ahead by more than the spread over seeds. {first} has the lowest loss in the "
-                f"median; {second} ends above it on {found.wins} of {len(found.differences)} problem instances "
-                f"({self.extent}), by {size}. {why}")
+            return (
+                f"{first} reaches the lowest exact training loss at the end of the budget with "
+                "every seed"
+                f"{' and from every start' if several else ''} ({self.extent}). Next is "
+                f"{second.rstrip(',')}, "
+                f"which ends above it by {size}."
+            )
+        why = (
+            f"On {found.undecided} the certified brackets overlap, so that the losses cannot be "
+            "told apart."
+            if found.undecided
+            else f"The order changes with the {'seed or start' if several else 'seed'}."
+        )
+        return (
+            f"No learner is ahead by more than the spread over seeds. {first} has the lowest loss "
+            "in the "
+            f"median; {second} ends above it on {found.wins} of {len(found.differences)} problem "
+            "instances "
+            f"({self.extent}), by {size}. {why}"
+        )
 
     def speed(self) -> str:
         """How soon each learner came near the best loss."""
         parts = []
         for row in self.table():
-            words = (f"{row.name} needed {show(row.work.middle, 0)} evaluations per image and "
-                     f"{show(row.seconds.middle, 1)} seconds" if row.work and row.seconds else
-                     f"{row.name} did not come so near")
+            words = (
+                f"{row.name} needed {show(row.work.middle, 0)} evaluations per image and "
+                f"{show(row.seconds.middle, 1)} seconds"
+                if row.work and row.seconds
+                else f"{row.name} did not come so near"
+            )
             runs = f" (in {row.arrived} of {row.runs} runs)" if 0 < row.arrived < row.runs else ""
             parts.append(f"{words}{runs}")
-        return f"To come within {100 * NEAR:g} % of the best loss found, in the median over runs: {'; '.join(parts)}."
+        return (
+            f"To come within {100 * NEAR:g} % of the best loss found, "
+            f"in the median over runs: {'; '.join(parts)}."
+        )
 
     def notes(self) -> list[str]:
         """What makes the comparison fair, and where it is not."""
         s = self.settings
         solvers = list(dict.fromkeys(run.solver for run in self.runs if run.solver))
         budget = " or ".join(f"{show(v)} {UNITS.get(k, k)}" for k, v in s.get("budget", {}).items())
-        same = f"the same lower-level solver ({solvers[0]})" if len(solvers) == 1 else "a lower-level solver"
-        notes = [f"Every run of one seed and start has the same crops and noise, the same first parameters, {same}, "
-                 f"the same budget{f' ({budget} per run)' if budget else ''} and the same counter: work is the number "
-                 "of evaluations of the lower-level energy per training image, trials of line searches and products "
-                 "with Hessians included."]
+        same = (
+            f"the same lower-level solver ({solvers[0]})"
+            if len(solvers) == 1
+            else "a lower-level solver"
+        )
+        notes = [
+            "Every run of one seed and start has the same crops and noise, the same first "
+            f"parameters, {same}, "
+            f"the same budget{f' ({budget} per run)' if budget else ''} and the same counter: "
+            "work is the number "
+            "of evaluations of the lower-level energy per training image, trials of line searches "
+            "and products "
+            "with Hessians included."
+        ]
         if len(solvers) > 1:
-            notes.append(f"The lower-level solvers differ ({', '.join(solvers)}), so the work is not that of the "
-                         "learner alone.")
+            notes.append(
+                f"The lower-level solvers differ ({', '.join(solvers)}), so the work is not that "
+                "of the "
+                "learner alone."
+            )
         notes.append(
-            f"The losses are not those that the learners saw. At up to {show(s.get('points'))} steps of each run the "
-            f"loss was evaluated again, until its bracket was no wider than {show(s.get('relative'))} of it"
-            f"{self._pedigree()}; reconstructions of held-out images are within {show(s.get('eps_test'))} of the exact "
-            "ones. Nothing of this counts as work or time of a learner.")
+            f"The losses are not those that the learners saw. At up to {show(s.get('points'))} "
+            "steps of each run the "
+            "loss was evaluated again, until its bracket was no wider than "
+            f"{show(s.get('relative'))} of it"
+            f"{self._pedigree()}; reconstructions of held-out images are within "
+            f"{show(s.get('eps_test'))} of the exact "
+            "ones. Nothing of this counts as work or time of a learner."
+        )
         if any(row.settings > 1 for row in self.table()):
-            notes.append("A learner with a grid of settings is named above with the best of them, chosen afterwards by "
-                         "the same numbers, which favours it; its row in the table pools them all.")
-        fixed = [name for name in self.learners if any(run.fixed for run in self.runs if run.learner == name)]
+            notes.append(
+                "A learner with a grid of settings is named above with the best of them, chosen "
+                "afterwards by "
+                "the same numbers, which favours it; its row in the table pools them all."
+            )
+        fixed = [
+            name
+            for name in self.learners
+            if any(run.fixed for run in self.runs if run.learner == name)
+        ]
         if fixed:
-            notes.append(f"{_listed(fixed)} learned for a reconstruction of a fixed number of steps. The exact loss "
-                         "here is that of the exact minimizer at the same parameters, which is another function"
-                         + ("; the PSNR of its own reconstruction stands beside the exact one in the table."
-                            if any(p.get("psnr_test_own") is not None for run in self.runs for p in run.points)
-                            else "."))
+            notes.append(
+                f"{_listed(fixed)} learned for a reconstruction of a fixed number of steps. The "
+                "exact loss "
+                "here is that of the exact minimizer at the same parameters, which is another "
+                "function"
+                + (
+                    "; the PSNR of its own reconstruction stands beside the exact one in the table."
+                    if any(
+                        p.get("psnr_test_own") is not None for run in self.runs for p in run.points
+                    )
+                    else "."
+                )
+            )
         if (seeds := len(self.seeds)) > 1:
-            notes.append(f"Each seed is another problem with other images, so losses are compared within a seed and "
-                         f"start. Two equally good learners would come in the same order with all {seeds} seeds by "
-                         f"chance once in {2 ** (seeds - 1)} times.")
+            notes.append(
+                "Each seed is another problem with other images, so losses are compared within a "
+                "seed and "
+                f"start. Two equally good learners would come in the same order with all {seeds} "
+                "seeds by "
+                f"chance once in {2 ** (seeds - 1)} times."
+            )
         runs, threads, cores = s.get("processes") or 1, s.get("threads") or 1, s.get("cores")
-        notes.append(f"{_count(runs, 'run')} at a time, {_count(threads, 'thread')} each"
-                     + (f", on {_count(cores, 'core')}." if cores else ".")
-                     + (" The runs shared cores, so their seconds are too many." if runs * threads > (cores or math.inf)
-                        else ""))
+        notes.append(
+            f"{_count(runs, 'run')} at a time, {_count(threads, 'thread')} each"
+            + (f", on {_count(cores, 'core')}." if cores else ".")
+            + (
+                " The runs shared cores, so their seconds are too many."
+                if runs * threads > (cores or math.inf)
+                else ""
+            )
+        )
         return notes
 
     def _pedigree(self) -> str:
         """Whether the brackets are proven, and how many are wider than asked for."""
         points = [p for run in self.runs for p in run.points if p["loss"] is not None]
         limit = self.settings.get("relative") or math.inf
-        wide = sum(p["upper"] is None or p["upper"] - p["lower"] > limit * p["loss"] for p in points)
+        wide = sum(
+            p["upper"] is None or p["upper"] - p["lower"] > limit * p["loss"] for p in points
+        )
         kinds = {p.get("kind") for p in points}
-        words = " (certified)" if kinds == {"certified"} else " (not certified everywhere)" if points else ""
-        return f"{words}, but for {wide} of {len(points)} where that could not be had" if wide else words
+        words = (
+            " (certified)"
+            if kinds == {"certified"}
+            else " (not certified everywhere)"
+            if points
+            else ""
+        )
+        return (
+            f"{words}, but for {wide} of {len(points)} where that could not be had"
+            if wide
+            else words
+        )
 
-    # --- printing -----------------------------------------------------------------------------------------------------
+    # --- printing ---------------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        cells = [["learner", "runs", "final loss", "gap to best", "held-out PSNR", "work to 1 %", "seconds to 1 %"]]
+        cells = [
+            [
+                "learner",
+                "runs",
+                "final loss",
+                "gap to best",
+                "held-out PSNR",
+                "work to 1 %",
+                "seconds to 1 %",
+            ]
+        ]
         for r in self.table():
-            cells.append([r.name, f"{r.ended}/{r.runs}", spread(r.loss, 4, significant=True), gap_words(r.gap),
-                          spread(r.psnr, 2), _median(r.work, 0, r), _median(r.seconds, 1, r)])
+            cells.append(
+                [
+                    r.name,
+                    f"{r.ended}/{r.runs}",
+                    spread(r.loss, 4, significant=True),
+                    gap_words(r.gap),
+                    spread(r.psnr, 2),
+                    _median(r.work, 0, r),
+                    _median(r.seconds, 1, r),
+                ]
+            )
         widths = [max(len(row[c]) for row in cells) for c in range(len(cells[0]))]
-        lines = ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in cells]
+        lines = [
+            "  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in cells
+        ]
         return "\n".join([self.headline(), "", lines[0], "-" * len(lines[0]), *lines[1:]])
 
     __repr__ = __str__
 
-    # --- files --------------------------------------------------------------------------------------------------------
+    # --- files ------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``comparison.json``."""
-        return {"format": FORMAT, "version": VERSION, "settings": self.settings,
-                "runs": [asdict(run) for run in self.runs]}
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "settings": self.settings,
+            "runs": [asdict(run) for run in self.runs],
+        }
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``index.html``, ``figures/*.png`` and ``comparison.json``; returns the path of the page.
+        """Write ``index.html``, ``figures/*.png`` and ``comparison.json``; returns the path of the
+        page.
 
         Raises:
             InputError: ``folder`` is a file or cannot be created.
         """
         folder = made(folder)
         page, pictures = self._render()
-        write_atomically(folder / FILE, json.dumps(self.to_dict(), indent=1, allow_nan=False).encode())
+        write_atomically(
+            folder / FILE, json.dumps(self.to_dict(), indent=1, allow_nan=False).encode()
+        )
         for name, data in pictures.items():
             write_atomically(folder / "figures" / name, data)
         write_atomically(folder / "index.html", page.encode(errors="replace"))
@@ -215,26 +343,52 @@ class Comparison:
         from . import figures
         from .template import render
 
-        drawn = {"loss": draw.curves(self.runs, "loss", "exact training loss per image", logarithmic=True),
-                 "psnr": draw.curves(self.runs, "psnr_test", "held-out PSNR (dB)", logarithmic=False),
-                 "above": draw.above_best(self.runs, self.best, self.floor),
-                 "gaps": draw.gaps(self.runs, self.best, self.floor),
-                 "schedules": draw.schedules(self.runs)}
+        drawn = {
+            "loss": draw.curves(
+                self.runs, "loss", "exact training loss per image", logarithmic=True
+            ),
+            "psnr": draw.curves(self.runs, "psnr_test", "held-out PSNR (dB)", logarithmic=False),
+            "above": draw.above_best(self.runs, self.best, self.floor),
+            "gaps": draw.gaps(self.runs, self.best, self.floor),
+            "schedules": draw.schedules(self.runs),
+        }
         grids = draw.heat_maps(self.runs)
-        files = {f"{name}.png": figures.png(figure) for name, figure in drawn.items() if figure is not None}
+        files = {
+            f"{name}.png": figures.png(figure)
+            for name, figure in drawn.items()
+            if figure is not None
+        }
         for number, (name, figure) in enumerate(grids.items()):
             files[f"grid_{number}_{slug(name)[:40]}.png"] = figures.png(figure)
-        uris, maps = ({name: figures.data_uri(figures.svg(figure), "image/svg+xml")
-                       for name, figure in some.items() if figure is not None} for some in ({**drawn}, {**grids}))
-        page = render("comparison.html.j2", comparison=self, rows=self.table(), settings_rows=self.settings_table(),
-                      plots=uris, grids=maps, colors={n: c for n, (c, _) in draw.styles(self.runs).items()},
-                      spread=spread, gap_words=gap_words, near=100 * NEAR, listed=_listed, count=_count,
-                      problems=list(dict.fromkeys(run.problem for run in self.runs if run.problem)))
+        uris, maps = (
+            {
+                name: figures.data_uri(figures.svg(figure), "image/svg+xml")
+                for name, figure in some.items()
+                if figure is not None
+            }
+            for some in ({**drawn}, {**grids})
+        )
+        page = render(
+            "comparison.html.j2",
+            comparison=self,
+            rows=self.table(),
+            settings_rows=self.settings_table(),
+            plots=uris,
+            grids=maps,
+            colors={n: c for n, (c, _) in draw.styles(self.runs).items()},
+            spread=spread,
+            gap_words=gap_words,
+            near=100 * NEAR,
+            listed=_listed,
+            count=_count,
+            problems=list(dict.fromkeys(run.problem for run in self.runs if run.problem)),
+        )
         return page, files
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Comparison:
-        """Read ``comparison.json`` of an earlier ``save``; nothing is computed again but statistics.
+        """Read ``comparison.json`` of an earlier ``save``; nothing is computed again but
+        statistics.
 
         Raises:
             InputError: the file is missing.
@@ -244,30 +398,52 @@ class Comparison:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise InputError(str(path), given=error.strerror, expected="a file written by Comparison.save",
-                             remedy="Name the folder of a saved comparison.") from error
+            raise InputError(
+                str(path),
+                given=error.strerror,
+                expected="a file written by Comparison.save",
+                remedy="Name the folder of a saved comparison.",
+            ) from error
         except ValueError as error:
-            raise ModelFileError(str(path), given=f"no valid JSON ({error})", expected=f"a {FORMAT} file",
-                                 remedy=_AGAIN) from error
+            raise ModelFileError(
+                str(path),
+                given=f"no valid JSON ({error})",
+                expected=f"a {FORMAT} file",
+                remedy=_AGAIN,
+            ) from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ModelFileError(str(path), given="a file of another kind", expected=f'JSON with "format": "{FORMAT}"',
-                                 remedy="Point to the folder of a comparison.")
+            raise ModelFileError(
+                str(path),
+                given="a file of another kind",
+                expected=f'JSON with "format": "{FORMAT}"',
+                remedy="Point to the folder of a comparison.",
+            )
         if data.get("version") != VERSION:
-            raise ModelFileError(str(path), given=f"version {data.get('version')}", expected=f"version {VERSION}",
-                                 remedy="Read it with the release of learnreg that wrote it.")
+            raise ModelFileError(
+                str(path),
+                given=f"version {data.get('version')}",
+                expected=f"version {VERSION}",
+                remedy="Read it with the release of learnreg that wrote it.",
+            )
         try:
             return cls.of(data["runs"], data["settings"])
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ModelFileError(str(path), given=f"incomplete content ({type(error).__name__}: {error})",
-                                 expected="settings and runs", remedy=_AGAIN) from error
+            raise ModelFileError(
+                str(path),
+                given=f"incomplete content ({type(error).__name__}: {error})",
+                expected="settings and runs",
+                remedy=_AGAIN,
+            ) from error
 
 
 def spread(numbers: Spread | None, digits: int, significant: bool = False) -> str:
-    """Mean ± standard deviation, without the latter for one run; to so many decimals, or significant digits.
+    """Mean ± standard deviation, without the latter for one run; to so many decimals, or
+    significant digits.
 
-    >>> spread(Spread.of([1.0, 2.0]), 2), spread(Spread.of([123.456]), 4, significant=True), spread(None, 1)
+    >>> one = Spread.of([123.456])
+    >>> spread(Spread.of([1.0, 2.0]), 2), spread(one, 4, significant=True), spread(None, 1)
     ('1.50 ± 0.71', '123.5', 'not known')
     """
     if numbers is None:
@@ -278,14 +454,18 @@ def spread(numbers: Spread | None, digits: int, significant: bool = False) -> st
         if not -4 < top < 6:
             tail = "" if numbers.deviation is None else f" ± {numbers.deviation:.1e}"
             return f"{numbers.mean:.{digits - 1}e}{tail}"
-    return show(numbers.mean, digits) + ("" if numbers.deviation is None else f" ± {show(numbers.deviation, digits)}")
+    return show(numbers.mean, digits) + (
+        "" if numbers.deviation is None else f" ± {show(numbers.deviation, digits)}"
+    )
 
 
 def gap_words(numbers: Spread | None) -> str:
     """Median and range of gaps, in per cent."""
     if numbers is None:
         return "not known"
-    around = "" if numbers.count == 1 else f" ({_percent(numbers.least)} to {_percent(numbers.most)})"
+    around = (
+        "" if numbers.count == 1 else f" ({_percent(numbers.least)} to {_percent(numbers.most)})"
+    )
     return f"{_percent(numbers.middle)}{around}"
 
 
@@ -293,7 +473,9 @@ def _median(numbers: Spread | None, digits: int, row: Summary) -> str:
     """The median of those that arrived, with how many that were if not all."""
     if numbers is None:
         return "not reached"
-    return show(numbers.middle, digits) + (f" ({row.arrived}/{row.runs})" if row.arrived < row.runs else "")
+    return show(numbers.middle, digits) + (
+        f" ({row.arrived}/{row.runs})" if row.arrived < row.runs else ""
+    )
 
 
 def _percent(value: float) -> str:

@@ -1,4 +1,6 @@
-"""The pictures of a comparison: loss and quality over the cost, gaps, schedules, heat maps of grids."""
+"""The pictures of a comparison: loss and quality over the cost, gaps, schedules, heat maps of
+grids.
+"""
 
 from __future__ import annotations
 
@@ -36,43 +38,74 @@ LEAST_CONTRAST = 1.1
 def styles(runs: Sequence[ComparedRun]) -> dict[str, tuple[str, Any]]:
     """(colour, line style) of every learner; the style changes when the colours are used up."""
     names = list(dict.fromkeys(run.learner for run in runs))
-    return {name: (MORE[i % len(MORE)], ("-", "--", ":")[i // len(MORE) % 3]) for i, name in enumerate(names)}
+    return {
+        name: (MORE[i % len(MORE)], ("-", "--", ":")[i // len(MORE) % 3])
+        for i, name in enumerate(names)
+    }
 
 
 def curves(runs: Sequence[ComparedRun], column: str, label: str, *, logarithmic: bool) -> Figure:
-    """``column`` of the evaluated steps over work and over seconds: runs thin, the median of each learner bold."""
+    """``column`` of the evaluated steps over work and over seconds: runs thin, the median of each
+    learner bold.
+    """
     found = {cost: [run.curve(cost, column) for run in runs] for cost in COSTS}
     return _over_costs(runs, found, label, logarithmic)
 
 
-def above_best(runs: Sequence[ComparedRun], best: Mapping[Instance, float], floor: float) -> Figure | None:
-    """The loss of the evaluated steps above the best of the same instance, in per cent; None for one instance.
+def above_best(
+    runs: Sequence[ComparedRun], best: Mapping[Instance, float], floor: float
+) -> Figure | None:
+    """The loss of the evaluated steps above the best of the same instance, in per cent; None for
+    one instance.
 
     Args:
         floor: in per cent; smaller ones are drawn there.
     """
     if len([loss for loss in best.values() if loss > 0]) < 2:
         return None
-    found = {cost: [[(x, max(100 * (loss / best[run.instance] - 1), floor)) for x, loss in run.curve(cost, "loss")]
-                    if best.get(run.instance, 0) > 0 else [] for run in runs] for cost in COSTS}
+    found = {
+        cost: [
+            [
+                (x, max(100 * (loss / best[run.instance] - 1), floor))
+                for x, loss in run.curve(cost, "loss")
+            ]
+            if best.get(run.instance, 0) > 0
+            else []
+            for run in runs
+        ]
+        for cost in COSTS
+    }
     return _over_costs(runs, found, "loss above the best of the same\nseed and start (%)", True)
 
 
-def _over_costs(runs: Sequence[ComparedRun], found: Mapping[str, Sequence[Sequence[tuple[float, float]]]], label: str,
-                logarithmic: bool) -> Figure:
+def _over_costs(
+    runs: Sequence[ComparedRun],
+    found: Mapping[str, Sequence[Sequence[tuple[float, float]]]],
+    label: str,
+    logarithmic: bool,
+) -> Figure:
     """Curves, one per run and cost, in the colours of their learners."""
     figure, axes = panels(1, 2, 3.5, width=8.4)
     for axis, (cost, words) in zip(axes, COSTS.items(), strict=True):
         every = [point for curve in found[cost] for point in _positive(curve)]
         for name, (color, style) in styles(runs).items():
-            mine = [c for run, curve in zip(runs, found[cost], strict=True) if run.learner == name
-                    and (c := _positive(curve))]
+            mine = [
+                c
+                for run, curve in zip(runs, found[cost], strict=True)
+                if run.learner == name and (c := _positive(curve))
+            ]
             for curve in mine if len(mine) > 1 else []:
                 axis.plot(*zip(*curve, strict=True), color=color, linewidth=0.8, alpha=0.38)
             middle = median_curve(mine, logarithmic)
             if middle:
-                axis.plot(*zip(*middle, strict=True), color=color, linestyle=style, linewidth=2.1,
-                          marker="o" if len(mine) == 1 else "", markersize=2.6)
+                axis.plot(
+                    *zip(*middle, strict=True),
+                    color=color,
+                    linestyle=style,
+                    linewidth=2.1,
+                    marker="o" if len(mine) == 1 else "",
+                    markersize=2.6,
+                )
                 axis.plot(*middle[-1], color=color, marker="o", markersize=4.2)
         if logarithmic or not every:
             log_axis(axis, [y for _, y in every])
@@ -85,32 +118,51 @@ def _over_costs(runs: Sequence[ComparedRun], found: Mapping[str, Sequence[Sequen
     return figure
 
 
-def median_curve(found: Sequence[Sequence[tuple[float, float]]], logarithmic: bool) -> list[tuple[float, float]]:
-    """The median of curves over a logarithmic axis, where all of them have begun; those that ended keep their end."""
+def median_curve(
+    found: Sequence[Sequence[tuple[float, float]]], logarithmic: bool
+) -> list[tuple[float, float]]:
+    """The median of curves over a logarithmic axis, where all of them have begun; those that ended
+    keep their end.
+    """
     if len(found) < 2:
         return list(found[0]) if found else []
     low, high = max(curve[0][0] for curve in found), max(curve[-1][0] for curve in found)
-    places = [low * (high / low) ** (k / (STEPS - 1)) for k in range(STEPS)] if high > low else [high]
+    places = (
+        [low * (high / low) ** (k / (STEPS - 1)) for k in range(STEPS)] if high > low else [high]
+    )
     return [(x, median(_at(curve, x, logarithmic) for curve in found)) for x in places]
 
 
-def gaps(runs: Sequence[ComparedRun], best: Mapping[Instance, float], floor: float) -> Figure | None:
-    """The gap of every final loss to the best of its instance, a line of dots per learner; None without any.
+def gaps(
+    runs: Sequence[ComparedRun], best: Mapping[Instance, float], floor: float
+) -> Figure | None:
+    """The gap of every final loss to the best of its instance, a line of dots per learner; None
+    without any.
 
     Args:
         floor: in per cent; smaller gaps are drawn there.
     """
-    found = {name: [g for run in runs if run.learner == name and (g := gap(run, best)) is not None]
-             for name in dict.fromkeys(run.learner for run in runs)}
+    found = {
+        name: [g for run in runs if run.learner == name and (g := gap(run, best)) is not None]
+        for name in dict.fromkeys(run.learner for run in runs)
+    }
     if not any(found.values()):
         return None
     figure, (axis,) = panels(1, 1, 0.85 + 0.34 * len(found), width=8.4)
     look = styles(runs)
     for row, (name, values) in enumerate(found.items()):
         shown = [max(100 * v, floor) for v in values]
-        axis.scatter(shown, [row] * len(shown), s=26, color=look[name][0], alpha=0.65, linewidths=0, zorder=3)
+        axis.scatter(
+            shown, [row] * len(shown), s=26, color=look[name][0], alpha=0.65, linewidths=0, zorder=3
+        )
         if shown:
-            axis.plot([median(shown)] * 2, [row - 0.3, row + 0.3], color=look[name][0], linewidth=2.4, zorder=4)
+            axis.plot(
+                [median(shown)] * 2,
+                [row - 0.3, row + 0.3],
+                color=look[name][0],
+                linewidth=2.4,
+                zorder=4,
+            )
     every = [floor, *(max(100 * v, floor) for values in found.values() for v in values)]
     axis.set_xscale("log")
     axis.set_xlim(0.8 * floor, 1.3 * max(*every, 10 * floor))
@@ -126,7 +178,9 @@ def gaps(runs: Sequence[ComparedRun], best: Mapping[Instance, float], floor: flo
 
 
 def schedules(runs: Sequence[ComparedRun]) -> Figure:
-    """eps, delta and step size at each accepted step, for the first seed and start of every setting."""
+    """eps, delta and step size at each accepted step, for the first seed and start of every
+    setting.
+    """
     figure, axes = panels(1, 3, 2.9, width=8.4)
     look, shown = styles(runs), {run.name: run for run in reversed(runs) if run.failure is None}
     runs = list(reversed(shown.values()))
@@ -135,13 +189,25 @@ def schedules(runs: Sequence[ComparedRun]) -> Figure:
     for axis, (column, title) in zip(axes, titles.items(), strict=True):
         every = []
         for run in runs:
-            pairs = [(x, y) for x, y in zip(run.schedule.get("step", ()), run.schedule.get(column, ()), strict=False)
-                     if y is not None and y > 0]
+            pairs = [
+                (x, y)
+                for x, y in zip(
+                    run.schedule.get("step", ()), run.schedule.get(column, ()), strict=False
+                )
+                if y is not None and y > 0
+            ]
             every += [y for _, y in pairs]
             if pairs:
                 color, style = look[run.learner]
-                axis.plot(*zip(*pairs, strict=True), color=color, linestyle=style, linewidth=1.3, alpha=0.8,
-                          marker="o" if len(pairs) < 3 else "", markersize=2.2)
+                axis.plot(
+                    *zip(*pairs, strict=True),
+                    color=color,
+                    linestyle=style,
+                    linewidth=1.3,
+                    alpha=0.8,
+                    marker="o" if len(pairs) < 3 else "",
+                    markersize=2.2,
+                )
         log_axis(axis, every)
         axis.set_title(title, fontsize=9, color=INK, loc="left")
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -167,15 +233,22 @@ def grid_keys(runs: Sequence[ComparedRun]) -> tuple[str | None, str] | None:
 
 
 def heat_maps(runs: Sequence[ComparedRun]) -> dict[str, Figure]:
-    """The final loss over two keys of the grid of each learner that has one; the same colours in all maps."""
+    """The final loss over two keys of the grid of each learner that has one; the same colours in
+    all maps.
+    """
     grids = {}
     for name in dict.fromkeys(run.learner for run in runs):
         mine = [run for run in runs if run.learner == name]
         keys = grid_keys(mine)
         if keys is not None:
             grids[name] = keys, _cells(mine, *keys)
-    means = [cell.loss.mean for _, cells in grids.values() for row in cells for cell in row
-             if cell.loss is not None and cell.loss.mean > 0]
+    means = [
+        cell.loss.mean
+        for _, cells in grids.values()
+        for row in cells
+        for cell in row
+        if cell.loss is not None and cell.loss.mean > 0
+    ]
     if not means:
         return {}
     low, high = min(means), max(max(means), LEAST_CONTRAST * min(means))
@@ -195,16 +268,33 @@ def _cells(runs: Sequence[ComparedRun], down: str | None, across: str) -> list[l
     """Row by row."""
     rows = _sorted(run.grid.get(down) for run in runs) if down else [None]
     columns = _sorted(run.grid.get(across) for run in runs)
-    return [[_cell([run for run in runs if run.grid.get(across) == column and (not down or run.grid.get(down) == row)],
-                   row, column) for column in columns] for row in rows]
+    return [
+        [
+            _cell(
+                [
+                    run
+                    for run in runs
+                    if run.grid.get(across) == column and (not down or run.grid.get(down) == row)
+                ],
+                row,
+                column,
+            )
+            for column in columns
+        ]
+        for row in rows
+    ]
 
 
 def _cell(runs: Sequence[ComparedRun], down: Any, across: Any) -> _Cell:
     return _Cell(down, across, len(runs), Spread.of(run.final["loss"] for run in runs if run.final))
 
 
-def _heat_map(cells: list[list[_Cell]], down: str | None, across: str, low: float, high: float) -> Figure:
-    """Mean final losses with their standard deviation; colours are spread over log(low) to log(high)."""
+def _heat_map(
+    cells: list[list[_Cell]], down: str | None, across: str, low: float, high: float
+) -> Figure:
+    """Mean final losses with their standard deviation; colours are spread over log(low) to
+    log(high).
+    """
     width = min(8.4, max(3.2, 0.9 + 1.1 * len(cells[0])))
     figure, (axis,) = panels(1, 1, 0.75 + 0.6 * len(cells), width=width)
     axis.set_xlim(0, len(cells[0]))
@@ -217,22 +307,42 @@ def _heat_map(cells: list[list[_Cell]], down: str | None, across: str, low: floa
                 color, ink = _shade(share)
                 words = f"{cell.loss.mean:.4g}"
                 words += "" if cell.loss.deviation is None else f"\n± {cell.loss.deviation:.2g}"
-                words += "" if cell.loss.count == cell.runs else f"\n{cell.runs - cell.loss.count} failed"
+                words += (
+                    ""
+                    if cell.loss.count == cell.runs
+                    else f"\n{cell.runs - cell.loss.count} failed"
+                )
             axis.fill_between([c + 0.02, c + 0.98], r + 0.03, r + 0.97, color=color, linewidth=0)
-            axis.text(c + 0.5, r + 0.5, words, ha="center", va="center", fontsize=8, color=ink, linespacing=1.3)
+            axis.text(
+                c + 0.5,
+                r + 0.5,
+                words,
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=ink,
+                linespacing=1.3,
+            )
     axis.grid(visible=False)
     axis.spines[["left", "bottom"]].set_visible(False)
     shown = cells if down else []
     axis.set_yticks([r + 0.5 for r in range(len(shown))], [_value(row[0].down) for row in shown])
-    axis.set_xticks([c + 0.5 for c in range(len(cells[0]))], [_value(cell.across) for cell in cells[0]])
+    axis.set_xticks(
+        [c + 0.5 for c in range(len(cells[0]))], [_value(cell.across) for cell in cells[0]]
+    )
     axis.set_ylabel(shortened(down or "", 34))
     axis.set_xlabel(shortened(across, 34))
-    for text in (*axis.get_xticklabels(), *axis.get_yticklabels(), axis.xaxis.label, axis.yaxis.label):
+    for text in (
+        *axis.get_xticklabels(),
+        *axis.get_yticklabels(),
+        axis.xaxis.label,
+        axis.yaxis.label,
+    ):
         text.set_parse_math(False)
     return figure
 
 
-# --- small things -----------------------------------------------------------------------------------------------------
+# --- small things ---------------------------------------------------------------------------------
 
 
 def _positive(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -250,9 +360,19 @@ def _at(curve: Sequence[tuple[float, float]], x: float, logarithmic: bool) -> fl
 
 def _legend(figure: Figure, look: Mapping[str, tuple[str, Any]]) -> None:
     """The learners, above all panels."""
-    handles = [Line2D([], [], color=color, linestyle=style, linewidth=2.2) for color, style in look.values()]
-    legend = figure.legend(handles, [shortened(name, 34) for name in look], fontsize=8, frameon=False, labelcolor=INK,
-                           loc="outside upper left", ncols=len(look) if sum(map(len, look)) < 70 else 4)
+    handles = [
+        Line2D([], [], color=color, linestyle=style, linewidth=2.2)
+        for color, style in look.values()
+    ]
+    legend = figure.legend(
+        handles,
+        [shortened(name, 34) for name in look],
+        fontsize=8,
+        frameon=False,
+        labelcolor=INK,
+        loc="outside upper left",
+        ncols=len(look) if sum(map(len, look)) < 70 else 4,
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
 
@@ -262,7 +382,9 @@ def _sorted(values: Iterable[Any]) -> list[Any]:
     found: list[Any] = []
     for value in values:
         found += [] if value in found else [value]
-    return sorted(found) if all(isinstance(v, int | float) for v in found) else sorted(found, key=str)
+    return (
+        sorted(found) if all(isinstance(v, int | float) for v in found) else sorted(found, key=str)
+    )
 
 
 def _value(value: Any) -> str:
@@ -270,9 +392,9 @@ def _value(value: Any) -> str:
 
 
 def _shade(share: float) -> tuple[Any, str]:
-    """Colour of a cell and of the words in it: deep blue for the lowest loss, pale for the highest."""
+    """Colour of a cell and of the words in it: deep blue for the lowest loss, pale for the
+    highest.
+    """
     deep, pale = (0.11, 0.32, 0.53), (0.90, 0.94, 0.97)
     red, green, blue = (a + share * (b - a) for a, b in zip(deep, pale, strict=True))
     return (red, green, blue), "#ffffff" if share < 0.55 else "#1d2733"
-
-

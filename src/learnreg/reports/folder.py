@@ -18,6 +18,10 @@ def made(folder: str | os.PathLike[str]) -> Path:
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError("folder", given=f"{folder} ({error.strerror})",
-                         expected="a folder that can be written", remedy="Choose another one.") from error
+        raise InputError(
+            "folder",
+            given=f"{folder} ({error.strerror})",
+            expected="a folder that can be written",
+            remedy="Choose another one.",
+        ) from error
     return folder

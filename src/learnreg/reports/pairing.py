@@ -1,7 +1,8 @@
-"""Statistics of a comparison, paired: learners are compared on the same problem instance, then over instances.
+"""Statistics of a comparison, paired: learners are compared on the same problem instance, then over
+instances.
 
-Another seed means other crops and other noise, hence another problem with another best loss. A mean over seeds mixes
-the two; the gap to the best loss of the same instance (seed and start) does not.
+Another seed means other crops and other noise, hence another problem with another best loss. A mean
+over seeds mixes the two; the gap to the best loss of the same instance (seed and start) does not.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class ComparedRun:
         steps: accepted ones.
         stop: (code, sentence) of why it ended.
         problem, method, strategy, solver: sentences.
-        fixed: whether the learner minimizes the loss of a fixed number of lower-level steps, not the exact one.
+        fixed: whether the learner minimizes the loss of a fixed number of lower-level steps, not
+            the exact one.
         images, held_out: numbers of training and of held-out images.
     """
 
@@ -93,13 +95,16 @@ def best_losses(runs: Iterable[ComparedRun]) -> dict[Instance, float]:
 
 
 def gap(run: ComparedRun, best: Mapping[Instance, float]) -> float | None:
-    """How far the final loss is above the best one of the instance, relative to it; None if not known."""
+    """How far the final loss is above the best one of the instance, relative to it; None if not
+    known.
+    """
     lowest = best.get(run.instance, 0.0)
     return None if run.final is None or lowest <= 0 else max(0.0, run.final["loss"] / lowest - 1)
 
 
 def arrival(run: ComparedRun, best: Mapping[Instance, float], column: str) -> float | None:
-    """Work or seconds at which the loss first came within ``NEAR`` of the best one; None if it never did.
+    """Work or seconds at which the loss first came within ``NEAR`` of the best one; None if it
+    never did.
 
     Between two evaluated steps log(loss) is interpolated linearly over log(work).
     """
@@ -136,8 +141,14 @@ class Spread:
         known = [v for v in values if v is not None and math.isfinite(v)]
         if not known:
             return None
-        return cls(len(known), mean(known), stdev(known) if len(known) > 1 else None, median(known), min(known),
-                   max(known))
+        return cls(
+            len(known),
+            mean(known),
+            stdev(known) if len(known) > 1 else None,
+            median(known),
+            min(known),
+            max(known),
+        )
 
 
 @dataclass(frozen=True)
@@ -149,7 +160,8 @@ class Summary:
         settings: how many points of a grid are pooled here, 1 for none.
         runs: how many there are; ``ended`` of them have a final loss.
         loss, psnr, psnr_own, gap, steps: of the runs that ended.
-        arrived: how many of them came within ``NEAR``; ``work`` and ``seconds`` are those at which they did.
+        arrived: how many of them came within ``NEAR``; ``work`` and ``seconds`` are those at which
+            they did.
         stops: how often each reason ended a run.
         troubles: (run, why there is no final loss).
     """
@@ -171,8 +183,9 @@ class Summary:
     troubles: Sequence[tuple[str, str]]
 
 
-def summaries(runs: Sequence[ComparedRun], best: Mapping[Instance, float],
-              key: Callable[[ComparedRun], str]) -> list[Summary]:
+def summaries(
+    runs: Sequence[ComparedRun], best: Mapping[Instance, float], key: Callable[[ComparedRun], str]
+) -> list[Summary]:
     """One Summary for each value of ``key``, in the order of the runs."""
     found = []
     for name in dict.fromkeys(map(key, runs)):
@@ -180,14 +193,28 @@ def summaries(runs: Sequence[ComparedRun], best: Mapping[Instance, float],
         ended = [run for run in mine if run.final is not None]
         work, seconds = ([arrival(run, best, c) for run in ended] for c in ("work", "seconds"))
         finals = [run.final or {} for run in ended]
-        loss, psnr, own = (Spread.of(f.get(c) for f in finals) for c in ("loss", "psnr_test", "psnr_test_own"))
-        found.append(Summary(
-            name=name, learner=mine[0].learner, settings=len({run.name for run in mine}), runs=len(mine),
-            ended=len(ended), loss=loss, psnr=psnr, psnr_own=own, gap=Spread.of(gap(run, best) for run in ended),
-            steps=Spread.of(run.steps for run in ended), arrived=sum(w is not None for w in work),
-            work=Spread.of(work), seconds=Spread.of(seconds),
-            stops=Counter(run.stop[0] for run in mine if run.failure is None),
-            troubles=[(run.title, run.trouble) for run in mine if run.trouble is not None]))
+        loss, psnr, own = (
+            Spread.of(f.get(c) for f in finals) for c in ("loss", "psnr_test", "psnr_test_own")
+        )
+        found.append(
+            Summary(
+                name=name,
+                learner=mine[0].learner,
+                settings=len({run.name for run in mine}),
+                runs=len(mine),
+                ended=len(ended),
+                loss=loss,
+                psnr=psnr,
+                psnr_own=own,
+                gap=Spread.of(gap(run, best) for run in ended),
+                steps=Spread.of(run.steps for run in ended),
+                arrived=sum(w is not None for w in work),
+                work=Spread.of(work),
+                seconds=Spread.of(seconds),
+                stops=Counter(run.stop[0] for run in mine if run.failure is None),
+                troubles=[(run.title, run.trouble) for run in mine if run.trouble is not None],
+            )
+        )
     return found
 
 
@@ -218,15 +245,17 @@ class Lead:
 
     @property
     def consistent(self) -> bool:
-        """Whether the first is ahead on every instance, and by more than the brackets leave open."""
+        """Whether the first is ahead on every instance, and by more than the brackets leave
+        open.
+        """
         return self.undecided == 0 and self.wins == len(self.differences)
 
 
 def lead(runs: Sequence[ComparedRun], best: Mapping[Instance, float]) -> Lead | None:
     """The best learner and the next one, by the median gap of the best point of their grids.
 
-    Points of one grid are compared with each other where there is one learner only. None unless two of those to be
-    compared have a final loss on every instance.
+    Points of one grid are compared with each other where there is one learner only. None unless two
+    of those to be compared have a final loss on every instance.
     """
     finals: dict[str, dict[Instance, Mapping[str, Any]]] = {}
     learner = {run.name: run.learner for run in runs}
@@ -234,7 +263,10 @@ def lead(runs: Sequence[ComparedRun], best: Mapping[Instance, float]) -> Lead | 
         if run.final is not None and run.final["loss"] > 0:
             finals.setdefault(run.name, {})[run.instance] = run.final
     complete = {name: found for name, found in finals.items() if set(found) == set(best)}
-    ranked = sorted(complete, key=lambda name: median(found["loss"] / best[i] for i, found in complete[name].items()))
+    ranked = sorted(
+        complete,
+        key=lambda name: median(found["loss"] / best[i] for i, found in complete[name].items()),
+    )
     alone = len(set(learner.values())) == 1
     others = [name for name in ranked[1:] if alone or learner[name] != learner[ranked[0]]]
     if not others:
@@ -245,6 +277,10 @@ def lead(runs: Sequence[ComparedRun], best: Mapping[Instance, float]) -> Lead | 
 
 
 def _overlap(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
-    """Whether the two losses cannot be told apart; brackets that are not known leave everything open."""
+    """Whether the two losses cannot be told apart; brackets that are not known leave everything
+    open.
+    """
     ends = (one["lower"], one["upper"], two["lower"], two["upper"])
-    return any(v is None for v in ends) or (one["lower"] <= two["upper"] and two["lower"] <= one["upper"])
+    return any(v is None for v in ends) or (
+        one["lower"] <= two["upper"] and two["lower"] <= one["upper"]
+    )

@@ -1,4 +1,6 @@
-"""Report: one self-contained page, figures and data about finished runs; reads records, never solves."""
+"""Report: one self-contained page, figures and data about finished runs; reads records, never
+solves.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,8 @@ class SavedRun:
         name: display name, for example "TV" or "FoE".
         record, stop: the history, and why it ended.
         theta: (d,), learned parameters.
-        filters: None, or ``kernels`` (K, c, s, s), ``weights`` (K,) and optionally ``smoothings`` (K,).
+        filters: None, or ``kernels`` (K, c, s, s), ``weights`` (K,) and optionally ``smoothings``
+            (K,).
     """
 
     name: str
@@ -75,7 +78,8 @@ class Report:
         evaluation: its certified reconstructions of held-out images.
 
     Raises:
-        InputError: an evaluation without images, or (``compare``) of other images than the first one.
+        InputError: an evaluation without images, or (``compare``) of other images than the first
+            one.
     """
 
     def __init__(self, run: LearnedRun, evaluation: Evaluation) -> None:
@@ -83,26 +87,41 @@ class Report:
 
     @classmethod
     def compare(cls, methods: Mapping[str, tuple[LearnedRun, Evaluation]]) -> Report:
-        """One report for several methods, {display name: (run, evaluation)}, on the same held-out images."""
+        """One report for several methods, {display name: (run, evaluation)}, on the same held-out
+        images.
+        """
         report = cls.__new__(cls)
         report._set(methods)
         return report
 
     def _set(self, methods: Mapping[str, tuple[LearnedRun, Evaluation]]) -> None:
         if not methods:
-            raise InputError("methods", given="none", expected="at least one {name: (run, evaluation)}")
+            raise InputError(
+                "methods", given="none", expected="at least one {name: (run, evaluation)}"
+            )
         first = next(iter(methods.values()))[1]
         for name, (_, evaluation) in methods.items():
             if not evaluation.psnr:
-                raise InputError(f"evaluation of {name!r}", given="no images", expected="at least one image",
-                                 remedy="Evaluate the run on a non-empty set of pairs.")
-            if not all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu())
-                       for a, b in ((first.x, evaluation.x), (first.y, evaluation.y))):
-                raise InputError(f"evaluation of {name!r}", given="other images or measurements",
-                                 expected="the same held-out pairs for every method",
-                                 remedy="Evaluate all runs on the same pairs.")
-        self.runs = {name: SavedRun(name, run.record, run.stop, run.theta, getattr(run, "filters", None))
-                     for name, (run, _) in methods.items()}
+                raise InputError(
+                    f"evaluation of {name!r}",
+                    given="no images",
+                    expected="at least one image",
+                    remedy="Evaluate the run on a non-empty set of pairs.",
+                )
+            if not all(
+                a.shape == b.shape and torch.equal(a.cpu(), b.cpu())
+                for a, b in ((first.x, evaluation.x), (first.y, evaluation.y))
+            ):
+                raise InputError(
+                    f"evaluation of {name!r}",
+                    given="other images or measurements",
+                    expected="the same held-out pairs for every method",
+                    remedy="Evaluate all runs on the same pairs.",
+                )
+        self.runs = {
+            name: SavedRun(name, run.record, run.stop, run.theta, getattr(run, "filters", None))
+            for name, (run, _) in methods.items()
+        }
         self.evaluations = {name: evaluation for name, (_, evaluation) in methods.items()}
 
     @property
@@ -110,22 +129,47 @@ class Report:
         return next(iter(self.evaluations.values()))
 
     def table(self) -> list[dict[str, Any]]:
-        """One row for the noisy input and one per method; what does not apply or is not known is None."""
-        def row(name: str, evaluation: Evaluation, suffix: str = "", **learned: Any) -> dict[str, Any]:
-            values = {k: getattr(evaluation, how)(f"{metric}{suffix}") for metric in ("psnr", "ssim")
-                      for k, how in ((metric, "mean"), (f"{metric}_spread", "spread"))}
-            return {"name": name, **values, "parameters": None, "work": None, "seconds": None, **learned}
+        """One row for the noisy input and one per method; what does not apply or is not known is
+        None.
+        """
+
+        def row(
+            name: str, evaluation: Evaluation, suffix: str = "", **learned: Any
+        ) -> dict[str, Any]:
+            values = {
+                k: getattr(evaluation, how)(f"{metric}{suffix}")
+                for metric in ("psnr", "ssim")
+                for k, how in ((metric, "mean"), (f"{metric}_spread", "spread"))
+            }
+            return {
+                "name": name,
+                **values,
+                "parameters": None,
+                "work": None,
+                "seconds": None,
+                **learned,
+            }
 
         rows = [row("noisy", self._first, "_input", learned=False)]
         for name, run in self.runs.items():
             last = run.record.rows[-1] if run.record.rows else {}
             work = None if last.get("work") is None else last["work"] / run.record.images
-            rows.append(row(name, self.evaluations[name], parameters=run.theta.numel(), work=work,
-                            seconds=last.get("seconds"), learned=True))
+            rows.append(
+                row(
+                    name,
+                    self.evaluations[name],
+                    parameters=run.theta.numel(),
+                    work=work,
+                    seconds=last.get("seconds"),
+                    learned=True,
+                )
+            )
         return rows
 
     def summary(self) -> str:
-        """One paragraph: who won by how much, what was learned from what, why the learning ended."""
+        """One paragraph: who won by how much, what was learned from what, why the learning
+        ended.
+        """
         return " ".join([self.headline(), *(self.story(name) for name in self.runs)])
 
     def headline(self) -> str:
@@ -138,8 +182,10 @@ class Report:
         if not math.isfinite(best["psnr"]):
             return f"The PSNR on {on} is not known."
         verb = "does not lift" if best["psnr"] <= noisy["psnr"] else "lifts"
-        text = (f"On {on}, {best['name']} {verb} the PSNR from {show(noisy['psnr'], 2)} dB to "
-                f"{show(best['psnr'], 2)} dB{' on average' if images > 1 else ''}")
+        text = (
+            f"On {on}, {best['name']} {verb} the PSNR from {show(noisy['psnr'], 2)} dB to "
+            f"{show(best['psnr'], 2)} dB{' on average' if images > 1 else ''}"
+        )
         if len(ranked) > 1:
             second = ranked[1]
             ours, theirs = (self.evaluations[r["name"]].psnr for r in (best, second))
@@ -152,18 +198,25 @@ class Report:
         """What was learned from what, at what cost, and why the learning ended."""
         run, row = self.runs[name], next(r for r in self.table()[1:] if r["name"] == name)
         steps = run.record.rows[-1].get("step") if run.record.rows else None
-        return (f"{name}: {sentence(run.record.problem)} The learning took {show(steps)} accepted "
-                f"step{'' if steps == 1 else 's'}, {show(row['work'], 0)} energy evaluations per training "
-                f"image and {show(row['seconds'], 1)} seconds. {reason(run.stop)}")
+        return (
+            f"{name}: {sentence(run.record.problem)} The learning took {show(steps)} accepted "
+            f"step{'' if steps == 1 else 's'}, {show(row['work'], 0)} energy evaluations per "
+            "training "
+            f"image and {show(row['seconds'], 1)} seconds. {reason(run.stop)}"
+        )
 
     def __str__(self) -> str:
         cells = [["method", "PSNR (dB)", "SSIM", "parameters", "work per image", "seconds"]]
         for r in self.table():
-            after = [show(r[key], digits) if r["learned"] else "-"
-                     for key, digits in (("parameters", 0), ("work", 0), ("seconds", 1))]
+            after = [
+                show(r[key], digits) if r["learned"] else "-"
+                for key, digits in (("parameters", 0), ("work", 0), ("seconds", 1))
+            ]
             cells.append([r["name"], self.pm(r, "psnr", 2), self.pm(r, "ssim", 3), *after])
         widths = [max(len(row[c]) for row in cells) for c in range(len(cells[0]))]
-        lines = ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in cells]
+        lines = [
+            "  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in cells
+        ]
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
     __repr__ = __str__
@@ -171,20 +224,32 @@ class Report:
     def pm(self, row: Mapping[str, Any], key: str, digits: int) -> str:
         """Mean ± spread over the held-out images; one image has no spread."""
         single = len(self._first.psnr) == 1
-        return show(row[key], digits) + ("" if single else f" ± {show(row[f'{key}_spread'], digits)}")
+        return show(row[key], digits) + (
+            "" if single else f" ± {show(row[f'{key}_spread'], digits)}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``run.json`` (without the tensors, which go to ``run.safetensors``)."""
-        return {"format": FORMAT, "version": VERSION, "methods": [
-            {"name": name, "record": run.record.to_dict(),
-             "stop": {"code": run.stop.code, "sentence": run.stop.sentence},
-             "evaluation": self.evaluations[name].to_dict()} for name, run in self.runs.items()]}
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "methods": [
+                {
+                    "name": name,
+                    "record": run.record.to_dict(),
+                    "stop": {"code": run.stop.code, "sentence": run.stop.sentence},
+                    "evaluation": self.evaluations[name].to_dict(),
+                }
+                for name, run in self.runs.items()
+            ],
+        }
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the page, its figures and the data; returns the path of the page.
 
-        The folder then holds ``index.html``, ``figures/*.png``, ``run.json`` and ``run.safetensors``. Each
-        file is replaced as a whole, so an interrupted call leaves no half-written file.
+        The folder then holds ``index.html``, ``figures/*.png``, ``run.json`` and
+        ``run.safetensors``. Each file is replaced as a whole, so an interrupted call leaves no
+        half-written file.
 
         Raises:
             InputError: ``folder`` is a file or cannot be created.
@@ -194,7 +259,10 @@ class Report:
         tensors = safetensors.torch.save(self._tensors(), {"format": f"{FORMAT} {VERSION}"})
         document = {**self.to_dict(), "tensors": {"sha256": hashlib.sha256(tensors).hexdigest()}}
         write_atomically(folder / "run.safetensors", tensors)
-        write_atomically(folder / "run.json", json.dumps(document, indent=1, allow_nan=False, default=str).encode())
+        write_atomically(
+            folder / "run.json",
+            json.dumps(document, indent=1, allow_nan=False, default=str).encode(),
+        )
         for name, data in pictures.items():
             write_atomically(folder / "figures" / name, data)
         write_atomically(folder / "index.html", page.encode(errors="replace"))
@@ -207,14 +275,20 @@ class Report:
 
         records = {name: run.record for name, run in self.runs.items()}
         first, last = self._first, next(reversed(self.evaluations.values()))
-        drawn = {"loss": figures.loss(records), "schedules": figures.schedules(records),
-                 "psnr": figures.psnr(self.evaluations), "certificate": figures.certificate(self.evaluations)}
+        drawn = {
+            "loss": figures.loss(records),
+            "schedules": figures.schedules(records),
+            "psnr": figures.psnr(self.evaluations),
+            "certificate": figures.certificate(self.evaluations),
+        }
         plots = {name: plot for name, plot in drawn.items() if plot is not None}
         hard_to_easy = sorted(range(len(first.psnr)), key=lambda i: last.psnr[i])
         shown = sorted({round(q * (len(hard_to_easy) - 1)) for q in (0.0, 0.5, 1.0)})
         chosen = [hard_to_easy[k] for k in shown]
         rest = [i for i in range(len(first.psnr)) if i not in chosen]
-        rest = rest[:max(0, min(16, 2_000_000 // max(1, first.x[0].numel())))]  # keeps the page light
+        rest = rest[
+            : max(0, min(16, 2_000_000 // max(1, first.x[0].numel())))
+        ]  # keeps the page light
         files_ = {f"{name}.png": figures.png(plot) for name, plot in plots.items()}
         files_["reconstructions.png"] = figures.png(figures.pictures(self.evaluations, chosen))
         banks: dict[str, list[dict[str, Any]]] = {}
@@ -225,14 +299,23 @@ class Report:
                 files_[file] = figures.png(figures.filters(**run.filters))
                 banks[name] = figures.filter_cells(**run.filters)
         page = render(
-            "page.html.j2", report=self, rows=self.table(), first=first, hardest_by=next(reversed(self.runs)),
-            reason=reason, evidence=evidence,
-            plots={k: figures.data_uri(figures.svg(plot), "image/svg+xml") for k, plot in plots.items()},
+            "page.html.j2",
+            report=self,
+            rows=self.table(),
+            first=first,
+            hardest_by=next(reversed(self.runs)),
+            reason=reason,
+            evidence=evidence,
+            plots={
+                k: figures.data_uri(figures.svg(plot), "image/svg+xml") for k, plot in plots.items()
+            },
             gallery=[(i, figures.cells(self.evaluations, i)) for i in chosen],
-            rest=[(i, figures.cells(self.evaluations, i)) for i in rest], banks=banks,
+            rest=[(i, figures.cells(self.evaluations, i)) for i in rest],
+            banks=banks,
             honesty={name: _honesty(e) for name, e in self.evaluations.items()},
             statuses={name: summarize(e.status) for name, e in self.evaluations.items()},
-            settings={name: _flat(run.record.settings) for name, run in self.runs.items()})
+            settings={name: _flat(run.record.settings) for name, run in self.runs.items()},
+        )
         return page, files_
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -245,39 +328,64 @@ class Report:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Report:
-        """Read ``run.json`` and ``run.safetensors`` of an earlier ``save``; nothing is solved again.
+        """Read ``run.json`` and ``run.safetensors`` of an earlier ``save``; nothing is solved
+        again.
 
         Raises:
             InputError: a file is missing.
-            ModelFileError: a file is corrupted, foreign, of another version, or the two do not match.
+            ModelFileError: a file is corrupted, foreign, of another version, or the two do not
+                match.
         """
         text, tensors = (_read(Path(folder) / name) for name in ("run.json", "run.safetensors"))
         where = str(Path(folder) / "run.json")
         try:
             data = json.loads(text)
         except ValueError as error:
-            raise ModelFileError(where, given=f"no valid JSON ({error})", expected=f"a {FORMAT} file",
-                                 remedy=_AGAIN) from error
+            raise ModelFileError(
+                where, given=f"no valid JSON ({error})", expected=f"a {FORMAT} file", remedy=_AGAIN
+            ) from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ModelFileError(where, given="a file of another kind",
-                                 expected=f'JSON with "format": "{FORMAT}"',
-                                 remedy="Point to the folder that Report.save wrote.")
+            raise ModelFileError(
+                where,
+                given="a file of another kind",
+                expected=f'JSON with "format": "{FORMAT}"',
+                remedy="Point to the folder that Report.save wrote.",
+            )
         if data.get("version") != VERSION:
-            raise ModelFileError(where, given=f"version {data.get('version')}", expected=f"version {VERSION}",
-                                 remedy="Read it with the release of learnreg that wrote it.")
+            raise ModelFileError(
+                where,
+                given=f"version {data.get('version')}",
+                expected=f"version {VERSION}",
+                remedy="Read it with the release of learnreg that wrote it.",
+            )
         try:
             found, expected = hashlib.sha256(tensors).hexdigest(), data["tensors"]["sha256"]
             if found != expected:
-                raise ModelFileError(str(Path(folder) / "run.safetensors"), given=f"sha256 {found[:12]}...",
-                                     expected=f"{expected[:12]}..., named in run.json", remedy=_AGAIN)
+                raise ModelFileError(
+                    str(Path(folder) / "run.safetensors"),
+                    given=f"sha256 {found[:12]}...",
+                    expected=f"{expected[:12]}..., named in run.json",
+                    remedy=_AGAIN,
+                )
             stored = safetensors.torch.load(tensors)
-            return cls.compare({m["name"]: _restore(m, n, stored) for n, m in enumerate(data["methods"])})
+            return cls.compare(
+                {m["name"]: _restore(m, n, stored) for n, m in enumerate(data["methods"])}
+            )
         except InputError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, safetensors.SafetensorError) as error:
-            raise ModelFileError(where, given=f"incomplete content ({type(error).__name__}: {error})",
-                                 expected="record, stop and evaluation of each method",
-                                 remedy=_AGAIN) from error
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            safetensors.SafetensorError,
+        ) as error:
+            raise ModelFileError(
+                where,
+                given=f"incomplete content ({type(error).__name__}: {error})",
+                expected="record, stop and evaluation of each method",
+                remedy=_AGAIN,
+            ) from error
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -290,36 +398,67 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _honesty(evaluation: Evaluation) -> dict[str, Any]:
-    """How the reported error compares with the true one: rows, failures, smallest and largest ratio.
+    """How the reported error compares with the true one: rows, failures, smallest and largest
+    ratio.
 
-    The true error is known up to ``reference``; a certificate has failed only where even the smallest true error that
-    this leaves is larger.
+    The true error is known up to ``reference``; a certificate has failed only where even the
+    smallest true error that this leaves is larger.
     """
-    known = [(r["certified"], r["true"], r.get("reference") or 0.0) for r in evaluation.honesty
-             if r.get("certified") is not None and r.get("true") is not None]
-    ratios = [certified / true for certified, true, _ in known if true > 0 and math.isfinite(certified)]
-    return {"rows": len(known), "failures": sum(true - off > certified for certified, true, off in known),
-            "least": min(ratios, default=None), "most": max(ratios, default=None),
-            "reference": max((off for *_, off in known), default=0.0)}
+    known = [
+        (r["certified"], r["true"], r.get("reference") or 0.0)
+        for r in evaluation.honesty
+        if r.get("certified") is not None and r.get("true") is not None
+    ]
+    ratios = [
+        certified / true for certified, true, _ in known if true > 0 and math.isfinite(certified)
+    ]
+    return {
+        "rows": len(known),
+        "failures": sum(true - off > certified for certified, true, off in known),
+        "least": min(ratios, default=None),
+        "most": max(ratios, default=None),
+        "reference": max((off for *_, off in known), default=0.0),
+    }
 
 
-def _restore(data: dict[str, Any], number: int, stored: Mapping[str, Tensor]) -> tuple[SavedRun, Evaluation]:
+def _restore(
+    data: dict[str, Any], number: int, stored: Mapping[str, Tensor]
+) -> tuple[SavedRun, Evaluation]:
     e, prefix = data["evaluation"], f"{number}.filters."
     filters = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
-    columns = {c: tuple(math.nan if v is None else v for v in e[c])
-               for c in ("psnr", "ssim", "psnr_input", "ssim_input", "error")}
+    columns = {
+        c: tuple(math.nan if v is None else v for v in e[c])
+        for c in ("psnr", "ssim", "psnr_input", "ssim_input", "error")
+    }
     error = torch.tensor(columns.pop("error"), dtype=torch.float64)
     kind = {k.label: k for k in (Kind.UNKNOWN, Kind.ESTIMATE, Kind.BOUND)}[e["kind"]]
     evaluation = Evaluation(
-        stored[f"{number}.reconstruction"], stored["x"], stored["y"], **columns, error=error, kind=kind,
-        status=tuple(Status[s.upper()] for s in e["status"]), eps=e["eps"], names=tuple(e["names"]),
-        cost=Cost(**e["cost"]), honesty=tuple(e["honesty"]), theorem=tuple(e.get("theorem", ())))
+        stored[f"{number}.reconstruction"],
+        stored["x"],
+        stored["y"],
+        **columns,
+        error=error,
+        kind=kind,
+        status=tuple(Status[s.upper()] for s in e["status"]),
+        eps=e["eps"],
+        names=tuple(e["names"]),
+        cost=Cost(**e["cost"]),
+        honesty=tuple(e["honesty"]),
+        theorem=tuple(e.get("theorem", ())),
+    )
     stop = StopReason(data["stop"]["code"], data["stop"]["sentence"])
-    run = SavedRun(data["name"], RunRecord.from_dict(data["record"]), stop, stored[f"{number}.theta"],
-                   filters or None)
+    run = SavedRun(
+        data["name"],
+        RunRecord.from_dict(data["record"]),
+        stop,
+        stored[f"{number}.theta"],
+        filters or None,
+    )
     if not all(isinstance(row, dict) for row in (*run.record.rows, *evaluation.honesty)):
         raise TypeError("a row is no table of named numbers")
-    if any(len(v) != len(evaluation.x) for v in (*columns.values(), error, evaluation.reconstruction)):
+    if any(
+        len(v) != len(evaluation.x) for v in (*columns.values(), error, evaluation.reconstruction)
+    ):
         raise ValueError("the number of images differs between columns")
     return run, evaluation
 
@@ -328,5 +467,9 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(str(path), given=error.strerror, expected="a file written by Report.save",
-                         remedy="Name the folder of a saved report.") from error
+        raise InputError(
+            str(path),
+            given=error.strerror,
+            expected="a file written by Report.save",
+            remedy="Name the folder of a saved report.",
+        ) from error

@@ -1,4 +1,6 @@
-"""Pages from the templates of this folder; what is filled in is escaped, what is missing is an error."""
+"""Pages from the templates of this folder; what is filled in is escaped, what is missing is an
+error.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,13 @@ from .words import show
 
 def render(template: str, **values: Any) -> str:
     """The page of a template, for example ``page.html.j2``, with these values."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-                              loader=FunctionLoader(_source))
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_source),
+    )
     environment.filters["show"] = show
     return environment.get_template(template).render(**values)
 

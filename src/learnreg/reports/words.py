@@ -42,22 +42,29 @@ def reason(stop: StopReason) -> str:
     return text[:1].upper() + text[1:]
 
 
-_EVIDENCE = {"gap": "the primal-dual gap",
-             "residual": "the optimality condition at the picture, with the dual variable that belongs to it",
-             "kkt": "the residuals of the optimality system"}
+_EVIDENCE = {
+    "gap": "the primal-dual gap",
+    "residual": "the optimality condition at the picture, with the dual variable that belongs to "
+    "it",
+    "kkt": "the residuals of the optimality system",
+}
 
 
 def evidence(theorems: Sequence[str]) -> str:
-    """What certified distances of images follow from, by the names in ``Solution.theorem``; of a minimizer if none.
+    """What certified distances of images follow from, by the names in ``Solution.theorem``; of a
+    minimizer if none.
 
     >>> evidence(())
     'the final gradient and a proven lower bound of the curvature'
     >>> evidence(["gap", "kkt", "gap"])
-    'strong convexity and the primal-dual gap (2 images) or the residuals of the optimality system (1 image)'
+    'strong convexity and the primal-dual gap (2 images) or the residuals of the optimality system
+    (1 image)'
     """
     counts = {name: list(theorems).count(name) for name in _EVIDENCE if name in theorems}
     if not counts:
         return "the final gradient and a proven lower bound of the curvature"
-    parts = [_EVIDENCE[name] + (f" ({n} image{'' if n == 1 else 's'})" if len(counts) > 1 else "")
-             for name, n in counts.items()]
+    parts = [
+        _EVIDENCE[name] + (f" ({n} image{'' if n == 1 else 's'})" if len(counts) > 1 else "")
+        for name, n in counts.items()
+    ]
     return f"strong convexity and {' or '.join(parts)}"

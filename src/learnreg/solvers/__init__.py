@@ -10,4 +10,14 @@ from .pdhg import PDHG
 from .solve import solve
 
 __all__ = [
-    "AGD", "LBFGS", "PDHG", "NewtonCG", "PrimalDualNewton", "NmAPG", "Distance", "certify", "minimize", "solve"]
+    "AGD",
+    "LBFGS",
+    "PDHG",
+    "NewtonCG",
+    "PrimalDualNewton",
+    "NmAPG",
+    "Distance",
+    "certify",
+    "minimize",
+    "solve",
+]

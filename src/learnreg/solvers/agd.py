@@ -1,10 +1,15 @@
-"""Accelerated gradient for strongly convex energies, with restart and a local estimate of L, all per image.
+"""Accelerated gradient for strongly convex energies, with restart and a local estimate of L, all
+per image.
 
-Recursion (Nesterov, Lectures on Convex Optimization, scheme 2.2.22, constant momentum), g_k = grad h(y_k):
-    x_{k+1} = y_k - g_k / L,   y_{k+1} = x_{k+1} + beta (x_{k+1} - x_k),   beta = (1 - sqrt(mu/L)) / (1 + sqrt(mu/L)).
-Restart (O'Donoghue and Candes 2015, gradient scheme): beta = 0 for one step when <g_k, x_{k+1} - x_k> > 0.
-Local L: starts at a fraction of the proven bound and is raised, never above the bound, whenever the observed ratio
-||g_k - g_{k-1}|| / ||y_k - y_{k-1}||, a lower bound of L along the path, exceeds it. The certificate does not use L.
+Recursion (Nesterov, Lectures on Convex Optimization, scheme 2.2.22, constant momentum), g_k = grad
+h(y_k):
+    x_{k+1} = y_k - g_k / L,   y_{k+1} = x_{k+1} + beta (x_{k+1} - x_k),   beta = (1 - sqrt(mu/L)) /
+    (1 + sqrt(mu/L)).
+Restart (O'Donoghue and Candes 2015, gradient scheme): beta = 0 for one step when <g_k, x_{k+1} -
+x_k> > 0. Local L: starts at a fraction of the proven bound and is raised, never above the bound,
+whenever the observed ratio
+||g_k - g_{k-1}|| / ||y_k - y_{k-1}||, a lower bound of L along the path, exceeds it. The
+certificate does not use L.
 """
 
 from __future__ import annotations
@@ -21,7 +26,9 @@ from ..core.protocols import Potential
 
 @dataclass
 class AGDState:
-    """``point`` is y_k, where the gradient ``g`` is known; ``x`` is the last x_k; the rest is (b,)."""
+    """``point`` is y_k, where the gradient ``g`` is known; ``x`` is the last x_k; the rest is
+    (b,).
+    """
 
     point: Tensor
     g: Tensor
@@ -31,7 +38,14 @@ class AGDState:
     cost: Cost
 
     def select(self, index: Tensor) -> AGDState:
-        return AGDState(self.point[index], self.g[index], self.x[index], self.L[index], self.evidence[index], self.cost)
+        return AGDState(
+            self.point[index],
+            self.g[index],
+            self.x[index],
+            self.L[index],
+            self.evidence[index],
+            self.cost,
+        )
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,8 @@ class AGD:
     """Accelerated gradient; one gradient per step, no function values.
 
     Args:
-        optimism: the first L is this fraction of the proven bound (1 switches the local estimate off).
+        optimism: the first L is this fraction of the proven bound (1 switches the local estimate
+            off).
     """
 
     optimism: float = 0.25
@@ -50,8 +65,14 @@ class AGD:
         curvature = f.bounds()
         start = max(curvature.mu.value, self.optimism * curvature.L.value)
         g = f.grad(x0)
-        return AGDState(x0, g, x0, torch.full((x0.shape[0],), start, dtype=x0.dtype, device=x0.device), norm(g),
-                        Cost(gradients=x0.shape[0]))
+        return AGDState(
+            x0,
+            g,
+            x0,
+            torch.full((x0.shape[0],), start, dtype=x0.dtype, device=x0.device),
+            norm(g),
+            Cost(gradients=x0.shape[0]),
+        )
 
     def step(self, f: Potential, state: AGDState) -> AGDState:
         """One gradient step with momentum."""

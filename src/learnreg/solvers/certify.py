@@ -1,4 +1,6 @@
-"""How far any image is from the minimizer: a cheap estimate, and a certified distance as sharp as asked for."""
+"""How far any image is from the minimizer: a cheap estimate, and a certified distance as sharp as
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from .lbfgs import averaged
 from .solve import solve_potential
 
 ESTIMATE_RESIDUAL = 0.1
-"""Relative residual of the Newton system behind the estimate, then up to 12 % off (benchmarks/certificates.py)."""
+"""Relative residual of the Newton system behind the estimate, then up to 12 % off
+(benchmarks/certificates.py).
+"""
 
 ROUNDS = 12
 
@@ -33,7 +37,8 @@ class Distance:
     Attributes:
         certified: ||x - x*|| is at most this, if ``kind`` certifies.
         at_least: ||x - x*|| is at least this, equally certified.
-        from_gradient: the bound ||grad h(x)|| / mu that needs one gradient; loose by mu over the curvature that counts.
+        from_gradient: the bound ||grad h(x)|| / mu that needs one gradient; loose by mu over the
+            curvature that counts.
         estimated: length of a Newton step at x, an estimate.
         kind: how mu is known.
         nearer: (b, ...), an image much nearer to x*, in the type of x.
@@ -50,18 +55,23 @@ class Distance:
 
     def __repr__(self) -> str:
         low, high = float(self.at_least.max()), float(self.certified.max())
-        return (f"Distance({self.certified.numel()} images, the farthest {self.kind.label} in [{low:.2e}, {high:.2e}], "
-                f"estimated {float(self.estimated.max()):.2e}, from the gradient alone "
-                f"{float(self.from_gradient.max()):.2e}; {self.cost})")
+        return (
+            f"Distance({self.certified.numel()} images, the farthest {self.kind.label} in "
+            f"[{low:.2e}, {high:.2e}], "
+            f"estimated {float(self.estimated.max()):.2e}, from the gradient alone "
+            f"{float(self.from_gradient.max()):.2e}; {self.cost})"
+        )
 
 
 def certify(energy: Any, y: Tensor, x: Tensor, *, sharpness: float = 0.1) -> Distance:
     """The distance of x, from wherever it comes, to the exact minimizer of h(.; y).
 
-    With x' a better solution and e its certified distance (||grad h(x')|| / mu), the triangle inequality gives
+    With x' a better solution and e its certified distance (||grad h(x')|| / mu), the triangle
+    inequality gives
         ||x - x'|| - e <= ||x - x*|| <= ||x - x'|| + e.
-    x' is solved for until e <= sharpness ||x - x'||, in float64. Where mu is tiny (deblurring, tomography) the plain
-    bound ||grad h(x)|| / mu is often a hundred times too large; this one is within 2 ``sharpness`` of the truth.
+    x' is solved for until e <= sharpness ||x - x'||, in float64. Where mu is tiny (deblurring,
+    tomography) the plain bound ||grad h(x)|| / mu is often a hundred times too large; this one is
+    within 2 ``sharpness`` of the truth.
 
     Args:
         energy: an Energy, or anything with ``at(y)``.
@@ -77,12 +87,18 @@ def certify(energy: Any, y: Tensor, x: Tensor, *, sharpness: float = 0.1) -> Dis
     check_images(x, "x")
     check_fraction("sharpness", sharpness)
     if x.shape[0] != y.shape[0]:
-        raise InputError("x", given=f"{x.shape[0]} images", expected=f"{y.shape[0]}, one per measurement")
+        raise InputError(
+            "x", given=f"{x.shape[0]} images", expected=f"{y.shape[0]}, one per measurement"
+        )
     potential = energy.at(y, x)
     if is_saddle(potential):
         raise MissingPropertyError(
-            "energy", given=f"{type(energy).__name__}, which has no gradient", expected="a differentiable Energy",
-            remedy="Solve it: s = solve(energy, y, eps); x is within ||x - s.value|| + s.error of the minimizer.")
+            "energy",
+            given=f"{type(energy).__name__}, which has no gradient",
+            expected="a differentiable Energy",
+            remedy="Solve it: s = solve(energy, y, eps); x is within ||x - s.value|| + s.error of "
+            "the minimizer.",
+        )
     return certify_potential(potential, x, sharpness)
 
 
@@ -100,13 +116,17 @@ def certify_potential(f: Potential, x: Tensor, sharpness: float = 0.1) -> Distan
         if bool((error <= sharpness * moved).all()):
             break
         wanted = torch.where(moved > 0, 0.5 * sharpness * moved, 0.1 * plain).clamp(max=0.9 * error)
-        better = solve_potential(f, wanted.clamp_min(1e-14 * norm(wide) + 1e-300), nearer, max_steps=20000)
+        better = solve_potential(
+            f, wanted.clamp_min(1e-14 * norm(wide) + 1e-300), nearer, max_steps=20000
+        )
         nearer, error, cost = better.value, better.error, cost + better.cost
         moved = norm(wide - nearer)
         if not better.ok:
             break
     certified = torch.minimum(moved + error, plain)
-    return Distance(certified, (moved - error).clamp_min(0), plain, estimated, mu.kind, nearer.to(x.dtype), cost)
+    return Distance(
+        certified, (moved - error).clamp_min(0), plain, estimated, mu.kind, nearer.to(x.dtype), cost
+    )
 
 
 def _newton_length(f: Potential, x: Tensor, g: Tensor) -> tuple[Tensor, Cost]:
@@ -114,4 +134,6 @@ def _newton_length(f: Potential, x: Tensor, g: Tensor) -> tuple[Tensor, Cost]:
     P, cost = averaged(f, x)
     tol = (ESTIMATE_RESIDUAL * norm(g)).clamp_min(torch.finfo(g.dtype).tiny)
     solved = cg(f.linearize(x), g, tol, None, P)
-    return norm(solved.value), cost + solved.cost + Cost(gradients=x.shape[0], linearizations=x.shape[0])
+    return norm(solved.value), cost + solved.cost + Cost(
+        gradients=x.shape[0], linearizations=x.shape[0]
+    )

@@ -16,17 +16,27 @@ from ..core.protocols import Potential, Saddle, Solver
 from ..core.results import Solution
 from ..core.status import Status
 
-CODES = (Status.MAX_STEPS, Status.CONVERGED, Status.ROUNDING_FLOOR, Status.NOT_FINITE, Status.BUDGET)
+CODES = (
+    Status.MAX_STEPS,
+    Status.CONVERGED,
+    Status.ROUNDING_FLOOR,
+    Status.NOT_FINITE,
+    Status.BUDGET,
+)
 MAX_STEPS, CONVERGED, FLOOR, NOT_FINITE, BUDGET = range(5)
 
 STALL_INTERVAL = 8
 """The host looks for images that no longer improve every so many steps."""
 
 NOISE_PATIENCE = 24
-"""Steps without progress after which an image is at the floor, where gradients can be nothing but rounding noise."""
+"""Steps without progress after which an image is at the floor, where gradients can be nothing but
+rounding noise.
+"""
 
 GPU_INTERVAL = 8
-"""On a GPU the host looks at the stopping test every so many steps, so that the queue never runs dry."""
+"""On a GPU the host looks at the stopping test every so many steps, so that the queue never runs
+dry.
+"""
 
 
 def is_saddle(f: Any) -> TypeGuard[Saddle]:
@@ -38,37 +48,59 @@ def require_strong_convexity(f: Potential) -> float:
     """mu of the potential; of a saddle function, that of the image.
 
     Raises:
-        MissingPropertyError: mu = 0 or unknown, so no distance to the minimizer can be certified; or the primal value
-            of a saddle function is finite under an equation only.
+        MissingPropertyError: mu = 0 or unknown, so no distance to the minimizer can be certified;
+            or the primal value of a saddle function is finite under an equation only.
     """
     mu = f.bounds().mu
     if not (0 < mu.value < float("inf")):
         raise MissingPropertyError(
-            "energy", given=f"strong convexity mu = {mu}", expected="mu > 0",
-            remedy="Give SaddleEnergy a tikhonov > 0, for example 1e-3." if is_saddle(f) else
-                   "Add a strongly convex term, for example regularizer + lr.regularizers.Tikhonov(1e-3).")
+            "energy",
+            given=f"strong convexity mu = {mu}",
+            expected="mu > 0",
+            remedy="Give SaddleEnergy a tikhonov > 0, for example 1e-3."
+            if is_saddle(f)
+            else "Add a strongly convex term, for example regularizer + "
+            "lr.regularizers.Tikhonov(1e-3).",
+        )
     smoothness = f.bounds().L
     if is_saddle(f):
         if getattr(f, "constrained", False):
             raise MissingPropertyError(
-                "energy", given="a constraint K x = 0, which iterates only approach", expected="finite gaps on the way",
-                remedy="Give the regularizer rounding > 0, or use a fixed number of steps (JointPiggyback).")
+                "energy",
+                given="a constraint K x = 0, which iterates only approach",
+                expected="finite gaps on the way",
+                remedy="Give the regularizer rounding > 0, or use a fixed number of steps "
+                "(JointPiggyback).",
+            )
         return mu.value
     if not smoothness.value < float("inf"):
         raise MissingPropertyError(
-            "energy", given=f"a Hessian bounded by L = {smoothness}", expected="a finite L",
-            remedy="Let bounds() of the regularizer give L; if it does, its parameters are out of range.")
+            "energy",
+            given=f"a Hessian bounded by L = {smoothness}",
+            expected="a finite L",
+            remedy="Let bounds() of the regularizer give L; if it does, its parameters are out of "
+            "range.",
+        )
     return mu.value
 
 
 @torch.no_grad()
-def minimize(f: Potential, eps: float | Tensor, solver: Solver, x0: Tensor, *,
-             max_steps: int | Tensor = 20000, should_stop: Callable[[], bool] | None = None) -> Solution:
-    """Minimize every potential of the batch (or solve every saddle function) to a certified distance eps.
+def minimize(
+    f: Potential,
+    eps: float | Tensor,
+    solver: Solver,
+    x0: Tensor,
+    *,
+    max_steps: int | Tensor = 20000,
+    should_stop: Callable[[], bool] | None = None,
+) -> Solution:
+    """Minimize every potential of the batch (or solve every saddle function) to a certified
+    distance eps.
 
-    The evidence of the solver (a gradient norm in the working precision) only nominates an image; the certificate is
-    computed from a closing gradient in float64. An image whose closing gradient keeps failing, or whose evidence
-    stops falling near the rounding level, ends with ``ROUNDING_FLOOR`` and the distance that was reached.
+    The evidence of the solver (a gradient norm in the working precision) only nominates an image;
+    the certificate is computed from a closing gradient in float64. An image whose closing gradient
+    keeps failing, or whose evidence stops falling near the rounding level, ends with
+    ``ROUNDING_FLOOR`` and the distance that was reached.
 
     Args:
         f: the potentials.
@@ -107,12 +139,24 @@ def minimize(f: Potential, eps: float | Tensor, solver: Solver, x0: Tensor, *,
         loop.cost += state.cost
         loop.running += 1
     theorem = tuple(f.theorems[i] for i in loop.theorem.tolist()) if is_saddle(f) else ()
-    return Solution(loop.value, loop.rule.distance(loop.closing), mu.kind, tuple(CODES[i] for i in loop.code.tolist()),
-                    loop.steps, loop.cost, solver.name, loop.closing, loop.gradient, theorem=theorem)
+    return Solution(
+        loop.value,
+        loop.rule.distance(loop.closing),
+        mu.kind,
+        tuple(CODES[i] for i in loop.code.tolist()),
+        loop.steps,
+        loop.cost,
+        solver.name,
+        loop.closing,
+        loop.gradient,
+        theorem=theorem,
+    )
 
 
 def _kept(keep: Tensor | None, state: Any, f: Potential) -> tuple[Any, Potential]:
-    """State and potentials of the images at positions ``keep``; a state of None when there are none, all for None."""
+    """State and potentials of the images at positions ``keep``; a state of None when there are
+    none, all for None.
+    """
     if keep is None or keep.numel() == state.evidence.shape[0]:
         return state, f
     return (state.select(keep), f.select(keep)) if keep.numel() else (None, f)
@@ -138,7 +182,9 @@ class _ByGradient:
         return self.rounding * norm(point).double()
 
     def patient(self, running: int) -> tuple[int, int]:
-        """Steps without progress after which noise, and any reason near the noise, ends an image."""
+        """Steps without progress after which noise, and any reason near the noise, ends an
+        image.
+        """
         return NOISE_PATIENCE, self.patience
 
     def close(self, f: Potential, point: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -184,7 +230,9 @@ class _Loop:
         size, device = x0.shape[0], x0.device
         self.rule: Any = (_ByCertificate if is_saddle(f) else _ByGradient)(f, x0.dtype)
         self.target = self.rule.target * eps  # evidence that certifies eps, float64
-        self.wanted = 0.95 * self.target  # what the working precision must show before a closing gradient is paid for
+        self.wanted = (
+            0.95 * self.target
+        )  # what the working precision must show before a closing gradient is paid for
         self.value = x0.clone()
         self.gradient = torch.zeros_like(x0)
         self.closing = torch.full((size,), float("inf"), dtype=torch.float64, device=device)
@@ -200,11 +248,15 @@ class _Loop:
         self.cost = Cost()
 
     def examine(self, f: Potential, state: Any, count: int) -> Tensor | None:
-        """Certify the images that look finished; positions (within the running batch) of those that go on.
+        """Certify the images that look finished; positions (within the running batch) of those that
+        go on.
 
-        None when nothing has changed, found with as few operations as possible: this runs at every step.
+        None when nothing has changed, found with as few operations as possible: this runs at every
+        step.
         """
-        if count % STALL_INTERVAL and bool(((state.evidence > self.level) & (state.evidence < torch.inf)).all()):
+        if count % STALL_INTERVAL and bool(
+            ((state.evidence > self.level) & (state.evidence < torch.inf)).all()
+        ):
             return None
         evidence, index = state.evidence.double(), self.index
         broken = self.rule.broken(evidence, state)
@@ -232,7 +284,9 @@ class _Loop:
         return keep
 
     def _stalled(self, f: Potential, evidence: Tensor, state: Any, count: int) -> Tensor:
-        """Images whose evidence has not fallen for long, at a level where only rounding can be the reason."""
+        """Images whose evidence has not fallen for long, at a level where only rounding can be the
+        reason.
+        """
         if count % STALL_INTERVAL:
             return torch.zeros_like(evidence, dtype=torch.bool)
         best, waiting = self.best[self.index], self.waiting[self.index]
@@ -246,11 +300,16 @@ class _Loop:
             waiting = torch.where(late & ~stalled, 0, waiting)
         else:
             stalled = torch.zeros_like(better)
-        self.best[self.index], self.waiting[self.index] = torch.where(better, evidence, best), waiting
+        self.best[self.index], self.waiting[self.index] = (
+            torch.where(better, evidence, best),
+            waiting,
+        )
         return stalled
 
     def give_up(self, f: Potential, state: Any, ending: Tensor, code: int) -> Tensor:
-        """Certify what the unfinished images ``ending`` (a mask) have reached; positions of those that go on."""
+        """Certify what the unfinished images ``ending`` (a mask) have reached; positions of those
+        that go on.
+        """
         positions = torch.nonzero(ending).flatten()
         if positions.numel():
             index = self.index[positions]
@@ -263,12 +322,18 @@ class _Loop:
         return keep
 
     def _close(self, f: Potential, point: Tensor, positions: Tensor) -> Tensor:
-        """Closing gradient norms in float64 at the chosen images; stores the points and the norms."""
+        """Closing gradient norms in float64 at the chosen images; stores the points and the
+        norms.
+        """
         chosen, x = self.index[positions], point[positions]
         sub = f if positions.numel() == point.shape[0] else f.select(positions)
         closing, gradient, theorem = self.rule.close(sub, x)
         self.cost += Cost(gradients=positions.numel())
-        self.value[chosen], self.closing[chosen], self.gradient[chosen] = x, closing, gradient.to(x.dtype)
+        self.value[chosen], self.closing[chosen], self.gradient[chosen] = (
+            x,
+            closing,
+            gradient.to(x.dtype),
+        )
         if theorem is not None:
             self.theorem[chosen] = theorem
         return closing

@@ -1,9 +1,11 @@
-"""L-BFGS with a history and a line search of its own for every image, started from a preconditioner that fits imaging.
+"""L-BFGS with a history and a line search of its own for every image, started from a preconditioner
+that fits imaging.
 
 Recursion (Nocedal and Wright, Numerical Optimization, Algorithms 7.4 and 7.5), g_k = grad h(x_k):
     d_k = -H_k g_k,   x_{k+1} = x_k + alpha d_k,   s = x_{k+1} - x_k,   y = g_{k+1} - g_k,
-with H_k the BFGS update of gamma P over the last pairs (s, y), gamma = <s, y> / <y, P y>. P is the inverse of averaged
-curvature (``linear.circulant``), made anew at x_k every few steps; the identity where the potential offers no averages.
+with H_k the BFGS update of gamma P over the last pairs (s, y), gamma = <s, y> / <y, P y>. P is the
+inverse of averaged curvature (``linear.circulant``), made anew at x_k every few steps; the identity
+where the potential offers no averages.
 
 The line search is that of ``linesearch``: gradients only, one trial a step.
 """
@@ -26,12 +28,16 @@ REJECTIONS = 12
 """Rejected trials in a row after which the history of an image is dropped."""
 
 Pair = tuple[Tensor, Tensor, Tensor]
-"""s (b, ...), y (b, ...), 1 / <s, y> (b,); zero in the last place switches the pair off for that image."""
+"""s (b, ...), y (b, ...), 1 / <s, y> (b,); zero in the last place switches the pair off for that
+image.
+"""
 
 
 @dataclass
 class LBFGSState:
-    """``point`` with its gradient ``g``; the direction d, its slope and the next step size; the rest is bookkeeping."""
+    """``point`` with its gradient ``g``; the direction d, its slope and the next step size; the
+    rest is bookkeeping.
+    """
 
     point: Tensor
     g: Tensor
@@ -51,8 +57,12 @@ class LBFGSState:
         """The images ``index`` of the running batch."""
         names = ("point", "g", "d", "slope", "alpha", "evidence", "best", "waiting", "rejected")
         pairs = tuple((s[index], y[index], rho[index]) for s, y, rho in self.pairs)
-        return replace(self, **{n: getattr(self, n)[index] for n in names}, pairs=pairs,
-                       P=None if self.P is None else self.P.select(index))
+        return replace(
+            self,
+            **{n: getattr(self, n)[index] for n in names},
+            pairs=pairs,
+            P=None if self.P is None else self.P.select(index),
+        )
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,8 @@ class LBFGS:
 
     Args:
         memory: pairs kept, >= 1.
-        refresh: steps after which the preconditioner is made anew (it costs about one gradient), >= 1.
+        refresh: steps after which the preconditioner is made anew (it costs about one gradient), >=
+            1.
 
     Raises:
         InputError: a setting out of range.
@@ -81,8 +92,21 @@ class LBFGS:
         P, cost = averaged(f, x0)
         size, zeros = norm(g), torch.zeros(x0.shape[0], dtype=torch.int64, device=x0.device)
         d = -g * _blind(f) if P is None else -P(g)
-        return LBFGSState(x0, g, d, dot(g, d), torch.ones_like(size), size, size, zeros, zeros, (), P, 0,
-                          cost + Cost(gradients=x0.shape[0]))
+        return LBFGSState(
+            x0,
+            g,
+            d,
+            dot(g, d),
+            torch.ones_like(size),
+            size,
+            size,
+            zeros,
+            zeros,
+            (),
+            P,
+            0,
+            cost + Cost(gradients=x0.shape[0]),
+        )
 
     def step(self, f: Potential, state: LBFGSState) -> LBFGSState:
         """One trial of the line search; where it is accepted, the next direction."""
@@ -100,7 +124,10 @@ class LBFGS:
             cost += extra
         rejected = torch.where(accepted, 0, state.rejected + 1)
         hopeless = rejected >= REJECTIONS
-        pairs = tuple((s, y, torch.where(hopeless, 0.0, rho)) for s, y, rho in (*state.pairs, pair)[-self.memory:])
+        pairs = tuple(
+            (s, y, torch.where(hopeless, 0.0, rho))
+            for s, y, rho in (*state.pairs, pair)[-self.memory :]
+        )
         anew = accepted | hopeless
         d = torch.where(expand(anew, g), -_apply(pairs, P, g, 1.0 if P else _blind(f)), state.d)
         size = norm(g)
@@ -109,12 +136,27 @@ class LBFGS:
         cut = shorter(state.alpha, slope, state.slope, rejected)
         same_length = cut * norm(state.d) / norm(d).clamp_min(torch.finfo(d.dtype).tiny)
         alpha = torch.where(accepted, 1.0, torch.where(hopeless, same_length, cut))
-        return LBFGSState(point, g, d, dot(g, d), alpha, size, best, waiting, torch.where(hopeless, 0, rejected), pairs,
-                          P, count, cost)
+        return LBFGSState(
+            point,
+            g,
+            d,
+            dot(g, d),
+            alpha,
+            size,
+            best,
+            waiting,
+            torch.where(hopeless, 0, rejected),
+            pairs,
+            P,
+            count,
+            cost,
+        )
 
 
 def _blind(f: Potential) -> float:
-    """The first step size without any curvature: four times the safe one, since the secant rule can cut it."""
+    """The first step size without any curvature: four times the safe one, since the secant rule can
+    cut it.
+    """
     return 4.0 / f.bounds().L.value
 
 
@@ -122,17 +164,23 @@ def averaged(f: Potential, x: Tensor) -> tuple[ImagePreconditioner | None, Cost]
     """The preconditioner at x and what it cost; None where the potential offers no averages."""
     offer = getattr(f, "mean_curvature", None)
     mean = None if offer is None else offer(x)
-    return (None, Cost()) if mean is None else (preconditioner(mean), Cost(linearizations=x.shape[0]))
+    return (
+        (None, Cost()) if mean is None else (preconditioner(mean), Cost(linearizations=x.shape[0]))
+    )
 
 
 def _pair(s: Tensor, y: Tensor, accepted: Tensor) -> Pair:
-    """The pair of a step; switched off where the trial was rejected or rounding has eaten the curvature."""
+    """The pair of a step; switched off where the trial was rejected or rounding has eaten the
+    curvature.
+    """
     curvature = dot(s, y)
     good = accepted & (curvature > 10 * torch.finfo(s.dtype).eps * norm(s) * norm(y))
     return s, y, torch.where(good, 1 / curvature, 0.0)
 
 
-def _apply(pairs: tuple[Pair, ...], P: ImagePreconditioner | None, g: Tensor, blind: float) -> Tensor:
+def _apply(
+    pairs: tuple[Pair, ...], P: ImagePreconditioner | None, g: Tensor, blind: float
+) -> Tensor:
     """H g by the two-loop recursion; a pair with 1 / <s, y> = 0 does nothing."""
     q, factors = g, []
     for s, y, rho in reversed(pairs):
@@ -146,7 +194,9 @@ def _apply(pairs: tuple[Pair, ...], P: ImagePreconditioner | None, g: Tensor, bl
 
 
 def _scaled(newest: Pair, P: ImagePreconditioner | None, q: Tensor, blind: float) -> Tensor:
-    """gamma P q with gamma from the newest pair, ``blind`` for an image where that is switched off."""
+    """gamma P q with gamma from the newest pair, ``blind`` for an image where that is switched
+    off.
+    """
     _, y, rho = newest
     gamma = torch.where(rho > 0, 1 / (rho * dot(y, y if P is None else P(y))), blind)
     z = q if P is None else P(q)

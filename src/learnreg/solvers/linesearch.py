@@ -1,10 +1,13 @@
-"""Line searches that need gradients only: when a trial along a descent direction is good enough, and what to try next.
+"""Line searches that need gradients only: when a trial along a descent direction is good enough,
+and what to try next.
 
 slope(alpha) = <grad h(x + alpha d), d>, slope(0) < 0. A trial is accepted when
     slope(alpha) <= RISE |slope(0)|
-(the approximate Wolfe condition of Hager and Zhang, SIAM J. Optim. 2005). Where that alone has not helped for a while,
+(the approximate Wolfe condition of Hager and Zhang, SIAM J. Optim. 2005). Where that alone has not
+helped for a while,
     slope(alpha) <= DESCENT slope(0) < 0
-is asked for instead, which for a convex h implies the Armijo decrease h(x + alpha d) <= h(x) + DESCENT alpha slope(0).
+is asked for instead, which for a convex h implies the Armijo decrease h(x + alpha d) <= h(x) +
+DESCENT alpha slope(0).
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ def accepts(slope: Tensor, first: Tensor, waiting: Tensor) -> Tensor:
 def shorter(alpha: Tensor, slope: Tensor, first: Tensor, rejected: Tensor | int = 0) -> Tensor:
     """The next step size by the secant rule, between a tenth and a half of ``alpha``; (b,).
 
-    A tenth after ``rejected`` > 2 trials in a row: beyond a kink the slope says nothing of the distance.
+    A tenth after ``rejected`` > 2 trials in a row: beyond a kink the slope says nothing of the
+    distance.
     """
     cut = (first / (first - slope)).clamp(0.1, 0.5).nan_to_num(0.1)
     return alpha * torch.where(torch.as_tensor(rejected) > 2, 0.1, cut)

@@ -1,13 +1,16 @@
-"""Inexact Newton methods: Newton-CG, and the primal-dual Newton method for potentials that are nearly non-smooth.
+"""Inexact Newton methods: Newton-CG, and the primal-dual Newton method for potentials that are
+nearly non-smooth.
 
-Newton-CG (Dembo, Eisenstat and Steihaug, SIAM J. Numer. Anal. 1982), g = grad h(x), H the Hessian at x:
+Newton-CG (Dembo, Eisenstat and Steihaug, SIAM J. Numer. Anal. 1982), g = grad h(x), H the Hessian
+at x:
     ||H d + g|| <= eta ||g|| by preconditioned conjugate gradients,   x <- x + alpha d.
 
-Primal-dual (Chan, Golub and Mulet, SIAM J. Sci. Comput. 1999; as a semismooth method for Huber-type total variation
-Kunisch and Pock, SIAM J. Imaging Sci. 2013): write the slope of a potential as a variable p of its own, p = s'(u) with
-s(u) = sqrt(1 + u^2), and linearize s(u) p = u instead of p = u / s(u). Eliminating p leaves the same system with the
-curvature (1 - p u / s) / s in the place of s^-3; p then follows by the linearized equation and is kept in |p| <= 1.
-Where u jumps across the kink the plain Newton direction overshoots, this one does not.
+Primal-dual (Chan, Golub and Mulet, SIAM J. Sci. Comput. 1999; as a semismooth method for Huber-type
+total variation Kunisch and Pock, SIAM J. Imaging Sci. 2013): write the slope of a potential as a
+variable p of its own, p = s'(u) with s(u) = sqrt(1 + u^2), and linearize s(u) p = u instead of p =
+u / s(u). Eliminating p leaves the same system with the curvature (1 - p u / s) / s in the place of
+s^-3; p then follows by the linearized equation and is kept in |p| <= 1. Where u jumps across the
+kink the plain Newton direction overshoots, this one does not.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ from .lbfgs import averaged
 from .linesearch import accepts, shorter, watch
 
 TRIALS = 12
-"""Trials of one line search; the last is taken as it is, and an image that does not improve ends as stalled."""
+"""Trials of one line search; the last is taken as it is, and an image that does not improve ends as
+stalled.
+"""
 
 
 @dataclass
@@ -47,12 +52,17 @@ class NewtonState:
     def select(self, index: Tensor) -> NewtonState:
         """The images ``index`` of the running batch."""
         names = ("point", "g", "evidence", "best", "waiting")
-        return replace(self, **{n: getattr(self, n)[index] for n in names}, dual=tuple(p[index] for p in self.dual))
+        return replace(
+            self,
+            **{n: getattr(self, n)[index] for n in names},
+            dual=tuple(p[index] for p in self.dual),
+        )
 
 
 @dataclass(frozen=True)
 class NewtonCG:
-    """Newton's method with inexact steps; a step costs its CG products, one linearization and at least one gradient.
+    """Newton's method with inexact steps; a step costs its CG products, one linearization and at
+    least one gradient.
 
     Args:
         forcing: eta, the relative residual of the linear system, in (0, 1).
@@ -83,7 +93,8 @@ class NewtonCG:
 class PrimalDualNewton:
     """Newton's method on the primal-dual system: few steps even where the smoothing is tiny.
 
-    The potential must offer ``dual_start``, ``dual_linearize`` and ``dual_update`` (TV and Fields of Experts do).
+    The potential must offer ``dual_start``, ``dual_linearize`` and ``dual_update`` (TV and Fields
+    of Experts do).
 
     Args:
         forcing, inner_steps: as in NewtonCG.
@@ -104,8 +115,12 @@ class PrimalDualNewton:
         """One gradient, and p = s'(u), at x0."""
         missing = [m for m in ("dual_start", "dual_linearize", "dual_update") if not hasattr(f, m)]
         if missing:
-            raise MissingPropertyError("energy", given=f"no {', '.join(missing)}", expected="a dual variable",
-                                       remedy="Use solver='newton' or solver='lbfgs', which need none.")
+            raise MissingPropertyError(
+                "energy",
+                given=f"no {', '.join(missing)}",
+                expected="a dual variable",
+                remedy="Use solver='newton' or solver='lbfgs', which need none.",
+            )
         return _start(f, x0, f.dual_start(x0))
 
     def step(self, f: Any, state: NewtonState) -> NewtonState:
@@ -117,7 +132,9 @@ class PrimalDualNewton:
 
 def _check(settings: NewtonCG | PrimalDualNewton) -> None:
     check_fraction("forcing", settings.forcing)
-    check_number("inner_steps", settings.inner_steps, lambda v: v >= 1, "an integer >= 1", integer=True)
+    check_number(
+        "inner_steps", settings.inner_steps, lambda v: v >= 1, "an integer >= 1", integer=True
+    )
 
 
 def _start(f: Potential, x0: Tensor, dual: tuple[Tensor, ...]) -> NewtonState:
@@ -128,8 +145,12 @@ def _start(f: Potential, x0: Tensor, dual: tuple[Tensor, ...]) -> NewtonState:
     return NewtonState(x0, g, size, size, waiting, dual, cost)
 
 
-def _step(settings: NewtonCG | PrimalDualNewton, f: Potential, state: NewtonState,
-          linearize: Callable[[Tensor], Hessian]) -> tuple[NewtonState, Tensor]:
+def _step(
+    settings: NewtonCG | PrimalDualNewton,
+    f: Potential,
+    state: NewtonState,
+    linearize: Callable[[Tensor], Hessian],
+) -> tuple[NewtonState, Tensor]:
     """The next state (its dual untouched) and the move that was made."""
     x, g = state.point, state.g
     P, spent = averaged(f, x)

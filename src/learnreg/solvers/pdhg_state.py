@@ -38,8 +38,10 @@ class PDHGState:
     Attributes:
         anchor: where the moves are counted from: x and p, with a ``metric`` p and K x + b.
         metric: in the place of t and ``steps``, if the image is stepped in one.
-        relaxed: with a ``metric``, where the next iteration begins; that is not x, p, and need not be feasible.
-        fresh: whether f makes new tensors of K x + b, that may be written over when they are of no more use.
+        relaxed: with a ``metric``, where the next iteration begins; that is not x, p, and need not
+            be feasible.
+        fresh: whether f makes new tensors of K x + b, that may be written over when they are of no
+            more use.
     """
 
     f: Any
@@ -68,12 +70,23 @@ class PDHGState:
 
     def select(self, index: Tensor) -> PDHGState:
         """The images at positions ``index``."""
+
         def chosen(blocks: Blocks) -> Blocks:
             return tuple(b[index] for b in blocks)
 
-        return replace(self, f=self.f.select(index), x=chosen(self.x), p=chosen(self.p), kx=chosen(self.kx),
-                       before=chosen(self.before), ktp=chosen(self.ktp), t=self.t[index], theta=self.theta[index],
-                       accelerating=self.accelerating[index],
-                       anchor=(chosen(self.anchor[0]), chosen(self.anchor[1])), evidence=self.evidence[index],
-                       metric=None if self.metric is None else self.metric.select(index),
-                       relaxed=None if self.relaxed is None else self.relaxed.select(index))
+        return replace(
+            self,
+            f=self.f.select(index),
+            x=chosen(self.x),
+            p=chosen(self.p),
+            kx=chosen(self.kx),
+            before=chosen(self.before),
+            ktp=chosen(self.ktp),
+            t=self.t[index],
+            theta=self.theta[index],
+            accelerating=self.accelerating[index],
+            anchor=(chosen(self.anchor[0]), chosen(self.anchor[1])),
+            evidence=self.evidence[index],
+            metric=None if self.metric is None else self.metric.select(index),
+            relaxed=None if self.relaxed is None else self.relaxed.select(index),
+        )

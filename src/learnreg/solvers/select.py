@@ -19,8 +19,13 @@ from .nmapg import NmAPG
 from .pdhg import PDHG
 
 SOLVERS: dict[str, Callable[[], Solver]] = {
-    "agd": AGD, "lbfgs": LBFGS, "newton": NewtonCG, "primal_dual_newton": PrimalDualNewton,
-    "nmapg": NmAPG, "pdhg": PDHG}
+    "agd": AGD,
+    "lbfgs": LBFGS,
+    "newton": NewtonCG,
+    "primal_dual_newton": PrimalDualNewton,
+    "nmapg": NmAPG,
+    "pdhg": PDHG,
+}
 
 OWN_WORK = {"agd": 6.0, "lbfgs": 35.0}
 """What a step costs besides its gradient, in operations on one vector of pixels (measured)."""
@@ -36,7 +41,9 @@ def check_solver(name: str | Solver) -> None:
         InputError: lists the names there are.
     """
     if isinstance(name, str) and name != "auto" and name not in SOLVERS:
-        raise InputError("solver", given=repr(name), expected=f"'auto' or one of {', '.join(map(repr, SOLVERS))}")
+        raise InputError(
+            "solver", given=repr(name), expected=f"'auto' or one of {', '.join(map(repr, SOLVERS))}"
+        )
 
 
 def choose(name: str | Solver, f: Potential | Saddle) -> tuple[Solver, str]:
@@ -44,7 +51,8 @@ def choose(name: str | Solver, f: Potential | Saddle) -> tuple[Solver, str]:
 
     Raises:
         InputError: unknown name.
-        MissingPropertyError: a method for saddle functions and an energy that is none, or the other way round.
+        MissingPropertyError: a method for saddle functions and an energy that is none, or the other
+            way round.
     """
     check_solver(name)
     saddle, wants = is_saddle(f), name == "pdhg" or isinstance(name, PDHG)
@@ -52,9 +60,11 @@ def choose(name: str | Solver, f: Potential | Saddle) -> tuple[Solver, str]:
         return PDHG(), "pdhg (auto: the energy is a saddle function)"
     if saddle != wants:
         raise MissingPropertyError(
-            "solver", given=f"{name if isinstance(name, str) else name.name!r} for a {type(f).__name__}",
+            "solver",
+            given=f"{name if isinstance(name, str) else name.name!r} for a {type(f).__name__}",
             expected="pdhg" if saddle else "a method for differentiable energies",
-            remedy="Leave the choice to solver='auto'.")
+            remedy="Leave the choice to solver='auto'.",
+        )
     if not isinstance(name, str):
         return name, name.name
     if name != "auto":
@@ -63,21 +73,30 @@ def choose(name: str | Solver, f: Potential | Saddle) -> tuple[Solver, str]:
 
 
 def _automatic(f: Any) -> tuple[Solver, str]:
-    """L-BFGS where the steps it saves are worth more than its own operations, accelerated gradient elsewhere.
+    """L-BFGS where the steps it saves are worth more than its own operations, accelerated gradient
+    elsewhere.
 
-    Evaluations of accelerated gradient over those of preconditioned L-BFGS, measured with TV and Fields of Experts on
-    denoising, deblurring, inpainting and MRI: 1.3 to 8, on average kappa^(1/9) for kappa = L / mu.
+    Evaluations of accelerated gradient over those of preconditioned L-BFGS, measured with TV and
+    Fields of Experts on denoising, deblurring, inpainting and MRI: 1.3 to 8, on average kappa^(1/9)
+    for kappa = L / mu.
     """
     kappa, gradient = _condition(f), _effort(f)
-    if _averages(f) and gradient + OWN_WORK["lbfgs"] < kappa ** (1 / 9) * (gradient + OWN_WORK["agd"]):
-        return LBFGS(), f"lbfgs (auto: L/mu = {kappa:.0f}, preconditioned steps are fewer and pay off)"
+    if _averages(f) and gradient + OWN_WORK["lbfgs"] < kappa ** (1 / 9) * (
+        gradient + OWN_WORK["agd"]
+    ):
+        return (
+            LBFGS(),
+            f"lbfgs (auto: L/mu = {kappa:.0f}, preconditioned steps are fewer and pay off)",
+        )
     return AGD(), f"agd (auto: L/mu = {kappa:.0f}, gradients are cheap and momentum knows mu)"
 
 
 def adjoint_preconditioner(f: Potential, x: Tensor) -> tuple[Preconditioner | None, Cost]:
-    """A preconditioner for conjugate gradients with the Hessian at x, where it pays off, and what it cost.
+    """A preconditioner for conjugate gradients with the Hessian at x, where it pays off, and what
+    it cost.
 
-    Measured: steps fall by about kappa^(1/14), and each takes 8 operations on one vector of pixels more than 10.
+    Measured: steps fall by about kappa^(1/14), and each takes 8 operations on one vector of pixels
+    more than 10.
     """
     product = _effort(f) + 10
     if _averages(f) and product + 8 < _condition(f) ** (1 / 14) * product:

@@ -1,4 +1,6 @@
-"""Quadratic energies with known spectrum: solution, loss, hypergradient and optimum in closed form."""
+"""Quadratic energies with known spectrum: solution, loss, hypergradient and optimum in closed
+form.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ from .vectors import VectorEnergy, VectorProblem, at_least, normal, positive_int
 class QuadraticEnergy(VectorEnergy):
     """h(x; theta) = 1/2 x^T Q x - x^T (B theta + c), one (Q, B, c) per image.
 
-    The measurement of an image is its own (Q, B, c), flattened: y = (Q row-major, B row-major, c), of shape
-    (b, n (n + d + 1)). So any part of a batch is a problem of its own, as it is for pictures.
+    The measurement of an image is its own (Q, B, c), flattened: y = (Q row-major, B row-major, c),
+    of shape (b, n (n + d + 1)). So any part of a batch is a problem of its own, as it is for
+    pictures.
 
     Args:
         theta: (d,), the start.
@@ -39,13 +42,19 @@ class QuadraticEnergy(VectorEnergy):
         """
         n, d = self.size, self.theta.numel()
         if y.dim() != 2 or y.shape[1] != n * (n + d + 1):
-            raise InputError("y", given=f"shape {tuple(y.shape)}", expected=f"shape (b, {n * (n + d + 1)})",
-                             remedy="Pass measurements of this problem, as problem.pairs.y.")
+            raise InputError(
+                "y",
+                given=f"shape {tuple(y.shape)}",
+                expected=f"shape (b, {n * (n + d + 1)})",
+                remedy="Pass measurements of this problem, as problem.pairs.y.",
+            )
         q, b, c = y.split([n * n, n * d, n], dim=1)
         return q.unflatten(1, (n, n)), b.unflatten(1, (n, d)), c
 
     def bounds(self, dtype: torch.dtype = torch.float64) -> Curvature:
-        """mu and L: exact in float64; rounding Q to ``dtype`` moves eigenvalues by at most eps / 2 ||Q||_F."""
+        """mu and L: exact in float64; rounding Q to ``dtype`` moves eigenvalues by at most eps / 2
+        ||Q||_F.
+        """
         if dtype == torch.float64:
             return Curvature(Bound.exact(self.mu), Bound.exact(self.L))
         slack = 0.5 * torch.finfo(dtype).eps * math.sqrt(self.size) * self.L
@@ -68,7 +77,10 @@ class QuadraticEnergy(VectorEnergy):
     def data_adjoint(self, x: Tensor, y: Tensor, q: Tensor) -> Tensor:
         """-(d/dy grad_x h)^T q for grad_x h = Q x - B theta - c, shape of y."""
         outer = q[:, :, None]
-        return torch.cat([-(outer * x[:, None, :]).flatten(1), (outer * self.theta.detach()).flatten(1), q], dim=1)
+        return torch.cat(
+            [-(outer * x[:, None, :]).flatten(1), (outer * self.theta.detach()).flatten(1), q],
+            dim=1,
+        )
 
     def hessian_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor:
         """0: the Hessian is constant."""
@@ -80,7 +92,11 @@ class QuadraticEnergy(VectorEnergy):
 
     def mixed_norm(self, x: Tensor, radius: Tensor) -> Tensor:
         """max ||B||, with room for the rounding of B when x is not float64."""
-        slack = 0.0 if x.dtype == torch.float64 else torch.finfo(x.dtype).eps * math.sqrt(self.theta.numel())
+        slack = (
+            0.0
+            if x.dtype == torch.float64
+            else torch.finfo(x.dtype).eps * math.sqrt(self.theta.numel())
+        )
         return torch.full_like(radius, self.mixed * (1 + slack))
 
     def hessian_lipschitz(self) -> Bound:
@@ -110,7 +126,9 @@ class _Matrices:
 
 
 class QuadraticAt:
-    """A QuadraticEnergy tied to its data: a batch of potentials (see ``core.protocols.Potential``)."""
+    """A QuadraticEnergy tied to its data: a batch of potentials (see
+    ``core.protocols.Potential``).
+    """
 
     def __init__(self, energy: QuadraticEnergy, y: Tensor, curvature: Curvature) -> None:
         self.energy, self.y, self._curvature = energy, y, curvature
@@ -165,7 +183,8 @@ class OperatorSquaredError:
     def bracket(self, x: Tensor, x_true: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """Range of g over the ball of radius eps (b,) around x: lower (b,), upper (b,), in float64.
 
-        g(x) +- ||grad g(x)|| eps, above plus ||A||^2 eps^2 / 2; below, convexity needs no quadratic term, and g >= 0.
+        g(x) +- ||grad g(x)|| eps, above plus ||A||^2 eps^2 / 2; below, convexity needs no quadratic
+        term, and g >= 0.
         """
         x, x_true = x.double(), x_true.double()
         value, first = self.value(x, x_true), norm(self.grad(x, x_true)) * eps
@@ -175,7 +194,8 @@ class OperatorSquaredError:
 class QuadraticProblem(VectorProblem):
     """Quadratic lower and upper levels.
 
-    x(theta) = M theta + m with M = Q^-1 B and m = Q^-1 c, so f(theta) = mean_i g_i(M_i theta + m_i) is quadratic too.
+    x(theta) = M theta + m with M = Q^-1 B and m = Q^-1 c, so f(theta) = mean_i g_i(M_i theta + m_i)
+    is quadratic too.
     """
 
     def _map(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,17 +216,25 @@ class QuadraticProblem(VectorProblem):
         return torch.einsum("bnd,bn->d", m, outer) / self.size
 
     def exact_optimum(self) -> Tensor:
-        """theta*: (d,) float64, the zero of grad f, an affine map (its columns: differences at unit vectors)."""
+        """theta*: (d,) float64, the zero of grad f, an affine map (its columns: differences at unit
+        vectors).
+        """
         d = self.theta.numel()
         start = self.exact_hypergradient(torch.zeros(d, dtype=torch.float64))
-        columns = [self.exact_hypergradient(unit) - start for unit in torch.eye(d, dtype=torch.float64)]
+        columns = [
+            self.exact_hypergradient(unit) - start for unit in torch.eye(d, dtype=torch.float64)
+        ]
         return torch.linalg.solve(torch.stack(columns, dim=1), -start)
 
 
-def quadratic(images: int = 4, n: int = 8, d: int = 3, condition: float = 100.0, seed: int = 0) -> QuadraticProblem:
-    """h_i(x; theta) = 1/2 x^T Q_i x - x^T (B_i theta + c_i) under the squared error to noisy images of a hidden theta.
+def quadratic(
+    images: int = 4, n: int = 8, d: int = 3, condition: float = 100.0, seed: int = 0
+) -> QuadraticProblem:
+    """h_i(x; theta) = 1/2 x^T Q_i x - x^T (B_i theta + c_i) under the squared error to noisy images
+    of a hidden theta.
 
-    Every Q_i has eigenvalues spread geometrically over [1, condition] in a basis of its own; every ||B_i|| = 2.
+    Every Q_i has eigenvalues spread geometrically over [1, condition] in a basis of its own; every
+    ||B_i|| = 2.
 
     Args:
         images: how many.
@@ -229,16 +257,21 @@ def quadratic(images: int = 4, n: int = 8, d: int = 3, condition: float = 100.0,
     b = (_orthonormal(g, images, n, k) * _one_to_two(k)) @ _orthonormal(g, images, d, k).mT
     c, hidden = normal(g, images, n), normal(g, d)
     x_true = torch.linalg.solve(q, b @ hidden + c) + 0.1 * normal(g, images, n)
-    energy = QuadraticEnergy(torch.ones(d, dtype=torch.float64), n, 1.0, float(eigenvalues.max()), 2.0)
+    energy = QuadraticEnergy(
+        torch.ones(d, dtype=torch.float64), n, 1.0, float(eigenvalues.max()), 2.0
+    )
     return QuadraticProblem(energy, x_true, torch.cat([q.flatten(1), b.flatten(1), c], dim=1))
 
 
-def spectrum_quadratic(condition: float, n: int = 80, d: int = 4, seed: int = 0) -> QuadraticProblem:
-    """min 1/2 ||A1 x - b1||^2 over theta, x = argmin 1/2 ||A2 x + A3 theta - b2||^2, all A in R^{n x d}.
+def spectrum_quadratic(
+    condition: float, n: int = 80, d: int = 4, seed: int = 0
+) -> QuadraticProblem:
+    """min 1/2 ||A1 x - b1||^2 over theta, x = argmin 1/2 ||A2 x + A3 theta - b2||^2, all A in R^{n
+    x d}.
 
-    Singular values are spread over [1, 2] for A1 and A3 and over [1, sqrt(condition)] for A2, so mu = 1 and
-    L = condition; b1 and b2 come from hidden x and theta with noise 0.01. The quadratic experiment of Salehi et al.,
-    arXiv 2308.10098, Section 4.1, with a controlled spectrum.
+    Singular values are spread over [1, 2] for A1 and A3 and over [1, sqrt(condition)] for A2, so mu
+    = 1 and L = condition; b1 and b2 come from hidden x and theta with noise 0.01. The quadratic
+    experiment of Salehi et al., arXiv 2308.10098, Section 4.1, with a controlled spectrum.
 
     Args:
         condition: L / mu of the lower level, at least 1.
@@ -252,20 +285,31 @@ def spectrum_quadratic(condition: float, n: int = 80, d: int = 4, seed: int = 0)
     for name, value in (("n", n), ("d", d)):
         positive_integer(name, value)
     if n < d:
-        raise InputError("n", given=n, expected=f"at least d = {d}", remedy="A2 needs full column rank.")
+        raise InputError(
+            "n", given=n, expected=f"at least d = {d}", remedy="A2 needs full column rank."
+        )
     at_least("condition", condition, 1)
     g = torch.Generator().manual_seed(seed)
 
     def matrix(singular_values: Tensor) -> Tensor:
         return (_orthonormal(g, 1, n, d)[0] * singular_values) @ _orthonormal(g, 1, d, d)[0].mT
 
-    a1, a3, spread = matrix(_one_to_two(d)), matrix(_one_to_two(d)), _geometric(math.sqrt(condition), d)
+    a1, a3, spread = (
+        matrix(_one_to_two(d)),
+        matrix(_one_to_two(d)),
+        _geometric(math.sqrt(condition), d),
+    )
     a2 = matrix(spread)
     x1, x2, hidden = (torch.rand(d, generator=g, dtype=torch.float64) for _ in range(3))
     b2 = a2 @ x2 + a3 @ hidden + 0.01 * normal(g, n)
     q, b, c = a2.mT @ a2, -a2.mT @ a3, a2.mT @ b2
-    energy = QuadraticEnergy(torch.ones(d, dtype=torch.float64), d, 1.0, float(spread.max()) ** 2,
-                             float(torch.linalg.matrix_norm(b, 2)))
+    energy = QuadraticEnergy(
+        torch.ones(d, dtype=torch.float64),
+        d,
+        1.0,
+        float(spread.max()) ** 2,
+        float(torch.linalg.matrix_norm(b, 2)),
+    )
     loss = OperatorSquaredError(a1, 0.01 * normal(g, n), 4.0)
     return QuadraticProblem(energy, x1[None], torch.cat([q.flatten(), b.flatten(), c])[None], loss)
 

@@ -1,4 +1,6 @@
-"""Denoising of piecewise constant signals by smoothed TV: the reference problems of derivative-free learning."""
+"""Denoising of piecewise constant signals by smoothed TV: the reference problems of derivative-free
+learning.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +49,11 @@ class ConditionPenalty:
 
 
 class SignalTV(VectorEnergy):
-    """h(x; theta, y) = 1/2 ||x - y||^2 + alpha sum_j [ sqrt((Dx)_j^2 + nu^2) - nu ] + xi / 2 ||x||^2.
+    """h(x; theta, y) = 1/2 ||x - y||^2 + alpha sum_j [ sqrt((Dx)_j^2 + nu^2) - nu ] + xi / 2
+    ||x||^2.
 
-    (Dx)_j = x_{j-1} - x_j with x_{-1} = 0, so the first entry is penalized as well. theta is (log10 alpha,) or
-    (log10 alpha, log10 xi, log10 nu). Signals x and y: (b, 1, 1, n).
+    (Dx)_j = x_{j-1} - x_j with x_{-1} = 0, so the first entry is penalized as well. theta is (log10
+    alpha,) or (log10 alpha, log10 xi, log10 nu). Signals x and y: (b, 1, 1, n).
 
     Args:
         theta: (1,) or (3,), the start.
@@ -67,7 +70,9 @@ class SignalTV(VectorEnergy):
 
     def numbers(self) -> tuple[float, float, float]:
         """The same in float64."""
-        alpha, xi, nu = (float(s) for s in scales(self.theta.detach().double(), self.ridge, self.smoothing))
+        alpha, xi, nu = (
+            float(s) for s in scales(self.theta.detach().double(), self.ridge, self.smoothing)
+        )
         return alpha, xi, nu
 
     def bounds(self) -> Curvature:
@@ -76,7 +81,9 @@ class SignalTV(VectorEnergy):
         return Curvature(Bound.proven(1 + xi), Bound.proven(1 + NORM_SQUARED * alpha / nu + xi))
 
     def at(self, y: Tensor, x: Tensor | None = None) -> SignalAt:
-        """The potentials x -> h(x; theta, y), one per signal of y (b, 1, 1, n); the argument ``x`` is not needed."""
+        """The potentials x -> h(x; theta, y), one per signal of y (b, 1, 1, n); the argument ``x``
+        is not needed.
+        """
         check_images(y, "y")
         if y.dim() != 4 or y.shape[1:3] != (1, 1):
             raise InputError("y", given=f"shape {tuple(y.shape)}", expected="shape (b, 1, 1, n)")
@@ -124,8 +131,12 @@ class SignalAt:
     def value(self, x: Tensor) -> Tensor:
         d, square = difference(x), self.nu * self.nu
         rises = d.square()
-        rises = rises / (self.nu + torch.sqrt(rises + square))  # sqrt(d^2 + nu^2) - nu without cancellation
-        return 0.5 * (dot(x - self.y, x - self.y) + self.xi * dot(x, x)) + self.alpha * rises.flatten(1).sum(dim=1)
+        rises = rises / (
+            self.nu + torch.sqrt(rises + square)
+        )  # sqrt(d^2 + nu^2) - nu without cancellation
+        return 0.5 * (
+            dot(x - self.y, x - self.y) + self.xi * dot(x, x)
+        ) + self.alpha * rises.flatten(1).sum(dim=1)
 
     def grad(self, x: Tensor) -> Tensor:
         d = difference(x)
@@ -138,7 +149,9 @@ class SignalAt:
     def mean_curvature(self, x: Tensor) -> MeanCurvature:
         """Weights (alpha / nu) / (1 + u^2), u = Dx / nu, as those of ``regularizers.TV``."""
         mean = (self.alpha / self.nu) * self._inverse(x).square().mean(dim=-1, keepdim=True)
-        return MeanCurvature((2 * mean + 1 + self.xi).expand_as(x), mean * symbols(x)[1] + 1 + self.xi)
+        return MeanCurvature(
+            (2 * mean + 1 + self.xi).expand_as(x), mean * symbols(x)[1] + 1 + self.xi
+        )
 
     def dual_start(self, x: Tensor) -> tuple[Tensor, ...]:
         """The slopes p = u / sqrt(1 + u^2) as variables of their own (see ``solvers.newton``)."""
@@ -174,7 +187,8 @@ class SignalAt:
 
 
 class SignalProblem(VectorProblem):
-    """SignalTV under the squared error; exact answers by a primal-dual Newton method with direct solves, in float64.
+    """SignalTV under the squared error; exact answers by a primal-dual Newton method with direct
+    solves, in float64.
 
     Args:
         energy, x, y, loss: as in VectorProblem.
@@ -182,15 +196,30 @@ class SignalProblem(VectorProblem):
         box: the range of theta that the reference experiments use, as learners take it.
     """
 
-    def __init__(self, energy: SignalTV, x: Tensor, y: Tensor, loss: Any = None, penalty: Any = None,
-                 box: Any = None) -> None:
+    def __init__(
+        self,
+        energy: SignalTV,
+        x: Tensor,
+        y: Tensor,
+        loss: Any = None,
+        penalty: Any = None,
+        box: Any = None,
+    ) -> None:
         super().__init__(energy, x, y, loss)
         self.penalty, self.box = penalty, box
 
     def to(self, dtype: torch.dtype) -> Self:
-        """The same problem with data in another type; the exact answers are then those of the rounded data."""
-        return type(self)(self.energy, self.pairs.x.to(dtype), self.pairs.y.to(dtype), self.loss, self.penalty,
-                          self.box)
+        """The same problem with data in another type; the exact answers are then those of the
+        rounded data.
+        """
+        return type(self)(
+            self.energy,
+            self.pairs.x.to(dtype),
+            self.pairs.y.to(dtype),
+            self.loss,
+            self.penalty,
+            self.box,
+        )
 
     def exact_solution(self, theta: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """x*(theta): (b, 1, 1, n), to a certified distance of 1e-10.
@@ -209,14 +238,18 @@ class SignalProblem(VectorProblem):
             move = -solve_tridiagonal(f.dual_linearize(x, dual), g)
             step = _backtracked(f, x, move, dot(g, move))
             dual, x = f.dual_update(x, dual, step), x + step
-        raise InputError("theta", given=self._at(theta).tolist(), expected="parameters at which float64 suffices")
+        raise InputError(
+            "theta", given=self._at(theta).tolist(), expected="parameters at which float64 suffices"
+        )
 
     def exact_loss(self, theta: Tensor | None = None) -> float:
         """f(theta), penalty included."""
         return super().exact_loss(theta) + self.penalty_at(self._at(theta))[0]
 
     def exact_hypergradient(self, theta: Tensor | None = None) -> Tensor:
-        """mean_i -J_i^T H_i^-1 grad g_i, J_i the mixed derivative, plus the gradient of the penalty."""
+        """mean_i -J_i^T H_i^-1 grad g_i, J_i the mixed derivative, plus the gradient of the
+        penalty.
+        """
         at = self._at(theta)
         x, y, x_true = self.exact_solution(at), self.pairs.y.double(), self.pairs.x.double()
         energy = self.energy.with_theta(at)
@@ -226,11 +259,14 @@ class SignalProblem(VectorProblem):
         return self.penalty_at(at)[1] - gradient
 
 
-def one_parameter(theta: float = 0.0, signals: int = 10, size: int = 256, seed: int = 0) -> SignalProblem:
+def one_parameter(
+    theta: float = 0.0, signals: int = 10, size: int = 256, seed: int = 0
+) -> SignalProblem:
     """The weight of TV: theta = log10 alpha in [-7, 7], xi = nu = 1e-3, noise 0.1.
 
-    The one-parameter problem of Ehrhardt and Roberts, J. Math. Imaging Vis. 2021 (arXiv 2006.12674): their objective
-    is sum_i ||x_i - x_true||^2 = 2 ``signals`` f, least at theta = -0.31489 with 2 n f = 1.371490 (n = 10, seed 0).
+    The one-parameter problem of Ehrhardt and Roberts, J. Math. Imaging Vis. 2021 (arXiv
+    2006.12674): their objective is sum_i ||x_i - x_true||^2 = 2 ``signals`` f, least at theta =
+    -0.31489 with 2 n f = 1.371490 (n = 10, seed 0).
 
     Args:
         theta: the start.
@@ -246,11 +282,15 @@ def one_parameter(theta: float = 0.0, signals: int = 10, size: int = 256, seed: 
     return SignalProblem(energy, x, y, box=[-7.0, 7.0])
 
 
-def three_parameters(weight: float = 1e-6, signals: int = 20, size: int = 256, seed: int = 0) -> SignalProblem:
-    """theta = log10 (alpha, xi, nu) with the penalty ``weight`` (L / mu)^2 on the condition number, noise 0.1.
+def three_parameters(
+    weight: float = 1e-6, signals: int = 20, size: int = 256, seed: int = 0
+) -> SignalProblem:
+    """theta = log10 (alpha, xi, nu) with the penalty ``weight`` (L / mu)^2 on the condition number,
+    noise 0.1.
 
-    The three-parameter problem of Ehrhardt and Roberts (see ``one_parameter``): start (0, -1, -1) in the box
-    [-7, 7] x [-7, 0] x [-7, 0], objective 2 n f = sum_i ||x_i - x_true||^2 + weight (L / mu)^2.
+    The three-parameter problem of Ehrhardt and Roberts (see ``one_parameter``): start (0, -1, -1)
+    in the box [-7, 7] x [-7, 0] x [-7, 0], objective 2 n f = sum_i ||x_i - x_true||^2 + weight (L /
+    mu)^2.
 
     Args:
         weight: non-negative; 1e-6 and 1e-4 are the two published settings.
@@ -267,10 +307,11 @@ def three_parameters(weight: float = 1e-6, signals: int = 20, size: int = 256, s
 
 
 def noisy_boxes(signals: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indicator functions of random intervals in [-2, 2], and the same with noise 0.1: two of (signals, 1, 1, size).
+    """Indicator functions of random intervals in [-2, 2], and the same with noise 0.1: two of
+    (signals, 1, 1, size).
 
-    All intervals are drawn first, centre in [-1, 1] then half width in [1/2, 1], and then the noise of one signal after
-    the other, from the legacy generator of numpy, whose stream is frozen.
+    All intervals are drawn first, centre in [-1, 1] then half width in [1/2, 1], and then the noise
+    of one signal after the other, from the legacy generator of numpy, whose stream is frozen.
 
     Raises:
         InputError: sizes or a seed that are not what they should be.
@@ -280,7 +321,9 @@ def noisy_boxes(signals: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise InputError("seed", given=seed, expected="an integer in [0, 2^32)")
     draw, grid = np.random.RandomState(seed), np.linspace(-2, 2, size)
-    centres, radii = np.array([[draw.uniform(-1, 1), draw.uniform(-0.5, -1)] for _ in range(signals)]).T[..., None]
+    centres, radii = np.array(
+        [[draw.uniform(-1, 1), draw.uniform(-0.5, -1)] for _ in range(signals)]
+    ).T[..., None]
     x = ((grid - centres) ** 2 < radii**2).astype(np.float64)
     y = x + 0.1 * np.stack([draw.randn(size) for _ in range(signals)])
     return torch.from_numpy(x)[:, None, None], torch.from_numpy(y)[:, None, None]
@@ -309,7 +352,9 @@ def adjoint(u: Tensor) -> Tensor:
 
 
 def solve_tridiagonal(hessian: _SignalHessian, b: Tensor) -> Tensor:
-    """((1 + xi) I + D^T W D)^-1 b by elimination, stable without pivoting: the matrix is diagonally dominant."""
+    """((1 + xi) I + D^T W D)^-1 b by elimination, stable without pivoting: the matrix is diagonally
+    dominant.
+    """
     w = hessian.weights.flatten(1).T.numpy()
     below = -w[1:]  # the entry (j, j - 1): -w_j
     diagonal, right = w + hessian.identity, b.flatten(1).T.numpy().copy()
@@ -325,7 +370,9 @@ def solve_tridiagonal(hessian: _SignalHessian, b: Tensor) -> Tensor:
 
 
 def _backtracked(f: SignalAt, x: Tensor, move: Tensor, slope: Tensor) -> Tensor:
-    """The move, halved per signal until the energy falls; near the minimizer rounding hides the fall."""
+    """The move, halved per signal until the energy falls; near the minimizer rounding hides the
+    fall.
+    """
     value, size = f.value(x), torch.ones_like(slope)
     for _ in range(30):
         trial = f.value(x + size[:, None, None, None] * move)

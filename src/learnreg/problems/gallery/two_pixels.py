@@ -17,11 +17,13 @@ THIRD_MAX = 48 / (25 * math.sqrt(5))
 
 
 class TwoPixelTV(VectorEnergy):
-    """h(x; theta, y) = 1/2 ||x - y||^2 + w [ sqrt(t^2 + nu^2) - nu ],  t = x_2 - x_1,  (w, nu) = exp(theta).
+    """h(x; theta, y) = 1/2 ||x - y||^2 + w [ sqrt(t^2 + nu^2) - nu ],  t = x_2 - x_1,  (w, nu) =
+    exp(theta).
 
-    Images x and y: (b, 2). The mean of the minimizer is that of y, and its t solves the scalar equation
-    t - (y_2 - y_1) + 2 w t / sqrt(t^2 + nu^2) = 0. With u = t / nu: s'(u) = u / sqrt(1 + u^2), s'' = (1 + u^2)^(-3/2),
-    and k = u s'' is minus the derivative of s' with respect to log nu; |k'| <= 1.
+    Images x and y: (b, 2). The mean of the minimizer is that of y, and its t solves the scalar
+    equation t - (y_2 - y_1) + 2 w t / sqrt(t^2 + nu^2) = 0. With u = t / nu: s'(u) = u / sqrt(1 +
+    u^2), s'' = (1 + u^2)^(-3/2), and k = u s'' is minus the derivative of s' with respect to log
+    nu; |k'| <= 1.
     """
 
     def _scales(self) -> tuple[float, float]:
@@ -34,7 +36,9 @@ class TwoPixelTV(VectorEnergy):
         return Curvature(Bound.exact(1.0), Bound.exact(1 + 2 * w / nu))
 
     def at(self, y: Tensor, x: Tensor | None = None) -> TwoPixelAt:
-        """The potentials x -> h(x; theta, y), one per row of y (b, 2); the argument ``x`` is not needed."""
+        """The potentials x -> h(x; theta, y), one per row of y (b, 2); the argument ``x`` is not
+        needed.
+        """
         check_images(y, "y")
         if y.dim() != 2 or y.shape[1] != 2:
             raise InputError("y", given=f"shape {tuple(y.shape)}", expected="shape (b, 2)")
@@ -62,10 +66,18 @@ class TwoPixelTV(VectorEnergy):
         """sqrt(2) (w / nu) |q_2 - q_1| sup |s''(u') - s''(u)|, exact: s'' falls with |u|."""
         (w, nu), (u, reach) = self._scales(), self._reach(x, radius)
         here, near, far = (curvature(a) for a in (u, (u - reach).clamp_min(0), u + reach))
-        return math.sqrt(2.0) * w / nu * step(q.double()).abs() * torch.maximum(near - here, here - far)
+        return (
+            math.sqrt(2.0)
+            * w
+            / nu
+            * step(q.double()).abs()
+            * torch.maximum(near - here, here - far)
+        )
 
     def mixed_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor:
-        """w |q_2 - q_1| || (sup |s'(u') - s'(u)|, reach) ||; s' rises, so its change is largest at an end."""
+        """w |q_2 - q_1| || (sup |s'(u') - s'(u)|, reach) ||; s' rises, so its change is largest at
+        an end.
+        """
         (w, _), (u, reach) = self._scales(), self._reach(x, radius)
         change = torch.maximum(slope(u + reach) - slope(u), slope(u) - slope(u - reach))
         return w * step(q.double()).abs() * torch.hypot(change, reach)
@@ -112,7 +124,9 @@ class TwoPixelAt:
 
     def value(self, x: Tensor) -> Tensor:
         square = (step(x) / self.nu).square()
-        return 0.5 * dot(x - self.y, x - self.y) + self.w * self.nu * square / (1 + torch.sqrt(1 + square))
+        return 0.5 * dot(x - self.y, x - self.y) + self.w * self.nu * square / (
+            1 + torch.sqrt(1 + square)
+        )
 
     def grad(self, x: Tensor) -> Tensor:
         return x - self.y + spread(self.w * slope(step(x) / self.nu))
@@ -134,7 +148,9 @@ class ScalarTVProblem(VectorProblem):
     """TwoPixelTV under the squared error; x(theta) by bisection in float64."""
 
     def _root(self, theta: Tensor, y: Tensor) -> Tensor:
-        """t with t - a + 2 w s'(t / nu) = 0, a = y_2 - y_1: between 0 and a, where the left side changes sign."""
+        """t with t - a + 2 w s'(t / nu) = 0, a = y_2 - y_1: between 0 and a, where the left side
+        changes sign.
+        """
         w, nu = theta.exp()
         a = step(y)
         low, high = a.clamp_max(0), a.clamp_min(0)
@@ -154,13 +170,21 @@ class ScalarTVProblem(VectorProblem):
         theta = self._at(theta)
         w, nu = theta.exp()
         u = self._root(theta, self.pairs.y.double()) / nu
-        rates = 2 * w * torch.stack([-slope(u), u * curvature(u)], dim=1) / (1 + 2 * w / nu * curvature(u))[:, None]
+        rates = (
+            2
+            * w
+            * torch.stack([-slope(u), u * curvature(u)], dim=1)
+            / (1 + 2 * w / nu * curvature(u))[:, None]
+        )
         outer = self.loss.grad(self.exact_solution(theta), self.pairs.x.double())
         return (0.5 * step(outer)[:, None] * rates).mean(dim=0)
 
 
-def scalar_tv(images: int = 6, weight: float = 0.1, smoothing: float = 0.05, seed: int = 0) -> ScalarTVProblem:
-    """Smoothed TV denoising of images of two pixels with noise 0.1; the first is constant, where curvature is largest.
+def scalar_tv(
+    images: int = 6, weight: float = 0.1, smoothing: float = 0.05, seed: int = 0
+) -> ScalarTVProblem:
+    """Smoothed TV denoising of images of two pixels with noise 0.1; the first is constant, where
+    curvature is largest.
 
     Args:
         images: how many.
@@ -168,7 +192,8 @@ def scalar_tv(images: int = 6, weight: float = 0.1, smoothing: float = 0.05, see
         seed: of the images and the noise.
 
     Raises:
-        InputError: a number of images that is not a positive integer, a weight or smoothing that is not positive.
+        InputError: a number of images that is not a positive integer, a weight or smoothing that is
+            not positive.
     """
     positive_integer("images", images)
     at_least("weight", weight, 0, strictly=True)

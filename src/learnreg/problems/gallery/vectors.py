@@ -1,4 +1,6 @@
-"""What the problems of the gallery share: vectors in the place of images, theta as the only parameter."""
+"""What the problems of the gallery share: vectors in the place of images, theta as the only
+parameter.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class VectorEnergy(nn.Module):
         return copy.deepcopy(self).to(torch.float64)
 
     def certificate(self, name: str, *args: Any) -> Any:
-        """``hessian_change``, ``mixed_change``, ``mixed_norm`` ... as ``Energy.certificate``; None if not offered."""
+        """``hessian_change``, ``mixed_change``, ``mixed_norm`` ... as ``Energy.certificate``; None
+        if not offered.
+        """
         method = getattr(self, name, None)
         return None if method is None else method(*args)
 
@@ -77,7 +81,9 @@ class VectorProblem(BilevelProblem):
         return float(self.loss.value(self.exact_solution(theta), self.pairs.x.double()).mean())
 
     def to(self, dtype: torch.dtype) -> Self:
-        """The same problem with data in another type; the exact answers are then those of the rounded data."""
+        """The same problem with data in another type; the exact answers are then those of the
+        rounded data.
+        """
         other = type(self)(self.energy, self.pairs.x.to(dtype), self.pairs.y.to(dtype), self.loss)
         other.penalty = self.penalty
         return other
@@ -101,4 +107,8 @@ def positive_integer(name: str, value: int) -> None:
 def at_least(name: str, value: float, smallest: float, strictly: bool = False) -> None:
     """Raise InputError unless ``value`` is finite and at least (or above) ``smallest``."""
     if not math.isfinite(value) or value < smallest or (strictly and value == smallest):
-        raise InputError(name, given=value, expected=f"a finite number {'above' if strictly else '>='} {smallest}")
+        raise InputError(
+            name,
+            given=value,
+            expected=f"a finite number {'above' if strictly else '>='} {smallest}",
+        )
