@@ -5,12 +5,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-all lint clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    install, then learn a denoiser from photographs and write report/index.html"
-	@echo "make test    install what tests need, then run linter, type checker and the whole test suite"
+	@echo "make test    install what tests need, then run linter, type checker and a diagonal of every test grid"
+	@echo "make test-all  the same with the whole test suite"
 	@echo "make lint    linter and type checker"
 	@echo "make clean   remove .venv, caches and build products; reports stay"
 
@@ -18,13 +19,15 @@ demo: $(VENV)/.installed
 	$(BIN)/learnreg demo
 	@echo "The report lies in $(CURDIR)/report/index.html"
 
-test: $(VENV)/.installed-test
-	$(BIN)/python -m ruff check
-	$(BIN)/python -m mypy
+test: lint
+	$(BIN)/python -m pytest --fast
+
+test-all: lint
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
 	$(BIN)/python -m mypy
 
 clean:

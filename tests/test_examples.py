@@ -49,6 +49,7 @@ def test_a_training_loop_of_ones_own_lowers_the_loss(tmp_path):
     assert losses[1] < losses[0]
 
 
+@pytest.mark.slow
 def test_exact_total_variation_is_learned_and_certified(tmp_path):
     lines = run(str(ROOT / "examples" / "exact_tv.py"), "3", cwd=tmp_path).splitlines()
     before, after = (
@@ -82,6 +83,7 @@ def test_the_ten_lines_of_the_readme_are_those_of_the_example():
 @pytest.mark.parametrize(
     "model, arguments", [("tv", []), ("foe", ["--filters", "4", "--size", "3"])]
 )
+@pytest.mark.slow
 def test_the_reference_benchmark_takes_any_file_of_its_layout(tmp_path, model, arguments):
     import json
 

@@ -444,6 +444,7 @@ def test_one_run_can_be_repeated_by_the_command_learn(compared, tmp_path):
     assert rows(run)[1].equal(rows(tmp_path / "again")[1])
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_numbers(compared, tmp_path, plain_page):
     folder, _ = compared
     path = write(tmp_path, seeds="[1]")
@@ -556,6 +557,7 @@ def wait_for(condition, process, seconds=120):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.slow
 def test_ctrl_c_ends_all_processes_and_keeps_their_checkpoints(tmp_path):
     path = write(tmp_path, '[[learners]]\ntype = "stochastic"\nalpha0 = 1e-9\n', steps=10**6)
     command = [sys.executable, "-m", "learnreg", "compare", path, "--processes", "2"]

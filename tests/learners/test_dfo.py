@@ -176,6 +176,7 @@ def one_parameter_run(start: float, solver: str, residuals: str):
 @pytest.mark.parametrize(
     ("solver", "residuals"), [("agd", "images"), ("agd", "pixels"), ("auto", "pixels")]
 )
+@pytest.mark.slow
 def test_one_parameter_needs_less_than_the_published_work(solver, residuals):
     """2 n f <= 1.3730 within 60000 evaluations summed over the signals (published with FISTA: 65000
     to 67000).

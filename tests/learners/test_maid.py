@@ -241,6 +241,7 @@ def test_a_bad_start_is_mended(name, test, start):
 
 @pytest.mark.parametrize("alpha0", [1e-8, 1e3, 1e6])
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 def test_a_first_step_of_a_wrong_scale_is_mended(method, alpha0, monkeypatch):
     """A trial so far out that it cannot be solved, or has no finite constants, is a failed trial,
     not the end.

@@ -515,6 +515,7 @@ def test_page_has_the_numbers_the_failures_and_the_reasons(saved):
     ],
     ids=["one", "one seed", "all failed", "all None", "some None", "start only", "zero loss"],
 )
+@pytest.mark.slow
 def test_poor_comparisons_have_a_page_too(runs, tmp_path):
     words = text_of(page_of(Comparison(runs), tmp_path))
     assert not re.search(r"\b(nan|inf|None)\b", words)
