@@ -276,7 +276,7 @@ def run(
     in float64.
     """
     exact = Task(
-        task.name, task.energy.double(), task.y.double(), task.truth, task.start, task.unit
+        task.name, task.energy.widened(), task.y.double(), task.truth, task.start, task.unit
     )
     rows, best, k, work, seconds, before = [], math.inf, 0, 0.0, 0.0, time.process_time()
     for u, iterations, operators in method(task):
@@ -301,7 +301,7 @@ def reference(task: Task, method: PDHG, limit: int) -> tuple[float, float]:
     """
     double = Task(
         task.name,
-        task.energy.double(),
+        task.energy.widened(),
         task.y.double(),
         task.truth,
         task.start.double(),

@@ -39,7 +39,8 @@ ROOMS = {
 
 # By which door a foreign package enters: a file, or a whole room.
 DOORS = {
-    "deepinv": "operators/physics.py problems/fidelity.py hypergradients/layer.py data/pairs.py"
+    "deepinv": "operators/physics.py operators/layout.py operators/private.py operators/spectrum.py"
+    " problems/fidelity.py hypergradients/layer.py data/pairs.py"
     " metrics/image.py cli/physics.py",
     "scipy": "learners/",
     "optuna": "learners/search.py",

@@ -75,10 +75,11 @@ def test_what_is_not_finite_is_not_known(make, value):
     assert make(value).kind == Kind.UNKNOWN and not make(value).certified
 
 
-@pytest.mark.parametrize("value", [-1.0, -1e-300, -math.inf])
-def test_a_negative_constant_is_refused(value):
-    with pytest.raises(InputError, match="Bound: given -"):
-        Bound.proven(value)
+@pytest.mark.parametrize("value", [-1.0, -1e-300])
+def test_a_negative_upper_bound_is_refused_and_a_negative_mu_is_not(value):
+    with pytest.raises(InputError, match="L: given -"):
+        Curvature(Bound.exact(0.0), Bound.proven(value))
+    assert Curvature(Bound.proven(value), Bound.exact(1.0)).mu.certified
 
 
 @pytest.mark.parametrize("factor", [-1.0, math.inf, math.nan])

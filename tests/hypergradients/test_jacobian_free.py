@@ -38,6 +38,12 @@ class Counted:
     def parameters(self):
         return self.energy.parameters()
 
+    def named_parameters(self):
+        return self.energy.named_parameters()
+
+    def named_buffers(self):
+        return self.energy.named_buffers()
+
     def start(self, y: Tensor) -> Tensor:
         return self.energy.start(y)
 

@@ -289,7 +289,7 @@ def test_the_distance_of_the_reconstruction_is_certified(name, method, dtype):
         true = (solution.value.double() - truth).flatten(1).norm(dim=1)
         assert (true <= solution.error * (1 + 1e-9) + 1e-12).all() and solution.kind.certifies
         assert solution.value.dtype == dtype and solution.error.dtype == torch.float64
-        gradient = energy.double().at(y.double()).grad(solution.value.double())
+        gradient = energy.widened().at(y.double()).grad(solution.value.double())
         torch.testing.assert_close(solution.gradient_norm, gradient.flatten(1).norm(dim=1))
         torch.testing.assert_close(solution.gradient, gradient.to(dtype))
         assert solution.ok and solution.steps.tolist() == [steps] * p.size

@@ -207,7 +207,11 @@ def test_the_regularizer_decides_which_energy_it_is():
     ("regularizer", "arguments", "words"),
     [
         (TV(), (None, 0.5), "tikhonov: given 0.5; expected 0 with a differentiable regularizer"),
-        (TV(), (L1(),), "fidelity: given L1, which has no gradient; expected L2"),
+        (
+            TV(),
+            (L1(),),
+            "fidelity: given L1, which has no gradient; expected a smooth data term",
+        ),
         (ExactTV(), (None, -1.0), "tikhonov: given -1.0"),
         (nn.Linear(1, 1), (), "regularizer: given Linear"),
     ],

@@ -215,8 +215,8 @@ def newton(energy: Energy, y: Tensor, tolerance: float = 1e-12) -> Tensor:
     """
     out = []
     for image in y.double():
-        potential = energy.double().at(image[None])
-        dense = energy.double().at(image.expand(image.numel(), *image.shape))
+        potential = energy.widened().at(image[None])
+        dense = energy.widened().at(image.expand(image.numel(), *image.shape))
         x = image.clone()[None]
         g = potential.grad(x)
         while g.norm() > tolerance:

@@ -59,7 +59,7 @@ def posed(name: str, dtype: torch.dtype):
         )
     energy, y = (deblurring() if name == "deblurring" else ENERGIES[name]()), pairs(4).y.to(dtype)
     if name == "deblurring":
-        energy = energy.double() if dtype == torch.float64 else energy
+        energy = energy.widened() if dtype == torch.float64 else energy
     else:
         energy = energy.with_theta(flatten(trainable(energy)).to(dtype))
     return energy, y, newton(energy, y)

@@ -149,7 +149,7 @@ def energy(request: pytest.FixtureRequest) -> Energy:
 def deblurring(regularizer, dtype: torch.dtype = torch.float64) -> Energy:
     physics = deepinv.physics.Blur(filter=torch.ones(1, 1, 5, 5) / 25, padding="circular")
     energy = Energy(physics, regularizer)
-    return energy.double() if dtype == torch.float64 else energy
+    return energy.widened() if dtype == torch.float64 else energy
 
 
 # --- it converges ---------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_it_converges_in_fewer_steps_and_the_certificate_is_honest(physics, regu
     r = TV(0.1, 0.02) if regularizer == "tv" else FoE(6, 5, weight=0.05)
     made = denoising(r) if physics == "denoising" else deblurring(r + Tikhonov(1e-2), dtype)
     energy = made.with_theta(energy_theta(made).to(dtype))
-    exact = solve(energy.double(), y.double(), 1e-7, solver="agd").value
+    exact = solve(energy.widened(), y.double(), 1e-7, solver="agd").value
     solution = solve(energy, y, 1e-4, solver="lbfgs")
     plain = solve(energy, y, 1e-4, solver="agd")
     assert (
@@ -208,7 +208,7 @@ def test_every_image_gets_the_accuracy_asked_for_it(energy):
     solution = solve(energy, y, EPS, solver="lbfgs")
     assert solution.ok and solution.solver == "lbfgs" and (solution.error <= EPS).all()
     assert honest(solution.value, newton(energy, y), solution.error)
-    closing = energy.double().at(y).grad(solution.value).flatten(1).norm(dim=1)
+    closing = energy.widened().at(y).grad(solution.value).flatten(1).norm(dim=1)
     torch.testing.assert_close(solution.gradient_norm, closing, rtol=1e-9, atol=1e-15)
     steps = solution.steps[EPS.argsort(descending=True)].tolist()
     assert steps[0] < steps[2] < steps[4], "a looser image stops sooner"
@@ -361,7 +361,8 @@ def test_a_gradient_of_zero_at_the_start(offers):
     solution = solve(watched, flat, 1e-8, solver="lbfgs")
     assert (
         solution.ok
-        and solution.error[0] == 0
+        and solution.gradient_norm[0] == 0
+        and solution.error[0] <= 1e-12  # the allowance for rounding
         and solution.steps[0] == 0
         and torch.equal(solution.value[0], flat[0])
     )

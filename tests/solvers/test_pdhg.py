@@ -541,7 +541,7 @@ def test_the_state_of_another_problem_is_refused():
 def test_float32_goes_on_in_float64_where_it_must(name):
     problem = pictured(name, size=(4, 5), dtype=torch.float32)
     energy, y = problem.energy, problem.pairs.y
-    exact = solve(energy.double(), y.double(), 1e-7 if name == "tv" else 1e-8)
+    exact = solve(energy.widened(), y.double(), 1e-7 if name == "tv" else 1e-8)
     for eps in (1e-2, 1e-4, 3e-6):
         found = solve(energy, y, eps)
         assert (

@@ -233,7 +233,7 @@ def test_the_certificate_pays_for_rounding_to_float32(solver):
     solution = solve_potential(energy.at(y), 3e-7, y, solver)
     exact = newton(energy, y)
     assert solution.ok and honest(solution.value.double(), exact, solution.error)
-    closing = energy.double().at(y.double()).grad(solution.value.double()).flatten(1).norm(dim=1)
+    closing = energy.widened().at(y.double()).grad(solution.value.double()).flatten(1).norm(dim=1)
     assert (closing / energy.bounds().mu.value > 1e-8).all(), (
         "the rounded image has the gradient of its rounding"
     )
@@ -312,7 +312,7 @@ def stop_after(questions: int):
 def test_a_stop_from_outside_is_a_status_with_a_certificate(solver, dtype):
     energy, y = single("foe")
     if dtype == torch.float64:
-        energy, y = energy.double(), y.double()
+        energy, y = energy.widened(), y.double()
     exact = newton(energy, y)
     for eps in (1e-4, 1e-7):  # in float32 the first is solved in float32, the second in float64
         solution = solve_potential(energy.at(y), eps, y, solver, should_stop=stop_after(4))
@@ -366,7 +366,7 @@ def test_the_step_limit_of_an_image_does_not_depend_on_its_neighbours(solver):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_status_is_good_exactly_where_the_error_is(dtype):
     energy, y = single("foe")
-    energy, y = (energy.double(), y.double()) if dtype == torch.float64 else (energy, y)
+    energy, y = (energy.widened(), y.double()) if dtype == torch.float64 else (energy, y)
     eps = torch.tensor([1e-2, 1e-4, 1e-5, 1e-6, 1e-9], dtype=torch.float64)
     for limit in (5, 20, 60, 20000):
         solution = solve_potential(energy.at(y), eps, y, max_steps=limit)

@@ -74,7 +74,7 @@ def test_every_image_gets_the_accuracy_asked_for_it(energy):
     solution = solve(energy, y, EPS)
     assert solution.ok and solution.kind == Kind.EXACT
     assert (solution.error <= EPS).all() and solution.error.dtype == torch.float64
-    closing = energy.double().at(y).grad(solution.value)
+    closing = energy.widened().at(y).grad(solution.value)
     torch.testing.assert_close(
         solution.gradient_norm, closing.flatten(1).norm(dim=1), rtol=1e-9, atol=1e-15
     )
@@ -178,7 +178,8 @@ def test_a_gradient_of_zero_at_the_start():
     solution = solve(denoising(tv(True)), flat, 1e-8)
     assert (
         solution.ok
-        and solution.error[0] == 0
+        and solution.gradient_norm[0] == 0
+        and solution.error[0] <= 1e-12  # the allowance for rounding
         and solution.steps[0] == 0
         and torch.equal(solution.value[0], flat[0])
     )
@@ -378,7 +379,6 @@ def spoiled(value: float) -> Tensor:
             torch.zeros(1, 1, 5, 6, dtype=torch.uint8),
             "y: given torch.uint8; expected a floating-point tensor",
         ),
-        (torch.zeros(1, 1, 5, 6, dtype=torch.complex64), "y: given torch.complex64"),
         ([[0.0]], "y: given list"),
         (torch.rand(5, 6).double(), r"[xy]: given shape \(5, 6\)"),
     ],

@@ -81,7 +81,7 @@ def run_reconstruct(
     energy = load_model(model)
     jobs = plan(inputs, output)
     keep_large_blocks()
-    energy = energy.double() if float64 else energy
+    energy = energy.widened() if float64 else energy
     say(console, f"Model: {describe_model(model, energy)}")
     for job in jobs:
         picture = read_picture(job.source)

@@ -1,6 +1,6 @@
 """The vocabulary: bounds, certificates, status, results, protocols, batch, parameters, errors."""
 
-from .bounds import Bound, Curvature, Kind
+from .bounds import Bound, Constants, Curvature, Kind
 from .cost import Cost
 from .errors import (
     AdjointError,
@@ -12,6 +12,7 @@ from .errors import (
     ModelFileError,
     SolveError,
 )
+from .measured import Measured
 from .protocols import Hessian, LinearSolver, Loss, Potential, Solver, Strategy
 from .results import Evaluation, Hypergradient, LinearSolution, RunRecord, Solution, StopReason
 from .status import Status, summarize
@@ -21,6 +22,7 @@ __all__ = [
     "Bound",
     "CheckpointError",
     "ConfigError",
+    "Constants",
     "Cost",
     "Curvature",
     "Evaluation",
@@ -32,6 +34,7 @@ __all__ = [
     "LinearSolution",
     "LinearSolver",
     "Loss",
+    "Measured",
     "MissingPropertyError",
     "ModelFileError",
     "Potential",

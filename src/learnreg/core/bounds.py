@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 from enum import IntEnum
 
+import torch
+from torch import Tensor
+
 from .errors import InputError
 
 
@@ -31,14 +34,14 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Bound:
-    """A non-negative constant and how it is known.
+    """A constant and how it is known; never negative, but for a mu (weakly convex functions).
 
     Whether it bounds from above (L, Lipschitz constants) or from below (mu) is fixed by where it is
     used; the sum and the product by a non-negative number keep the direction, so both kinds share
     this arithmetic.
 
     Args:
-        value: non-negative; ``inf`` or ``nan`` stand for "not known" and force the kind UNKNOWN.
+        value: ``inf``, ``-inf`` or ``nan`` stand for "not known" and force the kind UNKNOWN.
         kind: EXACT > BOUND > ESTIMATE > UNKNOWN.
 
     >>> Bound(1.0, Kind.EXACT) + 0.5 * Bound(8.0, Kind.BOUND)
@@ -50,13 +53,6 @@ class Bound:
 
     def __post_init__(self) -> None:
         value = float(self.value)
-        if value < 0:
-            raise InputError(
-                "Bound",
-                given=value,
-                expected="a non-negative number",
-                remedy="Constants of curvature are never negative.",
-            )
         object.__setattr__(self, "value", value)
         if not math.isfinite(value):
             object.__setattr__(self, "kind", Kind.UNKNOWN)
@@ -107,10 +103,27 @@ class Bound:
 
 @dataclass(frozen=True)
 class Curvature:
-    """mu <= Hessian <= L for one image: ``mu`` bounds from below, ``L`` from above."""
+    """mu <= Hessian <= L for one image: ``mu`` bounds from below, ``L`` from above.
+
+    Args:
+        mu: negative for a function that is weakly convex only.
+        L: non-negative.
+
+    Raises:
+        InputError: a negative L.
+    """
 
     mu: Bound
     L: Bound
+
+    def __post_init__(self) -> None:
+        if self.L.value < 0:
+            raise InputError(
+                "L",
+                given=self.L.value,
+                expected="a non-negative number",
+                remedy="An upper bound of a Hessian in the spectral norm is never negative.",
+            )
 
     def __add__(self, other: Curvature) -> Curvature:
         return Curvature(self.mu + other.mu, self.L + other.L)
@@ -119,3 +132,67 @@ class Curvature:
         return Curvature(self.mu * factor, self.L * factor)
 
     __rmul__ = __mul__
+
+
+@dataclass(frozen=True, eq=False)
+class Constants:
+    """mu <= Hessian <= L for every image of a batch.
+
+    Attributes:
+        mu, L: (b,), or (1,) for all images alike; float64. A mu may be negative.
+        mu_kind, L_kind: how they are known.
+    """
+
+    mu: Tensor
+    L: Tensor
+    mu_kind: Kind
+    L_kind: Kind
+
+    @classmethod
+    def of(cls, curvature: Curvature, device: torch.device | None = None) -> Constants:
+        """The same for all images."""
+
+        def tensor(bound: Bound) -> Tensor:
+            return torch.tensor([bound.value], dtype=torch.float64, device=device)
+
+        return cls(tensor(curvature.mu), tensor(curvature.L), curvature.mu.kind, curvature.L.kind)
+
+    @property
+    def curvature(self) -> Curvature:
+        """Bounds that hold for every image of the batch."""
+        return Curvature(
+            Bound(float(self.mu.min()), self.mu_kind), Bound(float(self.L.max()), self.L_kind)
+        )
+
+    def select(self, index: Tensor) -> Constants:
+        """Those of the images ``index``."""
+        if self.mu.numel() == 1 and self.L.numel() == 1:
+            return self
+
+        def chosen(t: Tensor) -> Tensor:
+            return t if t.numel() == 1 else t[index]
+
+        return Constants(chosen(self.mu), chosen(self.L), self.mu_kind, self.L_kind)
+
+    def __add__(self, other: Constants) -> Constants:
+        return Constants(
+            self.mu + other.mu,
+            self.L + other.L,
+            _sum_kind(self.mu, self.mu_kind, other.mu, other.mu_kind),
+            _sum_kind(self.L, self.L_kind, other.L, other.L_kind),
+        )
+
+
+def _sum_kind(a: Tensor, kind_a: Kind, b: Tensor, kind_b: Kind) -> Kind:
+    """The kind of a sum of extremes, as for single bounds."""
+    if not bool(torch.isfinite(a + b).all()):
+        return Kind.UNKNOWN
+    if kind_a == kind_b == Kind.EXACT and bool((a != 0).any()) and bool((b != 0).any()):
+        return Kind.BOUND
+    return min(kind_a, kind_b)
+
+
+def constants_of(f: object) -> Constants:
+    """The constants of a batch of potentials: its own, or those that hold for all images."""
+    own = getattr(f, "constants", None)  # a potential of the user's own may offer ``bounds`` alone
+    return own if isinstance(own, Constants) else Constants.of(f.bounds())  # type: ignore[attr-defined]

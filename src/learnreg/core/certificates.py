@@ -10,14 +10,14 @@ from torch import Tensor
 from .bounds import Bound
 
 
-def distance_from_gradient(gradient_norm: Tensor, mu: Bound) -> Tensor:
+def distance_from_gradient(gradient_norm: Tensor, mu: Bound | Tensor) -> Tensor:
     """||x - x*|| <= ||grad h(x)|| / mu for mu-strongly convex, differentiable h; (b,) -> (b,).
 
     Proof: mu ||x - x*|| <= ||grad h(x) - grad h(x*)|| = ||grad h(x)|| (strong monotonicity of the
     gradient; Nesterov, Lectures on Convex Optimization, Theorem 2.1.10). Rigorous if mu is exact or
-    a proven lower bound.
+    a proven lower bound; one for all images, or one for each (b,).
     """
-    return gradient_norm / mu.value
+    return gradient_norm / (mu.value if isinstance(mu, Bound) else mu)
 
 
 def squared_error_bracket(distance_to_truth: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:

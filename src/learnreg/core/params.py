@@ -10,10 +10,39 @@ from torch import Tensor, nn
 
 from .errors import InputError
 
+NOISE = "noise_model"
+"""Parameters of the noise that a physics adds say nothing of a lower level."""
 
-def trainable(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that are learned, in the order in which theta lists them."""
-    return [p for p in module.parameters() if p.requires_grad]
+
+def named_trainable(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """What is learned, by name, in the order in which theta lists it.
+
+    Parameters, and buffers that require a gradient (``deepinv.physics.Blur(filter=Parameter)``
+    keeps its filter as one); what several names share comes once.
+
+    Raises:
+        InputError: a buffer that was computed from others, which no learner could change.
+    """
+    found: list[tuple[str, Tensor]] = []
+    seen: set[int] = set()
+    for name, t in (*module.named_parameters(), *module.named_buffers()):
+        if not t.requires_grad or id(t) in seen or NOISE in name.split("."):
+            continue
+        if not t.is_leaf:
+            raise InputError(
+                name,
+                given="a tensor computed from others that require a gradient",
+                expected="a leaf tensor",
+                remedy="Hold the parameter as nn.Parameter, and compute from it inside A.",
+            )
+        seen.add(id(t))
+        found.append((name, t))
+    return found
+
+
+def trainable(module: nn.Module) -> list[Tensor]:
+    """The tensors that are learned, in the order in which theta lists them."""
+    return [t for _, t in named_trainable(module)]
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
@@ -31,28 +60,39 @@ def with_theta(module: nn.Module, theta: Tensor) -> nn.Module:
     Raises:
         InputError: theta has another length than the trainable parameters.
     """
-    params = trainable(module)
-    expected = sum(p.numel() for p in params)
+    check_theta(module, theta)
+    clone = copy.deepcopy(module).to(dtype=theta.dtype, device=theta.device)
+    set_theta(clone, theta)
+    return clone
+
+
+def check_theta(module: nn.Module, theta: Tensor) -> None:
+    """Refuse a theta of another length than what ``module`` learns.
+
+    Raises:
+        InputError: says both lengths.
+    """
+    expected = sum(p.numel() for p in trainable(module))
     if theta.dim() != 1 or theta.numel() != expected:
         raise InputError(
             "theta",
             given=f"shape {tuple(theta.shape)}",
             expected=f"shape ({expected},)",
-            remedy="Use the theta of the same regularizer.",
+            remedy="Use the theta of the same energy.",
         )
-    clone = copy.deepcopy(module).to(dtype=theta.dtype, device=theta.device)
-    with torch.no_grad():
-        start = 0
-        for p in trainable(clone):
-            p.copy_(theta[start : start + p.numel()].view_as(p))
-            start += p.numel()
-    return clone
+
+
+@torch.no_grad()
+def set_theta(module: nn.Module, theta: Tensor) -> None:
+    """Write theta (d,) into what ``module`` learns."""
+    params = trainable(module)
+    for p, part in zip(params, theta.split([p.numel() for p in params]), strict=True):
+        p.copy_(part.view_as(p))
 
 
 def names(module: nn.Module) -> list[str]:
     """One readable name per entry of theta, for reports: ``log_weight[3]``."""
     out = []
-    for name, p in module.named_parameters():
-        if p.requires_grad:
-            out += [name] if p.numel() == 1 else [f"{name}[{i}]" for i in range(p.numel())]
+    for name, p in named_trainable(module):
+        out += [name] if p.numel() == 1 else [f"{name}[{i}]" for i in range(p.numel())]
     return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,7 +44,9 @@ class Solution:
         steps: (b,) solver steps spent on each image.
         cost: evaluations summed over images.
         solver: the name of the method, and why ``auto`` chose it.
-        gradient_norm: (b,) float64, ||grad h(x~)||.
+        gradient_norm: (b,) float64, ||grad h(x~)||, without the allowance for rounding that
+            ``error`` contains. Of a saddle point: the norm of the gradient of the Lagrangian in all
+            variables, NaN where that has none.
         gradient: (b, ...), grad h(x~) from the float64 closing evaluation; corrected loss values
             need it. Of a saddle point: the gradient of the Lagrangian in all its variables (b, n),
             zero where there is none.
@@ -52,6 +54,9 @@ class Solution:
             minimizer.
         theorem: per image, which certificate gave ``error`` where there are several: "gap",
             "residual" or "kkt".
+        measure: what the solve was asked to bound. Of the linear system of an adjoint ``error`` is
+            a residual; of a stationary point nothing is known but the gradient norm, and ``error``
+            is infinite.
     """
 
     value: Tensor
@@ -65,6 +70,7 @@ class Solution:
     gradient: Tensor
     state: Tensor | None = None
     theorem: tuple[str, ...] = ()
+    measure: Literal["distance", "residual", "stationarity"] = "distance"
 
     @property
     def warm(self) -> Tensor:
@@ -82,10 +88,16 @@ class Solution:
         if self.ok:
             return self
         bad = [i for i, s in enumerate(self.status) if not s.ok]
-        reached = ", ".join(f"image {i}: {float(self.error[i]):.2e}" for i in bad[:5])
-        raise SolveError(
-            f"{summarize(self.status)}. Reached ({self.kind.label} distance): {reached}.", self
-        )
+        sizes = self.gradient_norm if self.measure == "stationarity" else self.error
+        reached = ", ".join(f"image {i}: {float(sizes[i]):.2e}" for i in bad[:5])
+        raise SolveError(f"{summarize(self.status)}. Reached ({self.words}): {reached}.", self)
+
+    @property
+    def words(self) -> str:
+        """What ``error``, or the gradient norm of a stationary point, says."""
+        if self.measure == "stationarity":
+            return "gradient norm; stationary, no distance is known"
+        return f"{self.kind.label} {self.measure}"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the images."""
@@ -102,9 +114,9 @@ class Solution:
         )
 
     def __repr__(self) -> str:
+        sizes = self.gradient_norm if self.measure == "stationarity" else self.error
         return (
-            f"Solution({len(self.status)} images, {self.kind.label} distance <= "
-            f"{float(self.error.max()):.2e}, "
+            f"Solution({len(self.status)} images, {self.words} <= {float(sizes.max()):.2e}, "
             f"{summarize(self.status)}; {self.solver}, {self.cost})"
         )
 

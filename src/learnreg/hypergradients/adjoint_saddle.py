@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,6 +97,7 @@ class AdjointSaddle:
     dual: tuple[Curved, ...]
     rebuild: Callable[[], AdjointSaddle]
     theorems: tuple[str, ...] = ("residual",)
+    measure: ClassVar[Literal["residual"]] = "residual"
 
     @property
     def norms(self) -> tuple[tuple[float, ...], ...]:

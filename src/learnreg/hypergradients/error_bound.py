@@ -47,7 +47,7 @@ def adjoint_bound(
     eps: Tensor,
     delta: Tensor,
     *,
-    mu: float,
+    mu: float | Tensor,
     loss_smoothness: float,
     hessian_change: Tensor,
     mixed_change: Tensor,
@@ -69,7 +69,13 @@ def adjoint_bound(
 
 @torch.no_grad()
 def certified_error(
-    energy: Any, x: Tensor, q: Tensor, eps: Tensor, delta: Tensor, mu: float, loss_smoothness: float
+    energy: Any,
+    x: Tensor,
+    q: Tensor,
+    eps: Tensor,
+    delta: Tensor,
+    mu: float | Tensor,
+    loss_smoothness: float,
 ) -> Tensor | None:
     """``adjoint_bound`` with the constants that the energy offers around x (b, ...); None when one
     is missing.

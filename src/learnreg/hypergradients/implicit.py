@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.batch import norm
+from ..core.bounds import constants_of
 from ..core.cost import Cost
 from ..core.errors import MissingPropertyError
 from ..core.params import trainable
@@ -74,12 +75,13 @@ class Implicit:
         z = -mixed_product(energy, x, y, q, self.group) / size
         cost = spent + system.cost + Cost(mixed_products=size, linearizations=size)
         mu, eps = curvature.mu, solution.error
+        moduli = constants_of(potential).mu
         residual = torch.where(torch.isfinite(system.residual), system.residual, torch.inf)
         lower, upper = loss.bracket(x, x_true, eps)
         certified = None
         if self.certify and mu.certified:
             bound = error_bound.certified_error(
-                energy, x, q, eps, residual, mu.value, loss.smoothness
+                energy, x, q, eps, residual, moduli, loss.smoothness
             )
             certified = None if bound is None else float(bound.mean())
         estimated = correction = None

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.batch import norm
+from ..core.batch import expand, norm
+from ..core.bounds import Constants, constants_of
 from ..core.cost import Cost
 from ..core.errors import InputError
 from ..core.ranges import check_number, check_positive
@@ -91,17 +92,16 @@ class JacobianFree:
         potential = energy.at(y, x)
         require_strong_convexity(potential)
         curvature, size, eps = potential.bounds(), x.shape[0], solution.error
+        constants = constants_of(potential)
         b = loss.grad(x, x_true)
-        q, residual = self._series(
-            potential.linearize(x), b, self._step(curvature.mu.value, curvature.L.value)
-        )
+        q, residual = self._series(potential.linearize(x), b, self._step(constants, x))
         z = -mixed_product(energy, x, y, q, self.group) / size
         lower, upper = loss.bracket(x, x_true, eps)
         certified = None
         if self.certify and curvature.mu.certified:
             usable = torch.where(torch.isfinite(residual), residual, torch.inf)
             bound = error_bound.certified_error(
-                energy, x, q, eps, usable, curvature.mu.value, loss.smoothness
+                energy, x, q, eps, usable, constants.mu, loss.smoothness
             )
             certified = (
                 None
@@ -123,10 +123,12 @@ class JacobianFree:
             cost,
         )
 
-    def _step(self, mu: float, L: float) -> float:
-        return 2 / (L + mu) if self.step is None else self.step
+    def _step(self, constants: Constants, like: Tensor) -> Tensor:
+        """tau per image, ready to multiply images."""
+        tau = 2 / (constants.L + constants.mu) if self.step is None else self.step
+        return expand(torch.as_tensor(tau, dtype=like.dtype, device=like.device).reshape(-1), like)
 
-    def _series(self, hessian: Any, b: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    def _series(self, hessian: Any, b: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
         """q and ||b - H q|| (b,) in float64, by q += tau (b - H q): every term shows the true
         residual on its way.
         """

@@ -158,6 +158,8 @@ class Piggyback:
         """The smaller of the two proven bounds, mean over images; None where a constant is
         missing.
         """
+        if trainable(f.operator.physics):  # nobody knows how K changes with these parameters
+            return None
         kappa, beta = f.energy.regularizer.sensitivity(solution.value)
         if not (f.smooth and kappa < float("inf") and beta < float("inf")):
             return None
@@ -198,6 +200,7 @@ def mixed_saddle(energy: Any, f: Any, state: Tensor, adjoint: Tensor, group: int
     """d/dtheta [ <K x + b, Y> + <K X, p> ], summed over images, as one vector (d,)."""
     regularizer, first = energy.regularizer, 1 if f.data else 0
     params = trainable(energy)
+    learns_operator = f.data and bool(trainable(f.operator.physics))
     (x, p), (X, Y) = f.unpack(state), f.unpack(adjoint)
     total = torch.zeros(sum(q.numel() for q in params), dtype=state.dtype, device=state.device)
     for start in range(0, state.shape[0], group):
@@ -210,6 +213,11 @@ def mixed_saddle(energy: Any, f: Any, state: Tensor, adjoint: Tensor, group: int
             )
             for b, q in zip(regularizer.offset(x[0][part]) or (), Y[first:], strict=False):
                 scalar = scalar if b is None else scalar + (b * q[part]).sum()
+            if learns_operator:
+                everyone = torch.arange(state.shape[0], device=state.device)
+                operator = f.operator.select(everyone[part])
+                scalar = scalar + (operator.forward(x[0][part]) * Y[0][part]).sum()
+                scalar = scalar + (operator.forward(X[0][part]) * p[0][part]).sum()
             found = torch.autograd.grad(scalar, params, allow_unused=True)
         total += torch.cat(
             [

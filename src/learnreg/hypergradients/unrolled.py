@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..core.batch import expand, norm
+from ..core.bounds import constants_of
 from ..core.certificates import distance_from_gradient
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
@@ -29,7 +30,7 @@ from ..core.protocols import Potential
 from ..core.ranges import check_number, check_positive
 from ..core.results import Hypergradient, Solution
 from ..core.status import Status
-from ..solvers.iterate import require_strong_convexity
+from ..solvers.iterate import require_strong_convexity, rounding_of
 from .implicit import mixed_product, refuse_saddle
 
 
@@ -140,7 +141,7 @@ class Unrolled:
         keep, mu = expand(finite, x0), potential.bounds().mu
         return Solution(
             torch.where(keep, at.x, x0),
-            distance_from_gradient(size, mu),
+            self._distance(potential, at.x, size),
             mu.kind,
             _statuses(finite),
             torch.full_like(finite, self.steps, dtype=torch.int64),
@@ -188,7 +189,7 @@ class Unrolled:
         z, q = self._backward(recursion, energy, y, points, loss.grad(end, x_true))
         x, error = solution.value, solution.error
         if self.fixed:
-            x, error = end, distance_from_gradient(norm(recursion.close(end)), mu)
+            x, error = end, self._distance(potential, end, norm(recursion.close(end)))
         lower, upper = loss.bracket(x, x_true, error)
         return Hypergradient(
             z,
@@ -203,6 +204,14 @@ class Unrolled:
             _statuses(torch.isfinite(norm(q))),
             recursion.cost,
         )
+
+    @staticmethod
+    def _distance(potential: Potential, x: Tensor, size: Tensor) -> Tensor:
+        """The certified distance (b,) of x from the norm of its closing gradient in float64."""
+        wide = potential.double()
+        allowed = size + rounding_of(wide, x.double())
+        distance = distance_from_gradient(allowed, constants_of(potential).mu)
+        return distance.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
     def _recursion(self, potential: Potential) -> _Recursion:
         require_strong_convexity(potential)

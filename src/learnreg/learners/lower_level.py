@@ -20,7 +20,7 @@ from ..core.results import Hypergradient, Solution
 from ..core.status import Status
 from ..hypergradients.penalty import penalized
 from ..solvers.select import check_solver
-from ..solvers.solve import solve_potential, start_distance
+from ..solvers.solve import solve_potential, spent_on, start_distance
 
 START_FRACTION = 0.02
 """eps0 and delta0, when not given, are this fraction of the start's distance bound and of ||grad
@@ -213,7 +213,7 @@ class LowerLevel:
                 max_steps=max_steps or self.max_steps,
                 should_stop=self.meter.should_stop,
             )
-        self.meter.cost += solution.cost
+        self.meter.cost += solution.cost + spent_on(potential)
         if any(s is Status.BUDGET for s in solution.status):
             raise OutOfBudget
         return self.point(theta, energy, solution, eps)

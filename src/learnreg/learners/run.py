@@ -139,7 +139,7 @@ class Run:
         """
         exact = self.energy.with_theta(
             self.theta.double()
-        ).double()  # with_theta copies, so nothing lent changes
+        ).widened()  # with_theta copies, so nothing lent changes
         saddle = bool(getattr(getattr(exact, "regularizer", None), "saddle", False))
         grid = grid or (SADDLE_GRID if saddle else GRID)
         wanted = reference_eps or (SADDLE_REFERENCE if saddle else REFERENCE)

@@ -3,8 +3,8 @@
 from .bilevel import BilevelProblem
 from .build import energy_for
 from .energy import Energy, EnergyAt
-from .fidelity import KL, L1, L2
-from .losses import SquaredError
+from .fidelity import KL, L1, L2, Foreign, Huber, Poisson, WeightedL2
+from .losses import MeanSquaredError, ScaledSquaredError, SquaredError
 from .saddle import SaddleAt, SaddleEnergy
 
 __all__ = [
@@ -14,8 +14,14 @@ __all__ = [
     "BilevelProblem",
     "Energy",
     "EnergyAt",
+    "Foreign",
+    "Huber",
+    "MeanSquaredError",
+    "Poisson",
     "SaddleAt",
     "SaddleEnergy",
+    "ScaledSquaredError",
     "SquaredError",
+    "WeightedL2",
     "energy_for",
 ]

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..core.batch import check_images
 from ..core.errors import InputError, MissingPropertyError
+from ..core.measured import Measured, real_channels
 from ..core.params import flatten, names, trainable
 from ..core.protocols import Loss
-from .losses import SquaredError
+from .losses import as_loss
 
 
 class PairsLike(Protocol):
@@ -35,10 +36,18 @@ class _Images:
     """Ground truth and measurements, nothing else."""
 
     x: Tensor
-    y: Tensor
+    y: Any
 
     def __len__(self) -> int:
         return self.x.shape[0]
+
+
+def _data(pairs: PairsLike) -> Measured:
+    """The measurements of pairs, with the operator parameters of each image if there are any."""
+    y = pairs.y
+    if isinstance(y, Measured):
+        return y
+    return Measured(y, getattr(pairs, "params", None) or {})
 
 
 class BilevelProblem:
@@ -62,27 +71,36 @@ class BilevelProblem:
         loss: Loss | None = None,
         penalty: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if len(pairs) == 0 or pairs.x.shape[0] != pairs.y.shape[0]:
+        if len(pairs) == 0 or pairs.x.shape[0] != len(_data(pairs)):
             raise InputError(
                 "pairs",
-                given=f"{pairs.x.shape[0]} images and {pairs.y.shape[0]} measurements",
+                given=f"{pairs.x.shape[0]} images and {len(_data(pairs))} measurements",
                 expected="the same positive number of both",
             )
-        check_images(pairs.x, "x")
-        check_images(pairs.y, "y")
+        if isinstance(energy, type):
+            raise InputError(
+                "energy",
+                given=f"the class {energy.__name__}",
+                expected="an energy",
+                remedy="For example lr.Energy(physics, lr.regularizers.TV()).",
+            )
+        data = _data(pairs)
+        x = real_channels(pairs.x) if pairs.x.is_complex() else pairs.x
+        check_images(x, "x")
+        for tensor in data.tensors:
+            check_images(torch.view_as_real(tensor) if tensor.is_complex() else tensor, "y")
         if not trainable(energy):
             raise InputError(
                 "energy",
                 given="no trainable parameter",
                 expected="at least one parameter to learn",
-                remedy="Set requires_grad=True on the parameters of the regularizer.",
+                remedy="Set requires_grad=True on parameters of the regularizer, the data term or "
+                "the physics.",
             )
-        self.energy, self.pairs, self.loss, self.penalty = (
-            energy,
-            pairs,
-            loss or SquaredError(),
-            penalty,
-        )
+        plain = isinstance(data.y, Tensor) and not data.y.is_complex() and not data.params
+        as_given = plain and x is pairs.x
+        self.energy, self.loss, self.penalty = energy, as_loss(loss), penalty
+        self.pairs: PairsLike = pairs if as_given else _Images(x, data.y if plain else data)
 
     @property
     def theta(self) -> Tensor:
@@ -93,9 +111,14 @@ class BilevelProblem:
 
     @property
     def units(self) -> Tensor:
-        """A natural step of every entry of theta (d,); ones where the regularizer does not say."""
+        """A natural step of every entry of theta (d,); ones where nobody says."""
+        ones = torch.ones_like(self.theta)
         method = getattr(getattr(self.energy, "regularizer", None), "units", None)
-        return torch.ones_like(self.theta) if method is None else method().to(self.theta)
+        if method is None:
+            return ones
+        own = method().to(ones)
+        # parameters of data term and physics stand behind those of the regularizer
+        return torch.cat([own, ones[own.numel() :]])
 
     @property
     def size(self) -> int:

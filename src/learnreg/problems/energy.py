@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..core.batch import check_images
-from ..core.bounds import Bound, Curvature
+from ..core.batch import check_images, dot, norm
+from ..core.bounds import Bound, Constants, Curvature, Kind
+from ..core.cost import Cost
 from ..core.curvature import MeanCurvature
 from ..core.errors import InputError, MissingPropertyError
+from ..core.measured import Measured, Native, measured
 from ..core.protocols import Hessian
-from .fidelity import L2
-from .tied import Tied
+from ..operators.physics import TiedMap
+from .data_functions import DataFunction, weight_like
+from .fidelity import L2, DataTerm, WeightedL2, as_data_term, data_constants
+from .tied import DATA_PARAMETERS, Tied
 
 
 class RegularizerLike(Protocol):
@@ -29,21 +35,22 @@ class RegularizerLike(Protocol):
 class Energy(Tied):
     """h(x; theta, y) = D(Ax, y) + R(x; theta), one value per image.
 
+    Theta are all trainable parameters: of the regularizer, of the data term and of the physics.
+
     Args:
         physics: a linear ``deepinv`` physics A.
-        regularizer: R, with parameters theta; ``learnreg.regularizers`` or your own module with the
-            same methods.
-        fidelity: D, ``L2()`` when None.
+        regularizer: R; ``learnreg.regularizers`` or your own module with the same methods.
+        fidelity: D, ``L2()`` when None; ``WeightedL2``, ``Huber``, ``KL``, ``Foreign``, or a data
+            term of deepinv.
 
     Raises:
-        InputError: not a physics, or a regularizer that lacks a method (the message names it).
+        InputError: not a physics, or a regularizer or data term that lacks a method (the message
+            names it).
         MissingPropertyError: a physics without an adjoint.
         AdjointError: at the first use of an image shape, if the adjoint fails the dot test.
     """
 
-    def __init__(
-        self, physics: nn.Module, regularizer: nn.Module, fidelity: L2 | None = None
-    ) -> None:
+    def __init__(self, physics: nn.Module, regularizer: nn.Module, fidelity: Any = None) -> None:
         if getattr(regularizer, "saddle", False):
             raise InputError(
                 "regularizer",
@@ -51,67 +58,98 @@ class Energy(Tied):
                 expected="a differentiable regularizer",
                 remedy="Use SaddleEnergy in the place of Energy.",
             )
-        if fidelity is not None and not hasattr(fidelity, "grad"):
+        data_term = as_data_term(fidelity)
+        if not isinstance(data_term, DataTerm):
             raise InputError(
                 "fidelity",
-                given=f"{type(fidelity).__name__}, which has no gradient",
-                expected="L2 with a differentiable regularizer",
+                given=f"{type(data_term).__name__}, which has no gradient",
+                expected="a smooth data term: L2, WeightedL2, Huber, KL",
                 remedy="Use SaddleEnergy and a saddle regularizer such as ExactTV.",
             )
-        missing = [
-            m
-            for m in ("value", "grad", "linearize", "directional", "bounds")
-            if not hasattr(regularizer, m)
-        ]
-        if missing:
+        needed = ("value", "grad", "linearize", "directional", "bounds")
+        missing = [m for m in needed if not hasattr(regularizer, m)]
+        if missing and not isinstance(regularizer, type):
             raise InputError(
                 "regularizer",
                 given=f"{type(regularizer).__name__} without {', '.join(missing)}",
                 expected="the methods value, grad, linearize, directional, bounds",
-                remedy="See CONTRIBUTING.md, add a regularizer in five steps.",
+                remedy="See CONTRIBUTING.md, add a regularizer in five steps; a network or a "
+                "deepinv Prior with a potential becomes one by lr.regularizers.BlackBox.",
             )
-        super().__init__(physics, regularizer, fidelity or L2())
+        super().__init__(physics, regularizer, data_term)
 
-    def at(self, y: Tensor, x: Tensor | None = None) -> EnergyAt:
+    def at(self, y: Native | Measured, x: Tensor | None = None) -> EnergyAt:
         """The potentials x -> h(x; theta, y), one per image.
 
         Args:
-            y: measurements, (b, ...).
-            x: images of the shape to be reconstructed; A^T y when None.
+            y: measurements, (b, ...); real, complex, a list of tensors, or with parameters of the
+                operator for every image (``Measured``).
+            x: real images (b, c, ...) of the shape to be reconstructed; A^T y when None.
 
         Raises:
-            InputError: y is not a finite floating-point batch.
+            InputError: y is not a finite floating-point batch, or the physics does not take it.
         """
-        check_images(y, "y")
-        like = (y if self.operator.is_identity else self.operator.adjoint(y)) if x is None else x
-        self.operator.check(like)
-        return EnergyAt(
-            self, y, self.fidelity.bounds(self.operator, like) + self.regularizer.bounds()
-        )
+        for tensor in measured(y).tensors:
+            check_images(torch.view_as_real(tensor) if tensor.is_complex() else tensor, "y")
+        before = self.operator.cost
+        operator, data, image = self.tie(y, x)
+        like = image if x is None else x
 
-    def value(self, x: Tensor, y: Tensor) -> Tensor:
+        function = self._data_term(y).tie(data)
+        constants = data_constants(function, operator, like) + self._of_regularizer(like)
+        spent = operator.map.cost - before if operator.map is self.operator else operator.map.cost
+        return EnergyAt(self, operator, function, constants, image, spent)
+
+    def _data_term(self, y: Native | Measured) -> DataTerm:
+        """The data term, with its own parameters per image where the measurements bring them."""
+        given = {k: t for k, t in measured(y).params.items() if k in DATA_PARAMETERS}
+        if not given:
+            return self.fidelity
+        return WeightedL2(given["weights"])
+
+    def _of_regularizer(self, x: Tensor) -> Constants:
+        """mu and L of R for images like x."""
+        method = getattr(self.regularizer, "bounds_for", None)
+        bounds = self.regularizer.bounds() if method is None else method(x)
+        near = getattr(self.regularizer, "curvature_near", None)
+        if near is None or math.isfinite(bounds.mu.value + bounds.L.value):
+            return Constants.of(bounds, x.device)
+        # what nobody declared is estimated around the start, and called an estimate
+        mu, L = near(x)
+        return Constants(mu, L, Kind.ESTIMATE, Kind.ESTIMATE)
+
+    def value(self, x: Tensor, y: Native | Measured) -> Tensor:
         """(b, c, h, w), (b, ...) -> (b,)."""
-        return self.fidelity.value(self.operator, x, y) + self.regularizer.value(x)
+        return self.at(y, x).value(x)
 
-    def grad(self, x: Tensor, y: Tensor) -> Tensor:
+    def grad(self, x: Tensor, y: Native | Measured) -> Tensor:
         """Gradient in x: (b, c, h, w), (b, ...) -> (b, c, h, w)."""
-        return self.fidelity.grad(self.operator, x, y).add_(self.regularizer.grad(x))
+        return self.at(y, x).grad(x)
 
-    def hvp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    def hvp(self, x: Tensor, y: Native | Measured, v: Tensor) -> Tensor:
         """Hessian-vector product in x."""
         return self.at(y, x).linearize(x)(v)
 
-    def directional(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    def directional(self, x: Tensor, y: Native | Measured, v: Tensor) -> Tensor:
         """<grad_x h, v> per image (b,), differentiable in theta: up to terms free of theta."""
+        if self.learns_data:
+            return self.at(y, x).directional(x, v)
         return self.regularizer.directional(x, v)
 
-    def data_adjoint(self, x: Tensor, y: Tensor, q: Tensor) -> Tensor:
-        """-(d/dy grad_x h)^T q, shape of y: what a solution map passes back to the measurements."""
-        return self.fidelity.data_adjoint(self.operator, q)
+    def data_adjoint(self, x: Tensor, y: Native | Measured, q: Tensor) -> Tensor:
+        """-(d/dy grad_x h)^T q, real, shape of the real measurements: what a solution map passes
+        back to them.
+        """
+        return self.at(y, x).to_data(x, q)
 
     def bounds(self, x: Tensor | None = None) -> Curvature:
-        """mu <= Hessian <= L for images like ``x`` (needed when the spectrum of A depends on the
-        image size).
+        """mu <= Hessian <= L of a quadratic data term plus R, for images like ``x``.
+
+        Args:
+            x: needed when the spectrum of A depends on the image size.
+
+        Raises:
+            InputError: x is missing, or the constants depend on the measurements.
         """
         if x is None and not self.operator.is_identity:
             raise InputError(
@@ -121,16 +159,23 @@ class Energy(Tied):
                 remedy="The norm of A depends on the image size; call bounds(x).",
             )
         like = torch.zeros(1, 1, 1, 1) if x is None else x
-        return self.fidelity.bounds(self.operator, like) + self.regularizer.bounds()
+        if self.operator.is_identity:
+            y: Native = like
+        else:
+            with torch.no_grad():
+                y = self.operator.for_dtype(like.dtype).physics.A(like)
+        return self.at(y, like).bounds()
 
     def certificate(self, name: str, *args: Any) -> Any:
-        """``hessian_change``, ``mixed_change`` ... of the regularizer, None if it does not offer
-        them.
+        """``hessian_change``, ``mixed_change`` ... of the energy, None where nobody knows them.
 
-        The data term is quadratic and free of theta, so it adds nothing.
+        A quadratic data term free of theta adds nothing to those of the regularizer.
         """
+        plain = isinstance(self.fidelity, L2 | WeightedL2) and not self.learns_data
         method = getattr(self.regularizer, name, None)
-        return None if method is None else method(*args)
+        if method is None or (name != "mean_curvature" and not plain):
+            return None
+        return method(*args)
 
     def hessian_lipschitz(self) -> Bound:
         """Lipschitz constant of the Hessian in x."""
@@ -141,55 +186,115 @@ class Energy(Tied):
         return self.certificate("mixed_lipschitz", reach) or Bound.unknown()
 
 
-class _DataPlusRegularizer:
-    """A^T A / sigma^2 + Hessian of R at one point."""
+@dataclass(frozen=True, eq=False)
+class _Total:
+    """A^T D'' A + Hessian of R at one point."""
 
-    def __init__(self, energy: Energy, hessian: Hessian) -> None:
-        self.energy, self.hessian = energy, hessian
+    operator: TiedMap
+    of_data: Hessian
+    of_regularizer: Hessian
 
     def __call__(self, v: Tensor) -> Tensor:
-        return self.hessian(v) + self.energy.fidelity.hessian(self.energy.operator, v)
+        data = self.operator.adjoint(self.of_data(self.operator.forward(v)))
+        return self.of_regularizer(v) + data
 
-    def select(self, index: Tensor) -> _DataPlusRegularizer:
-        return _DataPlusRegularizer(self.energy, self.hessian.select(index))
+    def select(self, index: Tensor) -> _Total:
+        return _Total(
+            self.operator.select(index),
+            self.of_data.select(index),
+            self.of_regularizer.select(index),
+        )
 
 
+@dataclass(frozen=True, eq=False)
 class EnergyAt:
-    """An Energy tied to its data y: a batch of potentials (see ``core.protocols.Potential``)."""
+    """An Energy tied to its data: a batch of potentials (see ``core.protocols.Potential``).
 
-    def __init__(self, energy: Energy, y: Tensor, curvature: Curvature) -> None:
-        self.energy, self.y, self._curvature = energy, y, curvature
+    Attributes:
+        energy: where it comes from.
+        operator: A and A^T of these images.
+        data: D(., y) of these images.
+        constants: mu and L per image.
+        back: A^T y, (b, c, ...).
+        spent: work that tying it has cost, checks and norms included.
+    """
+
+    energy: Energy
+    operator: TiedMap
+    data: DataFunction
+    constants: Constants
+    back: Tensor
+    spent: Cost = Cost()
+
+    @property
+    def y(self) -> Tensor:
+        """The measurements, real."""
+        return self.data.y
+
+    @property
+    def regularizer(self) -> Any:
+        return self.energy.regularizer
+
+    def first(self) -> Tensor:
+        """t A^T y with the t that fits the data best."""
+        return self.operator.fitted(self.back, self.data.y)
 
     def value(self, x: Tensor) -> Tensor:
-        return self.energy.value(x, self.y)
+        """(b, c, ...) -> (b,)."""
+        return self.data.value(self.operator.forward(x)) + self.regularizer.value(x)
 
     @torch.no_grad()
     def grad(self, x: Tensor) -> Tensor:
-        return self.energy.grad(x, self.y)
+        """(b, c, ...) -> (b, c, ...)."""
+        slope = self.operator.adjoint(self.data.grad(self.operator.forward(x)))
+        return slope.add_(self.regularizer.grad(x))
 
     @torch.no_grad()
-    def linearize(self, x: Tensor) -> _DataPlusRegularizer:
-        return _DataPlusRegularizer(self.energy, self.energy.regularizer.linearize(x))
+    def linearize(self, x: Tensor) -> _Total:
+        """The Hessian at x."""
+        return self._total(x, self.regularizer.linearize(x))
+
+    def _total(self, x: Tensor, of_regularizer: Hessian) -> _Total:
+        # a quadratic data term has one Hessian everywhere, and needs no A x to know it
+        a = x if self.data.quadratic else self.operator.forward(x)
+        return _Total(self.operator, self.data.linearize(a), of_regularizer)
+
+    def directional(self, x: Tensor, v: Tensor) -> Tensor:
+        """<grad h, v> per image (b,), differentiable in theta and in y."""
+        a, moved = self.operator.forward(x), self.operator.forward(v)
+        return dot(self.data.grad(a), moved) + self.regularizer.directional(x, v)
+
+    @torch.no_grad()
+    def to_data(self, x: Tensor, q: Tensor) -> Tensor:
+        """-(d/dy grad h)^T q, shape of the real measurements."""
+        moved = self.operator.forward(q)
+        if self.data.quadratic:
+            return self.data.to_data(moved, moved)
+        return self.data.to_data(self.operator.forward(x), moved)
 
     @property
     def averages(self) -> bool:
         """Whether ``mean_curvature`` has an answer."""
-        return bool(
-            getattr(
-                self.energy.regularizer,
-                "averages",
-                hasattr(self.energy.regularizer, "mean_curvature"),
-            )
-        )
+        offered = hasattr(self.regularizer, "mean_curvature")
+        if not getattr(self.regularizer, "averages", offered):
+            return False
+        return self.operator.mean_curvature(self.back) is not None
 
     @torch.no_grad()
     def mean_curvature(self, x: Tensor) -> MeanCurvature | None:
-        """Averages of the Hessian around x, for preconditioners; None when the regularizer does not
-        offer them.
-        """
-        of_data = self.energy.fidelity.mean_curvature(self.energy.operator, x)
+        """Averages of the Hessian around x, for preconditioners; None where they are not known."""
+        of_map = self.operator.mean_curvature(x)
+        if of_map is None:
+            return None
         of_regularizer = self.energy.certificate("mean_curvature", x)
-        return None if of_regularizer is None else of_data + of_regularizer
+        if of_regularizer is None:
+            return None
+        weight = weight_like(self.data.mean_weight(), x)
+        if isinstance(weight, float):
+            of_data = of_map if weight == 1 else of_map * weight
+        else:
+            of_data = MeanCurvature(of_map.diagonal * weight, of_map.symbol * weight)
+        return of_data + of_regularizer
 
     @torch.no_grad()
     def dual_start(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -199,9 +304,9 @@ class EnergyAt:
         return self._dual("dual_start")(x)
 
     @torch.no_grad()
-    def dual_linearize(self, x: Tensor, dual: tuple[Tensor, ...]) -> _DataPlusRegularizer:
+    def dual_linearize(self, x: Tensor, dual: tuple[Tensor, ...]) -> _Total:
         """The Hessian of the primal-dual Newton method."""
-        return _DataPlusRegularizer(self.energy, self._dual("dual_linearize")(x, dual))
+        return self._total(x, self._dual("dual_linearize")(x, dual))
 
     @torch.no_grad()
     def dual_update(self, x: Tensor, dual: tuple[Tensor, ...], move: Tensor) -> tuple[Tensor, ...]:
@@ -209,11 +314,11 @@ class EnergyAt:
         return self._dual("dual_update")(x, dual, move)
 
     def _dual(self, name: str) -> Any:
-        method = getattr(self.energy.regularizer, name, None)
+        method = getattr(self.regularizer, name, None)
         if method is None:
             raise MissingPropertyError(
                 "regularizer",
-                given=f"{type(self.energy.regularizer).__name__} without {name}",
+                given=f"{type(self.regularizer).__name__} without {name}",
                 expected="a dual variable",
                 remedy="Use solver='newton' or solver='lbfgs', which need none.",
             )
@@ -226,26 +331,60 @@ class EnergyAt:
         were seen, and a wrong guess costs little: images that stall go on in float64), 0.1 of
         everything else.
         """
-        energy = self.energy
-        simple = energy.operator.is_identity or energy.operator.is_mask
-        of_regularizer = energy.regularizer.bounds().L.value
-        return 0.1 * of_regularizer + (0.1 if simple else 0.3) * (
-            self._curvature.L.value - of_regularizer
-        )
+        simple = self.operator.is_identity or self.operator.is_mask
+        of_regularizer = self.regularizer.bounds().L.value
+        total = self.bounds().L.value
+        if not of_regularizer < float("inf"):
+            return 0.3 * total
+        return 0.1 * of_regularizer + (0.1 if simple else 0.3) * (total - of_regularizer)
+
+    def rounding(self, x: Tensor) -> Tensor:
+        """A bound (b,) of what rounding in the type of x makes of the norm of a gradient at x.
+
+        ``ULPS`` units of the sizes of all that is subtracted: L ||x|| bounds what comes from x, and
+        sqrt(L) times the norm of the slope of D at zero what comes from y. The number of units is
+        generous where sums run over few terms, and what pairwise summation needs where they run
+        over millions (Higham, Accuracy and Stability of Numerical Algorithms, Section 4.2).
+        """
+        eps = torch.finfo(x.dtype).eps
+        # an L that nobody knows certifies nothing either way
+        L = torch.where(torch.isfinite(self.constants.L), self.constants.L, 0.0)
+        at_zero = norm(self.data.grad(torch.zeros_like(self.data.y))).double()
+        reach = self.operator.spectrum(x).L.sqrt()
+        return ULPS * eps * (L * norm(x).double() + reach * at_zero)
 
     def effort(self) -> float:
         """What a gradient costs, in operations on one vector of pixels; a rough number that steers
         ``auto``.
         """
-        return self.energy.operator.effort + float(getattr(self.energy.regularizer, "effort", 10.0))
+        return self.operator.effort + float(getattr(self.regularizer, "effort", 10.0))
 
     def bounds(self) -> Curvature:
-        return self._curvature
+        """mu and L that hold for every image."""
+        return self.constants.curvature
 
     def select(self, index: Tensor) -> EnergyAt:
-        return EnergyAt(self.energy, self.y[index], self._curvature)
+        """The potentials of the images ``index``."""
+        return EnergyAt(
+            self.energy,
+            self.operator.select(index),
+            self.data.select(index),
+            self.constants.select(index),
+            self.back[index],
+        )
 
     def double(self) -> EnergyAt:
-        if self.y.dtype == torch.float64:
+        """The same potentials in float64."""
+        if self.data.y.dtype == torch.float64:
             return self
-        return EnergyAt(self.energy.double(), self.y.double(), self._curvature)
+        return EnergyAt(
+            self.energy.widened(),
+            self.operator.double(),
+            self.data.double(),
+            self.constants,
+            self.back.double(),
+        )
+
+
+ULPS = 4.0
+"""Units of rounding allowed for in closing gradients."""

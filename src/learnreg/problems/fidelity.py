@@ -1,20 +1,62 @@
-"""Data terms D(Ax, y): the squared distance and its constants; L1 and KL for saddle-point
-problems.
+"""Data terms D(Ax, y): what a user hands to an energy. Tied to measurements they become functions.
+
+``tie(y)`` gives the differentiable function of a = A x that an Energy minimizes; ``of_image``,
+``of_data`` and ``rest`` give the convex functions of a saddle point.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..convex import Convex, KullbackLeibler, Norm, Squares, Zero
-from ..core.batch import dot
-from ..core.bounds import Bound, Curvature
-from ..core.curvature import MeanCurvature
-from ..core.ranges import check_positive
-from ..operators.physics import LinearMap
+from ..core.bounds import Bound, Constants, Curvature
+from ..core.errors import InputError, MissingPropertyError
+from ..core.ranges import check_number, check_positive
+from ..operators.physics import TiedMap
+from .data_functions import (
+    DataFunction,
+    ForeignFunction,
+    HuberFunction,
+    PoissonFunction,
+    Quadratic,
+)
+
+
+@runtime_checkable
+class DataTerm(Protocol):
+    """D of an Energy; a frozen dataclass, or a module that holds parameters to learn."""
+
+    def tie(self, y: Tensor) -> DataFunction:
+        """D(., y) as a function of a = A x, which has the shape of the real measurements y."""
+        ...
+
+
+@runtime_checkable
+class SaddleDataTerm(Protocol):
+    """D of a SaddleEnergy: as a function of the image where its prox is known, else as a block."""
+
+    def of_image(self, operator: TiedMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
+        """D(Au, y) + tikhonov/2 ||u||^2 as a function of u, up to a constant; None where its prox
+        needs a solve.
+        """
+        ...
+
+    def of_data(self, y: Tensor) -> Convex:
+        """D(., y), for a dual block of its own."""
+        ...
+
+    def rest(self, tikhonov: float) -> Convex:
+        """What is left for the image when the data term has a dual block."""
+        ...
+
+    def bounds(self, operator: TiedMap, u: Tensor) -> Curvature:
+        """mu and L of D for images like u; a mu that holds for all of them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,60 +73,131 @@ class L2:
     def __post_init__(self) -> None:
         check_positive("sigma", self.sigma)
 
-    def value(self, operator: LinearMap, x: Tensor, y: Tensor) -> Tensor:
-        """(b, ...) -> (b,)."""
-        residual = operator.forward(x) - y
-        return 0.5 / self.sigma**2 * dot(residual, residual)
+    @property
+    def weight(self) -> float:
+        """1 / sigma^2."""
+        return 1.0 if self.sigma == 1 else 1 / float(self.sigma) ** 2
 
-    def grad(self, operator: LinearMap, x: Tensor, y: Tensor) -> Tensor:
-        """A^T (A x - y) / sigma^2."""
-        gradient = operator.adjoint(operator.forward(x) - y)
-        return gradient if self.sigma == 1 else gradient / self.sigma**2
+    def tie(self, y: Tensor) -> Quadratic:
+        return Quadratic(y, self.weight)
 
-    def hessian(self, operator: LinearMap, v: Tensor) -> Tensor:
-        """A^T A v / sigma^2, the same at every x."""
-        product = operator.normal(v)
-        return product if self.sigma == 1 else product / self.sigma**2
-
-    def data_adjoint(self, operator: LinearMap, q: Tensor) -> Tensor:
-        """A q / sigma^2, minus the derivative of the gradient with respect to y, applied to q."""
-        product = operator.forward(q)
-        return product if self.sigma == 1 else product / self.sigma**2
-
-    def bounds(self, operator: LinearMap, x: Tensor) -> Curvature:
+    def bounds(self, operator: TiedMap, x: Tensor) -> Curvature:
         """mu and L of D for images like ``x``."""
-        return operator.spectrum(x) * (1 / self.sigma**2)
+        return operator.spectrum(x).curvature * self.weight
 
-    def mean_curvature(self, operator: LinearMap, x: Tensor) -> MeanCurvature:
-        """Averages of the Hessian for images like ``x``, for preconditioners."""
-        return operator.mean_curvature(x) * (1 / self.sigma**2)
-
-    def of_image(self, operator: LinearMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
-        """D(Au, y) + tikhonov/2 ||u||^2 as a function of u, up to a constant; None where its prox
-        needs a solve.
-        """
-        if operator.is_identity:
-            weight: float | Tensor = 1 / self.sigma**2
-            pulled = y * weight
-        elif operator.is_mask:  # the measurements of a mask have the shape of the image
-            weight = operator.normal(torch.ones_like(u[:1])) / self.sigma**2
-            pulled = operator.adjoint(y) / self.sigma**2
-        else:
-            return None
-        total = weight + tikhonov
-        centre = (
-            pulled / total
-            if isinstance(total, float)
-            else pulled / torch.where(total > 0, total, 1.0)
-        )
-        return Squares(total, centre)
+    def of_image(self, operator: TiedMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
+        """As a function of u for denoising and masks, whose measurements are like images."""
+        return _quadratic_of_image(operator, y, u, self.weight, tikhonov)
 
     def of_data(self, y: Tensor) -> Convex:
-        """D(., y), for a dual block of its own."""
-        return Squares(1 / self.sigma**2, y)
+        return Squares(self.weight, y)
 
     def rest(self, tikhonov: float) -> Convex:
-        """What is left for the image when the data term has a dual block."""
+        return _ridge(tikhonov)
+
+
+class WeightedL2(nn.Module):
+    """D(Ax, y) = 1/2 <w (A x - y), A x - y> with weights w >= 0 of single measurements.
+
+    Inverse noise variances, gates, or the density of a sampling pattern: a pattern that is learned
+    belongs here and not in A when y is fully sampled. Complex measurements have one weight per
+    number: give a last dimension of one.
+
+    Args:
+        weights: (1, ...) for all images or (b, ...) for each one, and broadcastable to y. A
+            ``nn.Parameter`` is learned.
+
+    Raises:
+        InputError: no tensor, no batch dimension, negative or not finite.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        if not isinstance(weights, Tensor) or not weights.is_floating_point() or weights.dim() < 2:
+            raise InputError(
+                "weights",
+                given=f"shape {tuple(weights.shape)}"
+                if isinstance(weights, Tensor)
+                else type(weights).__name__,
+                expected="a floating-point tensor (1, ...) or (b, ...) like y",
+                remedy="Add a batch dimension with weights[None].",
+            )
+        if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+            raise InputError("weights", given="NaN, Inf or negative", expected="numbers >= 0")
+        if isinstance(weights, nn.Parameter):
+            self.weights = weights
+        else:
+            self.register_buffer("weights", weights)
+
+    def tie(self, y: Tensor) -> Quadratic:
+        """Raises: InputError for weights that do not fit y."""
+        weights = self.weights.to(y.dtype)
+        try:
+            fits = torch.broadcast_shapes(weights.shape, y.shape) == y.shape
+        except RuntimeError:
+            fits = False
+        if not fits or weights.shape[0] not in (1, y.shape[0]):
+            raise InputError(
+                "weights",
+                given=f"shape {tuple(weights.shape)}",
+                expected=f"(1, ...) or ({y.shape[0]}, ...) that broadcasts to {tuple(y.shape)}",
+                remedy="Pass weights that differ from image to image as params={'weights': ...}.",
+            )
+        # zero weights have no curvature: one entry per measurement, for the extremes
+        return Quadratic(y, weights)
+
+    def bounds(self, operator: TiedMap, x: Tensor) -> Curvature:
+        spectrum = operator.spectrum(x).curvature
+        least, most = float(self.weights.min()), float(self.weights.max())
+        return Curvature(spectrum.mu * least, spectrum.L * most)
+
+    def of_image(self, operator: TiedMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
+        if operator.is_identity:
+            return _quadratic_of_image(operator, y, u, self.weights.detach().to(y), tikhonov)
+        return None
+
+    def of_data(self, y: Tensor) -> Convex:
+        return Squares(self.weights.detach().to(y).expand_as(y).contiguous(), y)
+
+    def rest(self, tikhonov: float) -> Convex:
+        return _ridge(tikhonov)
+
+    def spec(self) -> dict[str, object]:
+        """For model files."""
+        return {"shape": list(self.weights.shape), "learned": self.weights.requires_grad}
+
+
+@dataclass(frozen=True)
+class Huber:
+    """D(Ax, y) = weight sum H(A x - y), quadratic up to ``threshold`` and linear beyond: outliers.
+
+    Args:
+        threshold: positive, in units of y.
+        weight: positive.
+    """
+
+    threshold: float = 0.1
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("threshold", self.threshold)
+        check_positive("weight", self.weight)
+
+    def tie(self, y: Tensor) -> HuberFunction:
+        return HuberFunction(y, float(self.threshold), float(self.weight))
+
+    def bounds(self, operator: TiedMap, x: Tensor) -> Curvature:
+        """No curvature that holds everywhere."""
+        return Curvature(Bound.exact(0.0), operator.spectrum(x).curvature.L * self.weight)
+
+    def of_image(self, operator: TiedMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
+        return self.of_data(y) if operator.is_identity and not tikhonov else None
+
+    def of_data(self, y: Tensor) -> Convex:
+        scale = self.weight * self.threshold
+        return Norm(scale, y, isotropic=False, rounding=1 / self.weight)
+
+    def rest(self, tikhonov: float) -> Convex:
         return _ridge(tikhonov)
 
 
@@ -102,58 +215,226 @@ class L1:
     def __post_init__(self) -> None:
         check_positive("weight", self.weight)
 
-    def bounds(self, operator: LinearMap, x: Tensor) -> Curvature:
+    def bounds(self, operator: TiedMap, x: Tensor) -> Curvature:
         """No curvature: add ``tikhonov`` to the energy where a distance is to be certified."""
         return Curvature(Bound.exact(0.0), Bound.unknown())
 
-    def of_image(self, operator: LinearMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
-        """D as a function of u for denoising without ``tikhonov``."""
-        return (
-            Norm(self.weight, y, isotropic=False) if operator.is_identity and not tikhonov else None
-        )
+    def of_image(self, operator: TiedMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
+        """For denoising without ``tikhonov``."""
+        return self.of_data(y) if operator.is_identity and not tikhonov else None
 
     def of_data(self, y: Tensor) -> Convex:
-        """D(., y), for a dual block of its own."""
         return Norm(self.weight, y, isotropic=False)
 
     def rest(self, tikhonov: float) -> Convex:
-        """What is left for the image when the data term has a dual block."""
         return _ridge(tikhonov)
 
 
 @dataclass(frozen=True)
 class KL:
-    """D(Ax, y) = sum A x + r - y + y log(y / (A x + r)), for counts with a background r;
-    saddle-point problems only.
+    """D(Ax, y) = sum u - y + y log(y / u) with u = A x / gain + background: counts y.
+
+    Up to a constant the negative log-likelihood of Poisson counts, as
+    ``deepinv.optim.PoissonLikelihood``. In an Energy it is continued below A x = 0 by its parabola
+    there (see ``PoissonFunction``), which changes no minimizer with A x >= 0.
 
     Args:
-        background: r, positive.
+        background: r, positive: where it is small the curvature y / (gain r)^2 is large.
+        gain: positive, what a count is worth in units of A x. Counts are then
+            y = Poisson(A x / gain + r).
     """
 
     background: float = 1.0
+    gain: float = 1.0
 
     def __post_init__(self) -> None:
         check_positive("background", self.background)
+        check_positive("gain", self.gain)
 
-    def bounds(self, operator: LinearMap, x: Tensor) -> Curvature:
+    def tie(self, y: Tensor) -> PoissonFunction:
+        """Raises: InputError for negative counts."""
+        if bool((y < 0).any()):
+            raise InputError(
+                "y",
+                given=f"counts down to {float(y.min()):.3g}",
+                expected="counts >= 0",
+                remedy="The Kullback-Leibler distance is one of counts; use L2 or Huber for data "
+                "with noise below zero.",
+            )
+        return PoissonFunction(y, float(self.background), float(self.gain))
+
+    def bounds(self, operator: TiedMap, x: Tensor) -> Curvature:
         """No curvature that holds everywhere: add ``tikhonov`` where a distance is to be
         certified.
         """
         return Curvature(Bound.exact(0.0), Bound.unknown())
 
-    def of_image(self, operator: LinearMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
-        """D as a function of u for denoising without ``tikhonov``."""
-        return (
-            KullbackLeibler(y, self.background) if operator.is_identity and not tikhonov else None
-        )
+    def of_image(self, operator: TiedMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
+        """For denoising without ``tikhonov``."""
+        return self.of_data(y) if operator.is_identity and not tikhonov else None
 
     def of_data(self, y: Tensor) -> Convex:
-        """D(., y), for a dual block of its own."""
+        """Raises: MissingPropertyError for a gain, which saddle points do not take."""
+        if self.gain != 1:
+            raise MissingPropertyError(
+                "fidelity",
+                given=f"gain = {self.gain:g} in a SaddleEnergy",
+                expected="gain = 1",
+                remedy="Scale the physics by 1 / gain, or use a differentiable Energy.",
+            )
         return KullbackLeibler(y, self.background)
 
     def rest(self, tikhonov: float) -> Convex:
-        """What is left for the image when the data term has a dual block."""
         return _ridge(tikhonov)
+
+
+Poisson = KL
+"""The negative log-likelihood of Poisson counts is the Kullback-Leibler distance, up to a constant.
+"""
+
+
+class Foreign(nn.Module):
+    """A data term of your own, differentiated by autograd; its constants are your word.
+
+    Args:
+        function: (a, y) -> one value per image (b,), or a scalar (asked image by image then), with
+            a = A x. A module's parameters are learned with the rest.
+        mu: a lower bound of its Hessian in a, which you vouch for: 0 for a convex function. None
+            leaves only solves to a stationarity.
+        L: an upper bound of it; None where it is not known.
+
+    Raises:
+        InputError: not callable, or constants out of range.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor, Tensor], Tensor],
+        mu: float | None = None,
+        L: float | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(function, type) or not callable(function):
+            raise InputError(
+                "function",
+                given=getattr(function, "__name__", type(function).__name__),
+                expected="a callable (a, y) -> one value per image",
+            )
+        check_number("mu", mu, lambda v: True, "a number", optional=True)
+        check_number("L", L, lambda v: v >= 0, "a number >= 0", optional=True)
+        self.function, self.mu, self.L = function, mu, L
+
+    def tie(self, y: Tensor) -> ForeignFunction:
+        return ForeignFunction(y, self.function, self.mu, self.L)
+
+
+def as_data_term(fidelity: object | None) -> DataTerm | SaddleDataTerm:
+    """The data term that a user means: deepinv's own are translated.
+
+    Raises:
+        InputError: none that can be used; names what would do.
+    """
+    if fidelity is None:
+        return L2()
+    if isinstance(fidelity, type):
+        raise InputError(
+            "fidelity",
+            given=f"the class {fidelity.__name__}",
+            expected="an object",
+            remedy=f"Call it: {fidelity.__name__}().",
+        )
+    if isinstance(fidelity, DataTerm | SaddleDataTerm):
+        return fidelity
+    return _translated(fidelity)
+
+
+def _translated(fidelity: object) -> DataTerm | SaddleDataTerm:
+    """deepinv's data terms as ours where we have them, any other by autograd."""
+    from deepinv import optim
+
+    if isinstance(fidelity, optim.DataFidelity):
+        if type(fidelity) is optim.L2:
+            return L2(float(torch.as_tensor(fidelity.norm).item()) ** -0.5)
+        if type(fidelity) is optim.L1:
+            return L1()
+        if type(fidelity) is optim.PoissonLikelihood:
+            return _poisson(fidelity)
+        return Foreign(_Distance(fidelity))
+    raise InputError(
+        "fidelity",
+        given=type(fidelity).__name__,
+        expected="L2, WeightedL2, Huber, L1, KL, a deepinv DataFidelity, or an object with tie(y)",
+        remedy="For a function of your own: lr.problems.Foreign(lambda a, y: ..., mu=0.0).",
+    )
+
+
+def _poisson(fidelity: nn.Module) -> DataTerm:
+    """deepinv's Poisson likelihood: x / gain + bkg against y, or y / gain.
+
+    Raises:
+        InputError: no background, for which the likelihood is not smooth.
+    """
+    distance: Any = fidelity.d
+    gain, background = float(distance.gain), float(distance.bkg)
+    if not background > 0:
+        raise InputError(
+            "fidelity",
+            given="PoissonLikelihood without a background",
+            expected="bkg > 0, where the likelihood is smooth",
+            remedy="Pass PoissonLikelihood(gain, bkg=...), or use KL in a SaddleEnergy.",
+        )
+    return _ScaledCounts(background, gain) if distance.denormalize else KL(background, gain)
+
+
+@dataclass(frozen=True)
+class _ScaledCounts(KL):
+    """KL for measurements gain * counts."""
+
+    def tie(self, y: Tensor) -> PoissonFunction:
+        return super().tie(y / self.gain)
+
+
+class _Distance(nn.Module):
+    """d(a, y) of a deepinv DataFidelity."""
+
+    def __init__(self, fidelity: nn.Module) -> None:
+        super().__init__()
+        self.fidelity: Any = fidelity
+
+    def forward(self, a: Tensor, y: Tensor) -> Tensor:
+        return self.fidelity.d.fn(a, y)
+
+
+def data_constants(function: DataFunction, operator: TiedMap, x: Tensor) -> Constants:
+    """mu and L of D(A ., y), per image: m sigma_min^2 <= A^T H A <= M ||A||^2 for m <= H <= M.
+
+    A negative m is met by the largest singular value, and one of zero leaves nothing of A.
+    """
+    own, of_map = function.constants(), operator.spectrum(x)
+    device = x.device
+    m, M, s, S = (t.to(device) for t in (own.mu, own.L, of_map.mu, of_map.L))
+    mu = torch.where(m >= 0, m * s, m * S)
+    L = torch.maximum(M, -m) * S
+    mu_kind = min(own.mu_kind, of_map.mu_kind if bool((m >= 0).all()) else of_map.L_kind)
+    return Constants(torch.where(mu.isnan(), 0.0, mu), L, mu_kind, min(own.L_kind, of_map.L_kind))
+
+
+def _quadratic_of_image(
+    operator: TiedMap, y: Tensor, u: Tensor, weight: float | Tensor, tikhonov: float
+) -> Convex | None:
+    if operator.is_identity:
+        of_pixel: float | Tensor = weight
+        pulled = y * weight
+    elif operator.is_mask:  # the measurements of a mask have the shape of the image
+        like = u if operator.names else u[:1]
+        of_pixel = operator.normal(torch.ones_like(like)) * weight
+        pulled = operator.adjoint(y) * weight
+    else:
+        return None
+    total = of_pixel + tikhonov
+    if isinstance(total, float):
+        return Squares(total, pulled / total)
+    return Squares(total, pulled / torch.where(total > 0, total, 1.0))
 
 
 def _ridge(tikhonov: float) -> Convex:

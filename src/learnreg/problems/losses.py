@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..core.batch import dot, norm
 from ..core.certificates import squared_error_bracket
+from ..core.errors import InputError
+from ..core.protocols import Loss
+from ..core.ranges import check_positive
 
 
 @dataclass(frozen=True)
@@ -30,3 +34,95 @@ class SquaredError:
         float64.
         """
         return squared_error_bracket(norm(x.double() - x_true.double()), eps)
+
+
+@dataclass(frozen=True)
+class MeanSquaredError:
+    """g(x) = factor / n ||x - x_true||^2 per image of n real numbers, as ``torch.nn.MSELoss``.
+
+    Args:
+        factor: positive.
+    """
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("factor", self.factor)
+
+    @property
+    def smoothness(self) -> float:
+        """At most 2 factor, that of a single pixel."""
+        return 2 * self.factor
+
+    def _weight(self, x: Tensor) -> float:
+        return 2 * self.factor / x[0].numel()
+
+    def value(self, x: Tensor, x_true: Tensor) -> Tensor:
+        """(b, ...), (b, ...) -> (b,)."""
+        return self._weight(x) * SquaredError().value(x, x_true)
+
+    def grad(self, x: Tensor, x_true: Tensor) -> Tensor:
+        """2 factor / n (x - x_true)."""
+        return self._weight(x) * (x - x_true)
+
+    def bracket(self, x: Tensor, x_true: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """Range of g over the ball of radius eps (b,) around x."""
+        lower, upper = SquaredError().bracket(x, x_true, eps)
+        return self._weight(x) * lower, self._weight(x) * upper
+
+
+def as_loss(loss: object | None) -> Loss:
+    """The upper loss that a user means; torch's mean and summed squared errors are translated.
+
+    Raises:
+        InputError: one without value, gradient and bracket.
+    """
+    if loss is None:
+        return SquaredError()
+    if isinstance(loss, torch.nn.MSELoss):
+        if loss.reduction == "mean":
+            return MeanSquaredError()
+        if loss.reduction == "sum":  # twice ours
+            return ScaledSquaredError(2.0)
+    missing = [m for m in ("value", "grad", "bracket", "smoothness") if not hasattr(loss, m)]
+    if isinstance(loss, type) or missing:
+        raise InputError(
+            "loss",
+            given=f"{getattr(loss, '__name__', type(loss).__name__)} without {', '.join(missing)}",
+            expected="SquaredError(), torch.nn.MSELoss(), or an object with value, grad, bracket "
+            "and smoothness",
+            remedy="Brackets are what certified decrease rests on; any other loss can be minimized "
+            "with lr.Reconstructor and a torch optimizer.",
+        )
+    return loss  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class ScaledSquaredError:
+    """g(x) = factor / 2 ||x - x_true||^2 per image.
+
+    Args:
+        factor: positive.
+    """
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("factor", self.factor)
+
+    @property
+    def smoothness(self) -> float:
+        return self.factor
+
+    def value(self, x: Tensor, x_true: Tensor) -> Tensor:
+        """(b, ...), (b, ...) -> (b,)."""
+        return self.factor * SquaredError().value(x, x_true)
+
+    def grad(self, x: Tensor, x_true: Tensor) -> Tensor:
+        """factor (x - x_true)."""
+        return self.factor * (x - x_true)
+
+    def bracket(self, x: Tensor, x_true: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """Range of g over the ball of radius eps (b,) around x."""
+        lower, upper = SquaredError().bracket(x, x_true, eps)
+        return self.factor * lower, self.factor * upper

@@ -19,9 +19,13 @@ from ..convex import Box, Convex
 from ..core.batch import check_images, expand, norm
 from ..core.bounds import Bound, Curvature
 from ..core.certificates import distance_from_gap, distance_from_residuals
+from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
+from ..core.measured import Measured, Native, measured
+from ..core.params import trainable
 from ..core.ranges import check_number
-from .fidelity import L2
+from ..operators.physics import TiedMap
+from .fidelity import L2, SaddleDataTerm, WeightedL2, as_data_term
 from .tied import Tied
 
 Blocks = tuple[Tensor, ...]
@@ -66,15 +70,30 @@ class SaddleEnergy(Tied):
                 remedy="Differentiable regularizers belong to Energy.",
             )
         check_number("tikhonov", tikhonov, lambda v: v >= 0, "a number >= 0")
-        super().__init__(physics, regularizer, fidelity or L2())
+        data_term = as_data_term(fidelity)
+        if not isinstance(data_term, SaddleDataTerm):
+            raise InputError(
+                "fidelity",
+                given=f"{type(data_term).__name__}, whose proximal map is not known",
+                expected="a data term of saddle points: L2, WeightedL2, Huber, L1, KL",
+                remedy="Use a differentiable Energy with it.",
+            )
+        super().__init__(physics, regularizer, data_term)
+        if self.learns_fidelity:
+            raise MissingPropertyError(
+                "fidelity",
+                given=f"{type(data_term).__name__} with parameters to learn, in a SaddleEnergy",
+                expected="parameters in K: of the regularizer or of the physics",
+                remedy="Fix them with requires_grad_(False), or use a differentiable Energy.",
+            )
         self.tikhonov = float(tikhonov)
 
-    def _like(self, regularizer: nn.Module, operator: Any) -> SaddleEnergy:
-        clone = super()._like(regularizer, operator)
+    def _like(self, regularizer: nn.Module, operator: Any, fidelity: Any) -> SaddleEnergy:
+        clone = super()._like(regularizer, operator, fidelity)
         clone.tikhonov = self.tikhonov
         return clone
 
-    def at(self, y: Tensor, x: Tensor | None = None) -> SaddleAt:
+    def at(self, y: Native | Measured, x: Tensor | None = None) -> SaddleAt:
         """The saddle functions of the measurements y (b, ...), one per image.
 
         Args:
@@ -84,10 +103,14 @@ class SaddleEnergy(Tied):
         Raises:
             InputError: y is not a finite floating-point batch.
         """
-        check_images(y, "y")
-        u = self.start(y) if x is None or x.dim() == 2 else x
-        self.operator.check(u)
-        return _tie(self, y, u)
+        for tensor in measured(y).tensors:
+            check_images(torch.view_as_real(tensor) if tensor.is_complex() else tensor, "y")
+        before = self.operator.cost
+        operator, data, back = self.tie(y, None)
+        u = back if x is None or x.dim() == 2 else x
+        tied = _tie(self, operator, data, u, back)
+        spent = operator.map.cost - before if operator.map is self.operator else operator.map.cost
+        return replace(tied, spent=spent)
 
 
 class Certificate(NamedTuple):
@@ -106,7 +129,8 @@ class SaddleAt:
 
     Attributes:
         energy: where it comes from.
-        y: measurements (b, ...).
+        operator: A and A^T of these images.
+        y: measurements (b, ...), real.
         primal: g_i, one per block of x.
         dual: f_j, one per block of p; f_j* is what the saddle function has.
         mu: strong convexity of the primal function in the image u.
@@ -116,6 +140,7 @@ class SaddleAt:
     """
 
     energy: SaddleEnergy
+    operator: TiedMap
     y: Tensor
     primal: tuple[Convex, ...]
     dual: tuple[Convex, ...]
@@ -124,12 +149,18 @@ class SaddleAt:
     offset: tuple[Tensor | None, ...] | None
     shapes: tuple[tuple[torch.Size, ...], tuple[torch.Size, ...]]
     norms: tuple[tuple[float, ...], ...]
+    back: Tensor
+    spent: Cost = Cost()
+
+    def first(self) -> Tensor:
+        """t A^T y with the t that fits the data best: what a solve starts from."""
+        return self.operator.fitted(self.back, self.y)
 
     # --- the operator -----------------------------------------------------------------------------
     def linear(self, x: Blocks) -> Blocks:
         """K x."""
         rows = self.energy.regularizer.apply(*x)
-        return (self.energy.operator.forward(x[0]), *rows) if self.data else rows
+        return (self.operator.forward(x[0]), *rows) if self.data else rows
 
     def apply(self, x: Blocks) -> Blocks:
         """K x + b."""
@@ -143,7 +174,7 @@ class SaddleAt:
         if not self.data:
             return self.energy.regularizer.adjoint(*p)
         first, *others = self.energy.regularizer.adjoint(*p[1:])
-        return (first + self.energy.operator.adjoint(p[0]), *others)
+        return (first + self.operator.adjoint(p[0]), *others)
 
     # --- variables --------------------------------------------------------------------------------
     def start(self, x0: Tensor) -> tuple[Blocks, Blocks]:
@@ -353,6 +384,9 @@ class SaddleAt:
         """The saddle functions of the images ``index``."""
         return replace(
             self,
+            operator=self.operator.select(index),
+            back=self.back[index],
+            spent=Cost(),
             y=self.y[index],
             primal=tuple(g.select(index) for g in self.primal),
             dual=tuple(f.select(index) for f in self.dual),
@@ -365,7 +399,31 @@ class SaddleAt:
         u = torch.zeros(
             (self.y.shape[0], *self.shapes[0][0]), dtype=torch.float64, device=self.y.device
         )
-        return _tie(self.energy.double(), self.y.double(), u)
+        wide = self.energy.widened()
+        return _tie(wide, self.operator.double(), self.y.double(), u, self.back.double())
+
+    @torch.no_grad()
+    def to_data(self, adjoint: Tensor) -> Tensor:
+        """What the solution map passes back to the measurements: (b, ...), the shape of real y.
+
+        The data enter the system as -A^T w y (as a function of the image) or as -y (in a dual
+        block), so a packed (X, Y) is multiplied by the transpose of that.
+
+        Raises:
+            MissingPropertyError: a data term in which y does not enter linearly.
+        """
+        X, Y = self.unpack(adjoint)
+        if not isinstance(self.energy.fidelity, L2 | WeightedL2):
+            raise MissingPropertyError(
+                "y",
+                given=f"a gradient asked for with {type(self.energy.fidelity).__name__}",
+                expected="the data term L2 or WeightedL2",
+                remedy="Detach the measurements.",
+            )
+        if self.data:
+            return -Y[0]
+        moved = self.operator.forward(-X[0])
+        return self.energy.fidelity.tie(self.y).to_data(moved, moved)
 
     def majorants(self) -> tuple[Tensor, ...] | None:
         """For every dual block j the symbol (1, c, h, w // 2 + 1) of a circulant >= K_ju^T K_ju, u
@@ -379,28 +437,32 @@ class SaddleAt:
             return None
         u = torch.zeros((1, *self.shapes[0][0]), dtype=self.y.dtype, device=self.y.device)
         with torch.no_grad():
-            return (self.energy.operator.majorant(u), *self.energy.regularizer.majorants(u))
+            of_map = self.operator.majorant(u)
+            return None if of_map is None else (of_map, *self.energy.regularizer.majorants(u))
 
     @property
     def effort(self) -> float:
         """What one step costs, in operations on one vector of pixels; rough."""
-        return self.energy.operator.effort + float(getattr(self.energy.regularizer, "effort", 10.0))
+        return self.operator.effort + float(getattr(self.energy.regularizer, "effort", 10.0))
 
 
-def _tie(energy: SaddleEnergy, y: Tensor, u: Tensor) -> SaddleAt:
+def _tie(energy: SaddleEnergy, operator: TiedMap, y: Tensor, u: Tensor, back: Tensor) -> SaddleAt:
     """The functions and constants of images like u (b, c, h, w)."""
-    regularizer, operator, fidelity = energy.regularizer, energy.operator, energy.fidelity
+    regularizer, fidelity = energy.regularizer, energy.fidelity
     with torch.no_grad():
         like = u[:1]
-        of_image = fidelity.of_image(operator, y, u, energy.tikhonov)
+        # theta enters through K alone, so an operator that learns needs a row of its own
+        learns = bool(trainable(operator.physics))
+        of_image = None if learns else fidelity.of_image(operator, y, u, energy.tikhonov)
         data = of_image is None
-        first, rows, dual, offset = of_image, [], list(regularizer.dual(u)), regularizer.offset(u)
+        first: Any = of_image
+        rows, dual, offset = [], list(regularizer.dual(u)), regularizer.offset(u)
         auxiliary, starts = regularizer.auxiliary(like), regularizer.dual_start(like)
         shapes = [s.shape[1:] for s in starts]
         if data:
             first = fidelity.rest(energy.tikhonov)
             dual.insert(0, fidelity.of_data(y))
-            rows.append((math.sqrt(operator.spectrum(u).L.value), *[0.0] * len(auxiliary)))
+            rows.append((math.sqrt(float(operator.spectrum(u).L.max())), *[0.0] * len(auxiliary)))
             shapes.insert(0, y.shape[1:])
             offset = None if offset is None else (None, *offset)
         rows += [tuple(float(v) for v in row) for row in regularizer.norms(u)]
@@ -414,6 +476,7 @@ def _tie(energy: SaddleEnergy, y: Tensor, u: Tensor) -> SaddleAt:
         mu = fidelity.bounds(operator, u).mu + Bound.exact(energy.tikhonov)
         return SaddleAt(
             energy,
+            operator,
             y,
             (first, *regularizer.primal(u)),
             tuple(dual),
@@ -422,6 +485,7 @@ def _tie(energy: SaddleEnergy, y: Tensor, u: Tensor) -> SaddleAt:
             offset,
             ((u.shape[1:], *(v.shape[1:] for v in auxiliary)), tuple(shapes)),
             tuple(rows),
+            back,
         )
 
 

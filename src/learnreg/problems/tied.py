@@ -1,6 +1,4 @@
-"""What all lower levels share: a physics, a regularizer with the parameters, a data term, copies at
-other theta.
-"""
+"""What all lower levels share: a physics, a regularizer, a data term, copies at other theta."""
 
 from __future__ import annotations
 
@@ -10,53 +8,146 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ..core.params import with_theta
-from ..operators.physics import LinearMap
+from ..core.errors import InputError
+from ..core.measured import Measured, Native, measured
+from ..core.params import check_theta, set_theta, trainable
+from ..operators.layout import Layout
+from ..operators.physics import LinearMap, TiedMap
+from ..operators.private import clone, promoted
 
 
 class Tied(nn.Module):
-    """A physics tied to a regularizer and a data term.
+    """A physics tied to a regularizer and a data term; theta is all that requires a gradient.
+
+    The three are submodules: ``to(device)`` moves all of them, and theta lists the parameters of
+    the regularizer, of the data term and of the physics in this order.
 
     Args:
         physics: a linear ``deepinv`` physics A.
-        regularizer: holds theta as its trainable parameters.
+        regularizer: R.
         fidelity: the data term.
+
+    Raises:
+        InputError: a class in the place of an object.
     """
 
     def __init__(self, physics: nn.Module, regularizer: nn.Module, fidelity: Any) -> None:
         super().__init__()
-        self.operator = LinearMap(physics)
+        if isinstance(regularizer, type) or not isinstance(regularizer, nn.Module):
+            given = regularizer if isinstance(regularizer, type) else type(regularizer)
+            raise InputError(
+                "regularizer",
+                given=f"the class {given.__name__}"
+                if isinstance(regularizer, type)
+                else given.__name__,
+                expected="an object, derived from nn.Module",
+                remedy="For example lr.regularizers.TV().",
+            )
+        self._operator = LinearMap(physics)
         self.regularizer: Any = regularizer
         self.fidelity: Any = fidelity
+        self.physics = physics
 
     @property
-    def physics(self) -> nn.Module:
-        return self.operator.physics
+    def operator(self) -> LinearMap:
+        """The door to the physics, with what has been found out about it."""
+        if self._operator.physics is not self.physics:  # replaced by an assignment
+            self._operator = LinearMap(self.physics)
+        return self._operator
+
+    @property
+    def learns_data(self) -> bool:
+        """Whether theta reaches into the physics or the data term."""
+        return bool(trainable(self.physics)) or self.learns_fidelity
+
+    @property
+    def learns_fidelity(self) -> bool:
+        """Whether theta reaches into the data term."""
+        return isinstance(self.fidelity, nn.Module) and bool(trainable(self.fidelity))
 
     def with_theta(self, theta: Tensor) -> Self:
-        """The same at theta (d,), in theta's dtype and device; this one is not touched."""
-        return self._like(with_theta(self.regularizer, theta), self.operator)
+        """The same at theta (d,), in theta's dtype and device; this one is not touched.
+
+        What holds no part of theta is shared, but for the regularizer.
+        """
+        check_theta(self, theta)
+        memo: dict[int, Any] = {}
+        fixed = not trainable(self.physics)
+        regularizer = copy.deepcopy(self.regularizer, memo)
+        regularizer = regularizer.to(dtype=theta.dtype, device=theta.device)
+        fidelity = self.fidelity
+        if self.learns_fidelity:
+            fidelity = copy.deepcopy(fidelity, memo).to(dtype=theta.dtype, device=theta.device)
+        if fixed:
+            other = self._like(regularizer, self.operator, fidelity)
+        else:
+            physics = clone(self.physics)
+            if theta.dtype == torch.float64:
+                physics = physics._apply(promoted)
+            # probed at the first theta and, by ``learn``, at the last; steps between are trusted
+            other = self._like(regularizer, LinearMap(physics, trusted=True), fidelity)
+        try:
+            check_theta(other, theta)
+        except InputError as error:
+            raise InputError(
+                "energy",
+                given="a parameter that regularizer, data term and physics share",
+                expected="parameters of their own",
+                remedy="Learn two parameters, or compute one part from the other.",
+            ) from error
+        set_theta(other, theta)
+        return other
 
     def with_physics(self, physics: nn.Module) -> Self:
         """The same regularizer (shared, not copied) with another physics."""
-        return self if physics is self.physics else self._like(self.regularizer, LinearMap(physics))
+        if physics is self.physics:
+            return self
+        return self._like(self.regularizer, LinearMap(physics), self.fidelity)
 
-    def double(self) -> Self:
+    def widened(self) -> Self:
         """A float64 copy; unlike ``nn.Module.double`` it leaves this one as it is."""
-        return self._like(copy.deepcopy(self.regularizer).to(torch.float64), self.operator.double())
+        regularizer = copy.deepcopy(self.regularizer).to(torch.float64)
+        fidelity = self.fidelity
+        if isinstance(fidelity, nn.Module):
+            fidelity = copy.deepcopy(fidelity).to(torch.float64)
+        return self._like(regularizer, self.operator.double(), fidelity)
 
-    def _like(self, regularizer: nn.Module, operator: LinearMap) -> Self:
-        clone = type(self).__new__(type(self))
-        nn.Module.__init__(clone)
-        clone.operator, clone.regularizer, clone.fidelity = operator, regularizer, self.fidelity
-        return clone
+    def _like(self, regularizer: nn.Module, operator: LinearMap, fidelity: Any) -> Self:
+        other = type(self).__new__(type(self))
+        nn.Module.__init__(other)
+        other._operator, other.regularizer, other.fidelity = operator, regularizer, fidelity
+        other.physics = operator.physics
+        return other
 
-    def start(self, y: Tensor) -> Tensor:
-        """A^T y, the picture a solve starts from when nothing better is known (y itself for
-        denoising).
+    # --- measurements -----------------------------------------------------------------------------
+    def tie(self, y: Native | Measured, x: Tensor | None) -> tuple[TiedMap, Tensor, Tensor]:
+        """The operator of a batch, its real measurements and the image A^T y; see
+        ``LinearMap.tied``.
         """
-        return self.operator.adjoint(y)
+        data = measured(y)
+        operator = self.operator.for_dtype(data.dtype)
+        own = {name: t for name, t in data.params.items() if name not in DATA_PARAMETERS}
+        if own:
+            operator = operator.with_params(own)
+        return operator.tied(data.y, x)
+
+    def layout(self, y: Native | Measured) -> Layout:
+        """What the physics calls an image and its measurements."""
+        return self.tie(y, None)[0].layout
+
+    def start(self, y: Native | Measured) -> Tensor:
+        """The picture a solve starts from when nothing better is known, (b, c, ...), real.
+
+        y itself for denoising; otherwise t A^T y with the t that fits the data best, so that the
+        norm of A does not matter.
+        """
+        operator, data, image = self.tie(y, None)
+        return operator.fitted(image, data)
 
     def describe(self) -> str:
         """One line for records."""
         return f"{type(self.regularizer).__name__} with {type(self.physics).__name__}"
+
+
+DATA_PARAMETERS = frozenset({"weights"})
+"""Parameters per image that belong to the data term."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core.batch import dot, expand, norm
+from ..core.bounds import constants_of
 from ..core.cost import Cost
 from ..core.protocols import Potential
 
@@ -62,28 +63,29 @@ class AGD:
 
     def init(self, f: Potential, x0: Tensor) -> AGDState:
         """One gradient at x0."""
-        curvature = f.bounds()
-        start = max(curvature.mu.value, self.optimism * curvature.L.value)
+        constants = constants_of(f)
+        start = torch.maximum(constants.mu, self.optimism * constants.L)
         g = f.grad(x0)
         return AGDState(
             x0,
             g,
             x0,
-            torch.full((x0.shape[0],), start, dtype=x0.dtype, device=x0.device),
+            start.to(x0).expand(x0.shape[0]).clone(),
             norm(g),
             Cost(gradients=x0.shape[0]),
         )
 
     def step(self, f: Potential, state: AGDState) -> AGDState:
         """One gradient step with momentum."""
-        curvature = f.bounds()
+        constants = constants_of(f)
+        mu, L = constants.mu.to(state.L), constants.L.to(state.L)
         x = state.point - state.g / expand(state.L, state.g)
         move = x - state.x
-        root = torch.sqrt(curvature.mu.value / state.L)
+        root = torch.sqrt(mu / state.L)
         beta = (1 - root) / (1 + root)
         beta = torch.where(dot(state.g, move) > 0, 0.0, beta)
         point = torch.addcmul(x, move, expand(beta, move))
         g = f.grad(point)
         ratio = norm(g - state.g) / norm(point - state.point)
-        raised = torch.where(ratio > state.L, (1.05 * ratio).clamp_max(curvature.L.value), state.L)
+        raised = torch.where(ratio > state.L, torch.minimum(1.05 * ratio, L), state.L)
         return AGDState(point, g, x, raised, norm(g), Cost(gradients=x.shape[0]))

@@ -4,6 +4,7 @@ asked for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +12,17 @@ import torch
 from torch import Tensor
 
 from ..core.batch import check_images, norm
-from ..core.bounds import Kind
+from ..core.bounds import Kind, constants_of
 from ..core.certificates import distance_from_gradient
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
+from ..core.measured import Measured, Native
 from ..core.protocols import Potential
 from ..core.ranges import check_fraction
 from ..linear.cg import cg
-from .iterate import is_saddle, require_strong_convexity
+from .iterate import is_saddle, require_strong_convexity, rounding_of
 from .lbfgs import averaged
-from .solve import solve_potential
+from .solve import as_data, as_real, solve_potential
 
 ESTIMATE_RESIDUAL = 0.1
 """Relative residual of the Newton system behind the estimate, then up to 12 % off
@@ -63,7 +65,14 @@ class Distance:
         )
 
 
-def certify(energy: Any, y: Tensor, x: Tensor, *, sharpness: float = 0.1) -> Distance:
+def certify(
+    energy: Any,
+    y: Native | Measured,
+    x: Tensor,
+    *,
+    sharpness: float = 0.1,
+    params: Mapping[str, Tensor] | None = None,
+) -> Distance:
     """The distance of x, from wherever it comes, to the exact minimizer of h(.; y).
 
     With x' a better solution and e its certified distance (||grad h(x')|| / mu), the triangle
@@ -78,19 +87,21 @@ def certify(energy: Any, y: Tensor, x: Tensor, *, sharpness: float = 0.1) -> Dis
         y: measurements, (b, ...).
         x: (b, c, h, w), images of the shape of a reconstruction.
         sharpness: relative width asked for, in (0, 1).
+        params: as for ``solve``.
 
     Raises:
         InputError: bad shapes, NaN or Inf, sharpness out of range.
         MissingPropertyError: the energy is not strongly convex, or a saddle point.
     """
-    check_images(y, "y")
+    data = as_data(y, params)
+    x = as_real(x)
     check_images(x, "x")
     check_fraction("sharpness", sharpness)
-    if x.shape[0] != y.shape[0]:
+    if x.shape[0] != len(data):
         raise InputError(
-            "x", given=f"{x.shape[0]} images", expected=f"{y.shape[0]}, one per measurement"
+            "x", given=f"{x.shape[0]} images", expected=f"{len(data)}, one per measurement"
         )
-    potential = energy.at(y, x)
+    potential = energy.at(data, x)
     if is_saddle(potential):
         raise MissingPropertyError(
             "energy",
@@ -109,7 +120,7 @@ def certify_potential(f: Potential, x: Tensor, sharpness: float = 0.1) -> Distan
     f = f.double()
     wide, mu = x.double(), f.bounds().mu
     g = f.grad(wide)
-    plain = distance_from_gradient(norm(g), mu)
+    plain = distance_from_gradient(norm(g) + rounding_of(f, wide), constants_of(f).mu)
     estimated, cost = _newton_length(f, wide, g)
     nearer, moved, error = wide, torch.zeros_like(plain), plain
     for _ in range(ROUNDS):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
 from ..core.batch import norm, per_image
+from ..core.bounds import Kind, constants_of
 from ..core.certificates import distance_from_gradient
 from ..core.cost import Cost
 from ..core.errors import MissingPropertyError
@@ -39,6 +40,10 @@ dry.
 """
 
 
+Measure = Literal["distance", "residual", "stationarity"]
+"""What the accuracy of a solve bounds."""
+
+
 def is_saddle(f: Any) -> TypeGuard[Saddle]:
     """Whether ``f`` is a saddle function (it certifies its own points) and no potential."""
     return hasattr(f, "certify")
@@ -56,7 +61,7 @@ def require_strong_convexity(f: Potential) -> float:
         raise MissingPropertyError(
             "energy",
             given=f"strong convexity mu = {mu}",
-            expected="mu > 0",
+            expected="mu > 0, which certified distances need",
             remedy="Give SaddleEnergy a tikhonov > 0, for example 1e-3."
             if is_saddle(f)
             else "Add a strongly convex term, for example regularizer + "
@@ -93,6 +98,7 @@ def minimize(
     *,
     max_steps: int | Tensor = 20000,
     should_stop: Callable[[], bool] | None = None,
+    measure: Measure = "distance",
 ) -> Solution:
     """Minimize every potential of the batch (or solve every saddle function) to a certified
     distance eps.
@@ -109,13 +115,18 @@ def minimize(
         x0: (b, ...), the start, packed for saddle functions; not modified.
         max_steps: steps, one limit for all images or one per image (b,).
         should_stop: asked between steps; True ends the solve with status ``BUDGET``.
+        measure: what eps bounds: the distance to the minimizer, or the norm of the gradient, for
+            functions that need not be strongly convex.
 
     Returns:
         Solution; ``error`` is the certified distance.
     """
-    mu = f.bounds().mu
-    require_strong_convexity(f)
-    loop = _Loop(f, per_image(eps, x0), x0)
+    kind = f.bounds().mu.kind
+    if measure == "distance":
+        require_strong_convexity(f)
+    else:
+        kind = Kind.UNKNOWN
+    loop = _Loop(f, per_image(eps, x0), x0, measure)
     interval = GPU_INTERVAL if x0.is_cuda else 1
     limits = torch.as_tensor(max_steps, device=x0.device).expand(x0.shape[0])
     ends = set(limits.tolist())
@@ -142,14 +153,15 @@ def minimize(
     return Solution(
         loop.value,
         loop.rule.distance(loop.closing),
-        mu.kind,
+        kind,
         tuple(CODES[i] for i in loop.code.tolist()),
         loop.steps,
         loop.cost,
         solver.name,
-        loop.closing,
+        loop.size,
         loop.gradient,
         theorem=theorem,
+        measure=getattr(f, "measure", measure),
     )
 
 
@@ -166,12 +178,12 @@ class _ByGradient:
     """Images are certified by a gradient norm and mu."""
 
     def __init__(self, f: Potential, dtype: torch.dtype) -> None:
-        curvature = f.bounds()
-        self.mu = curvature.mu
-        self.target = curvature.mu.value  # evidence that certifies a distance of one
-        condition = curvature.L.value / curvature.mu.value
+        constants = constants_of(f)
+        self.mu = constants.mu
+        self.target = constants.mu  # evidence that certifies a distance of one, (b,) or (1,)
+        condition = float((constants.L / constants.mu).max())
         self.patience = int(30 + 4 * min(condition, 1e8) ** 0.5)
-        self.rounding = torch.finfo(dtype).eps * curvature.L.value
+        self.L, self.eps = constants.L, torch.finfo(dtype).eps
 
     def broken(self, evidence: Tensor, state: Any) -> Tensor:
         """Images (b,) that cannot go on."""
@@ -179,7 +191,7 @@ class _ByGradient:
 
     def noise(self, f: Potential, point: Tensor) -> Tensor:
         """Evidence (b,) below which rounding may be all there is."""
-        return self.rounding * norm(point).double()
+        return self.eps * constants_of(f).L * norm(point).double()
 
     def patient(self, running: int) -> tuple[int, int]:
         """Steps without progress after which noise, and any reason near the noise, ends an
@@ -187,13 +199,68 @@ class _ByGradient:
         """
         return NOISE_PATIENCE, self.patience
 
-    def close(self, f: Potential, point: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Evidence and gradient in float64."""
-        gradient = f.double().grad(point.double())
-        return norm(gradient), gradient, None
+    def close(self, f: Potential, point: Tensor) -> Closing:
+        """Evidence and gradient in float64; the evidence pays for the rounding of the gradient."""
+        wide, x = f.double(), point.double()
+        gradient = wide.grad(x)
+        size = norm(gradient)
+        return Closing(size + rounding_of(wide, x), size, gradient, None)
 
     def distance(self, evidence: Tensor) -> Tensor:
         return distance_from_gradient(evidence, self.mu)
+
+
+class _ByStationarity(_ByGradient):
+    """Images are done when their gradient is small; no distance is known."""
+
+    def __init__(self, f: Potential, dtype: torch.dtype) -> None:
+        constants = constants_of(f)
+        self.mu = self.target = torch.ones(1, dtype=torch.float64, device=constants.L.device)
+        self.patience = 3000
+        self.eps = torch.finfo(dtype).eps
+
+    def noise(self, f: Potential, point: Tensor) -> Tensor:
+        L = constants_of(f).L
+        return self.eps * torch.where(torch.isfinite(L), L, 1.0) * norm(point).double()
+
+    def distance(self, evidence: Tensor) -> Tensor:
+        return torch.full_like(evidence, torch.inf)
+
+
+class Closing(NamedTuple):
+    """What a closing evaluation of some images has shown; (b,) each but for the gradient.
+
+    Attributes:
+        evidence: what is compared with the target.
+        size: the norm of the gradient itself; NaN where there is none.
+        gradient: (b, ...).
+        theorem: codes of the certificates, or None where there is one only.
+    """
+
+    evidence: Tensor
+    size: Tensor
+    gradient: Tensor
+    theorem: Tensor | None
+
+
+def examined(f: Potential, x: Tensor, measure: Measure) -> tuple[Closing, Tensor]:
+    """The closing evaluation of a point of f, and the distance (b,) that it certifies."""
+    rule: Any = _rule(f, measure)(f, x.dtype)
+    closing: Closing = rule.close(f, x)
+    return closing, rule.distance(closing.evidence)
+
+
+def rounding_of(f: Potential, x: Tensor) -> Tensor:
+    """What rounding can make of a gradient norm at x, (b,); see ``problems.EnergyAt.rounding``.
+
+    A potential that does not tell gets four units of L ||x||.
+    """
+    offer = getattr(f, "rounding", None)
+    if offer is not None:
+        return offer(x)
+    L = constants_of(f).L
+    units = 4 * torch.finfo(x.dtype).eps * torch.where(torch.isfinite(L), L, 0.0)
+    return units * norm(x).double()
 
 
 class _ByCertificate:
@@ -215,20 +282,29 @@ class _ByCertificate:
         """A gap that falls as 1/k^2 looks slow after many steps."""
         return max(NOISE_PATIENCE, running // 4), max(100, running // 2)
 
-    def close(self, f: Any, point: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def close(self, f: Any, point: Tensor) -> Closing:
         certificate = f.double().certify(point.double())
-        return certificate.distance, certificate.gradient, certificate.theorem
+        size = norm(certificate.gradient)
+        # a saddle function without derivatives has no gradient of its Lagrangian
+        size = torch.where(size > 0, size, torch.nan)
+        return Closing(certificate.distance, size, certificate.gradient, certificate.theorem)
 
     def distance(self, evidence: Tensor) -> Tensor:
         return evidence
 
 
+def _rule(f: Potential, measure: Measure) -> type[_ByGradient] | type[_ByCertificate]:
+    if is_saddle(f):
+        return _ByCertificate
+    return _ByGradient if measure == "distance" else _ByStationarity
+
+
 class _Loop:
     """Bookkeeping of ``minimize``: which images are still running, what the finished ones left."""
 
-    def __init__(self, f: Potential, eps: Tensor, x0: Tensor) -> None:
+    def __init__(self, f: Potential, eps: Tensor, x0: Tensor, measure: Measure) -> None:
         size, device = x0.shape[0], x0.device
-        self.rule: Any = (_ByCertificate if is_saddle(f) else _ByGradient)(f, x0.dtype)
+        self.rule: Any = _rule(f, measure)(f, x0.dtype)
         self.target = self.rule.target * eps  # evidence that certifies eps, float64
         self.wanted = (
             0.95 * self.target
@@ -236,6 +312,7 @@ class _Loop:
         self.value = x0.clone()
         self.gradient = torch.zeros_like(x0)
         self.closing = torch.full((size,), float("inf"), dtype=torch.float64, device=device)
+        self.size = torch.full((size,), float("inf"), dtype=torch.float64, device=device)
         self.code = torch.zeros(size, dtype=torch.int64, device=device)
         self.steps = torch.zeros(size, dtype=torch.int64, device=device)
         self.index = torch.arange(size, device=device)
@@ -327,13 +404,10 @@ class _Loop:
         """
         chosen, x = self.index[positions], point[positions]
         sub = f if positions.numel() == point.shape[0] else f.select(positions)
-        closing, gradient, theorem = self.rule.close(sub, x)
+        found: Closing = self.rule.close(sub, x)
         self.cost += Cost(gradients=positions.numel())
-        self.value[chosen], self.closing[chosen], self.gradient[chosen] = (
-            x,
-            closing,
-            gradient.to(x.dtype),
-        )
-        if theorem is not None:
-            self.theorem[chosen] = theorem
-        return closing
+        self.value[chosen], self.gradient[chosen] = x, found.gradient.to(x.dtype)
+        self.closing[chosen], self.size[chosen] = found.evidence, found.size
+        if found.theorem is not None:
+            self.theorem[chosen] = found.theorem
+        return found.evidence

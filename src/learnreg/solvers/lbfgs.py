@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.batch import dot, expand, norm
+from ..core.bounds import constants_of
 from ..core.cost import Cost
 from ..core.protocols import Potential
 from ..core.ranges import check_number
@@ -91,7 +92,7 @@ class LBFGS:
         g = f.grad(x0)
         P, cost = averaged(f, x0)
         size, zeros = norm(g), torch.zeros(x0.shape[0], dtype=torch.int64, device=x0.device)
-        d = -g * _blind(f) if P is None else -P(g)
+        d = -g * expand(_blind(f, g), g) if P is None else -P(g)
         return LBFGSState(
             x0,
             g,
@@ -129,7 +130,7 @@ class LBFGS:
             for s, y, rho in (*state.pairs, pair)[-self.memory :]
         )
         anew = accepted | hopeless
-        d = torch.where(expand(anew, g), -_apply(pairs, P, g, 1.0 if P else _blind(f)), state.d)
+        d = torch.where(expand(anew, g), -_apply(pairs, P, g, None if P else _blind(f, g)), state.d)
         size = norm(g)
         best, waiting = watch(size, state.best, state.waiting)
         # after the history has been dropped the search goes on at the length it had come down to
@@ -153,11 +154,13 @@ class LBFGS:
         )
 
 
-def _blind(f: Potential) -> float:
-    """The first step size without any curvature: four times the safe one, since the secant rule can
-    cut it.
+def _blind(f: Potential, g: Tensor) -> Tensor:
+    """The first step size (b,) without any curvature: four times the safe one, since the secant
+    rule can cut it; a step of length one where no L is known.
     """
-    return 4.0 / f.bounds().L.value
+    L = constants_of(f).L.to(g).expand(g.shape[0])
+    length = norm(g).clamp_min(torch.finfo(g.dtype).tiny)
+    return torch.where(torch.isfinite(L), 4.0 / L, 1.0 / length)
 
 
 def averaged(f: Potential, x: Tensor) -> tuple[ImagePreconditioner | None, Cost]:
@@ -179,7 +182,7 @@ def _pair(s: Tensor, y: Tensor, accepted: Tensor) -> Pair:
 
 
 def _apply(
-    pairs: tuple[Pair, ...], P: ImagePreconditioner | None, g: Tensor, blind: float
+    pairs: tuple[Pair, ...], P: ImagePreconditioner | None, g: Tensor, blind: Tensor | None
 ) -> Tensor:
     """H g by the two-loop recursion; a pair with 1 / <s, y> = 0 does nothing."""
     q, factors = g, []
@@ -193,11 +196,12 @@ def _apply(
     return z
 
 
-def _scaled(newest: Pair, P: ImagePreconditioner | None, q: Tensor, blind: float) -> Tensor:
-    """gamma P q with gamma from the newest pair, ``blind`` for an image where that is switched
-    off.
+def _scaled(newest: Pair, P: ImagePreconditioner | None, q: Tensor, blind: Tensor | None) -> Tensor:
+    """gamma P q with gamma from the newest pair, ``blind`` (one when None) for an image where that
+    is switched off.
     """
     _, y, rho = newest
-    gamma = torch.where(rho > 0, 1 / (rho * dot(y, y if P is None else P(y))), blind)
+    otherwise = 1.0 if blind is None else blind
+    gamma = torch.where(rho > 0, 1 / (rho * dot(y, y if P is None else P(y))), otherwise)
     z = q if P is None else P(q)
     return z * expand(gamma, z)

@@ -39,6 +39,7 @@ import torch
 from torch import Tensor
 
 from ..core.batch import dot, expand, norm
+from ..core.bounds import constants_of
 from ..core.cost import Cost
 from ..core.errors import InputError
 from ..core.protocols import Potential
@@ -344,7 +345,8 @@ class NmAPG:
         """L within [L_min, bound]: for convex h only rounding takes an estimate beyond the
         bound.
         """
-        return L.clamp(self.L_min, max(self.L_min, f.bounds().L.value))
+        most = constants_of(f).L.clamp_min(self.L_min)
+        return torch.minimum(L.clamp_min(self.L_min), most)
 
 
 def _restarted(s: NmAPGState, x: Tensor) -> Tensor:
@@ -356,8 +358,8 @@ def _explicable(f: Potential, s: NmAPGState) -> Tensor:
     """The largest error of a value (b,) that rounding can explain: a quadratic form has terms as
     large as L ||x||^2.
     """
-    bound = f.bounds().L.value
-    L = s.L if bound == float("inf") else bound
+    bound = constants_of(f).L
+    L = torch.where(torch.isfinite(bound), bound, s.L)
     return torch.finfo(s.x.dtype).eps * (100 * s.c.abs() + L * norm(s.x).double().square())
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..core.bounds import constants_of
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
 from ..core.protocols import Potential, Saddle, Solver
 from ..linear.precondition import Preconditioner
 from .agd import AGD
-from .iterate import is_saddle
+from .iterate import Measure, is_saddle
 from .lbfgs import LBFGS, averaged
 from .newton import NewtonCG, PrimalDualNewton
 from .nmapg import NmAPG
@@ -46,7 +48,9 @@ def check_solver(name: str | Solver) -> None:
         )
 
 
-def choose(name: str | Solver, f: Potential | Saddle) -> tuple[Solver, str]:
+def choose(
+    name: str | Solver, f: Potential | Saddle, measure: Measure = "distance"
+) -> tuple[Solver, str]:
     """The solver object and the words that name it in results; ``auto`` says why.
 
     Raises:
@@ -65,11 +69,39 @@ def choose(name: str | Solver, f: Potential | Saddle) -> tuple[Solver, str]:
             expected="pdhg" if saddle else "a method for differentiable energies",
             remedy="Leave the choice to solver='auto'.",
         )
+    if saddle and measure == "stationarity":
+        raise MissingPropertyError(
+            "stationarity",
+            given=f"a {type(f).__name__}, which has no gradient",
+            expected="a differentiable energy",
+            remedy="Ask for a distance, eps=1e-2, with a tikhonov > 0.",
+        )
+    convex = saddle or _convex(f)
+    if name == "agd" or isinstance(name, AGD):
+        _require_convex(convex, f)
     if not isinstance(name, str):
         return name, name.name
     if name != "auto":
         return SOLVERS[name](), name
+    if not convex:
+        return NmAPG(), "nmapg (auto: the energy is not known to be convex)"
     return _automatic(f)
+
+
+def _convex(f: Any) -> bool:
+    """Whether mu >= 0 and L are known, as momentum supposes."""
+    constants = constants_of(f)
+    return bool((constants.mu >= 0).all()) and bool(torch.isfinite(constants.L).all())
+
+
+def _require_convex(convex: bool, f: Any) -> None:
+    if not convex:
+        raise MissingPropertyError(
+            "solver",
+            given=f"'agd' for an energy with {f.bounds().mu} and L = {f.bounds().L}",
+            expected="a convex energy with a finite L",
+            remedy="Use solver='nmapg' or 'lbfgs', which need neither.",
+        )
 
 
 def _automatic(f: Any) -> tuple[Solver, str]:

@@ -151,7 +151,7 @@ class QuadraticAt:
         return QuadraticAt(self.energy, self.y[index], self._curvature)
 
     def double(self) -> QuadraticAt:
-        return QuadraticAt(self.energy.double(), self.y.double(), self._curvature)
+        return QuadraticAt(self.energy.widened(), self.y.double(), self._curvature)
 
 
 @dataclass(eq=False)

@@ -183,7 +183,7 @@ class SignalAt:
         return SignalAt(self.energy, self.y[index], self._curvature)
 
     def double(self) -> SignalAt:
-        return SignalAt(self.energy.double(), self.y.double(), self._curvature)
+        return SignalAt(self.energy.widened(), self.y.double(), self._curvature)
 
 
 class SignalProblem(VectorProblem):

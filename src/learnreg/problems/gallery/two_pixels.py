@@ -141,7 +141,7 @@ class TwoPixelAt:
         return TwoPixelAt(self.energy, self.y[index], self._curvature)
 
     def double(self) -> TwoPixelAt:
-        return TwoPixelAt(self.energy.double(), self.y.double(), self._curvature)
+        return TwoPixelAt(self.energy.widened(), self.y.double(), self._curvature)
 
 
 class ScalarTVProblem(VectorProblem):

@@ -43,7 +43,7 @@ class VectorEnergy(nn.Module):
         """The same energy at theta (d,), in theta's dtype and device; this one is not touched."""
         return with_theta(self, theta)
 
-    def double(self) -> Self:
+    def widened(self) -> Self:
         """A float64 copy; unlike ``nn.Module.double`` it leaves this energy as it is."""
         return copy.deepcopy(self).to(torch.float64)
 

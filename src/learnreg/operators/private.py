@@ -1,0 +1,198 @@
+"""Private copies of a physics: widened, with other tensors, of some images; and snapshots of it.
+
+Nothing lent is mutated: every change is made to a copy.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DEPTH = 4
+"""How deep plain attributes of a physics are looked into for changes."""
+
+
+def clone(physics: nn.Module) -> nn.Module:
+    """A deep copy; deepinv's own method also copies random generators."""
+    from deepinv.physics import Physics
+
+    with torch.inference_mode(False), torch.no_grad():
+        copied = physics.clone() if isinstance(physics, Physics) else copy.deepcopy(physics)
+    return without_inference(copied)
+
+
+def without_inference(module: nn.Module) -> nn.Module:
+    """``module`` with its inference tensors replaced by ordinary ones, in place."""
+    for part in module.modules():
+        tables: list[dict[str, Any]] = [part._parameters, part._buffers]
+        for tensors in tables:
+            for name, t in tensors.items():
+                if t is not None and t.is_inference():
+                    with torch.inference_mode(False):
+                        plain = t.clone()
+                    tensors[name] = nn.Parameter(plain) if isinstance(t, nn.Parameter) else plain
+    return module
+
+
+def widened(physics: nn.Module) -> nn.Module:
+    """A copy with its tensors in float64.
+
+    deepinv's tomography also keeps a dtype, and an adjoint made for it.
+    """
+    wide = clone(physics)
+    for module in wide.modules():
+        own = vars(module)
+        if own.get("dtype") == torch.float32:
+            own["dtype"] = torch.float64
+        if own.get("_auto_grad_adjoint_fn") is not None:
+            own["_auto_grad_adjoint_fn"] = None
+        for name, value in own.items():  # tensors that were never registered
+            if isinstance(value, Tensor):
+                own[name] = promoted(value)
+    return wide._apply(promoted)
+
+
+def promoted(t: Tensor) -> Tensor:
+    """Real tensors to float64, complex ones to complex128.
+
+    ``Module.to(torch.float64)`` would drop imaginary parts.
+    """
+    if t.is_complex():
+        return t.to(torch.complex128)
+    return t.to(torch.float64) if t.is_floating_point() else t
+
+
+def is_narrow(physics: nn.Module) -> bool:
+    """Whether some tensor of the physics has less than double precision."""
+    tensors = (*physics.parameters(), *physics.buffers())
+    # a scalar such as a device holder or a noise level decides nothing
+    return any(
+        t.dtype in (torch.float32, torch.complex64, torch.float16, torch.bfloat16)
+        for t in tensors
+        if t.numel() > 1
+    )
+
+
+def of_images(physics: nn.Module, index: Tensor, count: int, names: frozenset[str]) -> nn.Module:
+    """A shallow copy whose tensors ``names``, one slice per image, are those of ``index``."""
+    return _replaced(
+        physics,
+        lambda name, t: t[index.to(t.device)] if name in names and t.shape[0] == count else t,
+    )
+
+
+def with_tensors(physics: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A copy updated with parameters, as ``physics.update(**tensors)`` would do it."""
+    copied: Any = clone(physics)
+    copied.update(**tensors)
+    return copied
+
+
+def batched_names(physics: nn.Module, count: int) -> frozenset[str]:
+    """Names of the tensors that may hold one slice per image of a batch of ``count``."""
+    named = (*physics.named_parameters(), *physics.named_buffers())
+    return frozenset(name for name, t in named if t.dim() > 1 and t.shape[0] == count)
+
+
+def _replaced(
+    module: nn.Module, change: Callable[[str, Tensor], Tensor], prefix: str = ""
+) -> nn.Module:
+    """A copy that shares everything but the tables of tensors, which hold what ``change`` gives."""
+    copied = copy.copy(module)
+    state = copied.__dict__ = dict(module.__dict__)
+    for table in ("_parameters", "_buffers"):
+        state[table] = {
+            name: None if t is None else change(prefix + name, t)
+            for name, t in state[table].items()
+        }
+    state["_modules"] = {
+        name: None if m is None else _replaced(m, change, f"{prefix}{name}.")
+        for name, m in state["_modules"].items()
+    }
+    return copied
+
+
+# --- has it changed? ------------------------------------------------------------------------------
+
+
+def snapshot(physics: nn.Module) -> tuple[object, ...]:
+    """What the physics looks like: tensors by identity and version, plain attributes by value.
+
+    The tensors themselves are held, so that no other one can take the place of their identity.
+    """
+    tensors = [_Seen(t) for t in (*physics.parameters(), *physics.buffers())]
+    plain = [
+        (name, key, mark)
+        for name, module in physics.named_modules()
+        for key, value in vars(module).items()
+        if key not in _OWN_STATE
+        for mark in _marks(value, DEPTH)
+    ]
+    return (*tensors, *plain)
+
+
+def same(a: tuple[object, ...], b: tuple[object, ...]) -> bool:
+    """Whether two snapshots show the same physics."""
+    return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+
+
+_OWN_STATE = frozenset(vars(nn.Module())) | {
+    # deepinv's tomography keeps an adjoint for the latest shape of its measurements
+    "_auto_grad_adjoint_fn",
+    "_auto_grad_adjoint_input_shape",
+}
+"""Attributes that say nothing of the operator: torch's own, and caches."""
+
+
+class _Seen:
+    """A tensor and the version it had."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        # inference tensors have no version: small ones are compared by value
+        self.version = None if tensor.is_inference() else tensor._version
+        self.value = tensor.clone() if self.version is None else None
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, _Seen) and isinstance(b, _Seen):
+        if a.tensor is not b.tensor or a.version != b.version:
+            return False
+        return a.value is None or (b.value is not None and torch.equal(a.value, b.value))
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
+        return True
+    return type(a) is type(b) and bool(a == b)
+
+
+def _marks(value: object, depth: int) -> Iterator[object]:
+    """Comparable marks of a plain attribute: numbers by value, containers by their contents."""
+    if isinstance(value, Tensor):
+        yield _Seen(value)
+    elif isinstance(value, bool | int | float | complex | str | bytes | type(None) | torch.dtype):
+        yield value
+    elif type(value).__module__ == "numpy" and hasattr(value, "tobytes"):
+        yield value.tobytes()
+    elif depth and isinstance(value, Mapping):
+        yield len(value)
+        for key, item in value.items():
+            yield str(key)
+            yield from _marks(item, depth - 1)
+    elif depth and isinstance(value, list | tuple | set | frozenset):
+        yield len(value)
+        for item in value:
+            yield from _marks(item, depth - 1)
+    elif depth and hasattr(value, "__dict__") and not isinstance(value, nn.Module | type):
+        yield id(value)
+        if not callable(value):
+            for key, item in vars(value).items():
+                yield key
+                yield from _marks(item, depth - 1)
+    else:
+        yield id(value)

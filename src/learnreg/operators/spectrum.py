@@ -1,0 +1,213 @@
+"""What is known of A^T A: exact singular values, power iterations, averages for preconditioners."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from ..core.batch import expand, norm
+from ..core.bounds import Bound, Constants, Curvature, Kind
+from ..core.cost import Cost
+from ..core.curvature import MeanCurvature
+from .layout import Layout
+
+POWER_ITERATIONS = 30
+
+MAJORANT_ITERATIONS = 12
+"""For a constant of step sizes only: 3 % below the limit on CT, of which the margin of 5 % takes
+care (measured).
+"""
+
+LIFT = 1e-2
+"""Of the largest mean curvature of A^T A: what its majorant has at least, at every frequency."""
+
+STRUCTURE = 1e-4
+"""Relative defect up to which a decomposable physics passes for decomposed."""
+
+ROUNDING = 1e-11
+"""Relative defect that float64 itself explains."""
+
+
+class Applied(Protocol):
+    """What a spectrum is asked of: a ``TiedMap``."""
+
+    @property
+    def physics(self) -> Any: ...  # deepinv has no types
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def names(self) -> frozenset[str]: ...
+    @property
+    def is_identity(self) -> bool: ...
+    @property
+    def is_mask(self) -> bool: ...
+    def forward(self, x: Tensor) -> Tensor: ...
+    def normal(self, x: Tensor) -> Tensor: ...
+    def double(self) -> Self: ...
+
+
+@torch.no_grad()
+def singular_values(tied: Applied, x: Tensor) -> Constants | None:
+    """The spectrum of a decomposable physics A = U diag(mask) V^T; None when it is not one.
+
+    With W = V_adjoint and D = |mask|^2 let V W = I, W V D W = D W and A^T A = V D W. Then an
+    eigenvector u of A^T A satisfies D W u = W A^T A u = lambda W u, so every eigenvalue is one of
+    D. A random vector tests the three equations in float64: a subclass may override any method.
+    What is left of the third one, tables that were rounded to float32 for example, widens the
+    bounds.
+    """
+    from deepinv.physics import DecomposablePhysics
+
+    if tied.is_identity:
+        return Constants.of(Curvature(Bound.exact(1.0), Bound.exact(1.0)), x.device)
+
+    if not isinstance(tied.physics, DecomposablePhysics):
+        return None
+    mask: Any = tied.physics.mask
+    if not isinstance(mask, Tensor) or tied.layout.several or tied.layout.complex_image:
+        return None
+
+    squares = mask.detach().abs().double().square()
+    error = _defect_of_structure(tied.double(), x)
+    if not error <= STRUCTURE * float(squares.max()):
+        return None
+
+    image = (x.shape[0] if tied.names else 1, *x.shape[1:])
+    try:  # a value for every degree of freedom?
+        full = torch.broadcast_shapes(mask.shape, image) == image and mask.numel() > 1
+    except RuntimeError:
+        full = False
+
+    per_image = bool(tied.names) and mask.dim() > 1 and mask.shape[0] == x.shape[0]
+    rows = squares.flatten(1) if per_image else squares.reshape(1, -1)
+    largest = rows.amax(dim=1)
+    smallest = rows.amin(dim=1) if full else torch.zeros_like(largest)
+    if error <= ROUNDING * float(largest.max()):
+        return Constants(smallest, largest, Kind.EXACT, Kind.EXACT)
+    return Constants((smallest - error).clamp_min(0), largest + error, Kind.BOUND, Kind.BOUND)
+
+
+def _defect_of_structure(wide: Applied, x: Tensor) -> float:
+    """A bound of ||A^T A - V D W||, infinite where V W = I or W V D W = D W fails.
+
+    For a standard normal u the square of ||E u|| has the mean ||E||_F^2 >= ||E||^2, and is a
+    hundred times smaller with a chance of a thousandth at most.
+    """
+    physics = wide.physics
+    generator = torch.Generator().manual_seed(2)
+    u = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
+    if not wide.names:
+        u = u[:1]
+    try:
+        coefficients = physics.V_adjoint(u)
+        weighted = physics.mask.conj() * physics.mask * coefficients
+        back = physics.V(weighted)
+        structure = [
+            (physics.V(coefficients) - u, u),
+            (physics.V_adjoint(back) - weighted, coefficients),
+        ]
+        if not all(_length(d) <= STRUCTURE * _length(size) for d, size in structure):
+            return math.inf
+        return 100 * _length(wide.normal(u) - back)
+    except (RuntimeError, ValueError, TypeError, AttributeError):
+        return math.inf
+
+
+def _length(t: Tensor) -> float:
+    return float(torch.linalg.vector_norm(t))
+
+
+@torch.no_grad()
+def largest_eigenvalue(tied: Applied, x: Tensor) -> tuple[Constants, Cost]:
+    """||A||^2 estimated by power iterations, per image where the operators differ; mu is 0."""
+    values = power_iterations(tied.normal, x, POWER_ITERATIONS)
+    spent = POWER_ITERATIONS * x.shape[0]
+    constants = Constants(torch.zeros_like(values), 1.02 * values, Kind.BOUND, Kind.ESTIMATE)
+    return constants, Cost(hessian_products=spent, power_iterations=spent)
+
+
+def power_iterations(apply: Callable[[Tensor], Tensor], x: Tensor, count: int) -> Tensor:
+    """The largest eigenvalue (b,) float64 of a symmetric map, from below; a fixed start."""
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+    size = norm(v)
+    for _ in range(count):
+        # a map that sends v to zero stays there
+        v = apply(v / expand(size.clamp_min(torch.finfo(v.dtype).tiny), v))
+        size = norm(v)
+    return size.double()
+
+
+@torch.no_grad()
+def averages(tied: Applied, x: Tensor) -> MeanCurvature:
+    """Diagonal and mean symbol of A^T A for images like x (1, c, ...)."""
+    axes = tuple(range(2, x.dim()))
+    half = x.new_ones(*x.shape[:-1], x.shape[-1] // 2 + 1)
+    if tied.is_identity:
+        return MeanCurvature(torch.ones_like(x), half)
+    if tied.is_mask:
+        diagonal = tied.normal(torch.ones_like(x))
+        return MeanCurvature(diagonal, half * diagonal.mean(dim=axes, keepdim=True))
+
+    middle = tuple(n // 2 for n in x.shape[2:])
+    symbols, centres = [], []
+    for channel in range(x.shape[1]):
+        pixel = torch.zeros_like(x)
+        pixel[:, channel].view(-1)[_flat(middle, x.shape[2:])] = 1
+        response = tied.normal(pixel)[:, channel].roll(
+            tuple(-m for m in middle), dims=tuple(a - 1 for a in axes)
+        )
+        centres.append(response[(slice(None), *[slice(0, 1)] * len(axes))])
+        transformed = torch.fft.rfftn(response, dim=tuple(a - 1 for a in axes))
+        symbols.append(transformed.real.clamp_min(0))
+    diagonal = torch.stack(centres, dim=1).clamp_min(0).expand_as(x)
+    return MeanCurvature(diagonal, torch.stack(symbols, dim=1))
+
+
+@torch.no_grad()
+def convolution_defect(tied: Applied, mean: MeanCurvature, x: Tensor) -> float:
+    """How far A^T A is from its mean symbol, relative, at one random image."""
+    generator = torch.Generator().manual_seed(3)
+    u = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+    exact = tied.normal(u)
+    return float(norm(_filtered(u, mean.symbol) - exact).norm() / norm(exact).norm())
+
+
+@torch.no_grad()
+def majorant_symbol(
+    tied: Applied, mean: MeanCurvature, x: Tensor, flat: float
+) -> tuple[Tensor, Cost]:
+    """The symbol of a circulant C >= A^T A, for images like x, and what it cost.
+
+    A multiple of the mean symbol, lifted where that is nearly zero, with a factor from power
+    iterations (an estimate); ``flat`` = ||A||^2 at all frequencies where that is smaller on
+    average, for an A that knows no frequencies.
+    """
+    lifted = mean.symbol + LIFT * mean.symbol.amax()
+    root = lifted.rsqrt()
+    largest = power_iterations(
+        lambda v: _filtered(tied.normal(_filtered(v, root)), root), x, MAJORANT_ITERATIONS
+    )
+    majorant = 1.05 * float(largest.max()) * lifted
+    cost = Cost(hessian_products=MAJORANT_ITERATIONS, power_iterations=MAJORANT_ITERATIONS)
+    if majorant.mean() < flat:
+        return majorant, cost
+    return torch.full_like(majorant, flat), cost
+
+
+def _flat(place: tuple[int, ...], shape: torch.Size) -> int:
+    """The number of a pixel when all of them are counted."""
+    number = 0
+    for i, n in zip(place, shape, strict=True):
+        number = number * n + i
+    return number
+
+
+def _filtered(v: Tensor, symbol: Tensor) -> Tensor:
+    """v multiplied by a symbol in the Fourier domain of its spatial axes."""
+    axes = tuple(range(2, v.dim()))
+    return torch.fft.irfftn(torch.fft.rfftn(v, dim=axes) * symbol, s=v.shape[2:], dim=axes)
