@@ -40,7 +40,7 @@ ROOMS = {
 # By which door a foreign package enters: a file, or a whole room.
 DOORS = {
     "deepinv": "operators/physics.py problems/fidelity.py hypergradients/layer.py data/pairs.py"
-    " metrics/image.py cli/physics.py",
+    " metrics/image.py cli/physics.py regularizers/prior.py",
     "scipy": "learners/",
     "optuna": "learners/search.py",
     "dfols": "learners/dfols.py",
