@@ -42,7 +42,7 @@ def groups(isotropic: bool, channels: Channels) -> tuple[int, ...]:
 
 def square(u: Tensor, over: tuple[int, ...]) -> Tensor:
     """|u|^2 per potential, with 1 in the place of the dimensions taken together."""
-    return u.square().sum(dim=over, keepdim=True) if over else u.square()
+    return (u * u).sum(dim=over, keepdim=True) if over else u * u
 
 
 def size(u: Tensor, over: tuple[int, ...]) -> Tensor:

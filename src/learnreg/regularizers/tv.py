@@ -155,8 +155,10 @@ class TV(Regularizer):
         w, nu = self._scales()
 
         def product(v: Tensor, *weights: Tensor) -> Tensor:
-            parts = zip(differences(v), weights, strict=True)
-            return differences_adjoint(*(d.mul_(a) for d, a in parts))
+            parts = differences(v)
+            for d, a in zip(parts, weights, strict=True):
+                d.mul_(a)
+            return differences_adjoint(*parts)
 
         return LinearizedHessian(
             product, *((w / nu) * profiles.curvature(d.div_(nu)) for d in differences(x))
