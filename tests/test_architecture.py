@@ -40,7 +40,7 @@ ROOMS = {
 # By which door a foreign package enters: a file, or a whole room.
 DOORS = {
     "deepinv": "operators/physics.py operators/layout.py operators/private.py operators/spectrum.py"
-    " problems/fidelity.py hypergradients/layer.py data/pairs.py"
+    " regularizers/prior.py problems/fidelity.py hypergradients/layer.py data/pairs.py"
     " metrics/image.py cli/physics.py",
     "scipy": "learners/",
     "optuna": "learners/search.py",

@@ -54,7 +54,10 @@ def rewritten(path: Path, change=lambda header: None, tensors=lambda tensors: te
 # --- round trips ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+DESCRIBED = [c for c in CASES if c.name != "black_box"]  # whose module is not in the file
+
+
+@pytest.mark.parametrize("case", DESCRIBED, ids=lambda c: c.name)
 def test_every_regularizer_comes_back_as_it_was(case: Case, path):
     regularizer, x = case.make(), case.images()
     save_model(path, energy(regularizer, sigma=0.7))

@@ -13,22 +13,24 @@ from types import SimpleNamespace
 
 import deepinv
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from learnreg.problems import BilevelProblem, Energy
-from learnreg.regularizers import TV, FoE, HuberTV, Regularizer, Scaled, Sum, Tikhonov
+from learnreg.regularizers import TV, BlackBox, FoE, HuberTV, Regularizer, Scaled, Sum, Tikhonov
 
 
 @dataclass(frozen=True)
 class Case:
     """``make()`` gives a fresh regularizer in float64, ``shape`` (c, h, w) is that of its images,
-    ``certified`` tells whether it bounds the change of its derivatives."""
+    ``certified`` tells whether it bounds the change of its derivatives, ``bounded`` whether its
+    curvature, and whether averages are offered."""
 
     name: str
     make: Callable[[], Regularizer]
     shape: tuple[int, int, int] = (1, 6, 5)
     certified: bool = True
+    bounded: bool = True
 
     @property
     def pixels(self) -> int:
@@ -76,6 +78,33 @@ def foe(**arguments: object) -> Regularizer:
     return perturbed(FoE(**{"filters": 3, "size": 3, "weight": 0.3, "smoothing": 0.2, **arguments}))
 
 
+def smooth_net(seed: int = 0) -> nn.Module:
+    """Images of any size with one channel -> one value each; smooth, not convex."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SmoothNet()
+
+
+class SmoothNet(nn.Module):
+    """sum of softplus(C_2 tanh(C_1 x)) and of squares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 3, 3, padding=1)
+        self.second = nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = F.softplus(self.second(torch.tanh(self.first(x))))
+        return maps.flatten(1).sum(dim=1) + 0.05 * x.square().flatten(1).sum(dim=1)
+
+
+def _plain_net(r: BlackBox, x: Tensor) -> Tensor:
+    net = r.module
+    maps = F.conv2d(x, net.first.weight, net.first.bias, padding=1).tanh()
+    maps = F.softplus(F.conv2d(maps, net.second.weight, net.second.bias, padding=1))
+    return maps.sum(dim=(1, 2, 3)) + 0.05 * (x * x).sum(dim=(1, 2, 3))
+
+
 CASES = (
     Case("tikhonov", lambda: perturbed(Tikhonov(0.3))),
     Case("tikhonov_fixed", lambda: perturbed(Tikhonov(0.3, learned=False))),
@@ -83,8 +112,16 @@ CASES = (
     Case("tv_two_channels", lambda: tv(True), (2, 4, 4)),
     Case("tv_one_row", lambda: tv(True), (1, 1, 7)),
     Case("tv_anisotropic", lambda: tv(False)),
+    Case("tv_joint", lambda: perturbed(TV(0.3, 0.2, channels="joint")), (2, 4, 4)),
+    Case("tv_joint_anisotropic", lambda: perturbed(TV(0.3, 0.2, False, "joint")), (3, 3, 4)),
     Case("tv_sharp", lambda: tv(False, smoothing=0.01)),
     Case("huber_tv", lambda: perturbed(HuberTV(0.3, 0.2)), certified=False),
+    Case(
+        "huber_tv_joint",
+        lambda: perturbed(HuberTV(0.3, 0.2, channels="joint")),
+        (2, 4, 4),
+        certified=False,
+    ),
     Case("foe", lambda: foe()),
     Case("foe_zero_padding_free_mean", lambda: foe(init="random", padding="zero", zero_mean=False)),
     Case("foe_reflect_free_mean", lambda: foe(init="random", zero_mean=False)),
@@ -106,6 +143,7 @@ CASES = (
         lambda: 2.0 * foe(filters=2, init="random") + 0.5 * (tv(True) + Tikhonov(0.2).double()),
     ),
     Case("scaled_by_zero", lambda: 0 * tv(True)),
+    Case("black_box", lambda: perturbed(BlackBox(smooth_net())), certified=False, bounded=False),
 )
 
 
@@ -121,6 +159,8 @@ def _plain_tv(r: TV, x: Tensor) -> Tensor:
     w, nu = r.log_weight.exp(), r.log_smoothing.exp()
     rows, columns = _differences(x)
     sizes = [rows**2 + columns**2] if r.isotropic else [rows**2, columns**2]
+    if r.channels == "joint":
+        sizes = [s.sum(dim=1, keepdim=True) for s in sizes]
     return w * sum((torch.sqrt(s + nu**2) - nu).sum(dim=(1, 2, 3)) for s in sizes)
 
 
@@ -128,6 +168,7 @@ def _plain_huber(r: HuberTV, x: Tensor) -> Tensor:
     w, nu = r.log_weight.exp(), r.log_smoothing.exp()
     rows, columns = _differences(x)
     square = rows**2 + columns**2
+    square = square.sum(dim=1, keepdim=True) if r.channels == "joint" else square
     beyond = square > nu**2
     size = torch.sqrt(torch.where(beyond, square, torch.ones_like(square)))
     return w * torch.where(beyond, size - nu / 2, square / (2 * nu)).sum(dim=(1, 2, 3))
@@ -147,6 +188,7 @@ PLAIN: dict[type, Callable] = {
     TV: _plain_tv,
     HuberTV: _plain_huber,
     FoE: _plain_foe,
+    BlackBox: _plain_net,
     Sum: lambda r, x: sum(plain(term, x) for term in r.terms),
     Scaled: lambda r, x: r.factor * plain(r.regularizer, x),
 }

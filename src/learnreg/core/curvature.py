@@ -14,9 +14,10 @@ class MeanCurvature:
     """A Hessian in two averages; both only steer preconditioners, so neither needs to be exact.
 
     Attributes:
-        diagonal: (b, c, h, w), the curvature of each pixel, positive.
-        symbol: (b, c, h, w // 2 + 1), the curvature of each frequency of ``torch.fft.rfft2``,
-            averaged over the image, non-negative.
+        diagonal: (b, c, *axes), the curvature of each pixel, positive.
+        symbol: (b, c, *axes) with the last side n as n // 2 + 1, the curvature of each frequency of
+            ``torch.fft.rfftn`` over all axes after the channels, averaged over the image,
+            non-negative.
     """
 
     diagonal: Tensor

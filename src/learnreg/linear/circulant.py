@@ -30,18 +30,20 @@ class ImagePreconditioner:
     definite.
 
     Args:
-        scaling: (b, c, h, w), positive.
-        inverse_symbol: (b, c, h, w // 2 + 1), positive.
+        scaling: (b, c, *axes), positive.
+        inverse_symbol: (b, c, *axes) with the last side n as n // 2 + 1, positive.
     """
 
     scaling: Tensor | None
     inverse_symbol: Tensor | None
 
     def __call__(self, r: Tensor) -> Tensor:
-        """(b, c, h, w) -> (b, c, h, w)."""
+        """(b, c, *axes) -> (b, c, *axes), the transform over all axes after the channels."""
         out = r if self.scaling is None else r * self.scaling
         if self.inverse_symbol is not None:
-            out = torch.fft.irfft2(torch.fft.rfft2(out).mul_(self.inverse_symbol), s=r.shape[-2:])
+            axes = tuple(range(2, r.dim()))
+            spectrum = torch.fft.rfftn(out, dim=axes).mul_(self.inverse_symbol)
+            out = torch.fft.irfftn(spectrum, s=r.shape[2:], dim=axes)
         return out if self.scaling is None else out * self.scaling
 
     def select(self, index: Tensor) -> ImagePreconditioner:

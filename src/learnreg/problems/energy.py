@@ -332,7 +332,7 @@ class EnergyAt:
         everything else.
         """
         simple = self.operator.is_identity or self.operator.is_mask
-        of_regularizer = self.regularizer.bounds().L.value
+        of_regularizer = float(self.energy._of_regularizer(self.back).L.max())
         total = self.bounds().L.value
         if not of_regularizer < float("inf"):
             return 0.3 * total

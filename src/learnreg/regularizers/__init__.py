@@ -4,10 +4,12 @@ saddle points.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
-from ..core.errors import ModelFileError
+from ..core.errors import InputError, ModelFileError
 from .base import LinearizedHessian, Regularizer, Scaled, Sum
+from .black_box import BlackBox
+from .described import Described
 from .exact_tv import ExactTV
 from .foe import FoE
 from .huber import HuberTV
@@ -27,8 +29,56 @@ KNOWN: dict[str, type[Regularizer] | type[SaddleRegularizer]] = {
     "TGV": TGV,
     "LearnedTV": LearnedTV,
     "ICNN": ICNN,
+    "BlackBox": BlackBox,
 }
-"""Classes that a model file can name. A new regularizer adds one line here."""
+"""Classes that a model file can name. A new regularizer adds one line here; yours come by
+``register``.
+"""
+
+C = TypeVar("C", bound="type[Described]")
+
+
+def register(cls: C) -> C:
+    """Let model files name a regularizer class of your own; also a class decorator.
+
+    ``spec()`` then has to return the class name under ``type`` and the arguments that build it.
+    Register it before ``load_model``, in every process that loads.
+
+    Args:
+        cls: derives from ``Regularizer`` or ``SaddleRegularizer`` and has its own ``spec``.
+
+    Raises:
+        InputError: another class, one without ``spec``, or a name that is taken.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Regularizer | SaddleRegularizer)):
+        raise InputError(
+            "cls",
+            given=cls,
+            expected="a class that derives from Regularizer or SaddleRegularizer",
+            remedy="Wrap any other module in BlackBox.",
+        )
+    if cls.spec is Described.spec:
+        raise InputError(
+            "cls",
+            given=f"{cls.__name__} without spec()",
+            expected="a method spec() that describes its arguments",
+            remedy=f"Return {{'type': '{cls.__name__}', ...}} from it.",
+        )
+    known = KNOWN.get(cls.__name__)
+    again = known is not None and _place(known) == _place(cls)  # a cell of a notebook run twice
+    if cls.__name__ in ("Sum", "Scaled") or (known is not None and not again):
+        raise InputError(
+            "cls",
+            given=f"a second class of the name {cls.__name__}",
+            expected="a name that is not taken",
+            remedy="Rename yours.",
+        )
+    KNOWN[cls.__name__] = cls
+    return cls
+
+
+def _place(cls: type) -> tuple[str, str]:
+    return cls.__module__, cls.__qualname__
 
 
 def from_spec(spec: dict[str, Any]) -> Any:
@@ -51,7 +101,8 @@ def from_spec(spec: dict[str, Any]) -> Any:
             "regularizer",
             given=f"{kind!r} ({type(error).__name__}: {error})",
             expected=f"one of {', '.join([*KNOWN, 'Sum', 'Scaled'])} with its own arguments",
-            remedy="For a regularizer of your own pass it as load_model(path, regularizer=...).",
+            remedy="For a regularizer of your own use register, or pass an instance as "
+            "load_model(path, regularizer=...).",
         ) from error
 
 
@@ -60,6 +111,7 @@ __all__ = [
     "KNOWN",
     "TGV",
     "TV",
+    "BlackBox",
     "ExactTV",
     "FoE",
     "HuberTV",
@@ -71,4 +123,5 @@ __all__ = [
     "Sum",
     "Tikhonov",
     "from_spec",
+    "register",
 ]

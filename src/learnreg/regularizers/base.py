@@ -15,6 +15,7 @@ from ..core.errors import InputError, MissingPropertyError
 from ..core.protocols import Hessian
 from ..core.ranges import check_positive
 from .described import Described
+from .proximal import proximal_point
 
 
 class LinearizedHessian:
@@ -37,12 +38,18 @@ class LinearizedHessian:
 
 class Regularizer(Described):
     """R(x; theta) for images x: (b, c, h, w), one value per image; theta are the module's trainable
-    parameters.
+    parameters. Some take signals (b, c, n) and volumes (b, c, d, h, w) as well.
+
+    Autograd follows ``value`` and ``grad`` where x requires a gradient (in a subclass decorated as
+    in ``derivatives.py``, with ``formula``). ``deepinv.optim`` takes it as a prior (``as_prior``).
 
     A subclass implements ``value``, ``grad``, ``linearize``, ``directional`` and ``bounds``. The
     certificate methods ``hessian_change``, ``mixed_change``, ``mixed_norm`` return None by default:
     hypergradient errors are then estimated, never called certified.
     """
+
+    explicit_prior = True
+    """Tells ``deepinv.optim`` that there is a value."""
 
     @property
     def effort(self) -> float:
@@ -55,9 +62,33 @@ class Regularizer(Described):
         """(b, c, h, w) -> (b,)."""
         raise NotImplementedError
 
-    def grad(self, x: Tensor) -> Tensor:
-        """Gradient in x: (b, c, h, w) -> (b, c, h, w); no autograd graph."""
+    def formula(self, x: Tensor) -> Tensor:
+        """The same in operations that autograd follows to any order, in x and in theta; slower."""
         raise NotImplementedError
+
+    def forward(self, x: Tensor, *parameters: object, **options: object) -> Tensor:
+        """``value``; what else ``deepinv`` hands to its priors has no effect."""
+        return self.value(x)
+
+    def grad(self, x: Tensor, *parameters: object) -> Tensor:
+        """Gradient in x: (b, c, h, w) -> (b, c, h, w); no autograd graph unless x requires a
+        gradient.
+        """
+        raise NotImplementedError
+
+    def prox(
+        self, x: Tensor, *parameters: object, gamma: float | Tensor = 1.0, tol: float = 1e-5
+    ) -> Tensor:
+        """argmin_z gamma R(z) + 1/2 ||z - x||^2 to a distance of tol ||x||; see ``proximal``."""
+        return proximal_point(self, x, gamma, tol)
+
+    def as_prior(self) -> nn.Module:
+        """This regularizer (shared, not copied) as a ``deepinv.optim.Prior``; its gradient is
+        differentiable in theta where x requires none as well.
+        """
+        from .prior import RegularizerPrior
+
+        return RegularizerPrior(self)
 
     def linearize(self, x: Tensor) -> Hessian:
         """The Hessian in x at x, with its curvature weights computed once."""
@@ -78,6 +109,10 @@ class Regularizer(Described):
     def bounds(self) -> Curvature:
         """mu <= Hessian <= L for every image, at the present theta."""
         raise NotImplementedError
+
+    def bounds_for(self, x: Tensor) -> Curvature:
+        """``bounds`` for images like x, where they depend on the number of axes."""
+        return self.bounds()
 
     @property
     def averages(self) -> bool:
@@ -185,7 +220,10 @@ class Sum(Regularizer):
     def value(self, x: Tensor) -> Tensor:
         return torch.stack([r.value(x) for r in self._parts()]).sum(dim=0)
 
-    def grad(self, x: Tensor) -> Tensor:
+    def formula(self, x: Tensor) -> Tensor:
+        return torch.stack([r.formula(x) for r in self._parts()]).sum(dim=0)
+
+    def grad(self, x: Tensor, *parameters: object) -> Tensor:
         return torch.stack([r.grad(x) for r in self._parts()]).sum(dim=0)
 
     def linearize(self, x: Tensor) -> _Combined:
@@ -196,6 +234,10 @@ class Sum(Regularizer):
 
     def bounds(self) -> Curvature:
         parts = [r.bounds() for r in self._parts()]
+        return sum(parts[1:], parts[0])
+
+    def bounds_for(self, x: Tensor) -> Curvature:
+        parts = [r.bounds_for(x) for r in self._parts()]
         return sum(parts[1:], parts[0])
 
     @property
@@ -280,8 +322,12 @@ class Scaled(Regularizer):
     def value(self, x: Tensor) -> Tensor:
         return self.factor * self.regularizer.value(x)
 
-    def grad(self, x: Tensor) -> Tensor:
-        return self.regularizer.grad(x).mul_(self.factor)
+    def formula(self, x: Tensor) -> Tensor:
+        return self.factor * self.regularizer.formula(x)
+
+    def grad(self, x: Tensor, *parameters: object) -> Tensor:
+        gradient = self.regularizer.grad(x)
+        return gradient * self.factor if gradient.requires_grad else gradient.mul_(self.factor)
 
     def linearize(self, x: Tensor) -> _Combined:
         return _Combined([(self.factor, self.regularizer.linearize(x))])
@@ -291,6 +337,9 @@ class Scaled(Regularizer):
 
     def bounds(self) -> Curvature:
         return self.factor * self.regularizer.bounds()
+
+    def bounds_for(self, x: Tensor) -> Curvature:
+        return self.factor * self.regularizer.bounds_for(x)
 
     @property
     def averages(self) -> bool:

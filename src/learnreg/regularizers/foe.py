@@ -24,6 +24,7 @@ from ..operators.convolutions import (
 from . import foe_certificates as certificates
 from . import profiles
 from .base import LinearizedHessian, Regularizer, positive
+from .derivatives import differentiable_gradient, differentiable_value
 from .foe_mixed import MixedProduct
 
 Init = Literal["dct", "random"]
@@ -172,7 +173,9 @@ class FoE(Regularizer):
                 "x",
                 given=f"shape {tuple(x.shape)}",
                 expected=f"(b, {c}, h, w) with h, w >= {s}",
-                remedy="Match the channels and use images at least as large as the filters.",
+                remedy="Match the channels and use images at least as large as the filters."
+                if x.dim() == 4
+                else "Filters are two-dimensional: use TV or HuberTV for signals and volumes.",
             )
         if x.dtype != self.kernels.dtype:
             raise InputError(
@@ -190,6 +193,7 @@ class FoE(Regularizer):
 
     # --- the function -----------------------------------------------------------------------------
 
+    @differentiable_value
     def value(self, x: Tensor) -> Tensor:
         self._check(x)
         (_, w, nu), total = self.effective(), x.new_zeros(x.shape[0])
@@ -207,6 +211,13 @@ class FoE(Regularizer):
         bank = self._bank()
         return sandwich(x, bank.forward, bank.adjoint, self.padding, CHUNK_BYTES, between)
 
+    def formula(self, x: Tensor) -> Tensor:
+        self._check(x)
+        kernels, w, nu = self._differentiable()
+        squares = (correlate(x, kernels, self.padding) / nu.view(-1, 1, 1)).square()
+        return profiles.rise(squares).sum(dim=(-2, -1)) @ (w * nu)
+
+    @differentiable_gradient
     def grad(self, x: Tensor) -> Tensor:
         self._check(x)
         return self._sandwich(x, lambda maps, i, r: profiles.slope_(maps))

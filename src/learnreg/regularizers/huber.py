@@ -5,6 +5,7 @@ jumps there.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,19 +13,36 @@ from torch import Tensor, nn
 
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
-from ..operators.differences import NORM_SQUARED, gradient, gradient_adjoint
+from ..operators.differences import (
+    gradient,
+    gradient_adjoint,
+    norm_squared,
+    plain_differences,
+    spatial_axes,
+)
 from .base import LinearizedHessian, Regularizer, positive
-from .tv import flat_averages, radial_product
+from .derivatives import differentiable_gradient, differentiable_value
+from .grouped import (
+    Channels,
+    checked_channels,
+    flat_averages,
+    groups,
+    kept_short,
+    radial_product,
+    size,
+    square,
+)
 
 
 class HuberTV(Regularizer):
     """R(x) = w sum_p H(|(Dx)_p|),  H(t) = t^2 / (2 nu) for t <= nu, t - nu / 2 beyond;  theta =
     (log w, log nu).
 
-    Isotropic, D are forward differences without boundary terms, channels are summed separately. R
-    is C^1 with a semismooth gradient: ``linearize`` gives an element of the generalized Hessian,
-    and hypergradients hold wherever no
-    |Dx| equals nu exactly. Nothing bounds the change of that Hessian, so errors of hypergradients
+    x: (b, c, n), (b, c, h, w) or (b, c, d, h, w). Isotropic, D are forward differences along all
+    axes after the channels, without boundary terms; channels are summed separately or enter one
+    potential together, as those of ``TV``. R is C^1 with a semismooth gradient: ``linearize`` gives
+    an element of the generalized Hessian, and hypergradients hold wherever no |Dx| equals nu
+    exactly. Nothing bounds the change of that Hessian, so errors of hypergradients
     are estimated.
     Kunisch and Pock, SIAM J. Imaging Sci. 2013, learn its weight by bilevel optimization and solve
     it with the primal-dual semismooth Newton method, ``solver="primal_dual_newton"``.
@@ -32,31 +50,53 @@ class HuberTV(Regularizer):
     Args:
         weight: start value of w.
         smoothing: start value of nu, in intensity units.
+        channels: ``separate`` or ``joint``.
 
     Raises:
-        InputError: weight or smoothing not positive.
+        InputError: weight or smoothing not positive, a word that is neither of the two.
     """
 
-    def __init__(self, weight: float = 0.05, smoothing: float = 0.02) -> None:
+    def __init__(
+        self, weight: float = 0.05, smoothing: float = 0.02, channels: Channels = "separate"
+    ) -> None:
         super().__init__()
         self.log_weight = nn.Parameter(torch.tensor(math.log(positive("weight", weight))))
         self.log_smoothing = nn.Parameter(torch.tensor(math.log(positive("smoothing", smoothing))))
+        self.channels = checked_channels(channels)
 
     def _scales(self) -> tuple[Tensor, Tensor]:
         """w and nu as detached scalars."""
         return self.log_weight.detach().exp(), self.log_smoothing.detach().exp()
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """u = Dx / nu (b, 2, ...) and m = max(1, |u|) (b, 1, ...)."""
-        u = gradient(x).div_(self._scales()[1])
-        return u, torch.linalg.vector_norm(u, dim=1, keepdim=True).clamp_min(1.0)
+    @property
+    def _over(self) -> tuple[int, ...]:
+        """Dimensions of (b, axes, c, *axes) that meet in one potential."""
+        return groups(True, self.channels)
 
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """u = Dx / nu (b, axes, ...) and m = max(1, |u|), 1 in the place of what meets in one
+        potential.
+        """
+        spatial_axes(x)
+        u = gradient(x).div_(self._scales()[1])
+        return u, size(u, self._over).clamp_min(1.0)
+
+    @differentiable_value
     def value(self, x: Tensor) -> Tensor:
         w, nu = self._scales()
         u, m = self._split(x)
-        size = torch.linalg.vector_norm(u, dim=1, keepdim=True)
-        return w * nu * torch.where(size <= 1, 0.5 * size.square(), m - 0.5).flatten(1).sum(dim=1)
+        length = size(u, self._over)
+        bent = torch.where(length <= 1, 0.5 * length.square(), m - 0.5)
+        return w * nu * bent.flatten(1).sum(dim=1)
 
+    def formula(self, x: Tensor) -> Tensor:
+        w, nu = self.log_weight.exp(), self.log_smoothing.exp()
+        squares = square(plain_differences(x) / nu, self._over)
+        beyond = squares > 1
+        length = torch.sqrt(torch.where(beyond, squares, 1.0))  # no root of zero to differentiate
+        return w * nu * torch.where(beyond, length - 0.5, 0.5 * squares).flatten(1).sum(dim=1)
+
+    @differentiable_gradient
     def grad(self, x: Tensor) -> Tensor:
         u, m = self._split(x)
         return gradient_adjoint(u / m).mul_(self._scales()[0])
@@ -75,35 +115,45 @@ class HuberTV(Regularizer):
         w, nu = self._scales()
         u, m = self._split(x)
         beyond = u / m * (m > 1)
-        return LinearizedHessian(radial_product, w / nu / m, beyond, dual[0])
+        product = partial(radial_product, over=self._over)
+        return LinearizedHessian(product, w / nu / m, beyond, dual[0])
 
     def dual_update(self, x: Tensor, dual: tuple[Tensor, ...], move: Tensor) -> tuple[Tensor, ...]:
         u, m = self._split(x)
         du, p = gradient(move).div_(self._scales()[1]), dual[0]
-        turned = (u / m * (m > 1) * du).sum(dim=1, keepdim=True)
+        turned = (u / m * (m > 1) * du).sum(dim=self._over, keepdim=True)
         new = (u + du - p * turned) / m
-        return (new / torch.linalg.vector_norm(new, dim=1, keepdim=True).clamp_min(1.0),)
+        return (kept_short(new, self._over),)
 
     def directional(self, x: Tensor, v: Tensor) -> Tensor:
+        spatial_axes(x)
         u = gradient(x) / self.log_smoothing.exp()
-        m = torch.linalg.vector_norm(u, dim=1, keepdim=True).clamp_min(1.0)
+        m = square(u, self._over).clamp_min(1.0).sqrt()
         return self.log_weight.exp() * (u / m * gradient(v)).flatten(1).sum(dim=1)
 
-    def bounds(self) -> Curvature:
+    def bounds(self, axes: int = 2) -> Curvature:
+        """mu = 0 <= Hessian <= w ||D||^2 / nu for images, and for signals, where it is less.
+
+        Args:
+            axes: 3 for volumes; ``bounds_for(x)`` counts them.
+        """
         strength = (self.log_weight.detach().double() - self.log_smoothing.detach().double()).exp()
-        return Curvature(Bound.exact(0.0), Bound.proven(NORM_SQUARED * float(strength)))
+        return Curvature(Bound.exact(0.0), Bound.proven(norm_squared(axes) * float(strength)))
+
+    def bounds_for(self, x: Tensor) -> Curvature:
+        return self.bounds(spatial_axes(x))
 
     def mean_curvature(self, x: Tensor) -> MeanCurvature:
         """Weights (w / nu) / max(1, |u|), those of the majorant, averaged; the diagonal as for
         ``TV``.
         """
         w, nu = self._scales()
-        weights = (w / nu / self._split(x)[1]).expand(-1, 2, *x.shape[1:])
-        return flat_averages(weights, x)
+        u, m = self._split(x)
+        return flat_averages((w / nu / m).expand_as(u), x)
 
     def spec(self) -> dict[str, Any]:
-        return {"type": "HuberTV"}
+        return {"type": "HuberTV", "channels": self.channels}
 
     def extra_repr(self) -> str:
         w, nu = (math.exp(p.item()) for p in (self.log_weight, self.log_smoothing))
-        return f"weight={w:.4g}, smoothing={nu:.4g}"
+        return f"weight={w:.4g}, smoothing={nu:.4g}, channels={self.channels!r}"

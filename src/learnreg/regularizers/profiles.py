@@ -55,7 +55,11 @@ def size_minus_one(u: Tensor) -> Tensor:
     """s(u) - 1 without cancellation: u^2 / (1 + s(u)). The potential is zero at zero, which changes
     no minimizer.
     """
-    square = u * u
+    return rise(u * u)
+
+
+def rise(square: Tensor) -> Tensor:
+    """The same of u^2, also the squared length of a vector; smooth at zero."""
     return square / (1 + torch.sqrt(1 + square))
 
 

@@ -155,11 +155,17 @@ def images(u: Tensor, least: int = 1) -> Tensor:
             "u",
             given=f"shape {tuple(u.shape)}",
             expected="(b, c, h, w)" + (f" with h, w >= {least}" if least > 1 else ""),
-            remedy="Add batch and channel dimensions, for example u[None, None]."
-            if u.dim() != 4
-            else "Use larger images or smaller filters.",
+            remedy=_remedy(u),
         )
     return u
+
+
+def _remedy(u: Tensor) -> str:
+    if u.dim() < 3:
+        return "Add batch and channel dimensions, for example u[None, None]."
+    if u.dim() == 4:
+        return "Use larger images or smaller filters."
+    return "Saddle regularizers are two-dimensional: use TV or HuberTV for signals and volumes."
 
 
 def weight_of(log_weight: Tensor) -> float:

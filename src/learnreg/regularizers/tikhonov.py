@@ -12,10 +12,13 @@ from ..core.batch import dot
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
 from .base import LinearizedHessian, Regularizer, positive
+from .derivatives import differentiable_gradient, differentiable_value
 
 
 class Tikhonov(Regularizer):
     """R(x) = weight / 2 ||x||^2 with weight = e^t; theta = (t). Adds strong convexity.
+
+    x: (b, c, n), (b, c, h, w) or (b, c, d, h, w).
 
     Args:
         weight: positive start value.
@@ -32,9 +35,14 @@ class Tikhonov(Regularizer):
     def effort(self) -> float:
         return 2.0
 
+    @differentiable_value
     def value(self, x: Tensor) -> Tensor:
         return 0.5 * self.log_weight.exp().detach() * dot(x, x)
 
+    def formula(self, x: Tensor) -> Tensor:
+        return 0.5 * self.log_weight.exp() * dot(x, x)
+
+    @differentiable_gradient
     def grad(self, x: Tensor) -> Tensor:
         return self.log_weight.exp().detach() * x
 

@@ -1,119 +1,173 @@
-"""Smoothed total variation, isotropic or anisotropic, with learned weight and smoothing."""
+"""Smoothed total variation of signals, images and volumes, with learned weight and smoothing."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.batch import norm
+from ..core.batch import expand, norm
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
 from ..core.errors import InputError
 from ..operators.differences import (
-    NORM_SQUARED,
     differences,
     differences_adjoint,
     gradient,
     gradient_adjoint,
-    symbols,
+    norm_squared,
+    plain_differences,
+    spatial_axes,
 )
 from . import profiles
 from .base import LinearizedHessian, Regularizer, positive
-
-ROW = {False: math.sqrt(2.0), True: math.sqrt(3.0)}
-"""Operator norm of the rows of D that meet in one potential: one difference, or the two of one
-pixel (isotropic).
-"""
+from .derivatives import differentiable_gradient, differentiable_value
+from .grouped import (
+    Channels,
+    checked_channels,
+    flat_averages,
+    groups,
+    kept_short,
+    radial_product,
+    size,
+    split_product,
+    square,
+    unit_vectors,
+)
 
 
 class TV(Regularizer):
     """R(x) = w sum_p [ phi(|(Dx)_p|) - nu ],  phi(t) = sqrt(t^2 + nu^2),  w = e^{theta_0},  nu =
     e^{theta_1}.
 
-    D are forward differences without boundary terms. Isotropic: one potential per pixel of the
-    vector of both differences. Anisotropic: one potential per difference. Channels are summed
-    separately. The constant nu is subtracted so that R(0) = 0; it changes no minimizer.
+    x: (b, c, n), (b, c, h, w) or (b, c, d, h, w). D are forward differences along all axes after
+    the channels, without boundary terms. Isotropic: one potential per pixel of the vector of its
+    differences. Anisotropic: one potential per difference. Channels are summed separately, or enter
+    one potential together: vectorial total variation (Bresson and Chan, Inverse Problems and
+    Imaging 2 (2008)), whose edges are shared by the channels, for example by the real and the
+    imaginary part of complex images. The constant nu is subtracted so that R(0) = 0; it changes no
+    minimizer.
 
     Args:
         weight: start value of w.
         smoothing: start value of nu, in intensity units.
         isotropic: see above.
+        channels: ``separate`` or ``joint``.
 
     Raises:
-        InputError: weight or smoothing not positive.
+        InputError: weight or smoothing not positive, a word that is neither of the two.
     """
 
     def __init__(
-        self, weight: float = 0.05, smoothing: float = 0.02, isotropic: bool = True
+        self,
+        weight: float = 0.05,
+        smoothing: float = 0.02,
+        isotropic: bool = True,
+        channels: Channels = "separate",
     ) -> None:
         super().__init__()
         self.log_weight = nn.Parameter(torch.tensor(math.log(positive("weight", weight))))
         self.log_smoothing = nn.Parameter(torch.tensor(math.log(positive("smoothing", smoothing))))
         if not isinstance(isotropic, bool):
             raise InputError("isotropic", given=isotropic, expected="True or False")
-        self.isotropic = isotropic
+        self.isotropic, self.channels = isotropic, checked_channels(channels)
 
     def _scales(self) -> tuple[Tensor, Tensor]:
         """w and nu as detached scalars."""
         return self.log_weight.detach().exp(), self.log_smoothing.detach().exp()
 
-    def _size(self, u: Tensor) -> Tensor:
-        """Normalized length of the differences that meet in one potential: (b, 2, ...) -> (b, 1 or
-        2, ...).
-        """
-        return torch.linalg.vector_norm(u, dim=1, keepdim=True) if self.isotropic else u
+    @property
+    def _over(self) -> tuple[int, ...]:
+        """Dimensions of (b, axes, c, *axes) that meet in one potential."""
+        return groups(self.isotropic, self.channels)
 
     def _differences(self, x: Tensor) -> Tensor:
         """gradient(x), once x looks like images."""
-        _check(x)
+        spatial_axes(x)
         return gradient(x)
 
-    def _pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
         """differences(x), once x looks like images."""
-        _check(x)
+        spatial_axes(x)
         return differences(x)
 
+    @differentiable_value
     def value(self, x: Tensor) -> Tensor:
         w, nu = self._scales()
-        return (
-            w
-            * nu
-            * profiles.size_minus_one(self._size(self._differences(x).div_(nu)))
-            .flatten(1)
-            .sum(dim=1)
-        )
+        squares = square(self._differences(x).div_(nu), self._over)
+        return w * nu * profiles.rise(squares).flatten(1).sum(dim=1)
+
+    def formula(self, x: Tensor) -> Tensor:
+        w, nu = self.log_weight.exp(), self.log_smoothing.exp()
+        squares = square(plain_differences(x) / nu, self._over)
+        return w * nu * profiles.rise(squares).flatten(1).sum(dim=1)
 
     def _flux(self, u: Tensor) -> Tensor:
         """Gradient of the normalized potential: u / sqrt(1 + |u|^2)."""
-        if self.isotropic:
-            return u * torch.rsqrt(1 + u.square().sum(dim=1, keepdim=True))
+        if self._over:
+            return u * torch.rsqrt(1 + square(u, self._over))
         return profiles.slope(u)
 
+    @differentiable_gradient
     def grad(self, x: Tensor) -> Tensor:
+        return differences_adjoint(*self._fluxes(self._parts(x)))
+
+    def _fluxes(self, parts: tuple[Tensor, ...]) -> Iterator[Tensor]:
+        """w d / sqrt(nu^2 + |d|^2), axis by axis; overwrites the parts."""
         w, nu = self._scales()
-        rows, columns = self._pair(x)
-        square = nu * nu
-        if not self.isotropic:
-            fluxes = (d.mul_(torch.addcmul(square, d, d).rsqrt_().mul_(w)) for d in (rows, columns))
-            return differences_adjoint(*fluxes)
-        inverse = torch.addcmul(square, rows, rows).addcmul_(columns, columns).rsqrt_().mul_(w)
-        return differences_adjoint(rows.mul_(inverse), columns.mul_(inverse))
+        least = nu * nu
+        for together in (parts,) if self.isotropic else [(d,) for d in parts]:
+            first = together[0]
+            if self.channels == "joint":
+                inverse = sum((d.square() for d in together[1:]), first.square())
+                inverse = inverse.sum(dim=1, keepdim=True).add_(least)
+            else:
+                inverse = torch.addcmul(least, first, first)
+                for d in together[1:]:
+                    inverse.addcmul_(d, d)
+            inverse.rsqrt_().mul_(w)
+            for d in together:
+                yield d.mul_(inverse)
 
     def linearize(self, x: Tensor) -> LinearizedHessian:
+        axes = spatial_axes(x)
+        if self.channels == "separate" and (axes == 1 or not self.isotropic):
+            return self._linearize_each(x)
+        if self.channels == "separate" and axes == 2:
+            return self._linearize_pairs(x)
+
         w, nu = self._scales()
-        rows, columns = self._pair(x)
-        if not self.isotropic:
+        u = gradient(x).div_(nu)
+        inverse = torch.rsqrt(1 + square(u, self._over))
+        return LinearizedHessian(
+            partial(split_product, over=self._over),
+            w / nu * inverse,
+            w / nu * inverse * inverse.square(),
+            unit_vectors(u, self._over),
+        )
 
-            def separate(v: Tensor, a: Tensor, b: Tensor) -> Tensor:
-                r, c = differences(v)
-                return differences_adjoint(r.mul_(a), c.mul_(b))
+    def _linearize_each(self, x: Tensor) -> LinearizedHessian:
+        """One potential per difference."""
+        w, nu = self._scales()
 
-            return LinearizedHessian(
-                separate, *((w / nu) * profiles.curvature(d.div_(nu)) for d in (rows, columns))
-            )
+        def product(v: Tensor, *weights: Tensor) -> Tensor:
+            parts = differences(v)
+            for d, a in zip(parts, weights, strict=True):
+                d.mul_(a)
+            return differences_adjoint(*parts)
+
+        return LinearizedHessian(
+            product, *((w / nu) * profiles.curvature(d.div_(nu)) for d in differences(x))
+        )
+
+    def _linearize_pairs(self, x: Tensor) -> LinearizedHessian:
+        """One potential per pixel of an image, channels separate."""
+        w, nu = self._scales()
+        rows, columns = differences(x)
         across, along = (torch.addcmul(nu * nu, d, d) for d in (columns, rows))
         inverse = torch.addcmul(along, columns, columns).rsqrt_()
         scale = (
@@ -138,27 +192,27 @@ class TV(Regularizer):
         """Weights (w / nu) (1 - sym(p u^T) / s) / s; positive semidefinite as long as |p| <= 1."""
         w, nu = self._scales()
         u, p = self._differences(x).div_(nu), dual[0]
-        if not self.isotropic:
+        if not self._over:
             return LinearizedHessian(
                 lambda v, c: gradient_adjoint(gradient(v).mul_(c)),
                 profiles.dual_curvature(u, p).mul_(w / nu),
             )
-        inverse = torch.rsqrt(1 + u.square().sum(dim=1, keepdim=True))
-
-        return LinearizedHessian(radial_product, w / nu * inverse, u * inverse, p)
+        inverse = torch.rsqrt(1 + square(u, self._over))
+        product = partial(radial_product, over=self._over)
+        return LinearizedHessian(product, w / nu * inverse, u * inverse, p)
 
     def dual_update(self, x: Tensor, dual: tuple[Tensor, ...], move: Tensor) -> tuple[Tensor, ...]:
         _, nu = self._scales()
         u, du, p = self._differences(x).div_(nu), self._differences(move).div_(nu), dual[0]
-        if not self.isotropic:
+        if not self._over:
             return (profiles.dual_step(u, p, du),)
-        inverse = torch.rsqrt(1 + u.square().sum(dim=1, keepdim=True))
-        new = (u + du - p * (u * du).sum(dim=1, keepdim=True) * inverse) * inverse
-        return (new / torch.linalg.vector_norm(new, dim=1, keepdim=True).clamp_min(1.0),)
+        inverse = torch.rsqrt(1 + square(u, self._over))
+        new = (u + du - p * (u * du).sum(dim=self._over, keepdim=True) * inverse) * inverse
+        return (kept_short(new, self._over),)
 
     def directional(self, x: Tensor, v: Tensor) -> Tensor:
         u = self._differences(x) / self.log_smoothing.exp()
-        inner = u.square().sum(dim=1, keepdim=True) if self.isotropic else u.square()
+        inner = square(u, self._over)
         return self.log_weight.exp() * (u * torch.rsqrt(1 + inner) * gradient(v)).flatten(1).sum(
             dim=1
         )
@@ -173,31 +227,51 @@ class TV(Regularizer):
         """
         w, nu = self._scales()
         u = self._differences(x).div_(nu)
-        square = u.square().sum(dim=1, keepdim=True).expand_as(u) if self.isotropic else u.square()
-        weights = (w / nu) / (1 + square)
+        weights = (w / nu) / (1 + square(u, self._over).expand_as(u))
         return flat_averages(weights, x)
 
-    def _strength(self) -> float:
+    def _row(self, axes: int) -> float:
+        """Operator norm of the rows of D that meet in one potential: one difference, sqrt 2, or
+        those of one pixel, which share it: M M^T = I + 1 1^T, sqrt(1 + axes). Channels do not share
+        pixels, so that taking them together changes nothing.
+        """
+        return math.sqrt(1.0 + axes) if self.isotropic else math.sqrt(2.0)
+
+    def _strength(self, axes: int) -> float:
         """S = w ||D||^2 / nu, the bound of the Hessian."""
-        return NORM_SQUARED * float(
+        return norm_squared(axes) * float(
             (self.log_weight.detach().double() - self.log_smoothing.detach().double()).exp()
         )
 
-    def bounds(self) -> Curvature:
-        return Curvature(Bound.exact(0.0), Bound.proven(self._strength()))
+    def bounds(self, axes: int = 2) -> Curvature:
+        """mu = 0 <= Hessian <= w ||D||^2 / nu for images, and for signals, where it is less.
 
-    def hessian_lipschitz(self) -> Bound:
+        Args:
+            axes: 3 for volumes; ``bounds_for(x)`` counts them.
+        """
+        return Curvature(Bound.exact(0.0), Bound.proven(self._strength(axes)))
+
+    def bounds_for(self, x: Tensor) -> Curvature:
+        return self.bounds(spatial_axes(x))
+
+    def hessian_lipschitz(self, axes: int = 2) -> Bound:
         """L_H <= w ||D||^2 row max|s'''| / nu^2: the change of curvature at one pixel sees one row
         of D.
+
+        Args:
+            axes: as for ``bounds``.
         """
         nu = math.exp(self.log_smoothing.item())
-        return Bound.proven(self._strength() * profiles.THIRD_MAX * ROW[self.isotropic] / nu)
+        return Bound.proven(self._strength(axes) * profiles.THIRD_MAX * self._row(axes) / nu)
 
-    def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
+    def mixed_lipschitz(self, reach: float = 1.0, axes: int = 2) -> Bound:
         """L_J <= sqrt(2) S: each of the two columns is S-Lipschitz in x (|s''| <= 1; |k'| <= 1,
         radially as well).
+
+        Args:
+            axes: as for ``bounds``.
         """
-        return Bound.proven(math.sqrt(2.0) * self._strength())
+        return Bound.proven(math.sqrt(2.0) * self._strength(axes))
 
     def _normalized(self, x: Tensor) -> tuple[Tensor, float]:
         nu = math.exp(self.log_smoothing.item())
@@ -207,77 +281,40 @@ class TV(Regularizer):
         """S radius max_p M_p |Dq|_p / nu with M_p = sup |s'''| over what the ball can reach at
         pixel p.
         """
-        u, nu = self._normalized(x)
-        reach = radius.view(-1, *[1] * (u.dim() - 1)) * ROW[self.isotropic] / nu
-        third = profiles.third_sup_radial if self.isotropic else profiles.third_sup
-        slopes = third(self._size(u), reach) * self._size(gradient(q.double()) / nu).abs()
-        return self._strength() * radius * slopes.flatten(1).amax(dim=1)
+        (u, nu), axes, over = self._normalized(x), spatial_axes(x), self._over
+        reach = expand(radius, u) * self._row(axes) / nu
+        third = profiles.third_sup_radial if over else profiles.third_sup
+        slopes = third(size(u, over), reach) * size(gradient(q.double()) / nu, over).abs()
+        return self._strength(axes) * radius * slopes.flatten(1).amax(dim=1)
 
     def mixed_change(self, x: Tensor, q: Tensor, radius: Tensor) -> Tensor:
         """Both entries of J^T q change by at most (w / nu) ||D|| radius || c Dq ||, c = sup of s''
         in reach.
 
-        For log nu the factor is sup |k'| <= 1; isotropic potentials use 1 for both.
+        For log nu the factor is sup |k'| <= 1; potentials of several differences use 1 for both.
         """
-        u, nu = self._normalized(x)
+        (u, nu), axes = self._normalized(x), spatial_axes(x)
+        strength = math.sqrt(norm_squared(axes)) * self._strength(axes) / norm_squared(axes)
         dq = gradient(q.double())
-        if self.isotropic:
-            weight = norm(dq)
-            return math.sqrt(2.0 * NORM_SQUARED) * self._strength() / NORM_SQUARED * radius * weight
-        reach = radius.view(-1, *[1] * (u.dim() - 1)) * ROW[False] / nu
+        if self._over:
+            return math.sqrt(2.0) * strength * radius * norm(dq)
+        reach = expand(radius, u) * self._row(axes) / nu
         first, second = norm(profiles.curvature_sup(u, reach) * dq), norm(dq)
-        return (
-            math.sqrt(NORM_SQUARED)
-            * self._strength()
-            / NORM_SQUARED
-            * radius
-            * torch.hypot(first, second)
-        )
+        return strength * radius * torch.hypot(first, second)
 
     def mixed_norm(self, x: Tensor, radius: Tensor) -> Tensor:
         """Exact Frobenius norm of the two columns at x, plus L_J radius."""
-        w, nu = math.exp(self.log_weight.item()), math.exp(self.log_smoothing.item())
-        u = self._differences(x.double()) / nu
-        inverse = torch.rsqrt(1 + self._size(u).square())
+        w, axes = math.exp(self.log_weight.item()), spatial_axes(x)
+        u, _ = self._normalized(x)
+        inverse = torch.rsqrt(1 + square(u, self._over))
         first, second = (norm(gradient_adjoint(w * u * inverse**power)) for power in (1, 3))
-        return torch.hypot(first, second) + self.mixed_lipschitz().value * radius
+        return torch.hypot(first, second) + self.mixed_lipschitz(axes=axes).value * radius
 
     def spec(self) -> dict[str, Any]:
-        return {"type": "TV", "isotropic": self.isotropic}
+        return {"type": "TV", "isotropic": self.isotropic, "channels": self.channels}
 
     def extra_repr(self) -> str:
         return (
             f"isotropic={self.isotropic}, weight={math.exp(self.log_weight.item()):.4g}, "
-            f"smoothing={math.exp(self.log_smoothing.item()):.4g}"
+            f"smoothing={math.exp(self.log_smoothing.item()):.4g}, channels={self.channels!r}"
         )
-
-
-def _check(x: Tensor) -> None:
-    if x.dim() < 3:
-        raise InputError(
-            "x",
-            given=f"shape {tuple(x.shape)}",
-            expected="(b, c, h, w)",
-            remedy="Add batch and channel dimensions, for example x[None, None].",
-        )
-
-
-def radial_product(v: Tensor, weight: Tensor, unit: Tensor, p: Tensor) -> Tensor:
-    """D^T weight (1 - sym(p unit^T)) D v, the primal-dual Hessian of a potential of the length of
-    both differences.
-    """
-    d = gradient(v)
-    along, across = (unit * d).sum(dim=1, keepdim=True), (p * d).sum(dim=1, keepdim=True)
-    return gradient_adjoint((d - 0.5 * (p * along + unit * across)).mul_(weight))
-
-
-def flat_averages(weights: Tensor, x: Tensor) -> MeanCurvature:
-    """Of D^T weights D, weights (b, 2, c, h, w), for images like x; every pixel gets the mean of
-    the diagonal.
-    """
-    rows, columns = symbols(x)
-    means = weights.mean(dim=(-2, -1), keepdim=True)
-    diagonal = (2 * means.sum(dim=1)).expand_as(
-        x
-    )  # every pixel takes part in two differences per direction
-    return MeanCurvature(diagonal, means[:, 0] * rows + means[:, 1] * columns)

@@ -1,0 +1,96 @@
+"""What total variations share: which differences meet in one potential, radial Hessians, averages.
+
+Differences are (b, axes, c, *axes); ``over`` are the dimensions that one potential takes together.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..core.curvature import MeanCurvature
+from ..core.errors import InputError
+from ..operators.differences import gradient, gradient_adjoint, symbols
+
+Channels = Literal["separate", "joint"]
+
+
+def checked_channels(channels: Channels) -> Channels:
+    """``channels`` if it is one of the two words.
+
+    Raises:
+        InputError: otherwise.
+    """
+    if channels not in get_args(Channels):
+        raise InputError(
+            "channels",
+            given=channels,
+            expected="'separate' or 'joint'",
+            remedy="Use 'joint' for edges that all channels share (vectorial total variation).",
+        )
+    return channels
+
+
+def groups(isotropic: bool, channels: Channels) -> tuple[int, ...]:
+    """Dimensions of (b, axes, c, *axes) that meet in one potential; () if every entry has its
+    own.
+    """
+    return (1,) * isotropic + (2,) * (channels == "joint")
+
+
+def square(u: Tensor, over: tuple[int, ...]) -> Tensor:
+    """|u|^2 per potential, with 1 in the place of the dimensions taken together."""
+    return (u * u).sum(dim=over, keepdim=True) if over else u * u
+
+
+def size(u: Tensor, over: tuple[int, ...]) -> Tensor:
+    """|u| per potential; the entries themselves, with their signs, where each has its own."""
+    return square(u, over).sqrt_() if over else u
+
+
+def kept_short(p: Tensor, over: tuple[int, ...]) -> Tensor:
+    """p / max(1, |p|)."""
+    return p / size(p, over).clamp_min(1.0)
+
+
+def unit_vectors(u: Tensor, over: tuple[int, ...]) -> Tensor:
+    """u / |u|, 0 where u is 0."""
+    return u * square(u, over).clamp_min(torch.finfo(u.dtype).tiny).rsqrt()
+
+
+def split_product(
+    v: Tensor, across: Tensor, along: Tensor, unit: Tensor, over: tuple[int, ...]
+) -> Tensor:
+    """D^T (across (I - unit unit^T) + along unit unit^T) D v, the Hessian of a radial potential."""
+    d = gradient(v)
+    t = (unit * d).sum(dim=over, keepdim=True)
+    return gradient_adjoint((d - unit * t).mul_(across).addcmul_(unit, t * along))
+
+
+def radial_product(
+    v: Tensor, weight: Tensor, unit: Tensor, p: Tensor, over: tuple[int, ...]
+) -> Tensor:
+    """D^T weight (1 - sym(p unit^T)) D v, the primal-dual Hessian of a potential of the length of
+    the differences ``over``.
+    """
+    d = gradient(v)
+    along = (unit * d).sum(dim=over, keepdim=True)
+    across = (p * d).sum(dim=over, keepdim=True)
+    return gradient_adjoint((d - 0.5 * (p * along + unit * across)).mul_(weight))
+
+
+def flat_averages(weights: Tensor, x: Tensor) -> MeanCurvature:
+    """Of D^T weights D, weights (b, axes, c, *axes), for images like x; every pixel gets the mean
+    of the diagonal.
+    """
+    means = weights.mean(dim=tuple(range(3, weights.dim())), keepdim=True)
+    diagonal = (2 * means.sum(dim=1)).expand_as(
+        x
+    )  # every pixel takes part in two differences per direction
+    first, *others = symbols(x)
+    symbol = means[:, 0] * first
+    for k, s in enumerate(others, start=1):
+        symbol = symbol + means[:, k] * s
+    return MeanCurvature(diagonal, symbol)
