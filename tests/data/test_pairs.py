@@ -298,13 +298,13 @@ def test_repr(folder):
     assert repr(make(folder, seed=3)[0]) == f"Pairs({images}; {measurements}, seed 3)"
 
 
-X = torch.zeros(2, 1, 4, 4)
+X = torch.zeros(2, 1, 20, 20)
 
 
 @pytest.mark.parametrize(
     ("x", "y", "names", "message"),
     [
-        (X[0], X, ("a", "b"), r"x: given shape \(1, 4, 4\)"),
+        (X[0], X, ("a", "b"), r"x: given shape \(1, 20, 20\)"),
         (X, X[:1], ("a", "b"), "y: given shape .* expected 2 measurements"),
         (X, X, ("a",), "names: given 1 names; expected 2"),
         (X.int(), X, ("a", "b"), "x: given torch.int32"),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..core.batch import check_images
 from ..core.errors import InputError
+from ..core.measured import tensors_of
 from .gather import SourceLike, gather
 from .measure import measure
 from .seeds import check_count, check_seed, generator
@@ -21,17 +22,24 @@ if TYPE_CHECKING:
     from deepinv.physics import Physics
 
 
+MOST_CHANNELS = 16
+"""Of signals (n, c, length): with more of them an image without its batch is meant."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Pairs:
     """n true images, their measurements, and the physics that made these.
 
     Args:
-        x: true images (n, c, h, w), floating point, finite. n = 0 is allowed (an empty side of a
-            split).
-        y: measurements (n, ...), floating point or complex, finite.
+        x: true images (n, c, h, w), signals (n, c, length) or volumes (n, c, d, h, w); floating
+            point or complex, finite. n = 0 is allowed (an empty side of a split).
+        y: measurements (n, ...), floating point or complex, finite; or the TensorList of a stacked
+            physics.
         physics: the deepinv physics with ``y = physics(x)``.
         names: one name per image.
         seed: the seed that made the data; None for data from elsewhere.
+        params: tensors of the physics that differ from image to image, (n, ...), by the names that
+            ``physics.update`` takes (masks, coil maps, kernels).
 
     Raises:
         InputError: shapes that do not fit together, another type of pixels, NaN/Inf (names the
@@ -43,29 +51,31 @@ class Pairs:
     physics: Physics
     names: tuple[str, ...]
     seed: int | None = None
+    params: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
-        for what, tensor in (("x", self.x), ("y", self.y)):
-            if not isinstance(tensor, Tensor):
-                raise InputError(
-                    what,
-                    given=type(tensor).__name__,
-                    expected="a tensor",
-                    remedy="Pass torch tensors.",
-                )
-        if self.x.dim() != 4:
+        if not isinstance(self.x, Tensor):
+            raise InputError(
+                "x",
+                given=type(self.x).__name__,
+                expected="a tensor",
+                remedy="Pass torch tensors.",
+            )
+        image_alone = self.x.dim() == 3 and self.x.shape[1] > MOST_CHANNELS
+        if self.x.dim() not in (3, 4, 5) or image_alone:
             raise InputError(
                 "x",
                 given=f"shape {tuple(self.x.shape)}",
-                expected="shape (n, c, h, w)",
+                expected="shape (n, c, h, w), or (n, c, length) or (n, c, d, h, w)",
                 remedy="Add what is missing: x[None] for one image, x[:, None] for grey ones.",
             )
         n = self.x.shape[0]
-        if self.y.dim() < 2 or self.y.shape[0] != n:
+        tensors = tensors_of(self.y)
+        if any(t.dim() < 2 or t.shape[0] != n for t in tensors):
             raise InputError(
                 "y",
-                given=f"shape {tuple(self.y.shape)}",
+                given=f"shape {tuple(tensors[0].shape)}",
                 expected=f"{n} measurements, one per image in x",
                 remedy="Measure the whole of x: y = physics(x).",
             )
@@ -76,9 +86,18 @@ class Pairs:
                 expected=f"{n}, one per image in x",
                 remedy="Pass names=tuple(map(str, range(len(x)))) if the images have none.",
             )
+        for name, t in self.params.items():
+            if not isinstance(t, Tensor) or t.dim() < 1 or t.shape[0] != n:
+                raise InputError(
+                    f"params[{name!r}]",
+                    given=f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__,
+                    expected=f"a tensor ({n}, ...), one slice per image",
+                    remedy="What all images share belongs to the physics itself.",
+                )
         if n:
-            check_images(self.x, "x")
-            check_images(torch.view_as_real(self.y) if self.y.is_complex() else self.y, "y")
+            check_images(_real(self.x), "x")
+            for t in tensors:
+                check_images(_real(t), "y")
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -119,8 +138,9 @@ class Pairs:
         return replace(
             self,
             x=self.x[where.to(self.x.device)],
-            y=self.y[where.to(self.y.device)],
+            y=_chosen(self.y, where),
             names=tuple(self.names[i] for i in chosen),
+            params={name: t[where.to(t.device)] for name, t in self.params.items()},
         )
 
     def __iter__(self) -> Iterator[Pairs]:
@@ -155,11 +175,18 @@ class Pairs:
                 expected="torch.float32 or torch.float64",
                 remedy="Half precision is too coarse for certified errors.",
             )
-        x = self.x.to(device=device, dtype=dtype)
-        y = self.y.to(
-            device=device, dtype=dtype.to_complex() if dtype and self.y.is_complex() else dtype
-        )
-        if x is self.x and y is self.y:
+
+        def moved(t: Tensor) -> Tensor:
+            kind = dtype.to_complex() if dtype and t.is_complex() else dtype
+            return t.to(
+                device=device,
+                dtype=kind if t.is_floating_point() or kind is None or t.is_complex() else None,
+            )
+
+        x = moved(self.x)
+        y = _mapped(self.y, moved)
+        params = {name: moved(t) for name, t in self.params.items()}
+        if x is self.x and tensors_of(y)[0] is tensors_of(self.y)[0]:
             return self
         physics = (
             self.physics.clone() if hasattr(self.physics, "clone") else copy.deepcopy(self.physics)
@@ -168,7 +195,7 @@ class Pairs:
             physics = physics.to(device)
         if dtype is not None:  # unlike .to(dtype), these two do not make complex buffers real
             physics = physics.double() if dtype == torch.float64 else physics.float()
-        return replace(self, x=x, y=y, physics=physics)
+        return replace(self, x=x, y=y, physics=physics, params=params)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -182,7 +209,22 @@ class Pairs:
         images = f"{len(self)} image(s) of {shape(self.x)} from {len(self.sources)} source(s)"
         seed = "" if self.seed is None else f", seed {self.seed}"
         physics = type(self.physics).__name__
-        return f"Pairs({images}; measurements of {shape(self.y)} by {physics}{seed})"
+        measured = ", ".join(shape(t) for t in tensors_of(self.y))
+        return f"Pairs({images}; measurements of {measured} by {physics}{seed})"
+
+
+def _real(t: Tensor) -> Tensor:
+    return torch.view_as_real(t) if t.is_complex() else t
+
+
+def _mapped(y: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Measurements with every tensor changed; a list stays a list of its kind."""
+    return change(y) if isinstance(y, Tensor) else type(y)([change(t) for t in y])
+
+
+def _chosen(y: Any, where: Tensor) -> Any:
+    """The measurements of some images."""
+    return _mapped(y, lambda t: t[where.to(t.device)])
 
 
 def _index(i: object) -> int:

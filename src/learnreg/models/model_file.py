@@ -4,6 +4,7 @@ file.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,26 @@ from torch import nn
 
 from ..core.errors import ModelFileError
 from ..core.files import load_tensors, save_tensors
+from ..core.params import named_trainable
 from ..operators.physics import describe_physics, physics_from_description
+from ..operators.private import clone
 from ..problems.build import energy_for
 from ..problems.energy import Energy
-from ..problems.fidelity import KL, L1, L2
+from ..problems.fidelity import KL, L1, L2, DataTerm, Huber, SaddleDataTerm, WeightedL2
 from ..problems.saddle import SaddleEnergy
 from ..regularizers import from_spec
 
 FORMAT, VERSION = "learnreg-model", 1
-FIDELITIES: dict[str, type[L2] | type[L1] | type[KL]] = {"L2": L2, "L1": L1, "KL": KL}
-"""Data terms that a model file can name."""
+FIDELITIES: dict[str, Callable[..., DataTerm | SaddleDataTerm]] = {
+    "L2": L2,
+    "L1": L1,
+    "KL": KL,
+    "Huber": Huber,
+}
+"""Data terms that a model file can name, built from the numbers in it."""
+
+OTHERS = ("fidelity", "physics")
+"""Parts of an energy whose learned tensors stand in the file under their own name."""
 
 
 def save_model(
@@ -50,12 +61,33 @@ def save_model(
         "physics": describe_physics(energy.physics),
         "notes": notes or {},
     }
-    save_tensors(Path(path), regularizer.state_dict(), header)
+    tensors = dict(regularizer.state_dict()) | learned_tensors(energy)
+    save_tensors(Path(path), tensors, header)
     return Path(path)
 
 
+def learned_tensors(energy: Energy | SaddleEnergy) -> dict[str, torch.Tensor]:
+    """What was learned outside of the regularizer, by the name of its part: ``physics:taps``.
+
+    Weights of a data term are data of its own and are kept as well.
+    """
+    found = {
+        f"{part}:{name}": t.detach()
+        for part in OTHERS
+        if isinstance(getattr(energy, part), nn.Module)
+        for name, t in named_trainable(getattr(energy, part))
+    }
+    if isinstance(energy.fidelity, WeightedL2):
+        found["fidelity:weights"] = energy.fidelity.weights.detach()
+    return found
+
+
 def load_model(
-    path: str | Path, *, physics: nn.Module | None = None, regularizer: nn.Module | None = None
+    path: str | Path,
+    *,
+    physics: nn.Module | None = None,
+    regularizer: nn.Module | None = None,
+    fidelity: object | None = None,
 ) -> Energy | SaddleEnergy:
     """Read a trained energy.
 
@@ -64,6 +96,9 @@ def load_model(
             but denoising).
         regularizer: an instance to fill with the weights; needed for classes that are not the
             library's own.
+        fidelity: the data term; needed where it is a function of your own.
+
+    What was learned of the physics or the data term is written into a copy of them.
 
     Raises:
         ModelFileError: missing, corrupted or foreign file, newer version, weights that do not fit.
@@ -83,9 +118,12 @@ def load_model(
         )
     try:
         module = from_spec(dict(header["regularizer"])) if regularizer is None else regularizer
-        module = _filled(module, tensors, str(path))
+        own = {k: t for k, t in tensors.items() if k.partition(":")[0] not in OTHERS}
+        module = _filled(module, own, str(path))
         found = physics or physics_from_description(header["physics"])
-        return energy_for(found, module, *_data_term(header))
+        found = _with_learned(found, _of_part(tensors, "physics"), "physics")
+        data_term, tikhonov = _data_term(header, _of_part(tensors, "fidelity"), fidelity)
+        return energy_for(found, module, data_term, tikhonov)
     except ModelFileError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -98,31 +136,72 @@ def load_model(
 
 
 def _describe_data_term(energy: Energy | SaddleEnergy) -> dict[str, Any]:
-    """The keys of the header for the data term; an Energy has the one of L2 only, as files always
+    """The keys of the header for the data term; L2 of an Energy has the one that files always
     had.
     """
     fidelity = energy.fidelity
-    if isinstance(energy, Energy):
+    if isinstance(energy, Energy) and type(fidelity) is L2:
         return {"sigma": fidelity.sigma}
-    named = FIDELITIES.get(type(fidelity).__name__) is type(fidelity)
+    kind = type(fidelity).__name__
+    named = FIDELITIES.get(kind) is type(fidelity)
     told = asdict(fidelity) if named else {}
-    return {"fidelity": {"type": type(fidelity).__name__, **told}, "tikhonov": energy.tikhonov}
+    tikhonov = energy.tikhonov if isinstance(energy, SaddleEnergy) else 0.0
+    return {"fidelity": {"type": kind, **told}, "tikhonov": tikhonov}
 
 
-def _data_term(header: dict[str, Any]) -> tuple[L2 | L1 | KL, float]:
-    """Data term and tikhonov of a header."""
+def _of_part(tensors: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+    """The learned tensors of one part, by their names in it."""
+    prefix = f"{part}:"
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+
+
+def _with_learned(module: nn.Module, tensors: dict[str, torch.Tensor], what: str) -> nn.Module:
+    """A copy of ``module`` with what the file has learned of it.
+
+    Raises:
+        ModelFileError: it has no such tensors.
+    """
+    if not tensors:
+        return module
+    copied = clone(module)
+    own = dict((*copied.named_parameters(), *copied.named_buffers()))
+    wrong = [k for k, t in tensors.items() if k not in own or own[k].shape != t.shape]
+    if wrong:
+        raise ModelFileError(
+            what,
+            given=f"{type(module).__name__} without {', '.join(wrong)}",
+            expected=f"the {what} whose parameters were learned",
+            remedy=f"Pass an object of the class that was learned: load_model(path, {what}=...).",
+        )
+    with torch.no_grad():
+        for name, t in tensors.items():
+            own[name].copy_(t)
+    return copied
+
+
+def _data_term(
+    header: dict[str, Any], tensors: dict[str, torch.Tensor], given: object | None
+) -> tuple[Any, float]:
+    """Data term and tikhonov of a header; ``given`` replaces what a file cannot describe."""
+    tikhonov = header["tikhonov"] if "fidelity" in header else 0.0
+    if isinstance(given, nn.Module):
+        return _with_learned(given, tensors, "fidelity"), tikhonov
+    if given is not None:
+        return given, tikhonov
     if "fidelity" not in header:
-        return L2(header["sigma"]), 0.0
+        return L2(header["sigma"]), tikhonov
     arguments = dict(header["fidelity"])
     kind = arguments.pop("type")
+    if kind == "WeightedL2" and "weights" in tensors:
+        return WeightedL2(tensors["weights"]), tikhonov
     if kind not in FIDELITIES:
         raise ModelFileError(
             "fidelity",
             given=repr(kind),
             expected=f"one of {', '.join(FIDELITIES)}",
-            remedy="Rebuild the energy with your own data term; the weights are in the file.",
+            remedy="Pass your own data term: load_model(path, fidelity=...).",
         )
-    return FIDELITIES[kind](**arguments), header["tikhonov"]
+    return FIDELITIES[kind](**arguments), tikhonov
 
 
 def _filled(module: nn.Module, tensors: dict[str, torch.Tensor], path: str) -> nn.Module:
