@@ -8,7 +8,8 @@ accuracy from loose to the floor, and solves. The truth is Newton's method with 
 (``learnreg.testing``); for exact total variation ADMM with a duality gap of its own. A claim is
 violated when true distance - uncertainty of the truth > certified distance (the worst ratio is that
 of both sides); ``blind`` counts cases where the uncertainty is larger than what is certified. What
-is refused is counted; so are errors that say nothing (crashes). The exit code is 1 if any claim is false.
+is refused is counted; so are errors that say nothing (crashes). The exit code is 1 if any claim is
+false.
 
     python benchmarks/attack.py --seed 0 --case 17      shows one case again
 """
@@ -328,7 +329,7 @@ def _lifted_newton(
     parts = [Part("square", _rows(k[:, None]), one, one)]
     start = n
     for v in fields:
-        places = torch.arange(v.numel()).view(v.shape[1:]).movedim(_pair_axis(v), -1)
+        places = torch.arange(v.numel()).view(v.shape[1:]).movedim(0, -1)
         groups = eye[start + places.flatten()].view(-1, 2, total)
         parts.append(Part("root", _rows(groups), one, one * r.smoothing))
         parts.append(Part("square", _rows(groups), one * r.curvature, one))
@@ -341,11 +342,6 @@ def _lifted_newton(
     begin = torch.cat([like.double().flatten(), torch.zeros(total - n, dtype=torch.float64)])
     z, uncertainty = newton(dense, begin[None])
     return z[:, :n].view(1, *shape), uncertainty
-
-
-def _pair_axis(v: Tensor) -> int:
-    """Where the two components of a field (1, ..., 2, c, h, w) are, without the batch."""
-    return v.dim() - 5
 
 
 def _admm(
@@ -520,7 +516,9 @@ def main() -> None:
             given.json.write_text(json.dumps([asdict(c) for c in cases], default=str, indent=1))
     console.print(summary(cases))
     wrong = [c.number for c in cases if c.violated]
-    console.print(f"{len(wrong)} violations in {len(cases)} cases, {time.perf_counter() - began:.0f} s")
+    console.print(
+        f"{len(wrong)} violations in {len(cases)} cases, {time.perf_counter() - began:.0f} s"
+    )
     if wrong:
         console.print(f"again: python benchmarks/attack.py --seed {given.seed} --case {wrong[0]}")
         sys.exit(1)

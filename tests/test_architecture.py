@@ -32,6 +32,7 @@ ROOMS = {
     "learners": "metrics models solvers hypergradients",
     "training": "data regularizers",
     "reports": "metrics",
+    "testing": "operators regularizers problems solvers",
     "cli": "operators convex linear metrics networks regularizers data problems models solvers "
     "hypergradients"
     " learners training reports",
@@ -40,7 +41,7 @@ ROOMS = {
 # By which door a foreign package enters: a file, or a whole room.
 DOORS = {
     "deepinv": "operators/physics.py problems/fidelity.py hypergradients/layer.py data/pairs.py"
-    " metrics/image.py cli/physics.py",
+    " metrics/image.py cli/physics.py testing/liars.py testing/honest.py",
     "scipy": "learners/",
     "optuna": "learners/search.py",
     "dfols": "learners/dfols.py",

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from .data_terms import check_data_term
 from .faults import flipped_sign, planted, scaled, shifted
-from .honesty import Row, check_honesty, honesty
 from .honest import HONEST, Honest
+from .honesty import Row, check_honesty, honesty
 from .liars import LIARS, Liar
+from .minimizers import Truth, true_distance, truth
 from .operators import check_operator
 from .regularizers import check_regularizer
-from .truth import Truth, true_distance, truth
 
 __all__ = [
     "HONEST",

@@ -59,7 +59,9 @@ def _shapes(f: Any, a: Tensor, name: str) -> None:
     b = (a.shape[0],)
     expect(tuple(value.shape) == b, f"value of {name}", given=tuple(value.shape), expected=b)
     expect(not value.is_complex(), f"value of {name}", given=value.dtype, expected="real numbers")
-    expect(grad.shape == a.shape, f"grad of {name}", given=tuple(grad.shape), expected=tuple(a.shape))
+    expect(
+        grad.shape == a.shape, f"grad of {name}", given=tuple(grad.shape), expected=tuple(a.shape)
+    )
     for word, found in (("value", value), ("grad", grad), ("curvature", curvature)):
         sound = found is None or bool(found.isfinite().all())
         expect(sound, f"{word} of {name}", given="NaN or Inf", expected="finite numbers")
@@ -97,7 +99,12 @@ def _derivatives(f: Any, a: Tensor, tolerance: float, name: str, seed: int) -> N
 def _bounds(f: Any, a: Tensor, name: str, seed: int) -> None:
     lower, upper = (torch.as_tensor(t, dtype=torch.float64).expand(a.shape[0]) for t in f.bounds())
     what = f"bounds of {name}"
-    expect(bool((lower >= 0).all()), what, given=f"a lower bound {float(lower.min()):.4g}", expected=">= 0, a convex function")
+    expect(
+        bool((lower >= 0).all()),
+        what,
+        given=f"a lower bound {float(lower.min()):.4g}",
+        expected=">= 0, a convex function",
+    )
     expect(bool((lower <= upper).all()), what, given="lower above upper", expected="lower <= upper")
 
     curvature = f.curvature(a)
@@ -113,13 +120,21 @@ def _bounds(f: Any, a: Tensor, name: str, seed: int) -> None:
         _between(slope, slope, lower, upper, what, "a slope of the gradient")
 
 
-def _between(
-    low: Tensor, high: Tensor, lower: Tensor, upper: Tensor, what: str, of: str
-) -> None:
+def _between(low: Tensor, high: Tensor, lower: Tensor, upper: Tensor, what: str, of: str) -> None:
     slack = 1e-7 * high.abs()
     below, above = int((low - lower).argmin()), int((high - upper).argmax())
-    expect(bool((low >= lower - slack).all()), what, given=f"a lower bound {float(lower[below]):.6g}", expected=f"at most {float(low[below]):.6g}, {of} that occurs")
-    expect(bool((high <= upper + slack).all()), what, given=f"an upper bound {float(upper[above]):.6g}", expected=f"at least {float(high[above]):.6g}, {of} that occurs")
+    expect(
+        bool((low >= lower - slack).all()),
+        what,
+        given=f"a lower bound {float(lower[below]):.6g}",
+        expected=f"at most {float(low[below]):.6g}, {of} that occurs",
+    )
+    expect(
+        bool((high <= upper + slack).all()),
+        what,
+        given=f"an upper bound {float(upper[above]):.6g}",
+        expected=f"at least {float(high[above]):.6g}, {of} that occurs",
+    )
 
 
 def _strangers(term: Any, f: Any, y: Tensor, a: Tensor, name: str) -> None:

@@ -122,9 +122,11 @@ class Dense:
         size = float((self.matrix.abs().T @ (weights * a)).norm())
         size += float((self.matrix.abs().T @ self.data.grad(self.a(x)).flatten().abs()).norm())
         for p in self.known:
-            slopes = p.features.abs() @ x.abs() * (p.part.weight / p.part.length(p.v(x)[None])[0])[
-                :, None
-            ]
+            slopes = (
+                p.features.abs()
+                @ x.abs()
+                * (p.part.weight / p.part.length(p.v(x)[None])[0])[:, None]
+            )
             size += float(torch.einsum("gkn,gk->n", p.features.abs(), slopes).norm())
         return 4 * torch.finfo(x.dtype).eps * size
 
@@ -147,7 +149,9 @@ def newton(f: Dense, start: Tensor) -> tuple[Tensor, Tensor]:
     noise = f.noise(x)
     uncertainty = 2 * float(step.norm()) + noise / max(float(values[0]), 1e-300)
     if not float(g.norm()) <= max(100 * noise, 1e-9 * float(values[0]) * (1 + float(x.norm()))):
-        raise RuntimeError(f"no truth: the gradient is still {float(g.norm()):.2e}, noise {noise:.2e}")
+        raise RuntimeError(
+            f"no truth: the gradient is still {float(g.norm()):.2e}, noise {noise:.2e}"
+        )
     return x.view_as(start), torch.tensor([uncertainty], dtype=torch.float64)
 
 

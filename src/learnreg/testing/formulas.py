@@ -48,9 +48,9 @@ class Part:
             return (self.weight * square / (root + self.nu)).sum(dim=-1)
         beyond = square > self.nu**2
         size = torch.sqrt(torch.where(beyond, square, torch.ones_like(square)))
-        return (
-            self.weight * torch.where(beyond, size - self.nu / 2, square / (2 * self.nu))
-        ).sum(dim=-1)
+        return (self.weight * torch.where(beyond, size - self.nu / 2, square / (2 * self.nu))).sum(
+            dim=-1
+        )
 
     def length(self, v: Tensor) -> Tensor:
         """s (b, groups) with gradient weight * v / s."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,11 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 def _kernel(h: int = 3, w: int = 3, channels: int = 1) -> Tensor:
     k = _random(1, channels, h, w)
     return k / k.sum(dim=(2, 3), keepdim=True)
+
+
+def _gaussian() -> Tensor:
+    t = torch.exp(-0.5 * torch.linspace(-2, 2, 5).square() / 0.64)
+    return (t[:, None] * t[None, :] / t.sum() ** 2)[None, None]
 
 
 def _blur(padding: str, size: tuple[int, int] = (3, 3), **settings: Any) -> LinearPhysics:
@@ -132,8 +138,26 @@ def _by_autograd() -> LinearPhysics:
     return LinearPhysics(A=forward, A_adjoint=adjoint)
 
 
-def _mask(seed: int = 3) -> LinearPhysics:
-    return P.Inpainting(GREY, mask=(_random(*GREY, seed=seed) > 0.4).float())
+def _mask(above: float = 0.4) -> LinearPhysics:
+    return P.Inpainting(GREY, mask=(_random(*GREY, seed=3) > above).float())
+
+
+def _bicubic() -> LinearPhysics:
+    return P.Downsampling(GREY, filter="bicubic", factor=2, padding="reflect")
+
+
+def _single_pixel() -> LinearPhysics:
+    return P.SinglePixelCamera(m=60, img_size=(1, 16, 16), fast=True)
+
+
+def _compressed() -> LinearPhysics:
+    return P.CompressedSensing(m=50, img_size=GREY, rng=torch.Generator().manual_seed(0))
+
+
+def _composed() -> LinearPhysics:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a pseudo-inverse that is lost
+        return _mask() * _blur("circular")
 
 
 _ALL = (
@@ -142,7 +166,7 @@ _ALL = (
     Honest("inpainting", _mask),
     Honest("inpainting_weights", lambda: P.Inpainting(GREY, mask=0.5 + _random(*GREY))),
     Honest("inpainting_rgb", lambda: P.Inpainting(RGB, mask=(_random(*RGB) > 0.5).float()), RGB),
-    Honest("inpainting_mostly_empty", lambda: P.Inpainting(GREY, mask=(_random(*GREY) > 0.9).float())),
+    Honest("inpainting_mostly_empty", lambda: _mask(above=0.9)),
     Honest("demosaicing", lambda: P.Demosaicing(img_size=RGB), RGB),
     Honest("blur_valid", lambda: _blur("valid")),
     Honest("blur_circular", lambda: _blur("circular")),
@@ -150,13 +174,13 @@ _ALL = (
     Honest("blur_replicate", lambda: _blur("replicate")),
     Honest("blur_constant", lambda: _blur("constant")),
     Honest("blur_oblong", lambda: _blur("circular", (5, 3))),
-    Honest("blur_gaussian", lambda: P.Blur(filter=P.blur.gaussian_blur(0.8), padding="reflect")),
+    Honest("blur_gaussian", lambda: P.Blur(filter=_gaussian(), padding="reflect")),
     Honest("blur_by_fft", lambda: _blur("circular", use_fft=True)),
     Honest("blur_rgb", lambda: P.Blur(filter=_kernel(channels=3), padding="circular"), RGB),
     Honest("blur_fft", lambda: P.BlurFFT(GREY, filter=_kernel())),
     Honest("blur_fft_rgb", lambda: P.BlurFFT(RGB, filter=_kernel()), RGB),
     Honest("downsampling", lambda: P.Downsampling(GREY, filter="gaussian", factor=2)),
-    Honest("downsampling_bicubic", lambda: P.Downsampling(GREY, filter="bicubic", factor=2, padding="reflect")),
+    Honest("downsampling_bicubic", _bicubic),
     Honest("downsampling_plain", lambda: P.Downsampling(GREY, filter=None, factor=3)),
     Honest("mri", lambda: _mri(False), PAIR),
     Honest("mri_one_mask", lambda: _mri(True), PAIR),
@@ -165,8 +189,8 @@ _ALL = (
     Honest("tomography_circle", lambda: _tomography(circle=True)),
     Honest("tomography_few_angles", lambda: _tomography(angles=torch.linspace(0, 90, 4))),
     Honest("decolorize", lambda: P.Decolorize(), RGB),
-    Honest("single_pixel", lambda: P.SinglePixelCamera(m=60, img_size=(1, 16, 16), fast=True), (1, 16, 16)),
-    Honest("compressed_sensing", lambda: P.CompressedSensing(m=50, img_size=GREY, rng=torch.Generator().manual_seed(0))),
+    Honest("single_pixel", _single_pixel, (1, 16, 16)),
+    Honest("compressed_sensing", _compressed),
     Honest("hadamard", _hadamard, (1, 16, 16)),
     Honest("matrix_tall", lambda: _matrix(200)),
     Honest("matrix_wide", lambda: _matrix(40)),
@@ -175,7 +199,7 @@ _ALL = (
     Honest("lambdas_small", lambda: _lambdas(1e-3)),
     Honest("difference", _difference),
     Honest("adjoint_by_autograd", _by_autograd),
-    Honest("mask_of_blur", lambda: _mask() * _blur("circular")),
+    Honest("mask_of_blur", _composed),
     Honest("blur_of_blur", lambda: _blur("reflect") * _blur("circular", (5, 5))),
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.batch import norm
 from ..core.protocols import Solver
 from ..solvers import solve
-from .truth import truth
+from .minimizers import truth
 
 ROUNDING = 1e-6
 """Relative excess that is put down to the rounding of both distances."""
@@ -45,7 +45,9 @@ class Row:
     def ratio(self) -> float:
         """The least that true / certified can be; a certificate tells the truth up to 1."""
         least = max(self.true - self.uncertainty, 0.0)
-        return least / self.certified if self.certified > 0 else (0.0 if least == 0 else float("inf"))
+        return (
+            least / self.certified if self.certified > 0 else (0.0 if least == 0 else float("inf"))
+        )
 
     @property
     def violated(self) -> bool:
@@ -80,9 +82,7 @@ def honesty(
     False
     """
     accuracies: Sequence[float] = [eps] if isinstance(eps, int | float) else list(eps)
-    solutions = [
-        solve(energy, y, e, solver=solver, budget=budget, throw=False) for e in accuracies
-    ]
+    solutions = [solve(energy, y, e, solver=solver, budget=budget, throw=False) for e in accuracies]
     exact = truth(energy, y, solutions[-1].value)
     return [
         Row(

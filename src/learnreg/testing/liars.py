@@ -254,8 +254,8 @@ class Liar:
         generator = torch.Generator().manual_seed(seed)
         t = torch.linspace(0, 1, size, dtype=torch.float64)
         picture = 0.6 * (t[:, None] > 0.4) + 0.4 * t[None, :]
-        x = picture.expand(self.images, 1, size, size).to(dtype)
-        with torch.random.fork_rng():
+        x = picture.expand(self.images, 1, size, size).float()
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             y = self.make(size).A(x).to(dtype)
         noise = torch.randn(y.shape, generator=generator, dtype=torch.float64)
@@ -286,7 +286,9 @@ _ALL = (
     Liar("absolute", lambda n: Absolute(), "A is |x|", determined=False),
     Liar("noise_in_A", lambda n: Noisy(), "A draws noise", determined=False),
     Liar("drifting", lambda n: Drifting(), "A grows with every call", determined=False),
-    Liar("attribute_changed", lambda n: Adjustable(), "A changes after its first use", change=_halve),
+    Liar(
+        "attribute_changed", lambda n: Adjustable(), "A changes after its first use", change=_halve
+    ),
     Liar("inpainting_overridden", lambda n: DimmedMask((1, n, n)), "A does not use the mask"),
     Liar("decomposable_overridden", lambda n: DimmedSpectrum((1, n, n)), "A does not use the mask"),
     Liar("wrong_in_float64", lambda n: WrongInDouble(), "the adjoint is 1 % off in float64"),

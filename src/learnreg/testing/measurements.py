@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +38,13 @@ class Forward:
     """
 
     def __init__(self, physics: nn.Module, x: Tensor) -> None:
-        self.physics, self.dtype = physics, x.dtype
+        self.physics: Any = physics
+        self.dtype = x.dtype
         wide = _widened(physics)
         if wide is not None and x.dtype != torch.float64:
             self._adopt(wide, x)
 
-    def _adopt(self, wide: nn.Module, x: Tensor) -> None:
+    def _adopt(self, wide: Any, x: Tensor) -> None:
         probe = normal(x, 7)
         try:
             twin = _real(wide.A(probe.double()))

@@ -61,7 +61,9 @@ def _forward(physics: Any, x: Tensor, allowed: float, name: str, seed: int) -> N
 
     zero = float(physics.A(torch.zeros_like(x)).abs().max())
     size = float(first.abs().max())
-    expect(zero <= 1e-7 * size, what, given=f"A(0) with entries up to {zero:.2e}", expected="A(0) = 0")
+    expect(
+        zero <= 1e-7 * size, what, given=f"A(0) with entries up to {zero:.2e}", expected="A(0) = 0"
+    )
 
     expect_close(physics.A(u), first, allowed / 10, what, "the same at every call")
     mixed = physics.A(2 * u - 3 * v)
@@ -80,7 +82,12 @@ def _adjoint(physics: Any, x: Tensor, allowed: float, name: str, seed: int) -> N
     expect(not back.is_complex(), what, given=back.dtype, expected="real images")
 
     zero = float(physics.A_adjoint(torch.zeros_like(w)).abs().max())
-    expect(zero <= 1e-7 * float(back.abs().max()), what, given=f"A^T 0 with entries up to {zero:.2e}", expected="0")
+    expect(
+        zero <= 1e-7 * float(back.abs().max()),
+        what,
+        given=f"A^T 0 with entries up to {zero:.2e}",
+        expected="0",
+    )
     expect_close(physics.A_adjoint(w), back, allowed / 10, what, "the same at every call")
     mixed = physics.A_adjoint(2 * w - 3 * z)
     expect_close(mixed, 2 * back - 3 * physics.A_adjoint(z), allowed, what, "a linear map")
@@ -177,7 +184,9 @@ def _copy(physics: nn.Module, x: Tensor, allowed: float, name: str, seed: int) -
         ) from error
     wide = torch.complex128 if single.is_complex() else torch.float64
     expect(double.dtype == wide, f"A of {what}", given=double.dtype, expected=wide)
-    expect(back.dtype == torch.float64, f"A_adjoint of {what}", given=back.dtype, expected="float64")
+    expect(
+        back.dtype == torch.float64, f"A_adjoint of {what}", given=back.dtype, expected="float64"
+    )
     expect_close(double, single.to(wide), allowed, f"A of {what}", "that of the original")
     adjoint: Any = physics.A_adjoint
     expect_close(
@@ -214,7 +223,7 @@ def _spectrum(physics: nn.Module, x: Tensor, name: str) -> None:
 
 
 def adjoint_mismatch(physics: Any, x: Tensor, seed: int = 0) -> float | None:
-    """||A_adjoint w - A^T w|| / ||A^T w|| with A^T by automatic differentiation; None without it."""
+    """||A_adjoint w - A^T w|| / ||A^T w||, A^T by automatic differentiation; None without it."""
     y = physics.A(x)
     w = normal(y, seed)
     transposed = _transposed(physics, x, w)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..core.batch import dot, norm
 from ..core.params import flatten, trainable, with_theta
 from ..operators import taylor_test
-from ..regularizers import Scaled, Sum, from_spec
 from ..regularizers import KNOWN as KNOWN_CLASSES
+from ..regularizers import Scaled, Sum, from_spec
 from .claims import expect, expect_close, expect_derivative, normal, relative
 from .spectra import check_bounds, check_changes
 
@@ -66,7 +66,7 @@ def check_regularizer(
             expected="a method",
         )
 
-    r = copy.deepcopy(regularizer).to(torch.float64)
+    r: Any = copy.deepcopy(regularizer).to(torch.float64)
     x = _enough(images.detach().to(torch.float64), seed)
     v = normal(x, seed + 1)
 
@@ -76,7 +76,7 @@ def check_regularizer(
     _select(r, x, v, name)
     _directional(r, x, v, tolerance, name)
     check_bounds(r, x, name)
-    _other_parameters(r, x, name)
+    _other_parameters(r, x, v, tolerance, name)
     _strangers(r, x, v, name)
     _lent(r, x, v, name)
     _float32(r, x, v, name)
@@ -230,7 +230,7 @@ def _directional(r: Any, x: Tensor, v: Tensor, tolerance: float, name: str) -> N
             expect_derivative(
                 (j @ direction)[None],
                 lambda t, d=direction, xi=xi, vi=vi: dot(  # type: ignore[misc]
-                    with_theta(r, theta + t * d).grad(xi), vi
+                    _at(r, theta + t * d).grad(xi), vi
                 ),
                 1.0,
                 tolerance,
@@ -238,6 +238,10 @@ def _directional(r: Any, x: Tensor, v: Tensor, tolerance: float, name: str) -> N
                 "the difference quotient of <grad R(x), v> over theta",
                 1e-3 * float(j.norm()) + 1e-9 * size + 1e-12,
             )
+
+
+def _at(r: Any, theta: Tensor) -> Any:
+    return with_theta(r, theta)
 
 
 def _directions(theta: Tensor) -> Tensor:
@@ -250,27 +254,30 @@ def _directions(theta: Tensor) -> Tensor:
     return torch.cat([few, drawn / drawn.norm(dim=1, keepdim=True)])
 
 
-def _other_parameters(r: Any, x: Tensor, name: str) -> None:
+def _other_parameters(r: Any, x: Tensor, v: Tensor, tolerance: float, name: str) -> None:
     """What changes in place is seen: nothing computed at other parameters is kept."""
     params = trainable(r)
     if not params:
         return
     theta = flatten(params).double()
     moved = theta + 0.2 * normal(theta, 14)
-    used = copy.deepcopy(r)
-    used.value(x), used.grad(x), used.linearize(x), used.bounds()
+    used: Any = copy.deepcopy(r)
+    _everything(used, x, x), used.bounds()
     with torch.no_grad():
         start = 0
         for p in trainable(used):
             p.copy_(moved[start : start + p.numel()].view_as(p))
             start += p.numel()
-    fresh = with_theta(r, moved)
+    fresh: Any = with_theta(r, moved)
     what = f"parameters of {name} changed in place"
     expect_close(used.value(x), fresh.value(x), EXACT, what, "the value at the new ones")
     expect_close(used.grad(x), fresh.grad(x), EXACT, what, "the gradient at the new ones")
     given, wanted = used.bounds(), fresh.bounds()
     expect(given == wanted, what, given=f"bounds {given}", expected=f"{wanted}")
-    check_bounds(used, x, f"{name} at other parameters")
+    name = f"{name} at other parameters"
+    _gradient(used, x, v, tolerance, name)
+    _hessian(used, x, v, tolerance, name)
+    check_bounds(used, x, name)
 
 
 def _strangers(r: Any, x: Tensor, v: Tensor, name: str) -> None:
@@ -323,7 +330,9 @@ def _lent(r: Any, x: Tensor, v: Tensor, name: str) -> None:
 
 def _float32(r: Any, x: Tensor, v: Tensor, name: str) -> None:
     single = copy.deepcopy(r).to(torch.float32)
-    fine = _everything(copy.deepcopy(single).to(torch.float64), x.float().double(), v.float().double())
+    fine = _everything(
+        copy.deepcopy(single).to(torch.float64), x.float().double(), v.float().double()
+    )
     for method, found in _everything(single, x.float(), v.float()).items():
         what = f"{method} of {name} in float32"
         expect(found.dtype == torch.float32, what, given=found.dtype, expected="torch.float32")
@@ -353,7 +362,10 @@ def _averages(r: Any, x: Tensor, name: str) -> list[str]:
     mean = None if method is None else method(x)
     if mean is None:
         return []
-    for word, found, last in (("diagonal", mean.diagonal, x.shape[-1]), ("symbol", mean.symbol, x.shape[-1] // 2 + 1)):
+    for word, found, last in (
+        ("diagonal", mean.diagonal, x.shape[-1]),
+        ("symbol", mean.symbol, x.shape[-1] // 2 + 1),
+    ):
         what, wanted = f"mean_curvature(x).{word} of {name}", (*x.shape[1:-1], last)
         expect(tuple(found.shape[1:]) == wanted, what, given=tuple(found.shape), expected=wanted)
         sound = bool((found.isfinite() & (found >= 0)).all())
@@ -367,7 +379,9 @@ def _spec(r: Any, x: Tensor, name: str) -> list[str]:
     except (AttributeError, NotImplementedError):
         return []
     what = f"spec of {name}"
-    expect(isinstance(spec, dict) and "type" in spec, what, given=spec, expected="a dict with 'type'")
+    expect(
+        isinstance(spec, dict) and "type" in spec, what, given=spec, expected="a dict with 'type'"
+    )
     try:
         rebuilt = _rebuilt(r, dict(spec)).to(torch.float64)
         rebuilt.load_state_dict(r.state_dict())

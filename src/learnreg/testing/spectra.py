@@ -57,7 +57,7 @@ def _power(product: Callable[[Tensor], Tensor], x: Tensor) -> float:
 
 
 def check_bounds(r: Any, x: Tensor, name: str) -> None:
-    """mu <= Hessian <= L at the images x and at their flat means.
+    """mu <= Hessian <= L at the images x, at flat ones, and far away: bounds hold everywhere.
 
     Raises:
         AssertionError: an eigenvalue outside.
@@ -74,19 +74,34 @@ def check_bounds(r: Any, x: Tensor, name: str) -> None:
         )
     mu, top = bounds.mu, bounds.L
     if top.certified:
-        expect(mu.value <= top.value * (1 + 1e-12), what, given=f"mu {mu.value:.6g}", expected=f"at most L = {top.value:.6g}")
+        expect(
+            mu.value <= top.value * (1 + 1e-12),
+            what,
+            given=f"mu {mu.value:.6g}",
+            expected=f"at most L = {top.value:.6g}",
+        )
 
     flat = x.mean(dim=(2, 3), keepdim=True).expand_as(x)
-    for image in torch.cat([x, flat[:2]])[:, None]:
+    for image in torch.cat([x, flat[:2], 0 * x[:1], 30 * x[:2], -30 * x[:1]])[:, None]:
         at = r.linearize(image)
         finite = top.value if math.isfinite(top.value) else 0.0
         low, high = extremes(at, image, finite)
         slack = 1e-9 * max(abs(high), 1e-300) + 1e-14
         if mu.certified:
-            expect(low >= mu.value - slack, what, given=f"mu = {mu.value:.6g}", expected=f"at most {low:.6g}, a Rayleigh quotient that occurs")
+            expect(
+                low >= mu.value - slack,
+                what,
+                given=f"mu = {mu.value:.6g}",
+                expected=f"at most {low:.6g}, a Rayleigh quotient that occurs",
+            )
         if math.isfinite(top.value):
             allowed = top.value * (1 if top.certified else LOOSE)
-            expect(high <= allowed + slack, what, given=f"L = {top.value:.6g}", expected=f"at least {high:.6g}, a Rayleigh quotient that occurs")
+            expect(
+                high <= allowed + slack,
+                what,
+                given=f"L = {top.value:.6g}",
+                expected=f"at least {high:.6g}, a Rayleigh quotient that occurs",
+            )
 
 
 def check_changes(r: Any, x: Tensor, v: Tensor, name: str) -> list[str]:
@@ -99,7 +114,11 @@ def check_changes(r: Any, x: Tensor, v: Tensor, name: str) -> list[str]:
         AssertionError: a change that is larger than certified.
     """
     made = []
-    for method, size in (("hessian_change", _of_hessian), ("mixed_change", _of_mixed), ("mixed_norm", _of_norm)):
+    for method, size in (
+        ("hessian_change", _of_hessian),
+        ("mixed_change", _of_mixed),
+        ("mixed_norm", _of_norm),
+    ):
         offered = getattr(r, method, None)
         if offered is None:
             continue
@@ -108,7 +127,9 @@ def check_changes(r: Any, x: Tensor, v: Tensor, name: str) -> list[str]:
             certified = offered(x, radii) if method == "mixed_norm" else offered(x, v, radii)
             if certified is None:
                 break
-            found = torch.stack([size(r, x, v, point) for point in _around(x, v, radius)]).amax(dim=0)
+            found = torch.stack([size(r, x, v, point) for point in _around(x, v, radius)]).amax(
+                dim=0
+            )
             holds = (found <= certified * (1 + 1e-9) + 1e-12).all()
             worst = int((found - certified).argmax())
             expect(

@@ -55,9 +55,7 @@ def truth(energy: Any, y: Tensor, like: Tensor) -> Truth:
     if like.shape[0] != y.shape[0]:
         raise InputError("like", given=f"{like.shape[0]} images", expected=f"{y.shape[0]}")
     found = [_one(energy, y[i : i + 1], like[i : i + 1]) for i in range(y.shape[0])]
-    return Truth(
-        torch.cat([t.minimizer for t in found]), torch.cat([t.uncertainty for t in found])
-    )
+    return Truth(torch.cat([t.minimizer for t in found]), torch.cat([t.uncertainty for t in found]))
 
 
 def true_distance(energy: Any, y: Tensor, x: Tensor) -> Tensor:
