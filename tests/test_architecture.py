@@ -32,6 +32,7 @@ ROOMS = {
     "learners": "metrics models solvers hypergradients",
     "training": "data regularizers",
     "reports": "metrics",
+    "testing": "operators regularizers problems solvers",
     "cli": "operators convex linear metrics networks regularizers data problems models solvers "
     "hypergradients"
     " learners training reports",
@@ -41,7 +42,7 @@ ROOMS = {
 DOORS = {
     "deepinv": "operators/physics.py operators/layout.py operators/private.py operators/spectrum.py"
     " regularizers/prior.py problems/fidelity.py hypergradients/layer.py data/pairs.py"
-    " metrics/image.py cli/physics.py",
+    " metrics/image.py cli/physics.py testing/liars.py testing/honest.py",
     "scipy": "learners/",
     "optuna": "learners/search.py",
     "dfols": "learners/dfols.py",

@@ -25,6 +25,7 @@ _ROOMS = (
     "regularizers",
     "reports",
     "solvers",
+    "testing",
 )
 _HOME = {
     "Bound": "core",

@@ -1,0 +1,184 @@
+"""The contract of a data term: ``tie(y)`` gives the functions a -> D(a, y), one per image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.batch import dot, expand, norm
+from .claims import expect, expect_close, expect_derivative, normal, relative
+
+
+def check_data_term(
+    term: Any, y: Tensor, a: Tensor | None = None, *, tolerance: float = 1e-5, seed: int = 0
+) -> None:
+    """Whether a data term is what an energy takes it for.
+
+    ``term.tie(y)`` has ``value(a) -> (b,)``, ``grad(a)``, ``curvature(a)`` (the diagonal of a
+    diagonal Hessian, shaped as a, or None), ``bounds()`` (two tensors (b,) or (1,) between which
+    second derivatives lie), ``select(index)`` and ``double()``. Checked in float64: the gradient
+    against difference quotients of the value, the curvature against those of the gradient, both
+    bounds against curvatures and against the monotonicity of the gradient, independence of the
+    batch, repeatability, ``select``, ``double``, and float32 against float64.
+
+    Args:
+        term: the data term.
+        y: measurements (b, ...).
+        a: where it is evaluated, shaped as y; near y when None. Give points of the domain if that
+            is not everything.
+        tolerance: relative, for comparisons with difference quotients.
+        seed: of the directions.
+
+    Raises:
+        AssertionError: what was given, what was expected.
+    """
+    name = type(term).__name__
+    wide = torch.complex128 if y.is_complex() else torch.float64
+    y = y.detach().to(wide)
+    near = y + 0.3 * y.abs().mean().clamp_min(1e-3) * normal(y, seed)
+    a = near if a is None else a.detach().to(wide)
+    if y.shape[0] == 1:
+        y, a = torch.cat([y, y]), torch.cat([a, a + 0.01 * (a - y)])
+
+    f = term.tie(y)
+    _shapes(f, a, name)
+    _derivatives(f, a, tolerance, name, seed)
+    _bounds(f, a, name, seed)
+    _strangers(term, f, y, a, name)
+    _precision(term, y, a, name)
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    return dot(torch.view_as_real(a), torch.view_as_real(b)) if a.is_complex() else dot(a, b)
+
+
+def _shapes(f: Any, a: Tensor, name: str) -> None:
+    value, grad, curvature = f.value(a), f.grad(a), f.curvature(a)
+    b = (a.shape[0],)
+    expect(tuple(value.shape) == b, f"value of {name}", given=tuple(value.shape), expected=b)
+    expect(not value.is_complex(), f"value of {name}", given=value.dtype, expected="real numbers")
+    expect(
+        grad.shape == a.shape, f"grad of {name}", given=tuple(grad.shape), expected=tuple(a.shape)
+    )
+    for word, found in (("value", value), ("grad", grad), ("curvature", curvature)):
+        sound = found is None or bool(found.isfinite().all())
+        expect(sound, f"{word} of {name}", given="NaN or Inf", expected="finite numbers")
+    kept = a.clone()
+    expect_close(f.value(a), value, 1e-12, f"value of {name}", "the same at every call")
+    expect_close(f.grad(a), grad, 1e-12, f"grad of {name}", "the same at every call")
+    expect(torch.equal(a, kept), f"a call of {name}", given="a changed argument", expected="none")
+
+
+def _derivatives(f: Any, a: Tensor, tolerance: float, name: str, seed: int) -> None:
+    v, g = normal(a, seed + 1), f.grad(a)
+    size = max(float(a.abs().mean()), 1e-6)
+    expect_derivative(
+        _inner(g, v),
+        lambda t: f.value(a + t * v),
+        size,
+        tolerance,
+        f"grad of {name}",
+        "the difference quotient of value",
+        1e-9 * float((norm(g) * norm(v)).abs().max()) + 1e-300,
+    )
+    curvature = f.curvature(a)
+    if curvature is None:
+        return
+    expect_derivative(
+        curvature * v,
+        lambda t: f.grad(a + t * v),
+        size,
+        tolerance,
+        f"curvature of {name}",
+        "the difference quotient of grad (a diagonal)",
+    )
+
+
+def _bounds(f: Any, a: Tensor, name: str, seed: int) -> None:
+    lower, upper = (torch.as_tensor(t, dtype=torch.float64).expand(a.shape[0]) for t in f.bounds())
+    what = f"bounds of {name}"
+    expect(
+        bool((lower >= 0).all()),
+        what,
+        given=f"a lower bound {float(lower.min()):.4g}",
+        expected=">= 0, a convex function",
+    )
+    expect(bool((lower <= upper).all()), what, given="lower above upper", expected="lower <= upper")
+
+    curvature = f.curvature(a)
+    if curvature is not None:
+        flat = curvature.expand(a.shape).flatten(1)
+        _between(flat.amin(dim=1), flat.amax(dim=1), lower, upper, what, "a curvature")
+    for k in range(4):
+        step = normal(a, seed + 2 + k) * 10.0 ** (1 - k) * a.abs().mean().clamp_min(1e-6)
+        other = a + step if k % 2 else a + step.abs()
+        if not bool(f.value(other).isfinite().all()):
+            continue  # outside the domain
+        slope = _inner(f.grad(other) - f.grad(a), other - a) / _inner(other - a, other - a)
+        _between(slope, slope, lower, upper, what, "a slope of the gradient")
+
+
+def _between(low: Tensor, high: Tensor, lower: Tensor, upper: Tensor, what: str, of: str) -> None:
+    slack = 1e-7 * high.abs()
+    below, above = int((low - lower).argmin()), int((high - upper).argmax())
+    expect(
+        bool((low >= lower - slack).all()),
+        what,
+        given=f"a lower bound {float(lower[below]):.6g}",
+        expected=f"at most {float(low[below]):.6g}, {of} that occurs",
+    )
+    expect(
+        bool((high <= upper + slack).all()),
+        what,
+        given=f"an upper bound {float(upper[above]):.6g}",
+        expected=f"at least {float(high[above]):.6g}, {of} that occurs",
+    )
+
+
+def _strangers(term: Any, f: Any, y: Tensor, a: Tensor, name: str) -> None:
+    index = torch.arange(y.shape[0] - 1, -1, -1)
+    some = f.select(index)
+    what = f"select of {name}"
+    expect_close(some.value(a[index]), f.value(a)[index], 1e-12, what, "the selected functions")
+    expect_close(some.grad(a[index]), f.grad(a)[index], 1e-12, what, "the selected functions")
+    for mine, all_of_them in zip(some.bounds(), f.bounds(), strict=True):
+        found = torch.as_tensor(mine, dtype=torch.float64).expand(y.shape[0])
+        wanted = torch.as_tensor(all_of_them, dtype=torch.float64).expand(y.shape[0])[index]
+        expect_close(found, wanted, 1e-12, f"bounds after {what}", "those of the selected")
+    for i in range(y.shape[0]):
+        alone = term.tie(y[i : i + 1])
+        what = f"{name} for image {i} alone"
+        expect_close(
+            alone.grad(a[i : i + 1]),
+            f.grad(a)[i : i + 1],
+            1e-12,
+            f"grad of {what}",
+            "that of the same image in a batch",
+        )
+        expect_close(
+            alone.value(a[i : i + 1]),
+            f.value(a)[i : i + 1],
+            1e-12,
+            f"value of {what}",
+            "that of the same image in a batch",
+        )
+
+
+def _precision(term: Any, y: Tensor, a: Tensor, name: str) -> None:
+    narrow = torch.complex64 if y.is_complex() else torch.float32
+    single, coarse = term.tie(y.to(narrow)), a.to(narrow)
+    grad = single.grad(coarse)
+    expect(grad.dtype == narrow, f"grad of {name} in {narrow}", given=grad.dtype, expected=narrow)
+    double = single.double()
+    fine = double.grad(coarse.to(y.dtype))
+    expect(fine.dtype == y.dtype, f"double of {name}", given=fine.dtype, expected=y.dtype)
+    scale = float(expand(norm(fine), fine).abs().max())
+    difference = relative(grad.to(y.dtype).abs(), fine.abs(), scale)
+    expect(
+        difference <= 1e-3,
+        f"grad of {name} in {narrow}",
+        given=f"a relative difference of {difference:.2e}",
+        expected="that of its float64 copy, up to 1e-03",
+    )
