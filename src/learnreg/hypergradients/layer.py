@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..core.batch import norm, per_image
 from ..core.errors import MissingPropertyError, SolveError
+from ..core.guards import check_energy, check_strategy, isolated
 from ..core.params import trainable
 from ..core.status import summarize
 from ..linear.cg import CG
-from ..solvers.select import adjoint_preconditioner
+from ..solvers.select import adjoint_preconditioner, check_solver
 from ..solvers.solve import solve
 from .implicit import Implicit
 from .piggyback import Piggyback, natural_strategy
@@ -55,6 +56,10 @@ class Reconstructor(DeepinvReconstructor):
         relative_delta: float = 1e-3,
     ) -> None:
         super().__init__()
+        check_energy(energy)
+        check_solver(solver)
+        if isinstance(hypergradient, type):
+            check_strategy(hypergradient, "hypergradient")
         per_image(eps, torch.zeros(1, 1))
         per_image(relative_delta, torch.zeros(1, 1), "relative_delta")
         self.energy, self.eps, self.solver = energy, eps, solver
@@ -68,8 +73,12 @@ class Reconstructor(DeepinvReconstructor):
             )
         self.relative_delta = relative_delta
 
+    @isolated
     def forward(self, y: Tensor, physics: Any = None, **kwargs: Any) -> Tensor:
-        """(b, ...) -> (b, c, h, w); ``physics`` replaces the one of the energy when given."""
+        """(b, ...) -> (b, c, h, w); ``physics`` replaces the one of the energy when given.
+
+        Mixed precision is off in here, forwards and backwards.
+        """
         energy = self.energy if physics is None else self.energy.with_physics(physics)
         if isinstance(self.strategy, Piggyback):
             return SaddleSolve.apply(
@@ -95,6 +104,7 @@ class _ImplicitSolve(torch.autograd.Function):
         return solution.value.clone()
 
     @staticmethod
+    @isolated
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         upstream = grads[0]
         y, x, *params = ctx.saved_tensors

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.batch import norm
 from ..core.errors import MissingPropertyError, SolveError
+from ..core.guards import isolated
 from ..core.params import trainable
 from ..core.status import summarize
 from ..solvers.solve import solve, solve_potential
@@ -38,6 +39,7 @@ class SaddleSolve(torch.autograd.Function):
         return solution.value.clone()
 
     @staticmethod
+    @isolated
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         y, state = ctx.saved_tensors
         energy, upstream = ctx.energy, grads[0]

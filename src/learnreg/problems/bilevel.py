@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.batch import check_images
 from ..core.errors import InputError, MissingPropertyError
+from ..core.guards import check_energy, check_measured, check_pairs
 from ..core.params import flatten, names, trainable
 from ..core.protocols import Loss
 from .losses import SquaredError
@@ -62,6 +63,8 @@ class BilevelProblem:
         loss: Loss | None = None,
         penalty: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        check_energy(energy, "at", "start", "parameters")
+        check_pairs(pairs)
         if len(pairs) == 0 or pairs.x.shape[0] != pairs.y.shape[0]:
             raise InputError(
                 "pairs",
@@ -70,6 +73,7 @@ class BilevelProblem:
             )
         check_images(pairs.x, "x")
         check_images(pairs.y, "y")
+        check_measured(pairs.y, energy)
         if not trainable(energy):
             raise InputError(
                 "energy",

@@ -11,6 +11,7 @@ from ..core.batch import check_images
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
 from ..core.errors import InputError, MissingPropertyError
+from ..core.guards import check_parts
 from ..core.protocols import Hessian
 from .fidelity import L2
 from .tied import Tied
@@ -44,6 +45,7 @@ class Energy(Tied):
     def __init__(
         self, physics: nn.Module, regularizer: nn.Module, fidelity: L2 | None = None
     ) -> None:
+        check_parts(regularizer, fidelity)
         if getattr(regularizer, "saddle", False):
             raise InputError(
                 "regularizer",

@@ -13,7 +13,7 @@ from ..convex import Convex, KullbackLeibler, Norm, Squares, Zero
 from ..core.batch import dot
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
-from ..core.ranges import check_positive
+from ..core.ranges import check_positive, tidy
 from ..operators.physics import LinearMap
 
 
@@ -29,6 +29,7 @@ class L2:
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
+        tidy(self)
         check_positive("sigma", self.sigma)
 
     def value(self, operator: LinearMap, x: Tensor, y: Tensor) -> Tensor:
@@ -100,6 +101,7 @@ class L1:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        tidy(self)
         check_positive("weight", self.weight)
 
     def bounds(self, operator: LinearMap, x: Tensor) -> Curvature:
@@ -133,6 +135,7 @@ class KL:
     background: float = 1.0
 
     def __post_init__(self) -> None:
+        tidy(self)
         check_positive("background", self.background)
 
     def bounds(self, operator: LinearMap, x: Tensor) -> Curvature:

@@ -20,6 +20,7 @@ from ..core.batch import check_images, expand, norm
 from ..core.bounds import Bound, Curvature
 from ..core.certificates import distance_from_gap, distance_from_residuals
 from ..core.errors import InputError, MissingPropertyError
+from ..core.guards import check_parts
 from ..core.ranges import check_number
 from .fidelity import L2
 from .tied import Tied
@@ -57,6 +58,7 @@ class SaddleEnergy(Tied):
         fidelity: Any = None,
         tikhonov: float = 0.0,
     ) -> None:
+        check_parts(regularizer, fidelity)
         missing = [m for m in NEEDED if not hasattr(regularizer, m)]
         if missing:
             raise InputError(
@@ -65,7 +67,7 @@ class SaddleEnergy(Tied):
                 expected="a saddle regularizer such as ExactTV, TGV or LearnedTV",
                 remedy="Differentiable regularizers belong to Energy.",
             )
-        check_number("tikhonov", tikhonov, lambda v: v >= 0, "a number >= 0")
+        tikhonov = check_number("tikhonov", tikhonov, lambda v: v >= 0, "a number >= 0")
         super().__init__(physics, regularizer, fidelity or L2())
         self.tikhonov = float(tikhonov)
 

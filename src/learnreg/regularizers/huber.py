@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
+from ..core.ranges import plain_arguments
 from ..operators.differences import NORM_SQUARED, gradient, gradient_adjoint
 from .base import LinearizedHessian, Regularizer, positive
 from .tv import flat_averages, radial_product
@@ -37,6 +38,9 @@ class HuberTV(Regularizer):
         InputError: weight or smoothing not positive.
     """
 
+    pictures = True
+
+    @plain_arguments
     def __init__(self, weight: float = 0.05, smoothing: float = 0.02) -> None:
         super().__init__()
         self.log_weight = nn.Parameter(torch.tensor(math.log(positive("weight", weight))))

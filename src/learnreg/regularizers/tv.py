@@ -12,6 +12,7 @@ from ..core.batch import norm
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
 from ..core.errors import InputError
+from ..core.ranges import check_flag, plain_arguments
 from ..operators.differences import (
     NORM_SQUARED,
     differences,
@@ -46,14 +47,16 @@ class TV(Regularizer):
         InputError: weight or smoothing not positive.
     """
 
+    pictures = True
+
+    @plain_arguments
     def __init__(
         self, weight: float = 0.05, smoothing: float = 0.02, isotropic: bool = True
     ) -> None:
         super().__init__()
         self.log_weight = nn.Parameter(torch.tensor(math.log(positive("weight", weight))))
         self.log_smoothing = nn.Parameter(torch.tensor(math.log(positive("smoothing", smoothing))))
-        if not isinstance(isotropic, bool):
-            raise InputError("isotropic", given=isotropic, expected="True or False")
+        check_flag("isotropic", isotropic)
         self.isotropic = isotropic
 
     def _scales(self) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from ..core.bounds import Kind
 from ..core.certificates import distance_from_gradient
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
+from ..core.guards import check_energy, check_measured, isolated
 from ..core.protocols import Potential
 from ..core.ranges import check_fraction
 from ..linear.cg import cg
@@ -63,6 +64,7 @@ class Distance:
         )
 
 
+@isolated
 def certify(energy: Any, y: Tensor, x: Tensor, *, sharpness: float = 0.1) -> Distance:
     """The distance of x, from wherever it comes, to the exact minimizer of h(.; y).
 
@@ -83,9 +85,12 @@ def certify(energy: Any, y: Tensor, x: Tensor, *, sharpness: float = 0.1) -> Dis
         InputError: bad shapes, NaN or Inf, sharpness out of range.
         MissingPropertyError: the energy is not strongly convex, or a saddle point.
     """
+    check_energy(energy, "at")
+    check_measured(y, energy)
     check_images(y, "y")
+    check_measured(x, energy, "x")
     check_images(x, "x")
-    check_fraction("sharpness", sharpness)
+    sharpness = check_fraction("sharpness", sharpness)
     if x.shape[0] != y.shape[0]:
         raise InputError(
             "x", given=f"{x.shape[0]} images", expected=f"{y.shape[0]}, one per measurement"

@@ -14,7 +14,9 @@ from ..core.batch import check_images, norm, per_image
 from ..core.bounds import Kind
 from ..core.cost import Cost
 from ..core.errors import InputError
+from ..core.guards import check_energy, check_measured, isolated
 from ..core.protocols import Potential, Saddle, Solver
+from ..core.ranges import check_flag, check_number
 from ..core.results import Solution
 from ..core.status import Status
 from .iterate import is_saddle, minimize, require_strong_convexity
@@ -26,6 +28,7 @@ no ``noise()``.
 """
 
 
+@isolated
 def solve(
     energy: Any,
     y: Tensor,
@@ -58,7 +61,20 @@ def solve(
         SolveError: some image missed eps; it carries the Solution and names the smallest eps
             reached.
     """
+    check_energy(energy)
+    check_flag("throw", throw)
+    check_measured(y, energy)
     check_images(y, "y")
+    check_solver(solver)
+    per_image(eps, y)
+    budget = check_number(
+        "budget",
+        budget,
+        lambda v: v > 0,
+        "a positive number of solver steps",
+        integer=True,
+        optional=True,
+    )
     start = energy.start(y) if x0 is None else x0
     check_images(start, "x0")
     packed = start.dim() == 2 and y.dim() > 2  # the state of an earlier solution of a saddle point
@@ -72,12 +88,6 @@ def solve(
             given=f"shape {tuple(x0.shape)}, {x0.dtype}",
             expected=f"shape {tuple(energy.start(y).shape)}, {y.dtype}",
         )
-    per_image(eps, start)
-    if budget is not None and not (
-        isinstance(budget, int) and not isinstance(budget, bool) and budget > 0
-    ):
-        raise InputError("budget", given=budget, expected="a positive number of solver steps")
-    check_solver(solver)
     potential = energy.at(y) if x0 is None else energy.at(y, start)
     require_strong_convexity(potential)
     solution = solve_potential(
