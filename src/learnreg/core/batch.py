@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .errors import InputError
+from .ranges import shown
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -29,7 +32,7 @@ def per_image(value: float | Tensor, like: Tensor, what: str = "eps") -> Tensor:
     Raises:
         InputError: not positive, not finite, or of a length that is not the batch size.
     """
-    t = torch.as_tensor(value, dtype=torch.float64, device=like.device).flatten()
+    t = _numbers(value, what).to(like.device).flatten()
     if t.numel() not in (1, like.shape[0]):
         raise InputError(
             what,
@@ -39,11 +42,28 @@ def per_image(value: float | Tensor, like: Tensor, what: str = "eps") -> Tensor:
     if not bool((torch.isfinite(t) & (t > 0)).all()):
         raise InputError(
             what,
-            given=value,
+            given=shown(value),
             expected="a positive finite distance",
             remedy=f"Pass a positive {what}, for example 1e-2.",
         )
     return t.expand(like.shape[0]).clone()
+
+
+def _numbers(value: Any, what: str) -> Tensor:
+    """Real numbers of any form as a float64 tensor."""
+    try:
+        given = value.detach() if isinstance(value, Tensor) else torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        given = None
+    plain = isinstance(given, Tensor) and not (given.is_sparse or given.is_meta)
+    if given is None or not plain or given.dtype == torch.bool or given.is_complex():
+        raise InputError(
+            what,
+            given=shown(value),
+            expected="a positive finite number, or one per image",
+            remedy=f"Pass a positive {what}, for example 1e-2.",
+        )
+    return given.to(torch.float64)
 
 
 def check_images(x: Tensor, what: str) -> None:
@@ -60,6 +80,13 @@ def check_images(x: Tensor, what: str) -> None:
             given=kind,
             expected="a floating-point tensor (b, c, h, w)",
             remedy="Convert with torch.as_tensor(...).float() and scale to [0, 1].",
+        )
+    if x.layout != torch.strided or x.is_meta or x.is_nested:
+        raise InputError(
+            what,
+            given="a tensor without values (device meta)" if x.is_meta else f"a {x.layout} tensor",
+            expected="a dense tensor with values",
+            remedy=f"Pass {what}.to_dense(), on the device of the energy.",
         )
     if x.dim() < 2 or x.shape[0] == 0 or x.numel() == 0:
         raise InputError(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.ranges import plain, shown
 from .crops import Source, crop, deal, fetch
 from .images import NATURAL, list_images, load_image, load_natural
 from .phantoms import phantoms
@@ -39,11 +40,12 @@ def gather(
     """The true images of (training, test); arguments and errors as in
     :func:`learnreg.data.pairs`.
     """
-    check_count(size, "size", least=1, remedy="Pass the height and width of the crops in pixels.")
-    check_seed(seed)
+    remedy = "Pass the height and width of the crops in pixels."
+    size = check_count(size, "size", least=1, remedy=remedy)
+    seed, channels, scale = check_seed(seed), plain(channels), plain(scale)
     split = _check_split(split)
     _check_scale(scale)
-    if channels not in (1, 3) or isinstance(channels, bool):
+    if not isinstance(channels, int) or isinstance(channels, bool) or channels not in (1, 3):
         raise InputError(
             "channels",
             given=repr(channels),
@@ -163,10 +165,12 @@ def _check_split(split: object) -> tuple[int, int]:
 def _check_scale(scale: object) -> None:
     if scale is None:
         return
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale <= 1:
+    number = plain(scale)
+    real = isinstance(number, int | float) and not isinstance(number, bool)
+    if not (real and 0 < number <= 1):
         raise InputError(
             "scale",
-            given=repr(scale),
+            given=shown(scale),
             expected="a number in (0, 1], or None",
             remedy="Photographs are only ever made smaller; scale=1 keeps their size.",
         )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from deepinv.physics import Physics
 
 
-MOST_CHANNELS = 16
+MOST_CHANNELS = 7
 """Of signals (n, c, length): with more of them an image without its batch is meant."""
 
 

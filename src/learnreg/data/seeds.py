@@ -9,6 +9,7 @@ import hashlib
 import torch
 
 from ..core.errors import InputError
+from ..core.ranges import plain, shown
 
 
 def check_count(value: object, what: str, *, least: int, remedy: str) -> int:
@@ -17,11 +18,12 @@ def check_count(value: object, what: str, *, least: int, remedy: str) -> int:
     Raises:
         InputError: not an integer (True and 3.0 are refused as well), or too small.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
         raise InputError(
-            what, given=repr(value), expected=f"a whole number >= {least}", remedy=remedy
+            what, given=shown(value), expected=f"a whole number >= {least}", remedy=remedy
         )
-    return value
+    return number
 
 
 def check_seed(seed: object) -> int:

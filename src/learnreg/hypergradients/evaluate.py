@@ -8,13 +8,16 @@ from typing import Any
 import torch
 
 from ..core.batch import per_image
+from ..core.guards import check_problem, check_strategy, isolated
 from ..core.protocols import Strategy
 from ..core.results import Hypergradient, Solution
+from ..solvers.select import check_solver
 from ..solvers.solve import solve
 from .penalty import penalized
 from .piggyback import natural_strategy
 
 
+@isolated
 def hypergradient(
     problem: Any,
     eps: float,
@@ -40,6 +43,9 @@ def hypergradient(
         InputError: eps or delta not positive.
         SolveError: an image missed eps, or is not finite after fixed steps.
     """
+    check_problem(problem)
+    check_strategy(strategy)
+    check_solver(solver)
     strategy = strategy or replace(natural_strategy(problem.energy), estimate=True)
     per_image(eps, problem.pairs.x)
     per_image(delta, problem.pairs.x, "delta")

@@ -15,6 +15,7 @@ from ..core.bounds import constants_of
 from ..core.cost import Cost
 from ..core.errors import MissingPropertyError
 from ..core.params import trainable
+from ..core.ranges import check_flag, check_integer, check_object, tidy
 from ..core.results import Hypergradient, Solution
 from ..linear.cg import CG
 from ..linear.precondition import Preconditioner
@@ -35,6 +36,9 @@ class Implicit:
             evaluation of the energy).
         polish_steps: CG steps of each of the two truncated solves of the estimate.
         group: images differentiated at a time in the reverse-mode call.
+
+    Raises:
+        InputError: a value out of range.
     """
 
     linear: CG = CG()
@@ -42,6 +46,14 @@ class Implicit:
     certify: bool = True
     polish_steps: int = 6
     group: int = 4
+
+    def __post_init__(self) -> None:
+        tidy(self)
+        check_object("linear", self.linear, ("__call__",), "a linear solver", "For example CG().")
+        check_flag("estimate", self.estimate)
+        check_flag("certify", self.certify)
+        check_integer("polish_steps", self.polish_steps, 1)
+        check_integer("group", self.group, 1)
 
     def gradient(
         self,

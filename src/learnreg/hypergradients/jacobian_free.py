@@ -13,8 +13,7 @@ from torch import Tensor
 from ..core.batch import expand, norm
 from ..core.bounds import Constants, constants_of
 from ..core.cost import Cost
-from ..core.errors import InputError
-from ..core.ranges import check_number, check_positive
+from ..core.ranges import check_flag, check_number, check_positive, tidy
 from ..core.results import Hypergradient, Solution
 from ..core.status import Status
 from ..solvers.iterate import require_strong_convexity
@@ -59,10 +58,10 @@ class JacobianFree:
     group: int = 4
 
     def __post_init__(self) -> None:
+        tidy(self)
         check_number("terms", self.terms, lambda v: v >= 1, "an integer >= 1", integer=True)
         check_positive("step", self.step, optional=True)
-        if not isinstance(self.certify, bool):
-            raise InputError("certify", given=self.certify, expected="True or False")
+        check_flag("certify", self.certify)
         check_number("group", self.group, lambda v: v >= 1, "an integer >= 1", integer=True)
 
     @torch.no_grad()

@@ -12,11 +12,12 @@ from torch.autograd.function import once_differentiable
 
 from ..core.batch import norm, per_image
 from ..core.errors import MissingPropertyError, SolveError
+from ..core.guards import check_energy, check_strategy, isolated
 from ..core.measured import Measured, Native
 from ..core.params import trainable
 from ..core.status import summarize
 from ..linear.cg import CG
-from ..solvers.select import adjoint_preconditioner
+from ..solvers.select import adjoint_preconditioner, check_solver
 from ..solvers.solve import as_data, solve
 from .implicit import Implicit
 from .piggyback import Piggyback, natural_strategy
@@ -58,6 +59,10 @@ class Reconstructor(DeepinvReconstructor):
         relative_delta: float = 1e-3,
     ) -> None:
         super().__init__()
+        check_energy(energy)
+        check_solver(solver)
+        if isinstance(hypergradient, type):
+            check_strategy(hypergradient, "hypergradient")
         per_image(eps, torch.zeros(1, 1))
         per_image(relative_delta, torch.zeros(1, 1), "relative_delta")
         self.energy, self.eps, self.solver = energy, eps, solver
@@ -71,6 +76,7 @@ class Reconstructor(DeepinvReconstructor):
             )
         self.relative_delta = relative_delta
 
+    @isolated
     def forward(
         self,
         y: Native | Measured,
@@ -78,7 +84,7 @@ class Reconstructor(DeepinvReconstructor):
         params: Mapping[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """(b, ...) -> (b, c, h, w).
+        """(b, ...) -> (b, c, h, w). Mixed precision is off in here, forwards and backwards.
 
         Args:
             y: measurements, real or complex, or a TensorList.
@@ -144,6 +150,7 @@ class _ImplicitSolve(torch.autograd.Function):
         return x
 
     @staticmethod
+    @isolated
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         upstream = grads[0]

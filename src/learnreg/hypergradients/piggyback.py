@@ -21,9 +21,9 @@ from torch import Tensor
 from ..core.batch import norm
 from ..core.certificates import distance_from_residuals
 from ..core.cost import Cost
-from ..core.errors import MissingPropertyError
+from ..core.errors import InputError, MissingPropertyError
 from ..core.params import trainable
-from ..core.ranges import check_number, check_positive
+from ..core.ranges import check_flag, check_number, check_positive, shown, tidy
 from ..core.results import Hypergradient, Solution
 from ..core.status import Status
 from ..solvers.iterate import is_saddle
@@ -66,6 +66,16 @@ class Piggyback:
     group: int = 8
 
     def __post_init__(self) -> None:
+        tidy(self)
+        if not isinstance(self.solver, PDHG):
+            raise InputError(
+                "solver",
+                given=shown(self.solver),
+                expected="a PDHG",
+                remedy="For example solver=solvers.PDHG(interval=10).",
+            )
+        check_flag("estimate", self.estimate)
+        check_flag("certify", self.certify)
         check_number("max_steps", self.max_steps, lambda v: v >= 1, "an integer >= 1", integer=True)
         check_number("group", self.group, lambda v: v >= 1, "an integer >= 1", integer=True)
 
@@ -344,6 +354,7 @@ class JointPiggyback:
     joint: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        tidy(self)
         check_number("steps", self.steps, lambda v: v >= 1, "an integer >= 1", integer=True)
         check_positive("balance", self.balance)
         check_number("group", self.group, lambda v: v >= 1, "an integer >= 1", integer=True)

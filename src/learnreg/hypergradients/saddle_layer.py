@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ..core.batch import norm
 from ..core.errors import SolveError
+from ..core.guards import isolated
 from ..core.status import summarize
 from ..solvers.solve import solve_potential
 from .adjoint_saddle import linearized
@@ -30,6 +31,7 @@ class SaddleSolve(torch.autograd.Function):
         return layer.real(solution.value).clone()
 
     @staticmethod
+    @isolated
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         y, state, *params = ctx.saved_tensors

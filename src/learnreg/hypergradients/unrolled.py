@@ -25,9 +25,9 @@ from ..core.batch import expand, norm
 from ..core.bounds import constants_of
 from ..core.certificates import distance_from_gradient
 from ..core.cost import Cost
-from ..core.errors import InputError, MissingPropertyError
+from ..core.errors import MissingPropertyError
 from ..core.protocols import Potential
-from ..core.ranges import check_number, check_positive
+from ..core.ranges import check_choice, check_number, check_positive, tidy
 from ..core.results import Hypergradient, Solution
 from ..core.status import Status
 from ..solvers.iterate import require_strong_convexity, rounding_of
@@ -89,6 +89,7 @@ class Unrolled:
     group: int = 4
 
     def __post_init__(self) -> None:
+        tidy(self)
         for name in ("steps", "group"):
             check_number(
                 name, getattr(self, name), lambda v: v >= 1, "an integer >= 1", integer=True
@@ -102,11 +103,8 @@ class Unrolled:
             optional=True,
         )
         check_positive("step", self.step, optional=True)
-        for name, allowed in (("start", ("data", "solution")), ("method", ("gd", "agd"))):
-            if getattr(self, name) not in allowed:
-                raise InputError(
-                    name, given=repr(getattr(self, name)), expected=" or ".join(map(repr, allowed))
-                )
+        check_choice("start", self.start, ("data", "solution"))
+        check_choice("method", self.method, ("gd", "agd"))
 
     @property
     def fixed(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core.ranges import check_fraction, check_number
+from ..core.ranges import check_fraction, check_number, tidy
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Adaptive:
     loosen: float = 1.05
 
     def __post_init__(self) -> None:
+        tidy(self)
         check_fraction("tighten", self.tighten)
         check_number("loosen", self.loosen, lambda v: v >= 1, "a number >= 1")
 

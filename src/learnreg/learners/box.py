@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.ranges import plain, shown
 
 Ranges: TypeAlias = list[float] | dict[str, list[float]] | None
 """[lower, upper] for every entry of theta, or {parameter name: [lower, upper]}; None is no
@@ -48,17 +49,17 @@ def check_ranges(name: str, ranges: Any) -> None:
     if ranges is None:
         return
     for key, pair in ranges.items() if isinstance(ranges, dict) else [("", ranges)]:
-        usable = (
-            isinstance(pair, list | tuple)
-            and len(pair) == 2
-            and all(
-                isinstance(v, int | float) and not isinstance(v, bool) and not math.isnan(v)
-                for v in pair
-            )
+        ends = [plain(v) for v in pair] if isinstance(pair, list | tuple) else []
+        usable = len(ends) == 2 and all(
+            isinstance(v, int | float) and not isinstance(v, bool) and not math.isnan(v)
+            for v in ends
         )
-        if not usable or not pair[0] < pair[1]:
+        if not usable or not ends[0] < ends[1]:
             raise InputError(
-                f"{name} {key}".strip(), given=pair, expected="[lower, upper] with lower < upper"
+                f"{name} {key}".strip(),
+                given=shown(pair),
+                expected="[lower, upper] with lower < upper",
+                remedy="For example box=[-7, 7], or box={'log_weight': [-7, 0]}.",
             )
 
 

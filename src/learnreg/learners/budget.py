@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.errors import InputError
-from ..core.ranges import check_positive
+from ..core.ranges import check_integer, check_positive, tidy
 from ..core.results import StopReason
 
 
@@ -27,6 +27,7 @@ class Budget:
     steps: int | None = None
 
     def __post_init__(self) -> None:
+        tidy(self)
         limits = {"seconds": self.seconds, "work": self.work, "steps": self.steps}
         if all(v is None for v in limits.values()):
             raise InputError(
@@ -35,8 +36,9 @@ class Budget:
                 expected="seconds, work or steps",
                 remedy="For example Budget(seconds=60).",
             )
-        for name, value in limits.items():
-            check_positive(f"budget {name}", value, optional=True)
+        for name in ("seconds", "work"):
+            check_positive(f"budget {name}", limits[name], optional=True)
+        check_integer("budget steps", self.steps, 1, optional=True)
 
     def spent(self, seconds: float, work_per_image: float, steps: int) -> StopReason | None:
         """The reason to stop, or None."""

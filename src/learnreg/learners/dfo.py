@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError, MissingPropertyError
-from ..core.ranges import check_fraction, check_number, check_positive
+from ..core.ranges import check_choice, check_fraction, check_number, check_positive, tidy
 from ..core.results import StopReason
 from ..core.status import Status
 from ..hypergradients.unrolled import refuse_fixed
@@ -133,6 +133,7 @@ class DFO:
     gamma_inc_bar: float = 4.0
 
     def __post_init__(self) -> None:
+        tidy(self)
         check_ranges("box", self.box)
         check_positive("radius0", self.radius0)
         check_number(
@@ -142,10 +143,7 @@ class DFO:
             f"a number in (0, radius0={self.radius0:g}]",
         )
         check_positive("eps", self.eps, optional=True)
-        if self.residuals not in ("auto", "images", "pixels"):
-            raise InputError(
-                "residuals", given=self.residuals, expected="'auto', 'images' or 'pixels'"
-            )
+        check_choice("residuals", self.residuals, ("auto", "images", "pixels"))
         check_positive("model_error", self.model_error)
         check_fraction("eta1", self.eta1)
         check_number(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import MissingPropertyError
-from ..core.ranges import check_number, check_positive
+from ..core.ranges import check_number, check_positive, tidy
 from ..core.results import StopReason
 from ..hypergradients.unrolled import refuse_fixed
 from .box import Ranges, check_ranges
@@ -68,6 +68,7 @@ class DFOLS:
     model_error: float = 10.0
 
     def __post_init__(self) -> None:
+        tidy(self)
         check_ranges("box", self.box)
         check_positive("radius0", self.radius0)
         check_number(

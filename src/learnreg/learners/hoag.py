@@ -11,8 +11,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError
-from ..core.ranges import check_fraction, check_number, check_positive
+from ..core.ranges import check_choice, check_fraction, check_number, check_positive, tidy
 from ..core.results import StopReason
 from ..hypergradients.implicit import without_errors
 from ..hypergradients.unrolled import refuse_fixed
@@ -79,10 +78,8 @@ class HOAG:
     gradient_tolerance: float = 1e-9
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("quadratic", "cubic", "geometric"):
-            raise InputError(
-                "schedule", given=self.schedule, expected="'quadratic', 'cubic' or 'geometric'"
-            )
+        tidy(self)
+        check_choice("schedule", self.schedule, ("quadratic", "cubic", "geometric"))
         for name in ("eps0", "delta0", "alpha0"):
             check_positive(name, getattr(self, name), optional=True)
         check_fraction("ratio", self.ratio)

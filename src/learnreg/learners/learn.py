@@ -17,7 +17,9 @@ from torch import Tensor
 from .. import __version__
 from ..core.cost import Cost
 from ..core.errors import CheckpointError, InputError
+from ..core.guards import check_problem, check_strategy, isolated
 from ..core.protocols import Strategy
+from ..core.ranges import check_flag, check_integer, shown
 from ..core.results import RunRecord, StopReason
 from ..hypergradients.piggyback import natural_strategy
 from .budget import Budget
@@ -27,6 +29,7 @@ from .run import Run
 from .state import Halt
 
 
+@isolated
 def learn(
     problem: Any,
     learner: Any,
@@ -69,16 +72,26 @@ def learn(
         MissingPropertyError: the lower level is not strongly convex.
         CheckpointError: ``resume`` with a damaged checkpoint or one of another run.
     """
+    check_problem(problem)
     if not isinstance(budget, Budget):
         raise InputError(
-            "budget", given=budget, expected="a Budget", remedy="For example Budget(seconds=60)."
+            "budget",
+            given=shown(budget),
+            expected="a Budget",
+            remedy="For example Budget(seconds=60).",
         )
     if isinstance(learner, type) or not (hasattr(learner, "init") and hasattr(learner, "step")):
         raise InputError(
             "learner",
-            given=getattr(learner, "__name__", type(learner).__name__),
+            given=shown(learner),
             expected="a learner such as MAID()",
+            remedy="For example learn(problem, MAID(), budget=Budget(seconds=60)).",
         )
+    seed = check_integer("seed", seed, 0)
+    check_strategy(hypergradient, "hypergradient")
+    check_flag("resume", resume)
+    check_flag("promote", promote)
+    _check_rest(checkpoint, progress, name)
     if resume and checkpoint is None:
         raise CheckpointError(
             "resume",
@@ -127,6 +140,25 @@ def learn(
         problem.energy,
         name or _title(problem.energy),
     )
+
+
+def _check_rest(checkpoint: Any, progress: Any, name: Any) -> None:
+    """The settings that are no numbers."""
+    for what, value, kinds, expected in (
+        ("checkpoint", checkpoint, str | Path | None, "a folder or None"),
+        ("name", name, str, "a text"),
+    ):
+        if not isinstance(value, kinds):
+            raise InputError(
+                what, given=shown(value), expected=expected, remedy=f"For example {what}='run'."
+            )
+    if progress is not None and (isinstance(progress, type) or not callable(progress)):
+        raise InputError(
+            "progress",
+            given=shown(progress),
+            expected="a function of one row of the record, or None",
+            remedy="For example progress=print.",
+        )
 
 
 def _title(energy: Any) -> str:

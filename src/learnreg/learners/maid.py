@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.errors import InputError, MissingPropertyError
 from ..core.protocols import Strategy
-from ..core.ranges import check_fraction, check_number, check_positive
+from ..core.ranges import check_choice, check_fraction, check_number, check_positive, shown, tidy
 from ..hypergradients.implicit import Implicit
 from ..hypergradients.piggyback import Piggyback
 from ..hypergradients.unrolled import refuse_fixed
@@ -84,14 +84,22 @@ class MAID:
     smallest_eps: float = 1e-11
 
     def __post_init__(self) -> None:
+        tidy(self)
         for name in ("eps0", "delta0"):
             check_positive(name, getattr(self, name), optional=True)
         _check_descent(self)
         check_number("rounds", self.rounds, lambda v: v >= 1, "an integer >= 1", integer=True)
         check_positive("gradient_tolerance", self.gradient_tolerance)
         check_positive("smallest_eps", self.smallest_eps)
-        if self.test not in ("estimated", "certified"):
-            raise InputError("test", given=self.test, expected="'estimated' or 'certified'")
+        check_choice("test", self.test, ("estimated", "certified"))
+        if not isinstance(self.accuracy, Adaptive):
+            raise InputError(
+                "accuracy",
+                given=shown(self.accuracy),
+                expected="an Adaptive",
+                remedy="For example accuracy=learners.Adaptive(tighten=0.5); FixedAccuracy(eps, "
+                "delta) keeps one accuracy.",
+            )
 
     def strategy(self, given: Strategy) -> Strategy:
         """The hypergradient strategy with the error that the test needs switched on.
@@ -168,6 +176,7 @@ class FixedAccuracy:
     memory: int = 20
 
     def __post_init__(self) -> None:
+        tidy(self)
         check_positive("eps", self.eps)
         check_positive("delta", self.delta)
         _check_descent(self)

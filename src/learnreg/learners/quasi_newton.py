@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.ranges import check_number, check_positive
+from ..core.ranges import check_number, check_positive, tidy
 from ..core.results import StopReason
 from ..hypergradients.implicit import without_errors
 from .box import Ranges, box_of, check_ranges
@@ -61,6 +61,7 @@ class LBFGSB:
     gradient_tolerance: float = 1e-8
 
     def __post_init__(self) -> None:
+        tidy(self)
         check_positive("eps", self.eps)
         check_positive("delta", self.delta)
         check_number("memory", self.memory, lambda v: v >= 1, "an integer >= 1", integer=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.ranges import check_number, check_positive
+from ..core.ranges import check_number, check_positive, tidy
 from ..core.results import StopReason
 from ..hypergradients.unrolled import refuse_fixed
 from .box import Box, Ranges, box_of, check_ranges
@@ -95,6 +95,7 @@ class GridSearch:
     eps: float = 1e-2
 
     def __post_init__(self) -> None:
+        tidy(self)
         _check(self)
         check_number("points", self.points, lambda v: v >= 2, "an integer >= 2", integer=True)
 
@@ -145,6 +146,7 @@ class RandomSearch:
     eps: float = 1e-2
 
     def __post_init__(self) -> None:
+        tidy(self)
         _check(self)
 
     def strategy(self, given: Any) -> Any:
@@ -182,6 +184,7 @@ class OptunaSearch:
     eps: float = 1e-2
 
     def __post_init__(self) -> None:
+        tidy(self)
         _check(self)
 
     def strategy(self, given: Any) -> Any:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError, MissingPropertyError
-from ..core.ranges import check_fraction, check_number, check_positive
+from ..core.ranges import check_choice, check_number, check_positive, shown, tidy
 from ..core.results import StopReason
 from ..hypergradients.implicit import without_errors
 from ..metrics import psnr
@@ -91,26 +92,32 @@ class Stochastic:
     store: str | None = None
 
     def __post_init__(self) -> None:
-        if self.optimizer not in FIRST_MOVE:
-            raise InputError("optimizer", given=self.optimizer, expected="'sgd' or 'adam'")
+        tidy(self)
+        check_choice("optimizer", self.optimizer, tuple(FIRST_MOVE))
         check_number("batch", self.batch, lambda v: v >= 1, "an integer >= 1", integer=True)
         for name in ("alpha0", "eps0", "delta0"):
             check_positive(name, getattr(self, name), optional=True)
         for name in ("step_exponent", "accuracy_exponent"):
             check_number(name, getattr(self, name), lambda v: v >= 0, "a number >= 0")
-        if self.momentum != 0:
-            check_fraction("momentum", self.momentum)
-            if self.optimizer != "sgd":
-                raise InputError(
-                    "momentum",
-                    given=f"{self.momentum:g} with Adam, which has its own",
-                    expected="0",
-                    remedy="Leave it out, or use optimizer='sgd'.",
-                )
+        check_number("momentum", self.momentum, lambda v: 0 <= v < 1, "a number in [0, 1)")
+        if self.momentum and self.optimizer != "sgd":
+            raise InputError(
+                "momentum",
+                given=f"{self.momentum:g} with Adam, which has its own",
+                expected="0",
+                remedy="Leave it out, or use optimizer='sgd'.",
+            )
         check_ranges("box", self.box)
         check_number(
             "record", self.record, lambda v: v >= 1, "an integer >= 1", integer=True, optional=True
         )
+        if not isinstance(self.store, str | PathLike | None):
+            raise InputError(
+                "store",
+                given=shown(self.store),
+                expected="a folder or None",
+                remedy="For example store='warm'.",
+            )
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Stochastic:
@@ -122,8 +129,7 @@ class Stochastic:
         Raises:
             InputError: an unknown name.
         """
-        if name not in PRESETS:
-            raise InputError("preset", given=name, expected=f"one of {', '.join(PRESETS)}")
+        check_choice("preset", name, tuple(PRESETS))
         return cls(**{**PRESETS[name], **changes})
 
     def strategy(self, given: Any) -> Any:

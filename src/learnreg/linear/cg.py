@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core.batch import dot, expand, norm
 from ..core.protocols import Hessian
+from ..core.ranges import check_integer, tidy
 from ..core.results import LinearSolution
 from .precondition import Preconditioner, narrowed
 from .restarts import INDEFINITE, NOT_FINITE, restarted
@@ -37,6 +38,11 @@ class CG:
 
     max_steps: int = 2000
     restarts: int = 5
+
+    def __post_init__(self) -> None:
+        tidy(self)
+        check_integer("max_steps", self.max_steps, 1)
+        check_integer("restarts", self.restarts, 0)
 
     def __call__(
         self,

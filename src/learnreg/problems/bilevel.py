@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.batch import check_images
 from ..core.errors import InputError, MissingPropertyError
+from ..core.guards import check_energy, check_measured, check_pairs
 from ..core.measured import Measured, real_channels
 from ..core.params import flatten, names, trainable
 from ..core.protocols import Loss
@@ -71,24 +72,20 @@ class BilevelProblem:
         loss: Loss | None = None,
         penalty: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        check_energy(energy, "at", "start", "parameters")
+        check_pairs(pairs)
         if len(pairs) == 0 or pairs.x.shape[0] != len(_data(pairs)):
             raise InputError(
                 "pairs",
                 given=f"{pairs.x.shape[0]} images and {len(_data(pairs))} measurements",
                 expected="the same positive number of both",
             )
-        if isinstance(energy, type):
-            raise InputError(
-                "energy",
-                given=f"the class {energy.__name__}",
-                expected="an energy",
-                remedy="For example lr.Energy(physics, lr.regularizers.TV()).",
-            )
         data = _data(pairs)
         x = real_channels(pairs.x) if pairs.x.is_complex() else pairs.x
         check_images(x, "x")
         for tensor in data.tensors:
             check_images(torch.view_as_real(tensor) if tensor.is_complex() else tensor, "y")
+            check_measured(tensor, energy)
         if not trainable(energy):
             raise InputError(
                 "energy",

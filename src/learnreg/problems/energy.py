@@ -14,6 +14,7 @@ from ..core.bounds import Bound, Constants, Curvature, Kind
 from ..core.cost import Cost
 from ..core.curvature import MeanCurvature
 from ..core.errors import InputError, MissingPropertyError
+from ..core.guards import check_parts
 from ..core.measured import Measured, Native, measured
 from ..core.protocols import Hessian
 from ..operators.physics import TiedMap
@@ -51,6 +52,7 @@ class Energy(Tied):
     """
 
     def __init__(self, physics: nn.Module, regularizer: nn.Module, fidelity: Any = None) -> None:
+        check_parts(regularizer, fidelity)
         if getattr(regularizer, "saddle", False):
             raise InputError(
                 "regularizer",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..convex import Convex, KullbackLeibler, Norm, Squares, Zero
 from ..core.bounds import Bound, Constants, Curvature
 from ..core.errors import InputError, MissingPropertyError
-from ..core.ranges import check_number, check_positive
+from ..core.ranges import check_number, check_positive, tidy
 from ..operators.physics import TiedMap
 from .data_functions import (
     DataFunction,
@@ -71,6 +71,7 @@ class L2:
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
+        tidy(self)
         check_positive("sigma", self.sigma)
 
     @property
@@ -182,6 +183,7 @@ class Huber:
     def __post_init__(self) -> None:
         check_positive("threshold", self.threshold)
         check_positive("weight", self.weight)
+        tidy(self)
 
     def tie(self, y: Tensor) -> HuberFunction:
         return HuberFunction(y, float(self.threshold), float(self.weight))
@@ -213,6 +215,7 @@ class L1:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        tidy(self)
         check_positive("weight", self.weight)
 
     def bounds(self, operator: TiedMap, x: Tensor) -> Curvature:
@@ -250,6 +253,7 @@ class KL:
     def __post_init__(self) -> None:
         check_positive("background", self.background)
         check_positive("gain", self.gain)
+        tidy(self)
 
     def tie(self, y: Tensor) -> PoissonFunction:
         """Raises: InputError for negative counts."""
@@ -320,8 +324,8 @@ class Foreign(nn.Module):
                 given=getattr(function, "__name__", type(function).__name__),
                 expected="a callable (a, y) -> one value per image",
             )
-        check_number("mu", mu, lambda v: True, "a number", optional=True)
-        check_number("L", L, lambda v: v >= 0, "a number >= 0", optional=True)
+        mu = check_number("mu", mu, lambda v: True, "a number", optional=True)
+        L = check_number("L", L, lambda v: v >= 0, "a number >= 0", optional=True)
         self.function, self.mu, self.L = function, mu, L
 
     def tie(self, y: Tensor) -> ForeignFunction:

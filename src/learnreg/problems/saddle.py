@@ -21,6 +21,7 @@ from ..core.bounds import Bound, Curvature
 from ..core.certificates import distance_from_gap, distance_from_residuals
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
+from ..core.guards import check_parts
 from ..core.measured import Measured, Native, measured
 from ..core.params import trainable
 from ..core.ranges import check_number
@@ -61,6 +62,7 @@ class SaddleEnergy(Tied):
         fidelity: Any = None,
         tikhonov: float = 0.0,
     ) -> None:
+        check_parts(regularizer, fidelity)
         missing = [m for m in NEEDED if not hasattr(regularizer, m)]
         if missing:
             raise InputError(
@@ -69,7 +71,7 @@ class SaddleEnergy(Tied):
                 expected="a saddle regularizer such as ExactTV, TGV or LearnedTV",
                 remedy="Differentiable regularizers belong to Energy.",
             )
-        check_number("tikhonov", tikhonov, lambda v: v >= 0, "a number >= 0")
+        tikhonov = check_number("tikhonov", tikhonov, lambda v: v >= 0, "a number >= 0")
         data_term = as_data_term(fidelity)
         if not isinstance(data_term, SaddleDataTerm):
             raise InputError(

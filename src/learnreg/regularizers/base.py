@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -13,7 +12,7 @@ from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
 from ..core.errors import InputError, MissingPropertyError
 from ..core.protocols import Hessian
-from ..core.ranges import check_positive
+from ..core.ranges import check_number, check_positive
 from .described import Described
 from .proximal import proximal_point
 
@@ -305,14 +304,9 @@ class Scaled(Regularizer):
 
     def __init__(self, factor: float, regularizer: Regularizer) -> None:
         super().__init__()
-        if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
-            raise InputError(
-                "factor",
-                given=factor,
-                expected="a finite non-negative number",
-                remedy="A negative factor would lose convexity.",
-            )
-        self.factor = float(factor)
+        self.factor = float(
+            check_number("factor", factor, lambda v: v >= 0, "a finite non-negative number")
+        )
         self.regularizer = regularizer
 
     @property
@@ -395,5 +389,4 @@ def positive(name: str, value: float) -> float:
     Raises:
         InputError: otherwise, naming the argument.
     """
-    check_positive(name, value)
-    return float(value)
+    return float(check_positive(name, value))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..convex import Norm
+from ..core.ranges import plain_arguments
 from ..operators.fields import (
     gradient_norm,
     laplacian_symbol,
@@ -41,6 +42,7 @@ class ExactTV(SaddleRegularizer):
         InputError: a value out of range.
     """
 
+    @plain_arguments
     def __init__(self, weight: float = 0.05, isotropic: bool = True, rounding: float = 0.0) -> None:
         super().__init__()
         self.log_weight = nn.Parameter(torch.tensor(math.log(positive("weight", weight))))

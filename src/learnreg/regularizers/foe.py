@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
 from ..core.errors import InputError
+from ..core.ranges import check_choice, check_flag, check_integer, check_number, plain_arguments
 from ..operators.convolutions import (
     Padding,
     adjoint_kernels,
@@ -71,6 +72,9 @@ class FoE(Regularizer):
         InputError: a value out of range; ``dct`` with more filters than non-constant patterns.
     """
 
+    pictures = True
+
+    @plain_arguments
     def __init__(
         self,
         filters: int = 24,
@@ -87,21 +91,23 @@ class FoE(Regularizer):
     ) -> None:
         super().__init__()
         for name, value in (("filters", filters), ("size", size), ("channels", channels)):
-            if not isinstance(value, int) or value < 1:
-                raise InputError(name, given=value, expected="a positive integer")
+            check_number(name, value, lambda v: v >= 1, "a positive integer", integer=True)
+        check_integer("seed", seed, 0)
+        check_flag("zero_mean", zero_mean)
         if size % 2 == 0:
             raise InputError(
                 "size", given=size, expected="an odd filter size", remedy=f"Use {size + 1}."
             )
-        if padding not in get_args(Padding):
-            raise InputError("padding", given=padding, expected="'reflect' or 'zero'")
+        check_choice("padding", padding, get_args(Padding))
+        check_choice("init", init, ("dct", "random"))
         kernels, tilt = _initial_kernels(init, filters, size, channels, seed)
-        if not 0 <= least_smoothing < positive("smoothing", smoothing):
-            raise InputError(
-                "least_smoothing",
-                given=least_smoothing,
-                expected=f"a number in [0, smoothing={smoothing:g})",
-            )
+        positive("smoothing", smoothing)
+        check_number(
+            "least_smoothing",
+            least_smoothing,
+            lambda v: 0 <= v < smoothing,
+            f"a number in [0, smoothing={smoothing:g})",
+        )
         self.zero_mean, self.padding, self.least_smoothing = (
             bool(zero_mean),
             padding,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
+from ..core.ranges import plain_arguments
 from ..operators.differences import (
     gradient,
     gradient_adjoint,
@@ -56,6 +57,9 @@ class HuberTV(Regularizer):
         InputError: weight or smoothing not positive, a word that is neither of the two.
     """
 
+    pictures = True
+
+    @plain_arguments
     def __init__(
         self, weight: float = 0.05, smoothing: float = 0.02, channels: Channels = "separate"
     ) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..convex import Convex, Epigraph, Hinge, Squares, Zero
 from ..core.errors import InputError, MissingPropertyError
-from ..core.ranges import check_number
+from ..core.ranges import check_choice, check_integer, check_number, plain_arguments
 from ..operators.convolutions import Padding, adjoint_kernels, correlate, correlate_adjoint
 from ..operators.fields import window_norm
 from . import icnn_layers as layer
@@ -67,6 +67,7 @@ class ICNN(SaddleRegularizer):
         InputError: a value out of range.
     """
 
+    @plain_arguments
     def __init__(
         self,
         channels: int = 32,
@@ -101,8 +102,8 @@ class ICNN(SaddleRegularizer):
         for name, value in (("size", size), ("head_size", head_size)):
             check_number(name, value, lambda v: v % 2 == 1, "an odd filter size", integer=True)
         check_number("slope", slope, lambda v: 0 <= v < 1, "a number in [0, 1)")
-        if padding not in get_args(Padding):
-            raise InputError("padding", given=repr(padding), expected="'reflect' or 'zero'")
+        check_choice("padding", padding, get_args(Padding))
+        check_integer("seed", seed, 0)
         self.pooling, self.slope, self.padding = pooling, float(slope), padding
         self.rounding, self.curvature = (
             non_negative("rounding", rounding),

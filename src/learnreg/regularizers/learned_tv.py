@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..convex import Box, Convex, Norm, SmoothNorm, Squares
 from ..core.errors import InputError
-from ..core.ranges import check_number
+from ..core.ranges import check_choice, check_integer, check_number, plain_arguments
 from ..operators.convolutions import Padding
 from ..operators.fields import (
     bank_norm,
@@ -76,6 +76,7 @@ class LearnedTV(SaddleRegularizer):
         InputError: a value out of range.
     """
 
+    @plain_arguments
     def __init__(
         self,
         filters: int = 4,
@@ -94,8 +95,9 @@ class LearnedTV(SaddleRegularizer):
             raise InputError(
                 "size", given=size, expected="an odd filter size, at least 3", remedy="Use 3 or 5."
             )
-        if padding not in get_args(Padding):
-            raise InputError("padding", given=padding, expected="'reflect' or 'zero'")
+        check_choice("padding", padding, get_args(Padding))
+        check_choice("init", init, get_args(Init))
+        check_integer("seed", seed, 0)
         self.padding: Padding = padding
         self.rounding, self.smoothing = (
             non_negative("rounding", rounding),

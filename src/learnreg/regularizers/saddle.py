@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..convex import Convex
 from ..core.errors import InputError, MissingPropertyError
-from ..core.ranges import check_number
+from ..core.ranges import check_flag, check_number
 from .described import Described
 
 
@@ -181,8 +181,7 @@ def flag(name: str, value: Any) -> bool:
     Raises:
         InputError: otherwise, naming the argument.
     """
-    if not isinstance(value, bool):
-        raise InputError(name, given=value, expected="True or False")
+    check_flag(name, value)
     return value
 
 
@@ -192,5 +191,4 @@ def non_negative(name: str, value: Any) -> float:
     Raises:
         InputError: otherwise, naming the argument.
     """
-    check_number(name, value, lambda v: v >= 0, "a finite number >= 0")
-    return float(value)
+    return float(check_number(name, value, lambda v: v >= 0, "a finite number >= 0"))

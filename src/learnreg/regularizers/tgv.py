@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..convex import Convex, Norm, Squares, Zero
 from ..convex.tangent import inner
 from ..core.batch import expand
+from ..core.ranges import plain_arguments
 from ..operators.fields import (
     clear_missing_,
     gradient_norm,
@@ -44,6 +45,7 @@ class TGV(SaddleRegularizer):
         InputError: a value out of range.
     """
 
+    @plain_arguments
     def __init__(
         self,
         weight: float = 0.05,

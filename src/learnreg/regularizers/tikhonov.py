@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..core.batch import dot
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
+from ..core.ranges import check_flag, plain_arguments
 from .base import LinearizedHessian, Regularizer, positive
 from .derivatives import differentiable_gradient, differentiable_value
 
@@ -25,8 +26,10 @@ class Tikhonov(Regularizer):
         learned: False keeps the weight fixed (theta is then empty).
     """
 
+    @plain_arguments
     def __init__(self, weight: float = 1e-3, learned: bool = True) -> None:
         super().__init__()
+        check_flag("learned", learned)
         self.log_weight = nn.Parameter(
             torch.tensor(math.log(positive("weight", weight))), requires_grad=learned
         )

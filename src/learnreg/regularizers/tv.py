@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core.batch import expand, norm
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
-from ..core.errors import InputError
+from ..core.ranges import check_flag, plain_arguments
 from ..operators.differences import (
     differences,
     differences_adjoint,
@@ -62,6 +62,9 @@ class TV(Regularizer):
         InputError: weight or smoothing not positive, a word that is neither of the two.
     """
 
+    pictures = True
+
+    @plain_arguments
     def __init__(
         self,
         weight: float = 0.05,
@@ -72,8 +75,7 @@ class TV(Regularizer):
         super().__init__()
         self.log_weight = nn.Parameter(torch.tensor(math.log(positive("weight", weight))))
         self.log_smoothing = nn.Parameter(torch.tensor(math.log(positive("smoothing", smoothing))))
-        if not isinstance(isotropic, bool):
-            raise InputError("isotropic", given=isotropic, expected="True or False")
+        check_flag("isotropic", isotropic)
         self.isotropic, self.channels = isotropic, checked_channels(channels)
 
     def _scales(self) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from ..core.batch import dot, expand, norm
 from ..core.bounds import constants_of
 from ..core.cost import Cost
 from ..core.protocols import Potential
+from ..core.ranges import check_number, tidy
 
 
 @dataclass
@@ -55,11 +56,18 @@ class AGD:
 
     Args:
         optimism: the first L is this fraction of the proven bound (1 switches the local estimate
-            off).
+            off), in (0, 1].
+
+    Raises:
+        InputError: ``optimism`` out of range.
     """
 
     optimism: float = 0.25
     name: str = "agd"
+
+    def __post_init__(self) -> None:
+        tidy(self)
+        check_number("optimism", self.optimism, lambda v: 0 < v <= 1, "a number in (0, 1]")
 
     def init(self, f: Potential, x0: Tensor) -> AGDState:
         """One gradient at x0."""

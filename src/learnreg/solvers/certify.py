@@ -16,6 +16,7 @@ from ..core.bounds import Kind, constants_of
 from ..core.certificates import distance_from_gradient
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
+from ..core.guards import check_energy, check_measured, isolated
 from ..core.measured import Measured, Native
 from ..core.protocols import Potential
 from ..core.ranges import check_fraction
@@ -65,6 +66,7 @@ class Distance:
         )
 
 
+@isolated
 def certify(
     energy: Any,
     y: Native | Measured,
@@ -93,10 +95,12 @@ def certify(
         InputError: bad shapes, NaN or Inf, sharpness out of range.
         MissingPropertyError: the energy is not strongly convex, or a saddle point.
     """
-    data = as_data(y, params)
+    check_energy(energy, "at")
+    data = as_data(y, params, energy)
     x = as_real(x)
+    check_measured(x, energy, "x")
     check_images(x, "x")
-    check_fraction("sharpness", sharpness)
+    sharpness = check_fraction("sharpness", sharpness)
     if x.shape[0] != len(data):
         raise InputError(
             "x", given=f"{x.shape[0]} images", expected=f"{len(data)}, one per measurement"

@@ -21,7 +21,7 @@ from ..core.batch import dot, expand, norm
 from ..core.bounds import constants_of
 from ..core.cost import Cost
 from ..core.protocols import Potential
-from ..core.ranges import check_number
+from ..core.ranges import check_number, tidy
 from ..linear.circulant import ImagePreconditioner, preconditioner
 from .linesearch import accepts, shorter, watch
 
@@ -84,6 +84,7 @@ class LBFGS:
     name: str = "lbfgs"
 
     def __post_init__(self) -> None:
+        tidy(self)
         check_number("memory", self.memory, lambda v: v >= 1, "an integer >= 1", integer=True)
         check_number("refresh", self.refresh, lambda v: v >= 1, "an integer >= 1", integer=True)
 

@@ -26,7 +26,7 @@ from ..core.batch import dot, expand, norm
 from ..core.cost import Cost
 from ..core.errors import MissingPropertyError
 from ..core.protocols import Hessian, Potential
-from ..core.ranges import check_fraction, check_number
+from ..core.ranges import check_fraction, check_number, tidy
 from ..linear.cg import cg
 from .lbfgs import averaged
 from .linesearch import accepts, shorter, watch
@@ -77,6 +77,7 @@ class NewtonCG:
     name: str = "newton"
 
     def __post_init__(self) -> None:
+        tidy(self)
         _check(self)
 
     def init(self, f: Potential, x0: Tensor) -> NewtonState:
@@ -109,6 +110,7 @@ class PrimalDualNewton:
     name: str = "primal_dual_newton"
 
     def __post_init__(self) -> None:
+        tidy(self)
         _check(self)
 
     def init(self, f: Any, x0: Tensor) -> NewtonState:

@@ -41,9 +41,8 @@ from torch import Tensor
 from ..core.batch import dot, expand, norm
 from ..core.bounds import constants_of
 from ..core.cost import Cost
-from ..core.errors import InputError
 from ..core.protocols import Potential
-from ..core.ranges import check_fraction, check_number, check_positive
+from ..core.ranges import check_flag, check_fraction, check_number, check_positive, tidy
 
 ULPS = 8.0
 """Two values of an image are told apart when they differ by more than this many ulp."""
@@ -148,14 +147,14 @@ class NmAPG:
     name: str = "nmapg"
 
     def __post_init__(self) -> None:
+        tidy(self)
         check_fraction("rho", self.rho)
         check_positive("delta", self.delta)
         check_number("eta", self.eta, lambda v: 0 <= v < 1, "a number in [0, 1)")
         check_number("trials", self.trials, lambda v: v >= 1, "an integer >= 1", integer=True)
         check_positive("L_init", self.L_init)
         check_positive("L_min", self.L_min)
-        if not isinstance(self.restart, bool):
-            raise InputError("restart", given=self.restart, expected="True or False")
+        check_flag("restart", self.restart)
 
     @torch.no_grad()
     def init(self, f: Potential, x0: Tensor) -> NmAPGState:

@@ -36,7 +36,7 @@ from torch import Tensor
 from ..core.batch import expand
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
-from ..core.ranges import check_number, check_positive
+from ..core.ranges import check_choice, check_number, check_positive, tidy
 from .metric import Metric, Point
 from .pdhg_state import Blocks, PDHGState, Steps
 
@@ -158,12 +158,8 @@ class PDHG:
     name: str = "pdhg"
 
     def __post_init__(self) -> None:
-        if self.rule not in ("auto", "basic", "accelerated", "linear", "balanced"):
-            raise InputError(
-                "rule",
-                given=repr(self.rule),
-                expected="'auto', 'basic', 'accelerated', 'linear' or 'balanced'",
-            )
+        tidy(self)
+        check_choice("rule", self.rule, ("auto", "basic", "accelerated", "linear", "balanced"))
         check_positive("balance", self.balance)
         check_positive("tau", self.tau, optional=True)
         check_positive("sigma", self.sigma, optional=True)

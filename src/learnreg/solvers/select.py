@@ -12,6 +12,7 @@ from ..core.bounds import constants_of
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
 from ..core.protocols import Potential, Saddle, Solver
+from ..core.ranges import check_object
 from ..linear.precondition import Preconditioner
 from .agd import AGD
 from .iterate import Measure, is_saddle
@@ -37,15 +38,19 @@ PLAIN_GRADIENT = 10.0
 
 
 def check_solver(name: str | Solver) -> None:
-    """Refuse an unknown name.
+    """Refuse an unknown name, and an object that is no solver.
 
     Raises:
         InputError: lists the names there are.
     """
-    if isinstance(name, str) and name != "auto" and name not in SOLVERS:
-        raise InputError(
-            "solver", given=repr(name), expected=f"'auto' or one of {', '.join(map(repr, SOLVERS))}"
+    expected = f"'auto' or one of {', '.join(map(repr, SOLVERS))}"
+    remedy = "Leave the choice to solver='auto'."
+    if not isinstance(name, str):
+        check_object(
+            "solver", name, ("init", "step", "name"), f"{expected}, or a solver object", remedy
         )
+    elif name != "auto" and name not in SOLVERS:
+        raise InputError("solver", given=repr(name), expected=expected, remedy=remedy)
 
 
 def choose(

@@ -14,9 +14,10 @@ from ..core.batch import check_images, norm, per_image
 from ..core.bounds import Kind, constants_of
 from ..core.cost import Cost
 from ..core.errors import InputError
+from ..core.guards import check_energy, check_measured, isolated
 from ..core.measured import Measured, Native, measured, real_channels, tensors_of
 from ..core.protocols import Potential, Saddle, Solver
-from ..core.ranges import check_number
+from ..core.ranges import check_flag, check_number
 from ..core.results import Solution
 from ..core.status import Status
 from .iterate import Measure, examined, is_saddle, minimize, require_strong_convexity
@@ -28,6 +29,7 @@ no ``noise()``.
 """
 
 
+@isolated
 def solve(
     energy: Any,
     y: Native | Measured,
@@ -67,19 +69,25 @@ def solve(
         SolveError: some image missed eps; it carries the Solution and names the smallest eps
             reached.
     """
+    check_energy(energy)
+    check_flag("throw", throw)
     if (eps is None) == (stationarity is None):
         raise InputError(
             "eps",
-            given="none" if eps is None else "eps and stationarity",
+            given=None if eps is None else "eps and stationarity",
             expected="one of eps, a distance, and stationarity, a gradient norm",
             remedy="Ask for a certified distance with eps=1e-2.",
         )
     check_solver(solver)
-    if budget is not None:
-        check_number(
-            "budget", budget, lambda v: v > 0, "a positive number of solver steps", integer=True
-        )
-    data = as_data(y, params)
+    budget = check_number(
+        "budget",
+        budget,
+        lambda v: v > 0,
+        "a positive number of solver steps",
+        integer=True,
+        optional=True,
+    )
+    data = as_data(y, params, energy)
 
     first = None if x0 is None else as_real(x0)
     if first is not None:
@@ -115,8 +123,16 @@ def solve(
     return solution.raise_if_failed() if throw else solution
 
 
-def as_data(y: Native | Measured, params: Mapping[str, Tensor] | None) -> Any:
-    """Measurements in the form that energies take: a plain tensor as it is."""
+def as_data(y: Native | Measured, params: Mapping[str, Tensor] | None, energy: Any = None) -> Any:
+    """Measurements in the form that energies take: a plain tensor as it is.
+
+    Raises:
+        InputError: no tensors, NaN or Inf, another device than that of the energy, parameters of
+            another number than images.
+    """
+    for tensor in measured(y).tensors if isinstance(y, Measured) else tensors_of(y):
+        check_measured(tensor, energy)
+        check_images(torch.view_as_real(tensor) if tensor.is_complex() else tensor, "y")
     if params is not None:
         y = Measured(measured(y).y, {**measured(y).params, **params})
         counts = {name: t.shape[0] for name, t in y.params.items() if t.shape[0] != len(y)}
@@ -128,12 +144,7 @@ def as_data(y: Native | Measured, params: Mapping[str, Tensor] | None) -> Any:
                 expected=f"{len(y)}, one per image",
                 remedy="What all images share belongs to the physics itself.",
             )
-    if isinstance(y, Tensor) and not y.is_complex():
-        check_images(y, "y")
-        return y
-    if not isinstance(y, Measured | Tensor):
-        tensors_of(y)
-    return measured(y)
+    return y if isinstance(y, Tensor) and not y.is_complex() else measured(y)
 
 
 def as_real(x: Tensor) -> Tensor:
