@@ -65,7 +65,8 @@ class LinearMap:
         from deepinv.physics import Denoising, Inpainting, LinearPhysics, Physics
 
         if not isinstance(physics, Physics):
-            given = physics.__name__ if isinstance(physics, type) else type(physics).__name__
+            kind = type(physics).__name__
+            given = f"the class {physics.__name__}" if isinstance(physics, type) else kind
             raise InputError(
                 "physics",
                 given=given,
