@@ -226,6 +226,8 @@ def posed(d: Draw) -> Posed:
     name = d.pick("regularizer", SADDLE if saddle else SMOOTH)
     if name == "foe" and min(shape[1:]) < 3:
         name = d.settings["regularizer"] = "tv"
+    if name == "learned_tv" and min(shape[1:]) < 3:
+        name = d.settings["regularizer"] = "rounded_tv"
     physics = PHYSICS[kind](d, shape)
     fidelity = DATA[d.pick("data", DATA)](d)
     regularizer = (SADDLE if saddle else SMOOTH)[name](d, scale, shape)
@@ -362,7 +364,7 @@ def _admm(
     p, best = torch.zeros_like(z), (math.inf, torch.zeros(n, dtype=torch.float64))
     gram = flat.T @ flat
     rho = float(q.diagonal().mean() / gram.diagonal().mean().clamp_min(1e-300))
-    solve = torch.linalg.inv(q + rho * gram)
+    first, solve = rho, torch.linalg.inv(q + rho * gram)
     for step in range(1, 6001):
         u = solve @ (c + flat.T @ (rho * z - p).flatten())
         ku = (k @ u).view_as(z)
@@ -383,7 +385,7 @@ def _admm(
                 primal, dual = float((ku - z).norm()), rho * float((z - before).norm())
                 change = min(max(((primal + 1e-300) / (dual + 1e-300)) ** 0.5, 0.2), 5.0)
                 if not 0.5 < change < 2:
-                    rho *= change
+                    rho = min(max(rho * change, 1e-6 * first), 1e6 * first)
                     solve = torch.linalg.inv(q + rho * gram)
     rounding = 1e-15 * float(values[-1]) / mu * float(best[1].norm())
     uncertainty = math.sqrt(2 * best[0] / mu) + rounding

@@ -26,6 +26,7 @@ def planted(module: nn.Module, method: str, change: Callable[[Method], Method]) 
         AttributeError: there is no such method.
 
     >>> import torch, learnreg
+    >>> from learnreg.testing import check_regularizer
     >>> tv = learnreg.regularizers.TV()
     >>> with planted(tv, "grad", lambda sound: lambda x: 2 * sound(x)):
     ...     check_regularizer(tv, torch.rand(2, 1, 5, 6))
@@ -51,6 +52,7 @@ def scaled(module: nn.Module, method: str, factor: float) -> Any:
     """A context in which the method returns ``factor`` times what it should.
 
     >>> import deepinv, torch
+    >>> from learnreg.testing import check_operator
     >>> physics = deepinv.physics.Decolorize()
     >>> with scaled(physics, "A_adjoint", 1.01):
     ...     check_operator(physics, torch.rand(1, 3, 4, 4))
