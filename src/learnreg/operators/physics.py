@@ -426,7 +426,7 @@ class TiedMap:
         if self.map.is_identity:
             return y
         if self._plain:
-            return self.physics.A_adjoint(y)
+            return self.physics.A_adjoint(y.contiguous())  # some use views
         return self.layout.image_in(self.physics.A_adjoint(self.layout.data_out(y)))
 
     def normal(self, x: Tensor) -> Tensor:

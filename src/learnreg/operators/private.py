@@ -69,6 +69,8 @@ def promoted(t: Tensor) -> Tensor:
 
 def is_narrow(physics: nn.Module) -> bool:
     """Whether some tensor of the physics has less than double precision."""
+    if any(vars(module).get("dtype") == torch.float32 for module in physics.modules()):
+        return True  # some of deepinv's keep a dtype of their own
     tensors = (*physics.parameters(), *physics.buffers())
     # a scalar such as a device holder or a noise level decides nothing
     return any(
