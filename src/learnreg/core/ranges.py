@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .errors import InputError
 
-
 FEW = 5
 """A message shows the values of so small a tensor."""
 
