@@ -79,6 +79,8 @@ class Reconstructor(DeepinvReconstructor):
 
         Mixed precision is off in here, forwards and backwards.
         """
+        if isinstance(y, Tensor) and y.dtype in (torch.float16, torch.bfloat16):
+            y = y.float()  # what layers before this one make under autocast
         energy = self.energy if physics is None else self.energy.with_physics(physics)
         if isinstance(self.strategy, Piggyback):
             return SaddleSolve.apply(

@@ -255,10 +255,15 @@ class Run:
         loss, start, lower, upper = (
             _show(v, ".5g") for v in (last["loss"], first["loss"], last["lower"], last["upper"])
         )
+        known = {
+            "certified": "certified in",
+            "estimated": "estimated (not certified) in",
+            None: "bracketed by",  # records of earlier versions do not say how
+        }.get(last.get("kind"))
         bracket = (
             "no exact value known"
-            if last["upper"] is None
-            else f"exact value certified in [{lower}, {upper}]"
+            if last["upper"] is None or known is None
+            else f"exact value {known} [{lower}, {upper}]"
         )
         return (
             f"Run({self.name}: {self.record.problem})\n"

@@ -74,7 +74,14 @@ class State(Protocol):
 def point_row(point: Point, problem: Any, info: dict[str, Any]) -> dict[str, Any]:
     """The row of a state whose theta has been solved on all images."""
     quality = float(data_psnr(point.solution.value, problem.pairs.x).mean())
-    return {"loss": point.loss, "lower": point.lower, "upper": point.upper, "psnr": quality, **info}
+    return {
+        "loss": point.loss,
+        "lower": point.lower,
+        "upper": point.upper,
+        "kind": point.solution.kind.label,
+        "psnr": quality,
+        **info,
+    }
 
 
 def pack_point(point: Point) -> Packed:
