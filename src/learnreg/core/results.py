@@ -224,10 +224,11 @@ class RunRecord:
     """The history of a learning run: one row per accepted step, row 0 is the start.
 
     Keys of a row: ``step``, ``loss`` (at x~), ``lower``, ``upper`` (bracket of the exact loss),
-    ``kind`` (how the bracket is known: certified, estimated or unknown), ``psnr`` (training images), ``eps``, ``delta``, ``step_size``, ``trials`` (line-search trials of
-    this step), ``refinements`` (how often eps was tightened), ``gradient_norm``,
-    ``omega_estimated``, ``omega_certified``, the cumulative counters of ``Cost`` and ``work``
-    (summed over images), ``seconds`` (wall), ``cpu_seconds`` (process time).
+    ``kind`` (how the bracket is known: certified, estimated or unknown), ``psnr`` (training
+    images), ``eps``, ``delta``, ``step_size``, ``trials`` (line-search trials of this step),
+    ``refinements`` (how often eps was tightened), ``gradient_norm``, ``omega_estimated``,
+    ``omega_certified``, the cumulative counters of ``Cost`` and ``work`` (summed over images),
+    ``seconds`` (wall), ``cpu_seconds`` (process time).
 
     Attributes:
         problem: sentence that says what was learned from what.

@@ -74,10 +74,7 @@ class LinearMap:
         """Forget what was computed for other tensors of the physics (``physics.update`` replaces
         them in place).
         """
-        now = [
-            (t, 0 if t.is_inference() else t._version)
-            for t in (*self.physics.parameters(), *self.physics.buffers())
-        ]
+        now = [(t, t._version) for t in (*self.physics.parameters(), *self.physics.buffers())]
         if len(now) != len(self._seen) or any(
             a is not c or b != d for (a, b), (c, d) in zip(now, self._seen, strict=True)
         ):
