@@ -1,6 +1,6 @@
 """One table of what the public constructors and functions take: name, allowed range, type.
 
-``tests/core/test_bad_values.py`` makes its cases from it, so a new setting is tested by one line here.
+``test_bad_values.py`` makes its cases from it, so a new setting is tested by one line here.
 """
 
 from __future__ import annotations
@@ -91,7 +91,12 @@ def denoising() -> deepinv.physics.Physics:
 @cache
 def pair() -> lr.data.Pairs:
     x = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(0))
-    return lr.data.Pairs(x, denoising()(x, seed=0), denoising(), ("a", "b"))
+    return lr.data.Pairs(
+        x,
+        x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)),
+        denoising(),
+        ("a", "b"),
+    )
 
 
 def energy() -> lr.Energy:
@@ -290,6 +295,7 @@ TABLE: dict[str, Entry] = {
     "Tikhonov": Entry(R.Tikhonov, settings={"weight": positive(), "learned": FLAG}),
     "FoE": Entry(
         R.FoE,
+        lambda: {"filters": 4, "size": 3},
         settings={
             "filters": integer(1, 4, 10_000),
             "size": integer(1, 3, 4),
@@ -455,7 +461,7 @@ TABLE: dict[str, Entry] = {
         {
             "x": IMAGES,
             "ref": IMAGES,
-            "max_pixel": positive(optional=True),
+            "max_pixel": positive(optional=True, plural=True),
             "clip": Setting("flag", (True, False), optional=True),
         },
     ),
@@ -465,7 +471,7 @@ TABLE: dict[str, Entry] = {
         {
             "x": IMAGES,
             "ref": IMAGES,
-            "max_pixel": positive(optional=True),
+            "max_pixel": positive(optional=True, plural=True),
             "clip": Setting("flag", (True, False), optional=True),
         },
     ),

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.core.constraints import TABLE, Setting, denoising, energy, pair
 
 import learnreg as lr
 from learnreg.core.errors import InputError, LearnregError
 from learnreg.core.ranges import plain
-from tests.core.constraints import TABLE, Setting, denoising, energy, pair
 
 
 class Foreign:

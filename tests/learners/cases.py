@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import deepinv
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from learnreg.data import Pairs, pairs
 from learnreg.learners import Budget, Run, learn
+from learnreg.learners.checkpoint import FILE
 from learnreg.problems import BilevelProblem, Energy, gallery
 from learnreg.regularizers import TV, FoE, Regularizer
 from learnreg.solvers import solve
@@ -81,7 +83,12 @@ class Watched:
 
 
 def run(problem: BilevelProblem, learner: object, *, steps: int = 100, **arguments: object) -> Run:
-    """``learn`` with a budget of steps, unless another one is given."""
+    """``learn`` with a budget of steps, unless another one is given; ``resume`` where there is
+    something to resume.
+    """
+    folder = arguments.get("checkpoint")
+    if arguments.get("resume") and folder is not None:
+        arguments["resume"] = (Path(str(folder)) / FILE).exists()
     return learn(problem, learner, **{"budget": Budget(steps=steps), **arguments})
 
 

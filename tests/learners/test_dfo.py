@@ -547,7 +547,7 @@ BAD = {
 def test_bad_values_are_refused_by_name_and_value(cls, name):
     for value in BAD[name]:
         with pytest.raises(
-            InputError, match=rf"^{name}: given {re.escape(str(value))}|^box theta: given"
+            InputError, match=rf"^{name}: given {re.escape(repr(value))}|^box theta: given"
         ):
             cls(**{name: value})
 

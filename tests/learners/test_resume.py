@@ -29,7 +29,7 @@ from learnreg.core.errors import CheckpointError
 from learnreg.core.files import load_tensors
 from learnreg.core.results import StopReason
 from learnreg.hypergradients import Implicit
-from learnreg.learners import MAID, Budget, FixedAccuracy
+from learnreg.learners import MAID, Budget, FixedAccuracy, learn
 from learnreg.learners.checkpoint import FILE, FORMAT
 from learnreg.learners.descent import Halt
 from learnreg.learners.lower_level import LowerLevel
@@ -138,12 +138,29 @@ def test_without_resume_a_run_starts_anew(tmp_path):
     assert len(load_tensors(tmp_path / FILE, FORMAT)[1]["rows"]) == 2
 
 
-@pytest.mark.parametrize("exists", [True, False], ids=["empty", "missing"])
-def test_a_folder_without_a_checkpoint_starts_at_the_beginning(tmp_path, exists):
-    folder = tmp_path if exists else tmp_path / "a" / "b"
-    outcome = run(pictures(), MAID(), steps=1, checkpoint=str(folder), resume=True)
-    assert len(outcome.record.rows) == 2
-    assert files(folder) == [FILE]
+@pytest.mark.parametrize("kind", ["empty", "missing", "file", "read-only"])
+def test_a_folder_that_is_of_no_use_is_refused_before_anything_is_computed(
+    tmp_path, kind, monkeypatch
+):
+    words = {
+        "empty": "no checkpoint in it",
+        "missing": "no such folder",
+        "file": "a file",
+        "read-only": "read-only",
+    }
+    folder = tmp_path if kind in ("empty", "read-only") else tmp_path / "a"
+    if kind == "file":
+        folder.write_text("")
+    if kind == "read-only":
+        monkeypatch.setattr("learnreg.learners.checkpoint.os.access", lambda *_: False)
+    with pytest.raises(CheckpointError, match=rf"^checkpoint .*: given .*{words[kind]}; expected"):
+        learn(
+            pictures(),
+            MAID(),
+            budget=Budget(steps=1),
+            checkpoint=str(folder),
+            resume=kind in ("empty", "missing"),
+        )
 
 
 def test_seconds_go_on_where_they_ended(tmp_path):

@@ -677,7 +677,7 @@ def test_a_process_that_dies_goes_on_from_its_last_checkpoint(saved, tmp_path, m
         learn as module,
     )  # the function; its module is where the session lives
 
-    session = module.__globals__["_Session"]
+    session = module.__wrapped__.__globals__["_Session"]
     save, count = session._save, iter(range(100))
     learner = with_store(tmp_path / "store")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):

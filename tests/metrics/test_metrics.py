@@ -28,12 +28,14 @@ def test_psnr_closed_form():
     torch.testing.assert_close(bytes_like, torch.full_like(offsets, 20.0))
 
 
-def test_psnr_clips_both_unless_told_otherwise():
-    ref = torch.tensor([[0.0, 1.2]], dtype=torch.float64)
-    x = torch.tensor([[-3.0, 1.0]], dtype=torch.float64)
+def test_psnr_clips_where_the_true_image_lies_within_unless_told_otherwise():
+    ref = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    x = torch.tensor([[-3.0, 1.2]], dtype=torch.float64)
     assert psnr(x, ref) == math.inf
     expected = torch.tensor([-10 * math.log10((9 + 0.04) / 2)], dtype=torch.float64)
     torch.testing.assert_close(psnr(x, ref, clip=False), expected)
+    torch.testing.assert_close(psnr(x, ref - 0.2, clip=False, max_pixel=1.0), psnr(x, ref - 0.2))
+    assert psnr(x, ref + 0.2, clip=True, max_pixel=1.0) < math.inf
 
 
 def test_psnr_of_gaussian_noise():
@@ -91,7 +93,7 @@ def test_precisions_may_differ(metric):
             torch.zeros(1, 1, 16, 16),
             "x: given torch.uint8",
         ),
-        (torch.zeros(1, 1, 16, 16), [[0.0]], "ref: given list"),
+        (torch.zeros(1, 1, 16, 16), [[0.0]], r"ref: given \[\[0.0"),
     ],
 )
 def test_bad_images(metric, x, ref, message):

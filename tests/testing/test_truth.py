@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import deepinv
 import pytest
 import torch
@@ -14,7 +16,9 @@ from learnreg.testing import check_honesty, honesty, scaled, true_distance, trut
 from learnreg.testing.formulas import parts, value
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.name != "black_box"], ids=lambda case: case.name
+)
 def test_the_formulas_are_those_of_the_docstrings(case):
     r, x = case.make(), case.images()
     assert type(r) in PLAIN
@@ -24,7 +28,7 @@ def test_the_formulas_are_those_of_the_docstrings(case):
 @pytest.mark.parametrize("name", ENERGIES)
 def test_the_minimizers_are_those_of_another_method(name):
     energy, y = ENERGIES[name](), pairs(2).y
-    found = truth(energy.double(), y, y)
+    found = truth(energy.widened(), y, y)
     distance = (found.minimizer - newton(energy, y)).flatten(1).norm(dim=1)
     assert (distance <= 1e-10).all() and (found.uncertainty <= 1e-10).all()
 
@@ -107,9 +111,8 @@ class Lying(lr.Energy):
 
     def at(self, y, x=None):
         potential = super().at(y, x)
-        sound = potential._curvature
-        potential._curvature = type(sound)(1000 * sound.mu, 1000 * sound.L)
-        return potential
+        sound = potential.constants
+        return replace(potential, constants=replace(sound, mu=1000 * sound.mu, L=1000 * sound.L))
 
 
 def test_what_has_no_truth_is_refused():

@@ -21,6 +21,7 @@ from ..core.errors import LearnregError
 from ..core.files import write_atomically
 from ..core.results import RunRecord
 from ..learners import Run, learn
+from ..learners.checkpoint import FILE
 from ..learners.trajectory import trajectory
 from ..reports.words import slug
 from .compare_config import Plan
@@ -206,7 +207,7 @@ def run_job(job: Job, progress: Callable[[dict[str, Any]], None]) -> None:
                 budget=config.build_budget(),
                 seed=config.run.seed,
                 checkpoint=job.folder / CHECKPOINT,
-                resume=True,
+                resume=(job.folder / CHECKPOINT / FILE).exists(),
                 solver=config.run.solver,
                 progress=show,
                 name=job.name,

@@ -108,13 +108,14 @@ def check_energy(energy: Any, *methods: str) -> None:
     )
 
 
-def check_parts(regularizer: Any, fidelity: Any) -> None:
+def check_parts(physics: Any, regularizer: Any, fidelity: Any) -> None:
     """Refuse classes in the place of the objects that an energy is made of.
 
     Raises:
         InputError: names the class.
     """
-    for what, part in (("regularizer", regularizer), ("fidelity", fidelity)):
+    parts = {"physics": physics, "regularizer": regularizer, "fidelity": fidelity}
+    for what, part in parts.items():
         if isinstance(part, type):
             expected, remedy = "an object", f"For example {what}={part.__name__}()."
             check_object(what, part, (), expected, remedy)

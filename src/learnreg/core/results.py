@@ -236,10 +236,11 @@ class RunRecord:
     """The history of a learning run: one row per accepted step, row 0 is the start.
 
     Keys of a row: ``step``, ``loss`` (at x~), ``lower``, ``upper`` (bracket of the exact loss),
-    ``psnr`` (training images), ``eps``, ``delta``, ``step_size``, ``trials`` (line-search trials of
-    this step), ``refinements`` (how often eps was tightened), ``gradient_norm``,
-    ``omega_estimated``, ``omega_certified``, the cumulative counters of ``Cost`` and ``work``
-    (summed over images), ``seconds`` (wall), ``cpu_seconds`` (process time).
+    ``kind`` (how the bracket is known: certified, estimated or unknown), ``psnr`` (training
+    images), ``eps``, ``delta``, ``step_size``, ``trials`` (line-search trials of this step),
+    ``refinements`` (how often eps was tightened), ``gradient_norm``, ``omega_estimated``,
+    ``omega_certified``, the cumulative counters of ``Cost`` and ``work`` (summed over images),
+    ``seconds`` (wall), ``cpu_seconds`` (process time).
 
     Attributes:
         problem: sentence that says what was learned from what.
@@ -310,6 +311,7 @@ class Evaluation:
             ``Run.check_certificate``.
         theorem: per image, which certificate gave ``error`` where there are several (see
             ``Solution``).
+        peak: the peak of PSNR and SSIM, per image: 1 where white is 1, else the range of the data.
     """
 
     reconstruction: Tensor
@@ -327,6 +329,7 @@ class Evaluation:
     cost: Cost
     honesty: tuple[dict[str, float], ...] = ()
     theorem: tuple[str, ...] = ()
+    peak: tuple[float, ...] = ()
 
     def mean(self, column: str) -> float:
         values = getattr(self, column)
@@ -356,15 +359,24 @@ class Evaluation:
                 "cost": self.cost.to_dict(),
                 "honesty": self.honesty,
                 "theorem": self.theorem,
+                "peak": self.peak,
             }
         )
+
+    def _peak_words(self) -> str:
+        """Which peak was used, where it is not 1."""
+        known = [p for p in self.peak if math.isfinite(p)]
+        if not known or set(known) == {1.0}:
+            return ""
+        low, high = min(known), max(known)
+        return f" (peak {low:.4g}{'' if low == high else f' to {high:.4g}'})"
 
     def __repr__(self) -> str:
         return (
             f"Evaluation({len(self.psnr)} images: PSNR {self.mean('psnr_input'):.2f} -> "
             f"{self.mean('psnr'):.2f} "
-            f"+- {self.spread('psnr'):.2f} dB, SSIM {self.mean('ssim_input'):.3f} -> "
-            f"{self.mean('ssim'):.3f}; "
+            f"+- {self.spread('psnr'):.2f} dB{self._peak_words()}, "
+            f"SSIM {self.mean('ssim_input'):.3f} -> {self.mean('ssim'):.3f}; "
             f"{self.kind.label} distance to the minimizer <= {float(self.error.max()):.1e}; "
             f"{summarize(self.status)})"
         )

@@ -92,6 +92,8 @@ class Reconstructor(DeepinvReconstructor):
                 tensors may hold one slice per image.
             params: tensors of the operator per image, as in ``solve``.
         """
+        if isinstance(y, Tensor) and y.dtype in (torch.float16, torch.bfloat16):
+            y = y.float()  # what layers before this one make under autocast
         energy = self.energy if physics is None else self.energy.with_physics(physics)
         data = as_data(y, params)
         if isinstance(data, Tensor):

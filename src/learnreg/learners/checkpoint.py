@@ -5,6 +5,7 @@ numbers.
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import partial
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -128,6 +129,37 @@ def save_checkpoint(
         tensors,
         {"format": FORMAT, "version": VERSION, "state": packed.numbers, **header},
     )
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Refuse, before anything is computed, a folder that cannot hold a checkpoint, and to resume
+    where there is none.
+
+    Raises:
+        CheckpointError: names the folder and what is wrong with it.
+    """
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise CheckpointError(
+            f"checkpoint {folder}",
+            given=f"{existing}, which is a file",
+            expected="a folder",
+            remedy="Name another folder, or remove the file.",
+        )
+    if resume and not (folder / FILE).exists():
+        raise CheckpointError(
+            f"checkpoint {folder}",
+            given="no checkpoint in it" if folder.is_dir() else "no such folder",
+            expected=f"a folder that holds {FILE}",
+            remedy="Start without resume, or name the folder of the interrupted run.",
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise CheckpointError(
+            f"checkpoint {folder}",
+            given=f"{existing}, which is read-only",
+            expected="a folder that can be written to",
+            remedy="Change its permissions, or name another folder.",
+        )
 
 
 def load_checkpoint(

@@ -85,11 +85,12 @@ def descend(rules: DescentRules, lower: LowerLevel, state: DescentState) -> Desc
             state, new, alpha = found
             return _accept(rules, state, new, alpha, z, effort)
         state, failed, allowed = found, failed + 1, allowed + 1
+        decrease = _decrease(state)
         if isinstance(rules.accuracy, Fixed):
             raise Halt(
                 StopReason(
                     "line_search",
-                    "no trial step gave a certified decrease at this fixed accuracy; "
+                    f"no trial step gave {decrease} at this fixed accuracy; "
                     "a smaller eps or MAID would go on",
                 )
             )
@@ -102,9 +103,15 @@ def descend(rules: DescentRules, lower: LowerLevel, state: DescentState) -> Desc
         )
     raise Halt(
         StopReason(
-            "line_search", f"no certified decrease after {rules.rounds} rounds of tightening"
+            "line_search", f"no {_decrease(state)[2:]} after {rules.rounds} rounds of tightening"
         )
     )
+
+
+def _decrease(state: DescentState) -> str:
+    """What an accepted step needs, by how the brackets are known."""
+    certified = state.point.solution.kind.certifies
+    return "a certified decrease" if certified else "a decrease beyond the estimated errors"
 
 
 # --- the inexact hypergradient --------------------------------------------------------------------

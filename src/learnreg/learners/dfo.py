@@ -214,7 +214,7 @@ class DFO:
             else self._judged(state, task, new)
         )
         certified = (
-            state.center.high < before.low
+            state.center.high < before.low and state.center.point.solution.kind.certifies
             if state.center.point.theta is not before.point.theta
             else None
         )

@@ -23,7 +23,7 @@ from ..core.ranges import check_flag, check_integer, shown
 from ..core.results import RunRecord, StopReason
 from ..hypergradients.piggyback import natural_strategy
 from .budget import Budget
-from .checkpoint import FILE, fingerprint, load_checkpoint, save_checkpoint
+from .checkpoint import FILE, check_folder, fingerprint, load_checkpoint, save_checkpoint
 from .lower_level import LowerLevel, OutOfBudget
 from .run import Run
 from .state import Halt
@@ -55,8 +55,7 @@ def learn(
         seed: of everything that a learner draws at random; the descent learners draw nothing.
         checkpoint: a folder; the state is written there after every step (less often where writing
             would take more than a twentieth of the time) and at the end, whatever ends the run.
-        resume: continue from ``checkpoint`` if it holds a state, to the same numbers as an
-            uninterrupted run.
+        resume: continue from ``checkpoint``, to the same numbers as an uninterrupted run.
         solver: lower-level solver, as in ``solve``.
         progress: called with every new row of the record.
         name: of the run in reports; the regularizer's class when empty.
@@ -70,7 +69,8 @@ def learn(
     Raises:
         InputError: a budget that is none, or a learner that is none.
         MissingPropertyError: the lower level is not strongly convex.
-        CheckpointError: ``resume`` with a damaged checkpoint or one of another run.
+        CheckpointError: ``resume`` without a checkpoint, with a damaged one or one of another run;
+            a checkpoint folder that is a file or read-only.
     """
     check_problem(problem)
     if not isinstance(budget, Budget):
@@ -99,6 +99,8 @@ def learn(
             expected="checkpoint=...",
             remedy="Name the folder of the interrupted run.",
         )
+    if checkpoint is not None:
+        check_folder(Path(checkpoint), resume)
     strategy = learner.strategy(hypergradient or natural_strategy(problem.energy))
     session = _Session(
         problem,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core.batch import norm
 from ..core.errors import InputError, SolveError
 from ..core.files import load_tensors, save_tensors
+from ..core.guards import check_measured, check_pairs, isolated
 from ..core.results import Evaluation, RunRecord, Solution, StopReason
-from ..metrics import psnr, ssim
+from ..metrics import Scale, psnr, scale_of, ssim
 from ..models import load_model, save_model
 from ..solvers.solve import solve
 
@@ -45,7 +49,8 @@ class Run:
         stop: why it ended.
         theta: (d,), the last accepted parameters.
         thetas: (steps + 1, d), all of them.
-        energy: the energy that was learned; its own parameters are still the start values.
+        energy: the learned energy, with the parameters ``theta``; a copy, so that the one handed to
+            the BilevelProblem keeps its start values.
         name: display name.
     """
 
@@ -56,10 +61,14 @@ class Run:
     energy: Any
     name: str = ""
 
+    def __post_init__(self) -> None:
+        if hasattr(self.energy, "with_theta"):
+            object.__setattr__(self, "energy", self.energy.with_theta(self.theta))
+
     @property
     def trained(self) -> Any:
-        """The energy at the learned theta."""
-        return self.energy.with_theta(self.theta)
+        """The learned energy, ``energy`` under its earlier name."""
+        return self.energy
 
     @property
     def filters(self) -> dict[str, Tensor] | None:
@@ -67,6 +76,7 @@ class Run:
         method = getattr(getattr(self.trained, "regularizer", None), "filters", None)
         return method() if method else None
 
+    @isolated
     def reconstruct(
         self, y: Tensor, eps: float, *, physics: Any = None, throw: bool = True
     ) -> Solution:
@@ -74,10 +84,25 @@ class Run:
         raised.
         """
         energy = self.trained if physics is None else self.trained.with_physics(physics)
-        return solve(energy, y.to(self.theta), eps, throw=throw)
+        return solve(energy, self._like_theta(y), eps, throw=throw)
 
+    def _like_theta(self, y: Tensor) -> Tensor:
+        """Measurements in the precision of theta and where it is; complex ones stay complex."""
+        if not isinstance(y, Tensor):
+            return y  # refused by ``solve`` in its own words
+        check_measured(y, self.trained)
+        if not (y.is_floating_point() or y.is_complex()):
+            return y
+        dtype = self.theta.dtype.to_complex() if y.is_complex() else self.theta.dtype
+        return y.to(dtype=dtype)
+
+    @isolated
     def evaluate(self, pairs: Any, eps: float, *, check_certificate: bool = False) -> Evaluation:
         """Reconstruct every image of ``pairs`` and measure it.
+
+        PSNR and SSIM take the peak that suits the true images (``metrics.scale_of``), which
+        ``Evaluation.peak`` names; they are NaN where they are not defined, SSIM for volumes,
+        signals and images below 11 x 11 pixels.
 
         Args:
             pairs: ``.x`` and ``.y``.
@@ -85,13 +110,15 @@ class Run:
             check_certificate: also compare certificates with true errors on the first image (see
                 ``check_certificate``).
         """
+        check_pairs(pairs)
         solution = self.reconstruct(pairs.y, eps, throw=False)
-        shown = self.trained.start(pairs.y)
+        seen = self.trained.start(self._like_theta(pairs.y))
+        scale = scale_of(pairs.x, together=True)
         names = getattr(pairs, "names", None) or tuple(f"image {i}" for i in range(len(pairs)))
         quality = [
-            tuple(f(image, pairs.x).tolist())
-            for image in (solution.value, shown)
-            for f in (psnr, ssim)
+            _measured(metric, image, pairs.x, scale)
+            for image in (solution.value, seen)
+            for metric in (psnr, ssim)
         ]
         result = Evaluation(
             solution.value,
@@ -108,6 +135,7 @@ class Run:
             tuple(names),
             solution.cost,
             theorem=solution.theorem,
+            peak=tuple(scale.peak.tolist()),
         )
         return (
             replace(result, honesty=self.check_certificate(pairs.y[:1]))
@@ -227,10 +255,15 @@ class Run:
         loss, start, lower, upper = (
             _show(v, ".5g") for v in (last["loss"], first["loss"], last["lower"], last["upper"])
         )
+        known = {
+            "certified": "certified in",
+            "estimated": "estimated (not certified) in",
+            None: "bracketed by",  # records of earlier versions do not say how
+        }.get(last.get("kind"))
         bracket = (
             "no exact value known"
-            if last["upper"] is None
-            else f"exact value certified in [{lower}, {upper}]"
+            if last["upper"] is None or known is None
+            else f"exact value {known} [{lower}, {upper}]"
         )
         return (
             f"Run({self.name}: {self.record.problem})\n"
@@ -239,6 +272,26 @@ class Run:
             f"  {last['work'] / self.record.images:.0f} evaluations per image, "
             f"{last['seconds']:.1f} s"
         )
+
+
+def _measured(metric: Any, image: Tensor, truth: Tensor, scale: Scale) -> tuple[float, ...]:
+    """A metric of every image at the scale of the data set; NaN where it is not defined."""
+    unknown = (math.nan,) * len(truth)
+    if image.shape != truth.shape:
+        return unknown
+
+    modulus = image.is_complex() or truth.is_complex()
+    if modulus:
+        image, truth = image.abs(), truth.abs()
+    values = [math.nan] * len(truth)
+    for i, peak in enumerate(scale.peak.tolist()):
+        if not peak > 0:
+            continue
+        clip = bool(torch.isfinite(scale.high[i]))
+        with contextlib.suppress(InputError):  # SSIM is not defined for images of this shape
+            one = metric(image[i : i + 1], truth[i : i + 1], max_pixel=peak, clip=clip)
+            values[i] = float(one)
+    return tuple(values)
 
 
 def _show(value: float | None, spec: str) -> str:

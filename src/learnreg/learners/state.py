@@ -12,7 +12,7 @@ from ..core.bounds import Kind
 from ..core.cost import Cost
 from ..core.results import Solution, StopReason
 from ..core.status import Status
-from ..metrics import psnr
+from ..metrics import data_psnr
 from .curvature import CurvaturePairs
 from .lower_level import LowerLevel, Point
 
@@ -73,8 +73,15 @@ class State(Protocol):
 
 def point_row(point: Point, problem: Any, info: dict[str, Any]) -> dict[str, Any]:
     """The row of a state whose theta has been solved on all images."""
-    quality = float(psnr(point.solution.value, problem.pairs.x).mean())
-    return {"loss": point.loss, "lower": point.lower, "upper": point.upper, "psnr": quality, **info}
+    quality = float(data_psnr(point.solution.value, problem.pairs.x).mean())
+    return {
+        "loss": point.loss,
+        "lower": point.lower,
+        "upper": point.upper,
+        "kind": point.solution.kind.label,
+        "psnr": quality,
+        **info,
+    }
 
 
 def pack_point(point: Point) -> Packed:

@@ -17,7 +17,7 @@ from ..core.errors import InputError, MissingPropertyError
 from ..core.ranges import check_choice, check_number, check_positive, shown, tidy
 from ..core.results import StopReason
 from ..hypergradients.implicit import without_errors
-from ..metrics import psnr
+from ..metrics import data_psnr
 from .box import Ranges, box_of, check_ranges
 from .lower_level import LowerLevel, OutOfBudget, Point, first_accuracies
 from .state import Halt, Packed, settled
@@ -346,7 +346,7 @@ class _Seen:
         x, x_true = point.solution.value, part.pairs.x
         loss, quality = self.loss.clone(), self.psnr.clone()
         loss[index] = part.loss.value(x.double(), x_true.double()).cpu()
-        quality[index] = psnr(x, x_true).double().cpu()
+        quality[index] = data_psnr(x, x_true).double().cpu()
         return _Seen(loss, quality)
 
     def mean_loss(self, problem: Any, theta: Tensor) -> float:

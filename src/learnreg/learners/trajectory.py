@@ -20,7 +20,7 @@ from ..core.errors import InputError, MissingPropertyError
 from ..core.ranges import check_number, check_positive
 from ..core.results import Solution
 from ..core.status import Status
-from ..metrics import psnr
+from ..metrics import data_psnr
 from ..solvers.solve import solve
 from .lower_level import LowerLevel, Point
 from .run import Run
@@ -237,11 +237,13 @@ class _Evaluation:
                 "note": f"the held-out images could not be reconstructed here: {_trouble(solution)}"
             }
         self._test_x0 = solution.warm
-        values = psnr(solution.value, x)
+        values = data_psnr(solution.value, x)
         own = None
         if self.own is not None:
             x0 = energy.start(y)
-            own = _finite(float(psnr(self.own.reconstruct(energy.at(y, x0), x0).value, x).mean()))
+            own = _finite(
+                float(data_psnr(self.own.reconstruct(energy.at(y, x0), x0).value, x).mean())
+            )
         return {
             "psnr_test": _finite(float(values.mean())),
             "psnr_test_images": [_finite(v) for v in values.tolist()],

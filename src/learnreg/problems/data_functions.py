@@ -72,6 +72,18 @@ class DataFunction(ABC):
     def double(self) -> Self:
         """The same in float64."""
 
+    def curvature(self, a: Tensor) -> Tensor | None:
+        """The diagonal of the Hessian at a, like a; None where it is not diagonal."""
+        hessian = self.linearize(a)
+        if not isinstance(hessian, Diagonal):
+            return None
+        return torch.ones_like(a) * hessian.weights
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest curvature, (b,) or (1,) each, float64."""
+        constants = self.constants()
+        return constants.mu, constants.L
+
     def mean_weight(self) -> Tensor | float:
         """A typical curvature, (b,) or a number, for preconditioners."""
         constants = self.constants()

@@ -52,7 +52,7 @@ class Energy(Tied):
     """
 
     def __init__(self, physics: nn.Module, regularizer: nn.Module, fidelity: Any = None) -> None:
-        check_parts(regularizer, fidelity)
+        check_parts(physics, regularizer, fidelity)
         if getattr(regularizer, "saddle", False):
             raise InputError(
                 "regularizer",

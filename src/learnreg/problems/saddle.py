@@ -62,7 +62,7 @@ class SaddleEnergy(Tied):
         fidelity: Any = None,
         tikhonov: float = 0.0,
     ) -> None:
-        check_parts(regularizer, fidelity)
+        check_parts(physics, regularizer, fidelity)
         missing = [m for m in NEEDED if not hasattr(regularizer, m)]
         if missing:
             raise InputError(

@@ -141,6 +141,7 @@ class FoE(Regularizer):
             self.least_smoothing + self.log_smoothings.exp(),
         )
 
+    @torch.no_grad()
     def effective(self) -> tuple[Tensor, Tensor, Tensor]:
         """Effective kernels (K, c, s, s), weights (K,), smoothings (K,), detached."""
         kernels, weights, smoothings = self._differentiable()

@@ -145,8 +145,8 @@ class Comparison:
                 f"which ends above it by {size}."
             )
         why = (
-            f"On {found.undecided} the certified brackets overlap, so that the losses cannot be "
-            "told apart."
+            f"On {found.undecided} the {self._word()}brackets overlap, so that the losses cannot "
+            "be told apart."
             if found.undecided
             else f"The order changes with the {'seed or start' if several else 'seed'}."
         )
@@ -253,6 +253,11 @@ class Comparison:
             )
         )
         return notes
+
+    def _word(self) -> str:
+        """An adjective for the brackets, if they are all known in the same way."""
+        kinds = {p.get("kind") for r in self.runs for p in r.points if p["loss"] is not None}
+        return f"{kinds.pop()} " if kinds in ({"certified"}, {"estimated"}) else ""
 
     def _pedigree(self) -> str:
         """Whether the brackets are proven, and how many are wider than asked for."""

@@ -306,6 +306,7 @@ class Report:
             hardest_by=next(reversed(self.runs)),
             reason=reason,
             evidence=evidence,
+            pedigree=_pedigree(records),
             plots={
                 k: figures.data_uri(figures.svg(plot), "image/svg+xml") for k, plot in plots.items()
             },
@@ -397,6 +398,15 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return pairs
 
 
+def _pedigree(records: Mapping[str, RunRecord]) -> str:
+    """How the brackets of the exact losses are known; nothing where the records do not say."""
+    rows = [row for r in records.values() for row in r.rows if row.get("upper") is not None]
+    kinds = {row.get("kind") for row in rows}
+    if kinds in ({"certified"}, {"estimated"}):
+        return kinds.pop()
+    return "certified at some steps and estimated at others" if "certified" in kinds else ""
+
+
 def _honesty(evaluation: Evaluation) -> dict[str, Any]:
     """How the reported error compares with the true one: rows, failures, smallest and largest
     ratio.
@@ -445,6 +455,7 @@ def _restore(
         cost=Cost(**e["cost"]),
         honesty=tuple(e["honesty"]),
         theorem=tuple(e.get("theorem", ())),
+        peak=tuple(math.nan if v is None else v for v in e.get("peak", ())),
     )
     stop = StopReason(data["stop"]["code"], data["stop"]["sentence"])
     run = SavedRun(

@@ -103,15 +103,27 @@ def _singles(x: Tensor) -> Tensor:
     return _pairs(x).flatten(1)[..., None]
 
 
+def _joint(features: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The features of all channels of a pixel in one group."""
+
+    def together(x: Tensor) -> Tensor:
+        channels = [features(x[:, c : c + 1]) for c in range(x.shape[1])]
+        return torch.cat(channels, dim=-1)
+
+    return together
+
+
 def _of_tv(r: TV) -> list[Part]:
     features = _pairs if r.isotropic else _singles
+    features = _joint(features) if r.channels == "joint" else features
     return [
         Part("root", features, _wide(r.log_weight).exp(), _wide(r.log_smoothing).exp()),
     ]
 
 
 def _of_huber(r: HuberTV) -> list[Part]:
-    return [Part("huber", _pairs, _wide(r.log_weight).exp(), _wide(r.log_smoothing).exp())]
+    features = _joint(_pairs) if r.channels == "joint" else _pairs
+    return [Part("huber", features, _wide(r.log_weight).exp(), _wide(r.log_smoothing).exp())]
 
 
 def _of_tikhonov(r: Tikhonov) -> list[Part]:
