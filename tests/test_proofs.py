@@ -84,7 +84,10 @@ def exact(problem, theta: Tensor, eps: float = 1e-10) -> float:
         solution = lr.solve(energy, problem.pairs.y, 1e-7, throw=False)
     else:
         solution = lr.solve(energy, problem.pairs.y, eps)
-    return float(problem.loss.value(solution.value, problem.pairs.x).mean())
+    value = solution.value
+    if value.is_complex():
+        value = torch.view_as_real(value).movedim(-1, 2).flatten(1, 2)
+    return float(problem.loss.value(value, problem.pairs.x).mean())
 
 
 def assert_hypergradient(

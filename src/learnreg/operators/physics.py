@@ -124,6 +124,8 @@ class LinearMap:
         if self._double is None:
             try:
                 self._double = LinearMap(widened(self.physics), trusted=self.trusted)
+                self._double.refresh()
+                self._double._spectrum = self._spectrum  # one operator, one spectrum
             except RuntimeError as error:  # deepcopy refuses tensors with a graph
                 raise InputError(
                     f"physics {type(self.physics).__name__}",
