@@ -160,6 +160,7 @@ def test_weights_of_the_data_term_are_learned():
     assert_hypergradient(problem, (0, 1, 2, 17, 100))
 
 
+@pytest.mark.slow
 def test_parameters_of_the_operator_of_a_saddle_point():
     physics, x = Kernel(torch.full((5,), 0.2, dtype=torch.float64)), boxes(1, 8)
     y = Kernel(TRUE_TAPS.clone()).A(x).detach()
@@ -301,7 +302,7 @@ def test_learning_with_a_mask_each():
     assert run.record.rows[-1]["loss"] < run.record.rows[0]["loss"]
     evaluation = run.evaluate(pairs, 1e-3)
     assert evaluation.reconstruction.is_complex() and all(s.ok for s in evaluation.status)
-    stochastic = lr.learn(problem, lr.Stochastic(batch_size=2), budget=lr.Budget(steps=2))
+    stochastic = lr.learn(problem, lr.Stochastic(batch=2), budget=lr.Budget(steps=2))
     assert len(stochastic.record.rows) == 3
 
 
