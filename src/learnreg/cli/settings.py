@@ -129,7 +129,7 @@ def described(target: Callable[..., Any], tag: str | None = None, **extra: Any) 
     parameters = inspect.signature(target).parameters
     given_elsewhere = frozenset(INHERITED) & set(parameters)
     # a choice of words under such a name, as of TV, is its own
-    given_elsewhere = {name for name in given_elsewhere if hints[name] is int}
+    given_elsewhere = frozenset(name for name in given_elsewhere if hints[name] is int)
     if "in_channels" in parameters:  # then ``channels`` are those of its own feature maps
         given_elsewhere -= {"channels"}
     for name, parameter in parameters.items():
