@@ -327,8 +327,12 @@ def test_second_derivatives_are_refused_instead_of_zero():
     y = boxes(1).requires_grad_()
     model = lr.Reconstructor(lr.Energy(deepinv.physics.Denoising(), TV().double()), 1e-6)
     (slope,) = torch.autograd.grad(model(y).square().sum(), y, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        slope.square().sum().backward()
+    penalty = slope.square().sum()
+    for inputs in (list(model.parameters()), [y]):
+        with pytest.raises(lr.core.MissingPropertyError, match="once differentiable"):
+            torch.autograd.grad(penalty, inputs, retain_graph=True)
+    with pytest.raises(lr.core.MissingPropertyError, match="once differentiable"):
+        penalty.backward()
 
 
 def test_stacked_measurements():
@@ -432,3 +436,14 @@ def test_saddle_points_without_strong_convexity_are_refused_in_words():
     problem = lr.BilevelProblem(energy, Pairs(x, x))
     with pytest.raises(lr.core.MissingPropertyError, match="tikhonov"):
         lr.learn(problem, lr.MAID(), budget=lr.Budget(steps=1))
+
+
+def test_an_adjoint_made_by_autograd():
+    """deepinv's own is one of float32, so that no certificate could be closed."""
+    kernel = torch.rand(1, 1, 3, 3, dtype=torch.float64)
+    physics = deepinv.physics.LinearPhysics(
+        A=lambda x, **_: F.conv2d(x, kernel.to(x) / 4, padding=1), img_size=(1, SIDE, SIDE)
+    )
+    y = boxes(2).float()
+    solution = lr.solve(lr.Energy(physics, TV() + Tikhonov(1e-2)), y, 1e-2)
+    assert solution.ok and solution.kind.certifies

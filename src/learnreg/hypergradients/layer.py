@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from deepinv.models import Reconstructor as DeepinvReconstructor
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ..core.batch import norm, per_image
 from ..core.errors import MissingPropertyError, SolveError
@@ -20,6 +19,7 @@ from ..linear.cg import CG
 from ..solvers.select import adjoint_preconditioner, check_solver
 from ..solvers.solve import as_data, solve
 from .implicit import Implicit
+from .once import once
 from .piggyback import Piggyback, natural_strategy
 from .saddle_layer import SaddleSolve
 
@@ -147,17 +147,17 @@ class _ImplicitSolve(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, layer: Layer, model: Reconstructor, *params: Tensor) -> Tensor:
         solution = layer.solve(y, model.eps, model.solver)
         x = layer.real(solution.value).clone()
-        ctx.save_for_backward(y.detach(), x, *params)
+        ctx.save_for_backward(y, x, *params)
         ctx.layer, ctx.linear, ctx.relative = layer, model.strategy.linear, model.relative_delta
         return x
 
     @staticmethod
     @isolated
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         upstream = grads[0]
-        y, x, *params = ctx.saved_tensors
-        x = x.detach()
+        given, x, *params = ctx.saved_tensors
+        y, x, sources = given.detach(), x.detach(), (upstream, given, *params)
+        upstream = upstream.detach()
         energy, data = ctx.layer.energy, ctx.layer.native(y)
         q = backward_solve(energy, data, x, upstream, ctx.linear, ctx.relative)
 
@@ -171,7 +171,7 @@ class _ImplicitSolve(torch.autograd.Function):
             to_theta = [next(found) if need else None for need in needs]
 
         to_y = energy.data_adjoint(x, data, q) if ctx.needs_input_grad[0] else None
-        return (to_y, None, None, *to_theta)
+        return once((to_y, None, None, *to_theta), sources)
 
 
 def backward_solve(

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..core.batch import norm
 from ..core.errors import SolveError
@@ -16,6 +15,7 @@ from ..core.guards import isolated
 from ..core.status import summarize
 from ..solvers.solve import solve_potential
 from .adjoint_saddle import linearized
+from .once import once
 from .piggyback import mixed_saddle
 
 
@@ -26,16 +26,16 @@ class SaddleSolve(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, layer: Any, model: Any, *params: Tensor) -> Tensor:
         solution = layer.solve(y, model.eps, model.solver)
         # saved parameters make autograd refuse a backward pass after they have changed in place
-        ctx.save_for_backward(y.detach(), solution.state, *params)
+        ctx.save_for_backward(y, solution.state, *params)
         ctx.layer, ctx.piggyback, ctx.relative = layer, model.strategy, model.relative_delta
         return layer.real(solution.value).clone()
 
     @staticmethod
     @isolated
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        y, state, *params = ctx.saved_tensors
-        energy, upstream = ctx.layer.energy, grads[0]
+        given, state, *params = ctx.saved_tensors
+        sources = (grads[0], given, *params)
+        energy, upstream, y = ctx.layer.energy, grads[0].detach(), given.detach()
         f = energy.at(ctx.layer.native(y), state)
         with torch.no_grad():
             x, p = f.unpack(state)
@@ -60,4 +60,4 @@ class SaddleSolve(torch.autograd.Function):
                 for g, q, need in zip(pieces, params, needs, strict=True)
             ]
         to_y = f.to_data(found.value) if ctx.needs_input_grad[0] else None
-        return (to_y, None, None, *to_theta)
+        return once((to_y, None, None, *to_theta), sources)

@@ -88,6 +88,9 @@ class LinearMap:
             )
         self.physics: Any = physics
         self.trusted = trusted
+        # an adjoint that deepinv makes by autograd is one of float32 only: we make our own
+        missing = getattr(physics, "A_adj", True) is None
+        self.by_autograd = missing and type(physics).A_adjoint is LinearPhysics.A_adjoint
         # a subclass may override A, and an instance may carry an A of its own
         own = vars(physics)
         self.is_identity = type(physics) is Denoising and "A" not in own and "A_adjoint" not in own
@@ -145,7 +148,7 @@ class LinearMap:
             return tensors_of(y)[0]
         try:
             with torch.no_grad():
-                return self.physics.A_adjoint(y)
+                return self.transpose(self.physics, y)
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
             shapes = ", ".join(str(tuple(t.shape)) for t in tensors_of(y))
             raise InputError(
@@ -157,6 +160,18 @@ class LinearMap:
                 remedy="Measure with the physics of the energy: y = physics(x), on its device; "
                 "or pass the parameters of the operator, params={...}.",
             ) from error
+
+    def transpose(self, physics: Any, y: Native) -> Tensor:
+        """A^T y by the adjoint of the physics, or by autograd where it has none of its own."""
+        if not (self.by_autograd and isinstance(y, Tensor)):
+            return physics.A_adjoint(y)
+        if physics.img_size is None:
+            raise ValueError("img_size must be set where the adjoint is made by autograd")
+        with torch.enable_grad():
+            x = torch.zeros((y.shape[0], *physics.img_size), dtype=y.dtype, device=y.device)
+            x.requires_grad_()
+            (found,) = torch.autograd.grad(physics.A(x), x, y)
+        return found.detach()
 
     def with_params(self, params: Mapping[str, Tensor]) -> LinearMap:
         """The same operator with other tensors, as deepinv's ``physics(x, **params)``.
@@ -237,7 +252,7 @@ class LinearMap:
 
     def adjoint(self, y: Tensor) -> Tensor:
         """A^T y of real measurements and real images."""
-        return y if self.is_identity else self.physics.A_adjoint(y)
+        return y if self.is_identity else self.transpose(self.physics, y)
 
     def normal(self, x: Tensor) -> Tensor:
         """A^T A x."""
@@ -453,8 +468,8 @@ class TiedMap:
         if self.map.is_identity:
             return y
         if self._plain:
-            return self.physics.A_adjoint(y.contiguous())  # some use views
-        return self.layout.image_in(self.physics.A_adjoint(self.layout.data_out(y)))
+            return self.map.transpose(self.physics, y.contiguous())  # some use views
+        return self.layout.image_in(self.map.transpose(self.physics, self.layout.data_out(y)))
 
     def normal(self, x: Tensor) -> Tensor:
         """A^T A x."""
