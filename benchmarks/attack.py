@@ -102,6 +102,9 @@ PHYSICS: dict[str, Callable[[Draw, Shape], nn.Module]] = {
 
 DATA: dict[str, Callable[[Draw], Any]] = {
     "L2": lambda d: lr.L2(d.power("sigma", -2, 2)),
+    "Huber": lambda d: lr.Huber(d.power("threshold", -3, 1), d.power("huber_weight", -2, 2)),
+    "KL": lambda d: lr.KL(d.power("background", -1, 2), d.power("gain", -1, 1)),
+    "WeightedL2": lambda d: lr.WeightedL2(torch.ones(1, 1)),  # weights are drawn when y is known
 }
 """A data term whose ``tie(y)`` has value, grad and curvature needs no other line: see
 ``learnreg.testing.measurements.of_data``."""
@@ -229,7 +232,7 @@ def posed(d: Draw) -> Posed:
     if name == "learned_tv" and min(shape[1:]) < 3:
         name = d.settings["regularizer"] = "rounded_tv"
     physics = PHYSICS[kind](d, shape)
-    fidelity = DATA[d.pick("data", DATA)](d)
+    fidelity = DATA[d.pick("data", ["L2"] if saddle else [*DATA])](d)
     regularizer = (SADDLE if saddle else SMOOTH)[name](d, scale, shape)
     ridge = 0.0 if kind == "identity" and d.random() < 0.5 else d.power("ridge", -4, 1)
     if ridge and not saddle:
@@ -243,6 +246,11 @@ def posed(d: Draw) -> Posed:
     x = scale * _picture(d, d.pick("picture", PICTURES), b, shape)
     y = physics.A(x.to(dtype))
     y = y + (0.1 * scale * d.tensor(*y.shape)).to(dtype) * d.choice([0, 1, 1])
+    if isinstance(fidelity, lr.KL):
+        y = y.abs()
+    if isinstance(fidelity, lr.WeightedL2):  # zeros among the weights
+        weights = (d.power("weights", -2, 2) * d.tensor(1, *y.shape[1:])).clamp_min(0).to(dtype)
+        energy = lr.Energy(physics.to(dtype), regularizer.to(dtype), lr.WeightedL2(weights))
     eps = scale * math.sqrt(math.prod(shape)) * d.power("relative_eps", -13, 0)
     solver = d.pick("solver", SADDLE_SOLVERS if saddle else SOLVERS)
     budget = d.pick("budget", [3, 30, 300] if saddle else [5, 50, 300, 1000])

@@ -358,7 +358,9 @@ TABLE: dict[str, Entry] = {
     "Scaled": Entry(R.base.Scaled, lambda: {"regularizer": R.TV()}, {"factor": least(0, 0.5)}),
     "L2": Entry(lr.L2, settings={"sigma": positive()}),
     "L1": Entry(lr.L1, settings={"weight": positive()}),
-    "KL": Entry(lr.KL, settings={"background": positive()}),
+    "KL": Entry(lr.KL, settings={"background": positive(), "gain": positive()}),
+    "Poisson": Entry(lr.Poisson, settings={"background": positive(), "gain": positive()}),
+    "Huber": Entry(lr.Huber, settings={"threshold": positive(), "weight": positive()}),
     "Energy": Entry(
         lr.Energy,
         lambda: {"physics": denoising(), "regularizer": R.TV()},

@@ -54,12 +54,6 @@ def backward(energy: Any) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in energy.parameters()])
 
 
-FINGERPRINT = pytest.mark.xfail(
-    raises=RuntimeError,
-    strict=False,
-    reason="operators.physics reads version counters, which tensors of inference mode do not have",
-)
-
 TV = lr.regularizers.TV
 CALLS: dict[str, Callable[[], torch.Tensor]] = {
     "solve": lambda: lr.solve(foe(), measured(), 1e-1).value,
@@ -108,7 +102,6 @@ def test_a_layer_takes_half_precision_from_the_layers_before_it():
     assert torch.equal(out, layer(y.bfloat16().float()))
 
 
-@FINGERPRINT
 @pytest.mark.parametrize("name", CALLS)
 def test_inference_mode_changes_nothing(name):
     with torch.inference_mode():
@@ -118,7 +111,6 @@ def test_inference_mode_changes_nothing(name):
     assert not inside.requires_grad
 
 
-@FINGERPRINT
 def test_what_was_made_in_inference_mode_is_of_use_outside_of_it():
     with torch.inference_mode():
         energy, y, pairs = foe(), measured(), data()
@@ -136,7 +128,6 @@ def blur() -> deepinv.physics.Physics:
     return deepinv.physics.Blur(kernel, padding="circular")
 
 
-@FINGERPRINT
 def test_a_physics_of_inference_mode():
     with torch.inference_mode():
         physics = blur()
@@ -148,7 +139,6 @@ def test_a_physics_of_inference_mode():
     assert torch.allclose(inside, plain, atol=1e-3) and torch.allclose(outside, plain, atol=1e-3)
 
 
-@FINGERPRINT
 def test_a_physics_updated_in_inference_mode():
     physics = blur()
     energy = lr.Energy(physics, TV() + lr.regularizers.Tikhonov(1e-2))

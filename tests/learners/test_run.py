@@ -117,8 +117,9 @@ def test_evaluation_measures_every_image_alone(learned):
     assert (result.error <= 1e-2).all() and result.eps == 1e-2
     assert list(result.psnr) == psnr(result.reconstruction, test.x).tolist()
     assert list(result.ssim) == ssim(result.reconstruction, test.x).tolist()
-    assert list(result.psnr_input) == psnr(test.y, test.x).tolist()
-    assert list(result.ssim_input) == ssim(test.y, test.x).tolist()
+    seen = test.y.to(learned.theta)
+    assert list(result.psnr_input) == psnr(seen, test.x).tolist()
+    assert list(result.ssim_input) == ssim(seen, test.x).tolist()
     assert result.reconstruction.equal(learned.reconstruct(test.y, 1e-2).value)
     for i in range(2):
         alone = learned.evaluate(test[i : i + 1], 1e-2)

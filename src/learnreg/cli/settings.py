@@ -41,7 +41,7 @@ from ..learners import (
     Stochastic,
 )
 from ..learners.box import Ranges
-from ..regularizers import KNOWN, Scaled, Sum
+from ..regularizers import KNOWN, BlackBox, Scaled, Sum
 from ..solvers.select import check_solver
 
 INHERITED = {
@@ -128,6 +128,8 @@ def described(target: Callable[..., Any], tag: str | None = None, **extra: Any) 
     hints, comments = get_type_hints(target.__init__), comments_of(target)
     parameters = inspect.signature(target).parameters
     given_elsewhere = frozenset(INHERITED) & set(parameters)
+    # a choice of words under such a name, as of TV, is its own
+    given_elsewhere = frozenset(name for name in given_elsewhere if hints[name] is int)
     if "in_channels" in parameters:  # then ``channels`` are those of its own feature maps
         given_elsewhere -= {"channels"}
     for name, parameter in parameters.items():
@@ -240,6 +242,7 @@ their own.
 REGULARIZERS = {
     name: described(kind, name, **({} if name in SADDLES else {"scale": _SCALE}))
     for name, kind in KNOWN.items()
+    if kind is not BlackBox  # a file can name no network
 }
 for _name in SADDLES:
     REGULARIZERS[_name].refused = {

@@ -12,7 +12,7 @@ from ..core.guards import check_problem, check_strategy, isolated
 from ..core.protocols import Strategy
 from ..core.results import Hypergradient, Solution
 from ..solvers.select import check_solver
-from ..solvers.solve import solve
+from ..solvers.solve import as_real, solve
 from .penalty import penalized
 from .piggyback import natural_strategy
 
@@ -60,7 +60,8 @@ def _solution(strategy: Any, energy: Any, problem: Any, eps: float, solver: str)
     """The reconstruction: to eps, or as the strategy prescribes it."""
     y = problem.pairs.y
     if not getattr(strategy, "fixed", False):
-        return solve(energy, y, eps, solver=solver)
+        solution = solve(energy, y, eps, solver=solver)
+        return replace(solution, value=as_real(solution.value))
     x0 = energy.start(y)
     more = (problem,) if getattr(strategy, "joint", False) else ()
     return strategy.reconstruct(energy.at(y, x0), x0, *more).raise_if_failed()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..core.batch import norm
 from ..core.errors import InputError, SolveError
 from ..core.files import load_tensors, save_tensors
 from ..core.guards import check_measured, check_pairs, isolated
+from ..core.measured import Measured, Native, complex_channels
 from ..core.results import Evaluation, RunRecord, Solution, StopReason
 from ..metrics import Scale, psnr, scale_of, ssim
 from ..models import load_model, save_model
@@ -63,7 +64,10 @@ class Run:
 
     def __post_init__(self) -> None:
         if hasattr(self.energy, "with_theta"):
-            object.__setattr__(self, "energy", self.energy.with_theta(self.theta))
+            learned = self.energy.with_theta(self.theta)
+            # an operator that was learned is probed again before anything is certified with it
+            again = getattr(learned, "untrusted", None)
+            object.__setattr__(self, "energy", learned if again is None else again())
 
     @property
     def trained(self) -> Any:
@@ -78,18 +82,26 @@ class Run:
 
     @isolated
     def reconstruct(
-        self, y: Tensor, eps: float, *, physics: Any = None, throw: bool = True
+        self,
+        y: Native | Measured,
+        eps: float,
+        *,
+        physics: Any = None,
+        params: Mapping[str, Tensor] | None = None,
+        throw: bool = True,
     ) -> Solution:
         """Certified reconstruction of y (b, ...), any image size; see ``solve`` for the errors
-        raised.
+        raised and for ``params``.
         """
         energy = self.trained if physics is None else self.trained.with_physics(physics)
-        return solve(energy, self._like_theta(y), eps, throw=throw)
+        return solve(energy, self._like_theta(y), eps, params=params, throw=throw)
 
-    def _like_theta(self, y: Tensor) -> Tensor:
+    def _like_theta(self, y: Any) -> Any:
         """Measurements in the precision of theta and where it is; complex ones stay complex."""
+        if isinstance(y, Measured):
+            return y.to(self.theta.dtype)
         if not isinstance(y, Tensor):
-            return y  # refused by ``solve`` in its own words
+            return y  # a list of tensors, or refused by ``solve`` in its own words
         check_measured(y, self.trained)
         if not (y.is_floating_point() or y.is_complex()):
             return y
@@ -111,8 +123,10 @@ class Run:
                 ``check_certificate``).
         """
         check_pairs(pairs)
-        solution = self.reconstruct(pairs.y, eps, throw=False)
-        seen = self.trained.start(self._like_theta(pairs.y))
+        params = getattr(pairs, "params", None)
+        data = Measured(pairs.y, params) if params else pairs.y
+        solution = self.reconstruct(data, eps, throw=False)
+        seen = self._seen(data, solution.value)
         scale = scale_of(pairs.x, together=True)
         names = getattr(pairs, "names", None) or tuple(f"image {i}" for i in range(len(pairs)))
         quality = [
@@ -142,6 +156,11 @@ class Run:
             if check_certificate
             else result
         )
+
+    def _seen(self, data: Any, like: Tensor) -> Tensor:
+        """What the measurements show of the images before anything is reconstructed."""
+        shown = self.trained.start(self._like_theta(data))
+        return complex_channels(shown) if like.is_complex() else shown
 
     def check_certificate(
         self, y: Tensor, grid: Sequence[float] | None = None, reference_eps: float | None = None

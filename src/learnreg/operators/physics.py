@@ -44,6 +44,10 @@ the symbol: 0.2 to 0.7 were seen for blurs, MRI and CT, about 1 for dense random
 """
 
 
+MOST_VARIANTS = 8
+"""Sets of parameters per image that are remembered with what was found out about them."""
+
+
 class LinearMap:
     """A linear deepinv physics, what is known of it, and what finding that out has cost.
 
@@ -98,6 +102,7 @@ class LinearMap:
         self._mean: dict[tuple[object, ...], MeanCurvature | None] = {}
         self._majorants: dict[tuple[object, ...], Tensor] = {}
         self._double: LinearMap | None = None
+        self._variants: dict[object, tuple[LinearMap, dict[str, Tensor]]] = {}
 
     def refresh(self) -> None:
         """Forget what was found out about the physics if it does not look the same any more."""
@@ -106,6 +111,11 @@ class LinearMap:
             self._forget()
             self._seen = now
 
+    @property
+    def probed(self) -> bool:
+        """Whether the operator has passed its probes, or is a variant of one that has."""
+        return self.trusted or bool(self._checked)
+
     def double(self) -> LinearMap:
         """The same operator in float64 (kept, so the copy is made once)."""
         if self.is_identity:
@@ -113,7 +123,9 @@ class LinearMap:
         self.refresh()
         if self._double is None:
             try:
-                self._double = LinearMap(widened(self.physics), trusted=True)
+                self._double = LinearMap(widened(self.physics), trusted=self.trusted)
+                self._double.refresh()
+                self._double._spectrum = self._spectrum  # one operator, one spectrum
             except RuntimeError as error:  # deepcopy refuses tensors with a graph
                 raise InputError(
                     f"physics {type(self.physics).__name__}",
@@ -152,6 +164,7 @@ class LinearMap:
         Raises:
             InputError: a name that the physics does not know.
         """
+        self.refresh()
         known = {
             name for name, _ in (*self.physics.named_buffers(), *self.physics.named_parameters())
         }
@@ -167,7 +180,14 @@ class LinearMap:
                 expected=f"tensors of {type(self.physics).__name__}: {', '.join(sorted(known))}",
                 remedy="Use the names that physics.update(...) takes.",
             )
-        return LinearMap(with_tensors(self.physics, params), trusted=self.trusted)
+        # the same tensors come again at every step of a learner
+        key = tuple(sorted((name, id(t), t._version) for name, t in params.items()))
+        if key not in self._variants:
+            if len(self._variants) >= MOST_VARIANTS:
+                self._variants.clear()
+            other = LinearMap(with_tensors(self.physics, params), trusted=self.trusted)
+            self._variants[key] = other, dict(params)  # held, so that no identity is used again
+        return self._variants[key][0]
 
     def for_dtype(self, dtype: torch.dtype) -> LinearMap:
         """The operator for images of this type: float64 images need a physics in float64."""
@@ -360,6 +380,13 @@ class LinearMap:
         blur if not known).
         """
         return 2.0 if self.is_identity else 4.0 if self.is_mask else 30.0
+
+    def __getstate__(self) -> dict[str, object]:
+        """The physics alone: what was found out is found out again."""
+        return {"physics": self.physics, "trusted": self.trusted}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["physics"], trusted=state["trusted"])  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"LinearMap({type(self.physics).__name__})"

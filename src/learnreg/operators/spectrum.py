@@ -156,7 +156,7 @@ def averages(tied: Applied, x: Tensor) -> MeanCurvature:
     middle = tuple(n // 2 for n in x.shape[2:])
     symbols, centres = [], []
     for channel in range(x.shape[1]):
-        pixel = torch.zeros_like(x)
+        pixel = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
         pixel[:, channel].view(-1)[_flat(middle, x.shape[2:])] = 1
         response = tied.normal(pixel)[:, channel].roll(
             tuple(-m for m in middle), dims=tuple(a - 1 for a in axes)

@@ -4,7 +4,7 @@ from .bilevel import BilevelProblem
 from .build import energy_for
 from .energy import Energy, EnergyAt
 from .fidelity import KL, L1, L2, Foreign, Huber, Poisson, WeightedL2
-from .losses import MeanSquaredError, ScaledSquaredError, SquaredError
+from .losses import ScaledSquaredError, SquaredError
 from .saddle import SaddleAt, SaddleEnergy
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "EnergyAt",
     "Foreign",
     "Huber",
-    "MeanSquaredError",
     "Poisson",
     "SaddleAt",
     "SaddleEnergy",

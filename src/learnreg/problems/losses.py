@@ -11,7 +11,7 @@ from ..core.batch import dot, norm
 from ..core.certificates import squared_error_bracket
 from ..core.errors import InputError
 from ..core.protocols import Loss
-from ..core.ranges import check_positive
+from ..core.ranges import check_flag, check_positive
 
 
 @dataclass(frozen=True)
@@ -37,32 +37,39 @@ class SquaredError:
 
 
 @dataclass(frozen=True)
-class MeanSquaredError:
-    """g(x) = factor / n ||x - x_true||^2 per image of n real numbers, as ``torch.nn.MSELoss``.
+class ScaledSquaredError:
+    """g(x) = factor / 2 ||x - x_true||^2 per image, divided by its number of real pixels if
+    ``mean``: ``torch.nn.MSELoss`` is that of factor 2.
 
     Args:
         factor: positive.
+        mean: see above.
+
+    Raises:
+        InputError: a value out of range.
     """
 
     factor: float = 1.0
+    mean: bool = False
 
     def __post_init__(self) -> None:
         check_positive("factor", self.factor)
+        check_flag("mean", self.mean)
 
     @property
     def smoothness(self) -> float:
-        """At most 2 factor, that of a single pixel."""
-        return 2 * self.factor
+        """Lipschitz constant of the gradient; that of one pixel where the mean is taken."""
+        return self.factor
 
     def _weight(self, x: Tensor) -> float:
-        return 2 * self.factor / x[0].numel()
+        return self.factor / x[0].numel() if self.mean else self.factor
 
     def value(self, x: Tensor, x_true: Tensor) -> Tensor:
         """(b, ...), (b, ...) -> (b,)."""
         return self._weight(x) * SquaredError().value(x, x_true)
 
     def grad(self, x: Tensor, x_true: Tensor) -> Tensor:
-        """2 factor / n (x - x_true)."""
+        """factor (x - x_true), divided as the value."""
         return self._weight(x) * (x - x_true)
 
     def bracket(self, x: Tensor, x_true: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,8 +88,8 @@ def as_loss(loss: object | None) -> Loss:
         return SquaredError()
     if isinstance(loss, torch.nn.MSELoss):
         if loss.reduction == "mean":
-            return MeanSquaredError()
-        if loss.reduction == "sum":  # twice ours
+            return ScaledSquaredError(2.0, mean=True)
+        if loss.reduction == "sum":
             return ScaledSquaredError(2.0)
     missing = [m for m in ("value", "grad", "bracket", "smoothness") if not hasattr(loss, m)]
     if isinstance(loss, type) or missing:
@@ -95,34 +102,3 @@ def as_loss(loss: object | None) -> Loss:
             "with lr.Reconstructor and a torch optimizer.",
         )
     return loss  # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
-class ScaledSquaredError:
-    """g(x) = factor / 2 ||x - x_true||^2 per image.
-
-    Args:
-        factor: positive.
-    """
-
-    factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_positive("factor", self.factor)
-
-    @property
-    def smoothness(self) -> float:
-        return self.factor
-
-    def value(self, x: Tensor, x_true: Tensor) -> Tensor:
-        """(b, ...), (b, ...) -> (b,)."""
-        return self.factor * SquaredError().value(x, x_true)
-
-    def grad(self, x: Tensor, x_true: Tensor) -> Tensor:
-        """factor (x - x_true)."""
-        return self.factor * (x - x_true)
-
-    def bracket(self, x: Tensor, x_true: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """Range of g over the ball of radius eps (b,) around x."""
-        lower, upper = SquaredError().bracket(x, x_true, eps)
-        return self.factor * lower, self.factor * upper

@@ -84,8 +84,9 @@ class Tied(nn.Module):
             physics = clone(self.physics)
             if theta.dtype == torch.float64:
                 physics = physics._apply(promoted)
-            # probed at the first theta and, by ``learn``, at the last; steps between are trusted
-            other = self._like(regularizer, LinearMap(physics, trusted=True), fidelity)
+            # probed at the first theta and at that of a Run; steps between are trusted
+            trusted = self.operator.probed
+            other = self._like(regularizer, LinearMap(physics, trusted=trusted), fidelity)
         try:
             check_theta(other, theta)
         except InputError as error:
@@ -97,6 +98,11 @@ class Tied(nn.Module):
             ) from error
         set_theta(other, theta)
         return other
+
+    def untrusted(self) -> Self:
+        """This one, with an operator that is probed at its next use."""
+        self._operator.trusted = False
+        return self
 
     def with_physics(self, physics: nn.Module) -> Self:
         """The same regularizer (shared, not copied) with another physics."""

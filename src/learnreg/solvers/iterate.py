@@ -65,7 +65,7 @@ def require_strong_convexity(f: Potential) -> float:
             remedy="Give SaddleEnergy a tikhonov > 0, for example 1e-3."
             if is_saddle(f)
             else "Add a strongly convex term, for example regularizer + "
-            "lr.regularizers.Tikhonov(1e-3).",
+            "lr.regularizers.Tikhonov(1e-3), or ask for solve(..., stationarity=1e-3).",
         )
     smoothness = f.bounds().L
     if is_saddle(f):

@@ -354,6 +354,7 @@ def start_distance(f: Any, x0: Tensor) -> Tensor:
     """A bound (b,) of the distance of a start x0 to the solution, at the cost of a gradient; in the
     type of x0.
     """
+    require_strong_convexity(f)
     if is_saddle(f):
         z0 = x0 if x0.dim() == 2 else f.pack(*f.start(x0))
         return f.certify(z0).distance

@@ -114,7 +114,7 @@ def _joint(features: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 def _of_tv(r: TV) -> list[Part]:
-    features = _pairs if r.isotropic else _singles
+    features: Callable[[Tensor], Tensor] = _pairs if r.isotropic else _singles
     features = _joint(features) if r.channels == "joint" else features
     return [
         Part("root", features, _wide(r.log_weight).exp(), _wide(r.log_smoothing).exp()),
@@ -122,7 +122,7 @@ def _of_tv(r: TV) -> list[Part]:
 
 
 def _of_huber(r: HuberTV) -> list[Part]:
-    features = _joint(_pairs) if r.channels == "joint" else _pairs
+    features: Callable[[Tensor], Tensor] = _joint(_pairs) if r.channels == "joint" else _pairs
     return [Part("huber", features, _wide(r.log_weight).exp(), _wide(r.log_smoothing).exp())]
 
 
