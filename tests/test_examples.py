@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,42 @@ def test_the_ten_lines_of_the_readme_are_those_of_the_example():
     }
     missing = [line for line in wanted if line not in have and not line.startswith("import")]
     assert not missing
+
+
+def fenced(page: str) -> list[str]:
+    """The Python blocks of a page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def test_the_blocks_of_what_you_can_bring_run_one_after_the_other(tmp_path):
+    (tmp_path / "page.py").write_text("\n\n".join(fenced("docs/what_you_can_bring.md")))
+    out = run("-W", "error", str(tmp_path / "page.py"), cwd=tmp_path)
+    assert out.count("certified distance") >= 5
+    assert "stationary, no distance is known" in out
+    assert "physics.taps[1]" in out and "torch.complex64" in out
+
+
+def test_the_table_of_offers_is_what_the_objects_say(tmp_path):
+    page = (ROOT / "docs" / "what_you_can_bring.md").read_text()
+    shown = page.split("<!-- offers -->\n")[1].split("<!-- /offers -->")[0]
+    assert run(str(ROOT / "docs" / "offers.py"), cwd=tmp_path) == shown
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("own_data_term", "certified distance"),
+        ("own_regularizer", "certified distance"),
+        ("own_operator", "certified distance"),
+    ],
+)
+def test_the_walks_of_contributing_are_examples_that_run(tmp_path, name, says):
+    script = (ROOT / "examples" / f"{name}.py").read_text()
+    shown = [block for block in fenced("CONTRIBUTING.md") if block.strip() in script]
+    assert any("class " in block for block in shown), f"CONTRIBUTING.md does not show {name}.py"
+    assert all(len(block.splitlines()) < 40 for block in shown)
+    assert f"check_{name.removeprefix('own_')}(" in script
+    assert says in run("-W", "error", str(ROOT / "examples" / f"{name}.py"), cwd=tmp_path)
 
 
 @pytest.mark.parametrize(

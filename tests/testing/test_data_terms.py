@@ -8,7 +8,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from learnreg.core.bounds import Constants, Kind
+from learnreg.core.protocols import Hessian
+from learnreg.problems import KL, L2, Foreign, Huber, WeightedL2
+from learnreg.problems.data_functions import Diagonal
 from learnreg.testing import check_data_term
+
+
+class Opaque:
+    """A Hessian that does not say that it is diagonal."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self.weights = weights
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return self.weights * v
+
+    def select(self, index: Tensor) -> Opaque:
+        return Opaque(self.weights[index])
 
 
 @dataclass(frozen=True)
@@ -33,17 +50,18 @@ class Function:
             r = -a - self.y
         return self.weight * r / torch.sqrt(r * r + 1)
 
-    def curvature(self, a: Tensor) -> Tensor | None:
-        if self.spoilt.startswith("none"):
-            return None
+    def linearize(self, a: Tensor) -> Hessian:
         power = -1.0 if self.spoilt == "majorant" else -1.5
-        return self.weight * ((a - self.y) ** 2 + 1) ** power
+        weights = self.weight * ((a - self.y) ** 2 + 1) ** power
+        return Opaque(weights) if self.spoilt.startswith("none") else Diagonal(weights)
 
-    def bounds(self) -> tuple[Tensor, Tensor]:
+    def constants(self) -> Constants:
         upper = 0.5 if "small upper" in self.spoilt else 1.0
         lower = 0.2 if "large lower" in self.spoilt else 0.0
         one = torch.ones(self.y.shape[0], dtype=torch.float64)
-        return lower * self.weight * one, upper * self.weight * one
+        return Constants(
+            lower * self.weight * one, upper * self.weight * one, Kind.BOUND, Kind.BOUND
+        )
 
     def select(self, index: Tensor) -> Function:
         if self.spoilt == "select forgets":
@@ -81,11 +99,11 @@ def test_a_sound_term_passes(y, spoilt, count):
     [
         ("twice the gradient", r"grad of Smoothed: .*it is 2 times that"),
         ("gradient at -a", "grad of Smoothed"),
-        ("majorant", "curvature of Smoothed: .*the difference quotient of grad"),
-        ("small upper", "bounds of Smoothed: given an upper bound 1; expected at least"),
-        ("none, small upper", "bounds of Smoothed: given an upper bound 1; expected at least"),
-        ("none, large lower", "bounds of Smoothed: given a lower bound 0.4; expected at most"),
-        ("large lower", "bounds of Smoothed: given a lower bound 0.4; expected at most"),
+        ("majorant", "Hessian of Smoothed: .*the difference quotient of grad"),
+        ("small upper", "constants of Smoothed: given L = 1; expected at least"),
+        ("none, small upper", "constants of Smoothed: given L = 1; expected at least"),
+        ("none, large lower", "constants of Smoothed: given mu = 0.4; expected at most"),
+        ("large lower", "constants of Smoothed: given mu = 0.4; expected at most"),
         ("select forgets", "select of Smoothed"),
         ("value of the batch", "Smoothed"),
         ("another copy", "grad of Smoothed in torch.float32"),
@@ -94,3 +112,22 @@ def test_a_sound_term_passes(y, spoilt, count):
 def test_a_planted_fault_is_named(y, spoilt, message):
     with pytest.raises(AssertionError, match=message):
         check_data_term(Smoothed(spoilt=spoilt), y)
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        L2(),
+        L2(0.3),
+        WeightedL2(torch.linspace(0, 2, 20).reshape(1, 1, 4, 5)),
+        Huber(0.2, 3.0),
+        KL(),
+        KL(0.5, 2.0),
+        Foreign(lambda a, y: ((a - y) ** 2 + 1).sqrt().flatten(1).sum(dim=1), mu=0.0, L=1.0),
+        Foreign(lambda a, y: ((a - y) ** 4).flatten(1).sum(dim=1)),
+    ],
+    ids=str,
+)
+def test_the_terms_of_the_library_pass(y, term):
+    check_data_term(term, y)
+    check_data_term(term, y, torch.randn(y.shape, generator=torch.Generator().manual_seed(1)))

@@ -94,3 +94,18 @@ def test_the_physics_and_the_random_state_are_left_as_they_are():
     check_operator(physics, torch.ones(2, 1, 8, 8))
     assert torch.equal(physics.filter, before) and torch.equal(torch.get_rng_state(), random)
     assert physics.filter.dtype == torch.float32
+
+
+def test_an_operator_with_parameters_to_learn_passes():
+    class Taps(deepinv.physics.LinearPhysics):
+        def __init__(self):
+            super().__init__()
+            self.taps = torch.nn.Parameter(torch.tensor([0.6, 0.4]))
+
+        def A(self, x, **kwargs):
+            return self.taps[0] * x + self.taps[1] * x.roll(1, -1)
+
+        def A_adjoint(self, y, **kwargs):
+            return self.taps[0] * y + self.taps[1] * y.roll(-1, -1)
+
+    check_operator(Taps(), torch.rand(2, 1, 5, 6))

@@ -8,20 +8,22 @@ import torch
 from torch import Tensor
 
 from ..core.batch import dot, expand, norm
+from ..problems.data_functions import Diagonal
 from .claims import expect, expect_close, expect_derivative, normal, relative
 
 
+@torch.no_grad()
 def check_data_term(
     term: Any, y: Tensor, a: Tensor | None = None, *, tolerance: float = 1e-5, seed: int = 0
 ) -> None:
     """Whether a data term is what an energy takes it for.
 
-    ``term.tie(y)`` has ``value(a) -> (b,)``, ``grad(a)``, ``curvature(a)`` (the diagonal of a
-    diagonal Hessian, shaped as a, or None), ``bounds()`` (two tensors (b,) or (1,) between which
-    second derivatives lie), ``select(index)`` and ``double()``. Checked in float64: the gradient
-    against difference quotients of the value, the curvature against those of the gradient, both
-    bounds against curvatures and against the monotonicity of the gradient, independence of the
-    batch, repeatability, ``select``, ``double``, and float32 against float64.
+    ``term.tie(y)`` is a ``DataFunction``: ``value(a) -> (b,)``, ``grad(a)``, ``linearize(a)``,
+    ``constants()``, ``select(index)`` and ``double()``. Checked in float64: the gradient against
+    difference quotients of the value, the Hessian against those of the gradient and for symmetry,
+    mu and L (where they are finite) against Rayleigh quotients, the entries of a diagonal Hessian
+    and slopes of the gradient, independence of the batch, repeatability, ``select``, ``double``,
+    and float32 against float64.
 
     Args:
         term: the data term.
@@ -55,15 +57,15 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _shapes(f: Any, a: Tensor, name: str) -> None:
-    value, grad, curvature = f.value(a), f.grad(a), f.curvature(a)
+    value, grad, curved = f.value(a), f.grad(a), f.linearize(a)(a)
     b = (a.shape[0],)
     expect(tuple(value.shape) == b, f"value of {name}", given=tuple(value.shape), expected=b)
     expect(not value.is_complex(), f"value of {name}", given=value.dtype, expected="real numbers")
     expect(
         grad.shape == a.shape, f"grad of {name}", given=tuple(grad.shape), expected=tuple(a.shape)
     )
-    for word, found in (("value", value), ("grad", grad), ("curvature", curvature)):
-        sound = found is None or bool(found.isfinite().all())
+    for word, found in (("value", value), ("grad", grad), ("Hessian", curved)):
+        sound = bool(found.isfinite().all())
         expect(sound, f"{word} of {name}", given="NaN or Inf", expected="finite numbers")
     kept = a.clone()
     expect_close(f.value(a), value, 1e-12, f"value of {name}", "the same at every call")
@@ -83,33 +85,38 @@ def _derivatives(f: Any, a: Tensor, tolerance: float, name: str, seed: int) -> N
         "the difference quotient of value",
         1e-9 * float((norm(g) * norm(v)).abs().max()) + 1e-300,
     )
-    curvature = f.curvature(a)
-    if curvature is None:
-        return
+    hessian = f.linearize(a)
     expect_derivative(
-        curvature * v,
+        hessian(v),
         lambda t: f.grad(a + t * v),
         size,
         tolerance,
-        f"curvature of {name}",
-        "the difference quotient of grad (a diagonal)",
+        f"Hessian of {name}",
+        "the difference quotient of grad",
+    )
+    w = normal(a, seed + 9)
+    expect_close(
+        _inner(hessian(v), w),
+        _inner(v, hessian(w)),
+        1e-9,
+        f"Hessian of {name}",
+        "<H v, w> = <v, H w>",
+        float((norm(hessian(v)) * norm(w)).max()),
     )
 
 
 def _bounds(f: Any, a: Tensor, name: str, seed: int) -> None:
-    lower, upper = (torch.as_tensor(t, dtype=torch.float64).expand(a.shape[0]) for t in f.bounds())
-    what = f"bounds of {name}"
-    expect(
-        bool((lower >= 0).all()),
-        what,
-        given=f"a lower bound {float(lower.min()):.4g}",
-        expected=">= 0, a convex function",
-    )
-    expect(bool((lower <= upper).all()), what, given="lower above upper", expected="lower <= upper")
+    claimed = f.constants()
+    lower, upper = (t.expand(a.shape[0]) for t in (claimed.mu, claimed.L))
+    what = f"constants of {name}"
+    expect(bool((lower <= upper).all()), what, given="a mu above its L", expected="mu <= L")
 
-    curvature = f.curvature(a)
-    if curvature is not None:
-        flat = curvature.expand(a.shape).flatten(1)
+    hessian, v = f.linearize(a), normal(a, seed + 1)
+    quotient = _inner(hessian(v), v) / _inner(v, v)
+    _between(quotient, quotient, lower, upper, what, "a Rayleigh quotient")
+    if isinstance(hessian, Diagonal):
+        flat = hessian(torch.ones_like(a)).flatten(1)
+        flat = flat.real if flat.is_complex() else flat
         _between(flat.amin(dim=1), flat.amax(dim=1), lower, upper, what, "a curvature")
     for k in range(4):
         step = normal(a, seed + 2 + k) * 10.0 ** (1 - k) * a.abs().mean().clamp_min(1e-6)
@@ -121,18 +128,18 @@ def _bounds(f: Any, a: Tensor, name: str, seed: int) -> None:
 
 
 def _between(low: Tensor, high: Tensor, lower: Tensor, upper: Tensor, what: str, of: str) -> None:
-    slack = 1e-7 * high.abs()
+    slack = 1e-7 * torch.maximum(low.abs(), high.abs())
     below, above = int((low - lower).argmin()), int((high - upper).argmax())
     expect(
         bool((low >= lower - slack).all()),
         what,
-        given=f"a lower bound {float(lower[below]):.6g}",
+        given=f"mu = {float(lower[below]):.6g}",
         expected=f"at most {float(low[below]):.6g}, {of} that occurs",
     )
     expect(
         bool((high <= upper + slack).all()),
         what,
-        given=f"an upper bound {float(upper[above]):.6g}",
+        given=f"L = {float(upper[above]):.6g}",
         expected=f"at least {float(high[above]):.6g}, {of} that occurs",
     )
 
@@ -143,10 +150,16 @@ def _strangers(term: Any, f: Any, y: Tensor, a: Tensor, name: str) -> None:
     what = f"select of {name}"
     expect_close(some.value(a[index]), f.value(a)[index], 1e-12, what, "the selected functions")
     expect_close(some.grad(a[index]), f.grad(a)[index], 1e-12, what, "the selected functions")
-    for mine, all_of_them in zip(some.bounds(), f.bounds(), strict=True):
-        found = torch.as_tensor(mine, dtype=torch.float64).expand(y.shape[0])
-        wanted = torch.as_tensor(all_of_them, dtype=torch.float64).expand(y.shape[0])[index]
-        expect_close(found, wanted, 1e-12, f"bounds after {what}", "those of the selected")
+    mine, all_of_them = some.constants(), f.constants()
+    for word in ("mu", "L"):
+        found = getattr(mine, word).expand(y.shape[0])
+        wanted = getattr(all_of_them, word).expand(y.shape[0])[index]
+        expect(
+            bool(torch.isclose(found, wanted, rtol=1e-12, atol=0).all()),
+            f"{word} after {what}",
+            given=found.tolist(),
+            expected=f"{wanted.tolist()}, those of the selected",
+        )
     for i in range(y.shape[0]):
         alone = term.tie(y[i : i + 1])
         what = f"{name} for image {i} alone"

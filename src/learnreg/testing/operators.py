@@ -16,6 +16,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-10}
 """Relative to the norm of what is compared; float32 with room for FFT and interpolation."""
 
 
+@torch.no_grad()
 def check_operator(
     physics: nn.Module, x: Tensor, *, tolerance: float | None = None, seed: int = 0
 ) -> None:
