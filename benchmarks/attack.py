@@ -334,7 +334,7 @@ def _lifted_newton(
     blocks = [pieces[0].view(total, *shape)]
     blocks += [v.view(total, *f.shape[1:]) for v, f in zip(pieces[1:], fields, strict=True)]
     with torch.no_grad():
-        k = torch.cat([t.flatten(1) for t in r.apply(*blocks)], dim=1).T / r.rounding**0.5
+        k = torch.cat([t.flatten(1) for t in r.linear(*blocks)], dim=1).T / r.rounding**0.5
     one = torch.tensor(1.0, dtype=torch.float64)
     parts = [Part("square", _rows(k[:, None]), one, one)]
     start = n

@@ -447,3 +447,31 @@ def test_an_adjoint_made_by_autograd():
     y = boxes(2).float()
     solution = lr.solve(lr.Energy(physics, TV() + Tikhonov(1e-2)), y, 1e-2)
     assert solution.ok and solution.kind.certifies
+
+
+def test_torch_may_walk_through_the_modules_of_a_saddle_energy():
+    """``nn.Module.apply`` was overridden, so that initializers met a method of another meaning."""
+    seen = []
+    energy = lr.SaddleEnergy(deepinv.physics.Denoising(), ExactTV())
+    lr.Reconstructor(energy, 1e-2).apply(lambda module: seen.append(type(module).__name__))
+    assert {"ExactTV", "SaddleEnergy", "Reconstructor"} <= set(seen)
+
+
+def test_weights_per_image_follow_their_images_in_a_saddle_point():
+    y, weights = boxes(3), 0.5 + boxes(3, seed=7)
+    rounded = ExactTV(0.1, rounding=0.1).double()
+    plain = lr.SaddleEnergy(deepinv.physics.Denoising(), rounded, lr.WeightedL2(weights))
+    given = lr.SaddleEnergy(
+        deepinv.physics.Denoising(), rounded, lr.WeightedL2(torch.ones(1, 1).double())
+    )
+    together = lr.solve(given, y, 1e-6, params={"weights": weights}).value
+    torch.testing.assert_close(together, lr.solve(plain, y, 1e-6).value, rtol=0, atol=2e-6)
+    with pytest.raises(lr.InputError, match="WeightedL2"):
+        energy = lr.Energy(deepinv.physics.Denoising(), TV().double(), lr.Huber())
+        lr.solve(energy, y, 1e-3, params={"weights": weights})
+
+
+def test_sums_with_black_boxes_are_estimated_like_their_terms():
+    energy = lr.Energy(deepinv.physics.Denoising(), 0.5 * BlackBox(Net()) + Tikhonov(0.1))
+    solution = lr.solve(energy, boxes(2).float(), 1e-2)
+    assert solution.ok and not solution.kind.certifies

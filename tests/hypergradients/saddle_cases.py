@@ -73,7 +73,7 @@ class Matrix(SaddleRegularizer):
     def dual_start(self, u: Tensor) -> tuple[Tensor, ...]:
         return (u.new_zeros(u.shape[0], 1, self.table.shape[0]),)
 
-    def apply(self, u: Tensor, *v: Tensor) -> tuple[Tensor, ...]:
+    def linear(self, u: Tensor, *v: Tensor) -> tuple[Tensor, ...]:
         x = torch.cat([u.flatten(1), *(t.flatten(1) for t in v)], dim=1)
         return ((x @ (self.unit * self.table).T)[:, None],)
 
@@ -205,7 +205,7 @@ def plain(f: Convex, a: Tensor) -> Tensor:
 
 def primal(f: Any, x: tuple[Tensor, ...]) -> Tensor:
     """P(x), of a SaddleAt whose theta may require gradients."""
-    regularizer, rows = f.energy.regularizer, list(f.energy.regularizer.apply(*x))
+    regularizer, rows = f.energy.regularizer, list(f.energy.regularizer.linear(*x))
     for k, b in enumerate(regularizer.offset(x[0]) or ()):
         rows[k] = rows[k] if b is None else rows[k] + b
     if f.data:

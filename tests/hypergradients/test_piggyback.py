@@ -374,13 +374,13 @@ class Counter:
     """Counts the images that go through K without a graph."""
 
     def __init__(self, monkeypatch, regularizer) -> None:
-        self.images, right = 0, type(regularizer).apply
+        self.images, right = 0, type(regularizer).linear
 
         def apply(this, u, *v):
             self.images += 0 if torch.is_grad_enabled() else u.shape[0]
             return right(this, u, *v)
 
-        monkeypatch.setattr(type(regularizer), "apply", apply)
+        monkeypatch.setattr(type(regularizer), "linear", apply)
 
 
 def test_work_is_counted_per_image(monkeypatch):

@@ -57,7 +57,7 @@ def test_every_saddle_regularizer_comes_back_as_it_was(name, dtype, path):
         assert all(
             a.equal(b)
             for a, b in zip(
-                energy.regularizer.apply(*blocks), loaded.regularizer.apply(*blocks), strict=True
+                energy.regularizer.linear(*blocks), loaded.regularizer.linear(*blocks), strict=True
             )
         )
 
@@ -90,7 +90,7 @@ def test_a_run_comes_back(tmp_path):
     assert loaded.trained.regularizer.log_weight.item() == -1.25
     y = torch.rand(1, 1, 8, 9, generator=torch.Generator().manual_seed(0))
     assert loaded.reconstruct(y, 1e-2).value.equal(run.reconstruct(y, 1e-2).value)
-    assert Run.load(tmp_path / "run", energy=energy).energy is energy
+    assert Run.load(tmp_path / "run", energy=energy).energy.fidelity is energy.fidelity
 
 
 class Mine(ExactTV):

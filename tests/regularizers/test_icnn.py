@@ -172,7 +172,7 @@ def test_images_of_any_size(pooling, size):
     u = pictures(r, 2, size)
     x, p = (u, *r.auxiliary(u)), r.slopes(u)
     assert p[-1].shape[-2:] == tuple(-(-n // pooling) for n in size)
-    torch.testing.assert_close(inner(r.apply(*x), p), inner(x, r.adjoint(*p)))
+    torch.testing.assert_close(inner(r.linear(*x), p), inner(x, r.adjoint(*p)))
 
 
 @torch.no_grad()
@@ -197,7 +197,7 @@ def test_adjoint_is_exact(r):
     u = pictures(r)
     x, p = random_like((u, *r.auxiliary(u)), 1), random_like(r.dual_start(u), 2)
     torch.testing.assert_close(
-        inner(r.apply(*x), p), inner(x, r.adjoint(*p)), rtol=1e-12, atol=1e-12
+        inner(r.linear(*x), p), inner(x, r.adjoint(*p)), rtol=1e-12, atol=1e-12
     )
 
 
@@ -212,7 +212,7 @@ def blocks_of_k(r: ICNN, u: Tensor) -> list[list[Tensor]]:
                 eye if j == i else torch.zeros(eye.shape[0], *b.shape[1:], dtype=u.dtype)
                 for j, b in enumerate(x)
             ]
-            columns.append([row.flatten(1).T for row in r.apply(*full)])
+            columns.append([row.flatten(1).T for row in r.linear(*full)])
     return [list(row) for row in zip(*columns, strict=True)]
 
 
@@ -229,7 +229,7 @@ def test_theta_enters_through_the_operator_only(r):
     u, params = pictures(r), trainable(r)
     with torch.no_grad():
         x, p = (u, *r.auxiliary(u)), r.slopes(u)
-    coupled = sum(((a + b) * s).sum() for a, b, s in zip(r.apply(*x), r.offset(u), p, strict=True))
+    coupled = sum(((a + b) * s).sum() for a, b, s in zip(r.linear(*x), r.offset(u), p, strict=True))
     found = torch.autograd.grad(coupled, params)
     wanted = torch.autograd.grad(plain(r, u).sum(), params)
     for a, b in zip(found, wanted, strict=True):

@@ -62,7 +62,7 @@ def dense(r: SaddleRegularizer, shape: tuple[int, ...]) -> list[list[Tensor]]:
         n = block.numel()
         arguments = [t.expand(n, *t.shape[1:]) for t in x]
         arguments[k] = torch.eye(n, dtype=torch.float64).view(n, *block.shape[1:])
-        columns.append([row.reshape(n, -1).T for row in r.apply(*arguments)])
+        columns.append([row.reshape(n, -1).T for row in r.linear(*arguments)])
     return [list(row) for row in zip(*columns, strict=True)]
 
 
@@ -82,7 +82,7 @@ def regularizer(request) -> SaddleRegularizer:
 def test_the_protocol_fits_together(regularizer, shape):
     r, (x, p) = regularizer, points(regularizer, shape)
     assert r.saddle and r.effort > 0
-    rows, columns = r.apply(*x), r.adjoint(*p)
+    rows, columns = r.linear(*x), r.adjoint(*p)
     assert [a.shape for a in rows] == [a.shape for a in p] == [a.shape for a in r.dual_start(x[0])]
     assert [a.shape for a in columns] == [a.shape for a in x]
     assert len(r.dual(x[0])) == len(p) and len(r.primal(x[0])) == len(x) - 1
@@ -98,17 +98,17 @@ def test_adjoint_is_exact_and_arguments_are_only_read(regularizer, shape, graph)
     x, p = points(regularizer, shape)
     kept = [t.clone() for t in (*x, *p)]
     with torch.set_grad_enabled(graph):
-        left, right = inner(regularizer.apply(*x), p), inner(x, regularizer.adjoint(*p))
+        left, right = inner(regularizer.linear(*x), p), inner(x, regularizer.adjoint(*p))
     torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
     assert all(torch.equal(a, b) for a, b in zip((*x, *p), kept, strict=True))
 
 
 def test_both_paths_agree(regularizer):
     x, p = points(regularizer, (3, 6, 7))
-    expected = (*regularizer.apply(*x), *regularizer.adjoint(*p))
-    assert all(a.requires_grad for a in regularizer.apply(*x))
+    expected = (*regularizer.linear(*x), *regularizer.adjoint(*p))
+    assert all(a.requires_grad for a in regularizer.linear(*x))
     with torch.no_grad():
-        result = (*regularizer.apply(*x), *regularizer.adjoint(*p))
+        result = (*regularizer.linear(*x), *regularizer.adjoint(*p))
     for a, b in zip(result, expected, strict=True):
         torch.testing.assert_close(a, b.detach(), rtol=0, atol=1e-13)
 
@@ -116,13 +116,13 @@ def test_both_paths_agree(regularizer):
 def test_derivative_in_theta_matches_finite_differences(regularizer):
     r, (x, p) = regularizer, points(regularizer, (1, 6, 5))
     theta = flatten(trainable(r))
-    z = flatten(torch.autograd.grad(inner(r.apply(*x), p).sum(), trainable(r)))
+    z = flatten(torch.autograd.grad(inner(r.linear(*x), p).sum(), trainable(r)))
     with torch.no_grad():
         for k in range(0, theta.numel(), max(1, theta.numel() // 12)):
             step = torch.zeros_like(theta)
             step[k] = 1e-5
             ahead, behind = (
-                inner(with_theta(r, theta + s).apply(*x), p).sum() for s in (step, -step)
+                inner(with_theta(r, theta + s).linear(*x), p).sum() for s in (step, -step)
             )
             assert float((ahead - behind) / 2e-5) == pytest.approx(float(z[k]), rel=1e-7, abs=1e-8)
 
@@ -167,7 +167,7 @@ def test_sensitivity_bounds_the_derivative_of_the_operator(regularizer):
                 s.view(1, *t.shape[1:])
                 for s, t in zip(left[:, 0].split(sizes[1]), r.dual_start(u), strict=True)
             )
-            d = flatten(torch.autograd.grad(inner(r.apply(*x), p).sum(), trainable(r)))
+            d = flatten(torch.autograd.grad(inner(r.linear(*x), p).sum(), trainable(r)))
     assert beta == 0
     assert found <= kappa * (1 + 1e-6)
     assert kappa <= 1.6 * found
@@ -177,9 +177,9 @@ def test_sensitivity_bounds_the_derivative_of_the_operator(regularizer):
 def test_images_are_strangers(regularizer):
     r, (x, p) = regularizer, points(regularizer, (1, 6, 5), b=4)
     index = torch.tensor([2, 0])
-    together = (*r.apply(*x), *r.adjoint(*p), r.value_with(*x))
+    together = (*r.linear(*x), *r.adjoint(*p), r.value_with(*x))
     apart = (
-        *r.apply(*(t[index] for t in x)),
+        *r.linear(*(t[index] for t in x)),
         *r.adjoint(*(t[index] for t in p)),
         r.value_with(*(t[index] for t in x)),
     )
@@ -197,8 +197,8 @@ def test_recipe_and_weights_rebuild_it(regularizer):
     fresh.load_state_dict(regularizer.state_dict())
     x, p = points(regularizer, (1, 6, 7))
     for a, b in zip(
-        (*regularizer.apply(*x), *regularizer.adjoint(*p)),
-        (*fresh.apply(*x), *fresh.adjoint(*p)),
+        (*regularizer.linear(*x), *regularizer.adjoint(*p)),
+        (*fresh.linear(*x), *fresh.adjoint(*p)),
         strict=True,
     ):
         assert torch.equal(a, b)
@@ -227,7 +227,7 @@ def test_what_is_no_batch_of_images_is_refused(regularizer, images):
 def test_float32_stays_float32(regularizer):
     r = regularizer.float()
     x, p = points(r, (1, 6, 5))
-    for t in (*r.apply(*(t.float() for t in x)), *r.adjoint(*(t.float() for t in p))):
+    for t in (*r.linear(*(t.float() for t in x)), *r.adjoint(*(t.float() for t in p))):
         assert t.dtype == torch.float32
 
 
@@ -326,7 +326,7 @@ def test_learned_tv_with_one_identity_filter_is_standard_tv(padding):
     torch.testing.assert_close(image, ExactTV(0.3).double().adjoint(*p)[0])
     torch.testing.assert_close(field, -p[0].unsqueeze(3))
     v = r.log_weight.exp() * gradient(u)
-    assert float(r.apply(u, v.unsqueeze(3))[0].abs().max()) < 1e-14
+    assert float(r.linear(u, v.unsqueeze(3))[0].abs().max()) < 1e-14
     torch.testing.assert_close(
         r.value_with(u, v.unsqueeze(3)), ExactTV(0.3).double().value(u), rtol=1e-6, atol=0
     )

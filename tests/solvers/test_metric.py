@@ -75,7 +75,7 @@ def test_symbols_of_regularizers_are_majorants(regularizer):
             torch.eye(SIDE)[:, None, None, :].expand(-1, -1, SIDE, -1),
         ]
     )
-    rows = regularizer.apply(u, *(torch.zeros_like(v) for v in regularizer.auxiliary(u)))
+    rows = regularizer.linear(u, *(torch.zeros_like(v) for v in regularizer.auxiliary(u)))
     for row, symbol in zip(rows, regularizer.majorants(u), strict=True):
         square = norm(row) ** 2
         assert bool(

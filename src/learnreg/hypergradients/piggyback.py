@@ -216,7 +216,7 @@ def mixed_saddle(energy: Any, f: Any, state: Tensor, adjoint: Tensor, group: int
     for start in range(0, state.shape[0], group):
         part = slice(start, start + group)
         with torch.enable_grad():
-            rows, moved = (regularizer.apply(*(t[part] for t in blocks)) for blocks in (x, X))
+            rows, moved = (regularizer.linear(*(t[part] for t in blocks)) for blocks in (x, X))
             scalar = sum((a * b[part]).sum() for a, b in zip(rows, Y[first:], strict=True))
             scalar = scalar + sum(
                 (a * b[part]).sum() for a, b in zip(moved, p[first:], strict=True)

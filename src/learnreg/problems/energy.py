@@ -20,7 +20,7 @@ from ..core.protocols import Hessian
 from ..operators.physics import TiedMap
 from .data_functions import DataFunction, weight_like
 from .fidelity import L2, DataTerm, WeightedL2, as_data_term, data_constants
-from .tied import DATA_PARAMETERS, Tied
+from .tied import Tied
 
 
 class RegularizerLike(Protocol):
@@ -97,17 +97,10 @@ class Energy(Tied):
         operator, data, image = self.tie(y, x)
         like = image if x is None else x
 
-        function = self._data_term(y).tie(data)
+        function = self.data_term(y).tie(data)
         constants = data_constants(function, operator, like) + self._of_regularizer(like)
         spent = operator.map.cost - before if operator.map is self.operator else operator.map.cost
         return EnergyAt(self, operator, function, constants, image, spent)
-
-    def _data_term(self, y: Native | Measured) -> DataTerm:
-        """The data term, with its own parameters per image where the measurements bring them."""
-        given = {k: t for k, t in measured(y).params.items() if k in DATA_PARAMETERS}
-        if not given:
-            return self.fidelity
-        return WeightedL2(given["weights"])
 
     def _of_regularizer(self, x: Tensor) -> Constants:
         """mu and L of R for images like x."""

@@ -34,7 +34,7 @@ Blocks = tuple[Tensor, ...]
 THEOREMS = ("gap", "residual", "kkt")
 """Names of the certificates, in the order of their codes."""
 
-NEEDED = ("auxiliary", "primal", "dual", "dual_start", "apply", "adjoint", "offset", "norms")
+NEEDED = ("auxiliary", "primal", "dual", "dual_start", "linear", "adjoint", "offset", "norms")
 
 
 class SaddleEnergy(Tied):
@@ -110,7 +110,7 @@ class SaddleEnergy(Tied):
         before = self.operator.cost
         operator, data, back = self.tie(y, None)
         u = back if x is None or x.dim() == 2 else x
-        tied = _tie(self, operator, data, u, back)
+        tied = _tie(self, operator, data, u, back, self.data_term(y))
         spent = operator.map.cost - before if operator.map is self.operator else operator.map.cost
         return replace(tied, spent=spent)
 
@@ -152,6 +152,7 @@ class SaddleAt:
     shapes: tuple[tuple[torch.Size, ...], tuple[torch.Size, ...]]
     norms: tuple[tuple[float, ...], ...]
     back: Tensor
+    fidelity: Any
     spent: Cost = Cost()
 
     def first(self) -> Tensor:
@@ -161,7 +162,7 @@ class SaddleAt:
     # --- the operator -----------------------------------------------------------------------------
     def linear(self, x: Blocks) -> Blocks:
         """K x."""
-        rows = self.energy.regularizer.apply(*x)
+        rows = self.energy.regularizer.linear(*x)
         return (self.operator.forward(x[0]), *rows) if self.data else rows
 
     def apply(self, x: Blocks) -> Blocks:
@@ -388,6 +389,7 @@ class SaddleAt:
             self,
             operator=self.operator.select(index),
             back=self.back[index],
+            fidelity=_of_images(self.fidelity, index),
             spent=Cost(),
             y=self.y[index],
             primal=tuple(g.select(index) for g in self.primal),
@@ -402,7 +404,11 @@ class SaddleAt:
             (self.y.shape[0], *self.shapes[0][0]), dtype=torch.float64, device=self.y.device
         )
         wide = self.energy.widened()
-        return _tie(wide, self.operator.double(), self.y.double(), u, self.back.double())
+        fidelity = self.fidelity
+        if isinstance(fidelity, WeightedL2):
+            fidelity = WeightedL2(fidelity.weights.detach().double())
+        double, y, back = self.operator.double(), self.y.double(), self.back.double()
+        return _tie(wide, double, y, u, back, fidelity)
 
     @torch.no_grad()
     def to_data(self, adjoint: Tensor) -> Tensor:
@@ -415,17 +421,17 @@ class SaddleAt:
             MissingPropertyError: a data term in which y does not enter linearly.
         """
         X, Y = self.unpack(adjoint)
-        if not isinstance(self.energy.fidelity, L2 | WeightedL2):
+        if not isinstance(self.fidelity, L2 | WeightedL2):
             raise MissingPropertyError(
                 "y",
-                given=f"a gradient asked for with {type(self.energy.fidelity).__name__}",
+                given=f"a gradient asked for with {type(self.fidelity).__name__}",
                 expected="the data term L2 or WeightedL2",
                 remedy="Detach the measurements.",
             )
         if self.data:
             return -Y[0]
         moved = self.operator.forward(-X[0])
-        return self.energy.fidelity.tie(self.y).to_data(moved, moved)
+        return self.fidelity.tie(self.y).to_data(moved, moved)
 
     def majorants(self) -> tuple[Tensor, ...] | None:
         """For every dual block j the symbol (1, c, h, w // 2 + 1) of a circulant >= K_ju^T K_ju, u
@@ -448,9 +454,16 @@ class SaddleAt:
         return self.operator.effort + float(getattr(self.energy.regularizer, "effort", 10.0))
 
 
-def _tie(energy: SaddleEnergy, operator: TiedMap, y: Tensor, u: Tensor, back: Tensor) -> SaddleAt:
+def _tie(
+    energy: SaddleEnergy,
+    operator: TiedMap,
+    y: Tensor,
+    u: Tensor,
+    back: Tensor,
+    fidelity: Any,
+) -> SaddleAt:
     """The functions and constants of images like u (b, c, h, w)."""
-    regularizer, fidelity = energy.regularizer, energy.fidelity
+    regularizer = energy.regularizer
     with torch.no_grad():
         like = u[:1]
         # theta enters through K alone, so an operator that learns needs a row of its own
@@ -488,7 +501,15 @@ def _tie(energy: SaddleEnergy, operator: TiedMap, y: Tensor, u: Tensor, back: Te
             ((u.shape[1:], *(v.shape[1:] for v in auxiliary)), tuple(shapes)),
             tuple(rows),
             back,
+            fidelity,
         )
+
+
+def _of_images(fidelity: Any, index: Tensor) -> Any:
+    """The data term of some images: weights per image follow them."""
+    if isinstance(fidelity, WeightedL2) and fidelity.weights.shape[0] > 1:
+        return WeightedL2(fidelity.weights.detach()[index])
+    return fidelity
 
 
 def _limited(function: Convex) -> bool:

@@ -14,6 +14,7 @@ from ..core.params import check_theta, set_theta, trainable
 from ..operators.layout import Layout
 from ..operators.physics import LinearMap, TiedMap
 from ..operators.private import clone, promoted
+from .fidelity import WeightedL2
 
 
 class Tied(nn.Module):
@@ -136,6 +137,24 @@ class Tied(nn.Module):
         if own:
             operator = operator.with_params(own)
         return operator.tied(data.y, x)
+
+    def data_term(self, y: Native | Measured) -> Any:
+        """The data term, with its own parameters per image where the measurements bring them.
+
+        Raises:
+            InputError: weights for a data term that has none.
+        """
+        given = {k: t for k, t in measured(y).params.items() if k in DATA_PARAMETERS}
+        if not given:
+            return self.fidelity
+        if not isinstance(self.fidelity, WeightedL2):
+            raise InputError(
+                "params",
+                given=f"{', '.join(given)} with {type(self.fidelity).__name__}",
+                expected="the data term WeightedL2",
+                remedy="Make the energy with fidelity=lr.WeightedL2(torch.ones(1, 1)).",
+            )
+        return WeightedL2(given["weights"])
 
     def layout(self, y: Native | Measured) -> Layout:
         """What the physics calls an image and its measurements."""

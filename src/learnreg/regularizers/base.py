@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -182,6 +183,16 @@ def _total(parts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack(known).sum(dim=0) if len(known) == len(parts) else None
 
 
+def _near(r: Regularizer, x: Tensor) -> tuple[Tensor, Tensor]:
+    """mu and L (b,) float64 of one term: its bounds, or what they are around x."""
+    bounds = r.bounds_for(x)
+    method = getattr(r, "curvature_near", None)
+    if method is not None and not math.isfinite(bounds.mu.value + bounds.L.value):
+        return method(x)
+    like = torch.ones(x.shape[0], dtype=torch.float64, device=x.device)
+    return bounds.mu.value * like, bounds.L.value * like
+
+
 class _Combined:
     """The Hessian of a weighted sum."""
 
@@ -238,6 +249,11 @@ class Sum(Regularizer):
     def bounds_for(self, x: Tensor) -> Curvature:
         parts = [r.bounds_for(x) for r in self._parts()]
         return sum(parts[1:], parts[0])
+
+    def curvature_near(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Constants (b,) around x, estimated for terms whose bounds nobody declared."""
+        found = [_near(r, x) for r in self._parts()]
+        return sum(mu for mu, _ in found), sum(L for _, L in found)  # type: ignore[return-value]
 
     @property
     def averages(self) -> bool:
@@ -334,6 +350,11 @@ class Scaled(Regularizer):
 
     def bounds_for(self, x: Tensor) -> Curvature:
         return self.factor * self.regularizer.bounds_for(x)
+
+    def curvature_near(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As that of a sum."""
+        mu, L = _near(self.regularizer, x)
+        return self.factor * mu, self.factor * L
 
     @property
     def averages(self) -> bool:

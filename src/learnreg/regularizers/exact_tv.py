@@ -63,7 +63,7 @@ class ExactTV(SaddleRegularizer):
         b, *shape = images(u).shape
         return (u.new_zeros(b, 2, *shape),)
 
-    def apply(self, u: Tensor, *v: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+    def linear(self, u: Tensor, *v: Tensor) -> tuple[Tensor]:
         return (scaled_gradient(u, self.log_weight.exp()),)
 
     def adjoint(self, *p: Tensor) -> tuple[Tensor]:

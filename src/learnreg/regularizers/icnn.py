@@ -277,7 +277,7 @@ class ICNN(SaddleRegularizer):
 
     # --- the coupling -----------------------------------------------------------------------------
 
-    def apply(self, u: Tensor, *v: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def linear(self, u: Tensor, *v: Tensor) -> tuple[Tensor, ...]:
         below = correlate(u, self._first(), self.padding)
         rows = []
         for k, z in enumerate(v, start=1):

@@ -148,7 +148,7 @@ class LearnedTV(SaddleRegularizer):
         b, *shape = images(u, self.size).shape
         return (u.new_zeros(b, 2, *shape),)
 
-    def apply(self, u: Tensor, *v: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+    def linear(self, u: Tensor, *v: Tensor) -> tuple[Tensor]:
         spread = correlate_field_adjoint(v[0], self.kernels(), self.padding)
         gradient = scaled_gradient(u, self.log_weight.exp())
         return (gradient - spread if torch.is_grad_enabled() else gradient.sub_(spread),)

@@ -22,7 +22,7 @@ class SaddleRegularizer(Described):
     convex functions g_i, f_j know nothing of theta, so a weight stands in the rows of K. The
     hypergradient then is that of <K(theta) X, p> + <K(theta) x + b, P> whatever the functions are.
 
-    A subclass implements ``dual``, ``apply``, ``adjoint`` and ``norms``; with auxiliary blocks
+    A subclass implements ``dual``, ``linear``, ``adjoint`` and ``norms``; with auxiliary blocks
     ``auxiliary`` and ``primal`` too. The other methods have defaults.
     """
 
@@ -50,11 +50,11 @@ class SaddleRegularizer(Described):
     @torch.no_grad()
     def dual_start(self, u: Tensor) -> tuple[Tensor, ...]:
         """Dual blocks to start from, zeros by default."""
-        return tuple(torch.zeros_like(a) for a in self.apply(u, *self.auxiliary(u)))
+        return tuple(torch.zeros_like(a) for a in self.linear(u, *self.auxiliary(u)))
 
     # --- the coupling -----------------------------------------------------------------------------
 
-    def apply(self, u: Tensor, *v: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def linear(self, u: Tensor, *v: Tensor) -> tuple[Tensor, ...]:
         """K(theta)(u, v), one tensor for every dual block; differentiable in theta, fast under
         ``torch.no_grad``.
         """
@@ -119,7 +119,7 @@ class SaddleRegularizer(Described):
         at the best v.
         """
         images(u)
-        blocks = self.apply(u, *v)
+        blocks = self.linear(u, *v)
         shifts = self.offset(u) or (None,) * len(blocks)
         total = u.new_zeros(u.shape[0])
         for f, a, b in zip(self.dual(u), blocks, shifts, strict=True):

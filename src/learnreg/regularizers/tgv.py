@@ -90,7 +90,7 @@ class TGV(SaddleRegularizer):
         b, *shape = images(u).shape
         return u.new_zeros(b, components, *shape)
 
-    def apply(self, u: Tensor, *v: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def linear(self, u: Tensor, *v: Tensor) -> tuple[Tensor, Tensor]:
         first = self.log_weight.exp()
         return _minus(scaled_gradient(u, first), v[0], first), symmetrized(
             v[0], self.log_second_weight.exp()
