@@ -39,7 +39,7 @@ def test_a_section_has_the_fields_of_its_dataclass(section, target):
     assert set(section.model_fields) - {"type"} == {f.name for f in fields(target)}
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", REGULARIZERS)
 def test_every_known_regularizer_has_a_section_with_its_arguments(name):
     arguments = set(inspect.signature(KNOWN[name]).parameters)
     factor = set() if getattr(KNOWN[name], "saddle", False) else {"scale"}
@@ -186,7 +186,7 @@ BAD_VALUES = [
     ("learner.accuracy", "loosen", "0.5", ">= 1"),
     ("budget", "seconds", "0", "positive"),
     ("budget", "work", "-2.0", "positive"),
-    ("budget", "steps", "0", "positive"),
+    ("budget", "steps", "0", "an integer >= 1"),
     ("budget", "steps", "1.5", "integer"),
     ("run", "seed", "-1", "greater than or equal to 0"),
     ("run", "dtype", '"half"', "'float32' or 'float64'"),

@@ -42,6 +42,7 @@ FRACTION = Range("(0, 1)", (1e-9, 0.5, 0.999), (0, 1, -0.5, 2, NAN, INF, None, "
 FACTOR = Range(">= 1", (1, 1.0, 1.5, 100), (0, 0.99, -2, NAN, INF, None, "2"))
 BELOW_ETA = Range("(0, eta=0.5)", (1e-9, 0.49), (0, 0.5, 0.7, -1, NAN, INF, None, "0.1"))
 COUNT = Range("integer >= 1", (1, 7), (0, -1, 1.5, NAN, INF, None, "3"))
+COUNT_OR_NONE = Range("integer >= 1", (1, 7), (0, -1, 1.5, NAN, INF, "3"))
 COUNT_OR_ZERO = Range("integer >= 0", (0, 1, 7), (-1, 0.5, 1.5, NAN, INF, None, "3"))
 
 DESCENT = {
@@ -63,7 +64,7 @@ TABLE: dict[type, dict[str, Range]] = {
         "smallest_eps": REQUIRED,
     },
     FixedAccuracy: {**DESCENT, "eps": REQUIRED, "delta": REQUIRED},
-    Budget: {"seconds": POSITIVE, "work": POSITIVE, "steps": POSITIVE},
+    Budget: {"seconds": POSITIVE, "work": POSITIVE, "steps": COUNT_OR_NONE},
     Adaptive: {"tighten": FRACTION, "loosen": FACTOR},
 }
 NOT_NUMBERS = {MAID: {"accuracy", "test"}}

@@ -657,7 +657,7 @@ def test_below_the_floor_of_float32_it_gives_up(energy):
         ({"memory": None}, "memory: given None"),
         ({"memory": math.inf}, "memory: given inf"),
         ({"refresh": 0}, "refresh: given 0; expected an integer >= 1"),
-        ({"refresh": "often"}, "refresh: given often"),
+        ({"refresh": "often"}, "refresh: given 'often'"),
         ({"refresh": math.nan}, "refresh: given nan"),
     ],
 )

@@ -428,5 +428,5 @@ def test_nan_stays_in_its_image(appears, bad):
     ],
 )
 def test_a_setting_out_of_range_is_refused(setting, bad):
-    with pytest.raises(InputError, match=f"{setting}: given {bad}; expected"):
+    with pytest.raises(InputError, match=f"{setting}: given {bad!r}; expected"):
         NmAPG(**{setting: bad})

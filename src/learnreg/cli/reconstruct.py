@@ -122,10 +122,9 @@ def reconstruct(
 def model_channels(spec: dict[str, Any]) -> int | None:
     """The channels that a regularizer was made for; None if any number will do."""
     inner = [*spec.get("terms", ()), *([spec["regularizer"]] if "regularizer" in spec else [])]
-    own = spec.get(
-        "in_channels", spec.get("channels")
-    )  # where there are both, the latter are feature maps
-    found = [own, *(model_channels(part) for part in inner)]
+    # where there are both, the latter are feature maps; a word says how TV treats any number
+    own = spec.get("in_channels", spec.get("channels"))
+    found = [own if isinstance(own, int) else None, *(model_channels(part) for part in inner)]
     return next((c for c in found if c is not None), None)
 
 

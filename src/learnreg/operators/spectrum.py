@@ -58,7 +58,8 @@ def singular_values(tied: Applied, x: Tensor) -> Constants | None:
     eigenvector u of A^T A satisfies D W u = W A^T A u = lambda W u, so every eigenvalue is one of
     D. A random vector tests the three equations in float64: a subclass may override any method.
     What is left of the third one, tables that were rounded to float32 for example, widens the
-    bounds.
+    bounds. Where V W = I fails but W V = I, as for a few singular vectors, the eigenvalues are
+    those of D and zero: with c = W u, A^T A V c = V D W V c = V D c.
     """
     from deepinv.physics import DecomposablePhysics
 
@@ -72,7 +73,7 @@ def singular_values(tied: Applied, x: Tensor) -> Constants | None:
         return None
 
     squares = mask.detach().abs().double().square()
-    error = _defect_of_structure(tied.double(), x)
+    error, onto = _defect_of_structure(tied.double(), x)
     if not error <= STRUCTURE * float(squares.max()):
         return None
 
@@ -82,6 +83,7 @@ def singular_values(tied: Applied, x: Tensor) -> Constants | None:
     except RuntimeError:
         full = False
 
+    full = full and onto
     per_image = bool(tied.names) and mask.dim() > 1 and mask.shape[0] == x.shape[0]
     rows = squares.flatten(1) if per_image else squares.reshape(1, -1)
     largest = rows.amax(dim=1)
@@ -91,8 +93,8 @@ def singular_values(tied: Applied, x: Tensor) -> Constants | None:
     return Constants((smallest - error).clamp_min(0), largest + error, Kind.BOUND, Kind.BOUND)
 
 
-def _defect_of_structure(wide: Applied, x: Tensor) -> float:
-    """A bound of ||A^T A - V D W||, infinite where V W = I or W V D W = D W fails.
+def _defect_of_structure(wide: Applied, x: Tensor) -> tuple[float, bool]:
+    """A bound of ||A^T A - V D W||, infinite where the other equations fail; whether V W = I.
 
     For a standard normal u the square of ||E u|| has the mean ||E||_F^2 >= ||E||^2, and is a
     hundred times smaller with a chance of a thousandth at most.
@@ -104,17 +106,18 @@ def _defect_of_structure(wide: Applied, x: Tensor) -> float:
         u = u[:1]
     try:
         coefficients = physics.V_adjoint(u)
+        again = physics.V(coefficients)
         weighted = physics.mask.conj() * physics.mask * coefficients
         back = physics.V(weighted)
-        structure = [
-            (physics.V(coefficients) - u, u),
-            (physics.V_adjoint(back) - weighted, coefficients),
-        ]
-        if not all(_length(d) <= STRUCTURE * _length(size) for d, size in structure):
-            return math.inf
-        return 100 * _length(wide.normal(u) - back)
+        onto = _length(again - u) <= STRUCTURE * _length(u)
+        closed = _length(physics.V_adjoint(back) - weighted) <= STRUCTURE * _length(coefficients)
+        if not onto:
+            fixed = _length(physics.V_adjoint(again) - coefficients)
+            closed = closed and fixed <= STRUCTURE * _length(coefficients)
+        error = 100 * _length(wide.normal(u) - back) if closed else math.inf
     except (RuntimeError, ValueError, TypeError, AttributeError):
-        return math.inf
+        return math.inf, False
+    return error, onto
 
 
 def _length(t: Tensor) -> float:
