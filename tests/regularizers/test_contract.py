@@ -787,7 +787,7 @@ def test_a_term_without_certificates_leaves_the_sum_without():
         (lambda: FoE(channels=-1), "channels: given -1"),
         (lambda: FoE(filters=9, size=3), "filters: given 9; expected at most 8"),
         (lambda: FoE(init="gabor"), "init: given 'gabor'"),
-        (lambda: FoE(padding="circular"), "padding: given 'circular'; expected 'reflect'"),
+        (
             lambda: FoE(padding="circular"),
             "padding: given 'circular'; expected 'reflect' or 'zero'",
         ),
