@@ -475,3 +475,37 @@ def test_sums_with_black_boxes_are_estimated_like_their_terms():
     energy = lr.Energy(deepinv.physics.Denoising(), 0.5 * BlackBox(Net()) + Tikhonov(0.1))
     solution = lr.solve(energy, boxes(2).float(), 1e-2)
     assert solution.ok and not solution.kind.certifies
+
+
+def test_sigma_enters_as_its_square_everywhere():
+    """Faults once planted and not seen: 1 / sigma in mu, and in what is passed back to the data."""
+    y, physics, sigma = boxes(2), Kernel(torch.full((5,), 0.2).double()).requires_grad_(False), 0.5
+    energy = lr.Energy(physics, TV(0.1, 0.1).double() + Tikhonov(0.3).double(), lr.L2(sigma))
+    x, q = y + noise(y, 0.3), noise(y, 1.0, seed=4)
+    residual = physics.A(x) - y
+    data = 0.5 / sigma**2 * residual.square().flatten(1).sum(1)
+    torch.testing.assert_close(energy.value(x, y), data + energy.regularizer.value(x))
+    torch.testing.assert_close(energy.data_adjoint(x, y, q), physics.A(q) / sigma**2)
+
+    plain = lr.Energy(deepinv.physics.Denoising(), Tikhonov(0.3).double(), lr.L2(sigma)).at(y)
+    assert plain.bounds().mu.value == pytest.approx(1 / sigma**2 + 0.3)
+    assert plain.bounds().L.value == pytest.approx(1 / sigma**2 + 0.3)
+    norm = torch.linalg.matrix_norm(
+        torch.stack(
+            [physics.A(e).flatten() for e in torch.eye(SIDE**2).double().view(-1, 1, 1, SIDE, SIDE)]
+        ),
+        2,
+    )
+    L = energy.at(y).constants.L - energy.regularizer.bounds().L.value
+    assert float(L[0]) == pytest.approx(float(norm) ** 2 / sigma**2, rel=0.05)
+
+
+def test_the_certified_error_pays_for_the_polish():
+    y = boxes(2)
+    energy = lr.Energy(deepinv.physics.Denoising(), TV(0.1, 0.1).double())
+    problem = lr.BilevelProblem(energy, Pairs(y, y + noise(y, 0.1)))
+    plain = lr.hypergradient(problem, 1e-2, 1e-2, strategy=lr.Implicit())
+    polished = lr.hypergradient(problem, 1e-2, 1e-2, strategy=lr.Implicit(estimate=True))
+    moved = float((plain.value - polished.value).norm())
+    assert moved > 0
+    assert polished.certified == pytest.approx(plain.certified + moved)
