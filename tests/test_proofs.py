@@ -496,6 +496,7 @@ def test_sigma_enters_as_its_square_everywhere():
         ),
         2,
     )
+    assert energy.bounds(y).mu.value == pytest.approx(0.3)  # nothing is known of A from below
     L = energy.at(y).constants.L - energy.regularizer.bounds().L.value
     assert float(L[0]) == pytest.approx(float(norm) ** 2 / sigma**2, rel=0.05)
 
