@@ -7,7 +7,7 @@ from collections import defaultdict
 import pytest
 import torch
 
-DIAGONAL = 6
+DIAGONAL = 4
 """Cases of one parametrized test that ``--fast`` keeps, spread evenly over its grid."""
 
 

@@ -94,6 +94,7 @@ def test_the_blocks_of_what_you_can_bring_run_one_after_the_other(tmp_path):
     assert "physics.taps[1]" in out and "torch.complex64" in out
 
 
+@pytest.mark.slow
 def test_the_table_of_offers_is_what_the_objects_say(tmp_path):
     page = (ROOT / "docs" / "what_you_can_bring.md").read_text()
     shown = page.split("<!-- offers -->\n")[1].split("<!-- /offers -->")[0]

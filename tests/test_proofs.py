@@ -117,6 +117,7 @@ def blur_problem(physics, x, sigma: float = 1e-3):
     return lr.BilevelProblem(lr.Energy(physics, regularizer.double()), Pairs(x, y))
 
 
+@pytest.mark.slow
 def test_a_blur_kernel_is_differentiated_and_the_physics_lent_stays():
     start = torch.full((5,), 0.2, dtype=torch.float64)
     physics = Kernel(start.clone())
