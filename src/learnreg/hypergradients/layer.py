@@ -131,9 +131,8 @@ class Layer:
         return Measured(self.layout.data_out(y), self.params)
 
     def solve(self, y: Tensor, eps: float, solver: str) -> Any:
-        """The certified solution, with real images."""
-        solution = solve(self.energy, self.native(y.detach()), eps, solver=solver)
-        return solution
+        """The certified solution, with images as the physics has them (see ``real``)."""
+        return solve(self.energy, self.native(y.detach()), eps, solver=solver)
 
     def real(self, x: Tensor) -> Tensor:
         """An image of ``solve`` as real channels."""

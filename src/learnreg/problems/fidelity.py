@@ -144,7 +144,6 @@ class WeightedL2(nn.Module):
                 expected=f"(1, ...) or ({y.shape[0]}, ...) that broadcasts to {tuple(y.shape)}",
                 remedy="Pass weights that differ from image to image as params={'weights': ...}.",
             )
-        # zero weights have no curvature: one entry per measurement, for the extremes
         return Quadratic(y, weights)
 
     def bounds(self, operator: TiedMap, x: Tensor) -> Curvature:
@@ -162,10 +161,6 @@ class WeightedL2(nn.Module):
 
     def rest(self, tikhonov: float) -> Convex:
         return _ridge(tikhonov)
-
-    def spec(self) -> dict[str, object]:
-        """For model files."""
-        return {"shape": list(self.weights.shape), "learned": self.weights.requires_grad}
 
 
 @dataclass(frozen=True)
