@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from ..core.errors import ConfigError
+from ..core.grants import Grants, check_needs
 from . import toml
 from .config import TAGS, Config
 from .mistakes import nearest, one_of_words, read_tables, translated
@@ -370,6 +371,10 @@ def _twice(where: str, name: str, kind: str) -> ConfigError:
     )
 
 
+OF_MAPS = Grants.GRADIENT | Grants.ADAPTIVE | Grants.ESTIMATE | Grants.BOUND
+"""What a learner needs of the solution map; the rest is the objective's."""
+
+
 def _check(plan: Plan) -> None:
     """Refuse what the sections alone do not show: names and seeds that come twice, values that
     objects refuse.
@@ -403,8 +408,13 @@ def _check(plan: Plan) -> None:
         check_method(section, variant.solver, where)
         own = variant.hypergradient
         given = default_strategy(section) if own is None else own.build(f"{where}.hypergradient")
-        with located(where):
-            learner.strategy(given)  # some learners refuse some strategies
+        with located(where):  # some learners refuse some strategies
+            check_needs(
+                type(learner).__name__,
+                learner.needs & OF_MAPS,
+                given.grants,
+                repr(given),
+            )
     for number, section in enumerate(plan.starts.values(), 1):
         build_regularizer(
             section,

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..data import pairs, save_image
 from ..data.images import load_natural
-from ..learners import MAID, Budget, Run, learn
-from ..learners.checkpoint import FILE
+from ..learners import MAID
 from ..problems import BilevelProblem, Energy
 from ..regularizers import TV, FoE, Regularizer
 from ..reports import Report
+from ..runs import Budget, Run, learn
+from ..runs.checkpoint import FILE
 from .guard import Interrupted, say
 from .memory import keep_large_blocks
 from .physics import build_physics

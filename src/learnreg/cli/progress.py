@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from ..learners import Budget
+from ..runs import Budget
 from .guard import say
 
 COLUMNS = {

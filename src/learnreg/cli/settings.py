@@ -33,7 +33,6 @@ from ..learners import (
     HOAG,
     LBFGSB,
     MAID,
-    Budget,
     FixedAccuracy,
     GridSearch,
     OptunaSearch,
@@ -42,6 +41,7 @@ from ..learners import (
 )
 from ..learners.box import Ranges
 from ..regularizers import KNOWN, BlackBox, Scaled, Sum
+from ..runs import Budget
 from ..solvers.select import check_solver
 
 INHERITED = {

@@ -13,7 +13,7 @@ from .errors import (
     SolveError,
 )
 from .measured import Measured
-from .protocols import Hessian, LinearSolver, Loss, Potential, Solver, Strategy
+from .protocols import Hessian, LinearSolver, Loss, Potential, Solver
 from .results import Evaluation, Hypergradient, LinearSolution, RunRecord, Solution, StopReason
 from .status import Status, summarize
 
@@ -44,6 +44,5 @@ __all__ = [
     "Solver",
     "Status",
     "StopReason",
-    "Strategy",
     "summarize",
 ]

@@ -155,7 +155,9 @@ def check_strategy(strategy: Any, what: str = "strategy") -> None:
     """
     if strategy is not None:
         expected = "a strategy such as Implicit(), or None"
-        check_object(what, strategy, ("gradient",), expected, f"Leave the choice to {what}=None.")
+        check_object(
+            what, strategy, ("solve", "pull"), expected, f"Leave the choice to {what}=None."
+        )
 
 
 def check_measured(y: Any, energy: Any, what: str = "y") -> None:

@@ -129,6 +129,7 @@ class LinearSolver(Protocol):
     ) -> Any: ...
 
 
+@runtime_checkable
 class Loss(Protocol):
     """Upper-level loss, one value per image."""
 
@@ -140,11 +141,3 @@ class Loss(Protocol):
     def grad(self, x: Tensor, x_true: Tensor) -> Tensor: ...
 
     def bracket(self, x: Tensor, x_true: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-class Strategy(Protocol):
-    """A way to differentiate the solution map: implicit, unrolled, piggyback..."""
-
-    def gradient(
-        self, problem: Any, energy: Any, solution: Any, delta: float, adjoint: Tensor | None = None
-    ) -> Any: ...

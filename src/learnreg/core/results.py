@@ -151,6 +151,10 @@ class LinearSolution:
         )
 
 
+SAFETY = 1.25
+"""Factor of estimated errors (the one used with dual-weighted residuals by the authors of MAID)."""
+
+
 @dataclass(frozen=True)
 class Hypergradient:
     """An inexact gradient of the upper-level loss with respect to theta, and how far off it can be.
@@ -164,7 +168,7 @@ class Hypergradient:
         estimated: estimate of ||z - grad f||, or None when it was not asked for.
         correction: (d,), what the polish took off z, an estimate of the error before it; None
             without an estimate.
-        adjoint: (b, ...), q, for warm starts.
+        adjoint: (b, ...), q, for warm starts; None where none can be used.
         residual: (b,), ||H q - b||, recomputed.
         status: one Status per image of the linear solve.
         cost: evaluations summed over images.
@@ -177,7 +181,7 @@ class Hypergradient:
     certified: float | None
     estimated: float | None
     correction: Tensor | None
-    adjoint: Tensor
+    adjoint: Tensor | None
     residual: Tensor
     status: tuple[Status, ...]
     cost: Cost
@@ -185,6 +189,16 @@ class Hypergradient:
     @property
     def norm(self) -> float:
         return float(torch.linalg.vector_norm(self.value))
+
+    def along(self, direction: Tensor, test: Literal["estimated", "certified"]) -> float:
+        """A bound or an estimate of |<d, z - grad f>| for a direction d (d,); 0 where the strategy
+        says nothing.
+        """
+        if test == "certified":
+            return (self.certified or 0.0) * float(direction.norm())
+        if self.correction is None:
+            return 0.0
+        return SAFETY * abs(float(self.correction @ direction))
 
     def to_dict(self) -> dict[str, Any]:
         return _plain(

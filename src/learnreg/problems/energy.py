@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,8 @@ class Energy(Tied):
         MissingPropertyError: a physics without an adjoint.
         AdjointError: at the first use of an image shape, if the adjoint fails the dot test.
     """
+
+    saddle: ClassVar[bool] = False
 
     def __init__(self, physics: nn.Module, regularizer: nn.Module, fidelity: Any = None) -> None:
         check_parts(physics, regularizer, fidelity)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,8 @@ class SaddleEnergy(Tied):
     Raises:
         InputError: not a physics, or a regularizer that lacks a method (the message names it).
     """
+
+    saddle: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -14,9 +14,10 @@ from typing import Any
 
 from ..core import InputError, ModelFileError
 from ..core.files import write_atomically
+from ..core.words import slug
 from .folder import made
 from .pairing import NEAR, ComparedRun, Lead, Spread, Summary, best_losses, lead, summaries
-from .words import show, slug
+from .words import show
 
 FORMAT, VERSION, FILE = "learnreg-comparison", 1, "comparison.json"
 UNITS = {"work": "evaluations per image", "steps": "accepted steps"}
@@ -215,14 +216,14 @@ class Comparison:
                 "afterwards by "
                 "the same numbers, which favours it; its row in the table pools them all."
             )
-        fixed = [
+        stepped = [
             name
             for name in self.learners
-            if any(run.fixed for run in self.runs if run.learner == name)
+            if any(not run.adaptive for run in self.runs if run.learner == name)
         ]
-        if fixed:
+        if stepped:
             notes.append(
-                f"{_listed(fixed)} learned for a reconstruction of a fixed number of steps. The "
+                f"{_listed(stepped)} learned for a reconstruction of a fixed number of steps. The "
                 "exact loss "
                 "here is that of the exact minimizer at the same parameters, which is another "
                 "function"

@@ -36,8 +36,8 @@ class ComparedRun:
         steps: accepted ones.
         stop: (code, sentence) of why it ended.
         problem, method, strategy, solver: sentences.
-        fixed: whether the learner minimizes the loss of a fixed number of lower-level steps, not
-            the exact one.
+        adaptive: whether the lower level was solved to an accuracy; else the learner minimizes the
+            loss of a number of lower-level steps, not the exact one.
         images, held_out: numbers of training and of held-out images.
     """
 
@@ -55,7 +55,7 @@ class ComparedRun:
     method: str = ""
     strategy: str = ""
     solver: str = ""
-    fixed: bool = False
+    adaptive: bool = True
     images: int | None = None
     held_out: int | None = None
 

@@ -29,8 +29,9 @@ from ..core import (
     summarize,
 )
 from ..core.files import write_atomically
+from ..core.words import slug
 from .folder import made
-from .words import evidence, reason, sentence, show, slug
+from .words import evidence, reason, sentence, show
 
 FORMAT, VERSION = "learnreg-run", 1
 _AGAIN = "Save the report again from its run, or restore run.json and run.safetensors together."

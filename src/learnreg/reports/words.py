@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,11 +22,6 @@ def show(value: Any, digits: int | None = None) -> str:
     if isinstance(value, int | float) and digits is not None:
         return f"{value:,.{digits}f}"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def slug(name: str) -> str:
-    """A name as part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "method"
 
 
 def sentence(text: str) -> str:

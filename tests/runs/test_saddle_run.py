@@ -11,11 +11,11 @@ from torch import Tensor
 
 from learnreg.core.errors import SolveError
 from learnreg.core.results import RunRecord, StopReason
-from learnreg.learners import Run
-from learnreg.learners import run as run_module
-from learnreg.learners.run import SADDLE_GRID, SADDLE_REFERENCE
 from learnreg.problems import SaddleEnergy
 from learnreg.regularizers import ExactTV, LearnedTV
+from learnreg.runs import Run
+from learnreg.runs import run as run_module
+from learnreg.runs.run import SADDLE_GRID, SADDLE_REFERENCE
 
 
 def learned(regularizer) -> Run:

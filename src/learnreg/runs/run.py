@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.batch import norm
 from ..core.errors import InputError, SolveError
@@ -19,8 +19,10 @@ from ..core.files import load_tensors, save_tensors
 from ..core.guards import check_measured, check_pairs, isolated
 from ..core.measured import Measured, Native, complex_channels
 from ..core.results import Evaluation, RunRecord, Solution, StopReason
+from ..hypergradients.piggyback import is_saddle_level
 from ..metrics import Scale, psnr, scale_of, ssim
 from ..models import load_model, save_model
+from ..problems.bilevel import PairsLike, WithParams
 from ..solvers.solve import solve
 
 FORMAT = "learnreg-history"
@@ -39,6 +41,41 @@ SHARP = 10.0
 """A reference says something about accuracies that are so many times its own distance, or
 larger.
 """
+
+
+@runtime_checkable
+class Learnable(Protocol):
+    """An energy with parameters."""
+
+    def with_theta(self, theta: Tensor) -> Self: ...
+
+
+@runtime_checkable
+class Probed(Protocol):
+    """An energy whose operator is probed before it is trusted."""
+
+    def untrusted(self) -> Self: ...
+
+
+@runtime_checkable
+class Filtering(Protocol):
+    """A regularizer with filters to be looked at."""
+
+    def filters(self) -> dict[str, Tensor]: ...
+
+
+class TruePairs(PairsLike, Protocol):
+    """Pairs with ground truth."""
+
+    @property
+    def x(self) -> Tensor: ...
+
+
+@runtime_checkable
+class Named(Protocol):
+    """Pairs that know where their images come from."""
+
+    names: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -63,11 +100,12 @@ class Run:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if hasattr(self.energy, "with_theta"):
+        if isinstance(self.energy, Learnable):
             learned = self.energy.with_theta(self.theta)
             # an operator that was learned is probed again before anything is certified with it
-            again = getattr(learned, "untrusted", None)
-            object.__setattr__(self, "energy", learned if again is None else again())
+            if isinstance(learned, Probed):
+                learned = learned.untrusted()
+            object.__setattr__(self, "energy", learned)
 
     @property
     def trained(self) -> Any:
@@ -77,8 +115,9 @@ class Run:
     @property
     def filters(self) -> dict[str, Tensor] | None:
         """Learned filters for reports, or None."""
-        method = getattr(getattr(self.trained, "regularizer", None), "filters", None)
-        return method() if method else None
+        parts = dict(self.trained.named_children()) if isinstance(self.trained, nn.Module) else {}
+        regularizer = parts.get("regularizer")
+        return regularizer.filters() if isinstance(regularizer, Filtering) else None
 
     @isolated
     def reconstruct(
@@ -86,7 +125,7 @@ class Run:
         y: Native | Measured,
         eps: float,
         *,
-        physics: Any = None,
+        physics: nn.Module | None = None,
         params: Mapping[str, Tensor] | None = None,
         throw: bool = True,
     ) -> Solution:
@@ -96,7 +135,7 @@ class Run:
         energy = self.trained if physics is None else self.trained.with_physics(physics)
         return solve(energy, self._like_theta(y), eps, params=params, throw=throw)
 
-    def _like_theta(self, y: Any) -> Any:
+    def _like_theta(self, y: Native | Measured) -> Native | Measured:
         """Measurements in the precision of theta and where it is; complex ones stay complex."""
         if isinstance(y, Measured):
             return y.to(self.theta.dtype)
@@ -109,7 +148,9 @@ class Run:
         return y.to(dtype=dtype)
 
     @isolated
-    def evaluate(self, pairs: Any, eps: float, *, check_certificate: bool = False) -> Evaluation:
+    def evaluate(
+        self, pairs: TruePairs, eps: float, *, check_certificate: bool = False
+    ) -> Evaluation:
         """Reconstruct every image of ``pairs`` and measure it.
 
         PSNR and SSIM take the peak that suits the true images (``metrics.scale_of``), which
@@ -123,12 +164,13 @@ class Run:
                 ``check_certificate``).
         """
         check_pairs(pairs)
-        params = getattr(pairs, "params", None)
+        params = pairs.params if isinstance(pairs, WithParams) else None
         data = Measured(pairs.y, params) if params else pairs.y
         solution = self.reconstruct(data, eps, throw=False)
         seen = self._seen(data, solution.value)
         scale = scale_of(pairs.x, together=True)
-        names = getattr(pairs, "names", None) or tuple(f"image {i}" for i in range(len(pairs)))
+        named = pairs.names if isinstance(pairs, Named) else None
+        names = named or tuple(f"image {i}" for i in range(len(pairs)))
         quality = [
             _measured(metric, image, pairs.x, scale)
             for image in (solution.value, seen)
@@ -157,7 +199,7 @@ class Run:
             else result
         )
 
-    def _seen(self, data: Any, like: Tensor) -> Tensor:
+    def _seen(self, data: Native | Measured, like: Tensor) -> Tensor:
         """What the measurements show of the images before anything is reconstructed."""
         shown = self.trained.start(self._like_theta(data))
         return complex_channels(shown) if like.is_complex() else shown
@@ -187,7 +229,7 @@ class Run:
         exact = self.energy.with_theta(
             self.theta.double()
         ).widened()  # with_theta copies, so nothing lent changes
-        saddle = bool(getattr(getattr(exact, "regularizer", None), "saddle", False))
+        saddle = is_saddle_level(exact)
         grid = grid or (SADDLE_GRID if saddle else GRID)
         wanted = reference_eps or (SADDLE_REFERENCE if saddle else REFERENCE)
         truth = solve(
@@ -235,7 +277,13 @@ class Run:
         return folder
 
     @classmethod
-    def load(cls, folder: str | Path, *, energy: Any = None, physics: Any = None) -> Run:
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        energy: nn.Module | None = None,
+        physics: nn.Module | None = None,
+    ) -> Run:
         """Read what ``save`` wrote.
 
         Args:
@@ -293,7 +341,9 @@ class Run:
         )
 
 
-def _measured(metric: Any, image: Tensor, truth: Tensor, scale: Scale) -> tuple[float, ...]:
+def _measured(
+    metric: Callable[..., Tensor], image: Tensor, truth: Tensor, scale: Scale
+) -> tuple[float, ...]:
     """A metric of every image at the scale of the data set; NaN where it is not defined."""
     unknown = (math.nan,) * len(truth)
     if image.shape != truth.shape:

@@ -1,0 +1,43 @@
+"""What the solution maps that solve to an accuracy share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from ..core.maps import Limits, Posed
+from ..core.protocols import Potential, Saddle
+from ..core.results import Solution
+from ..solvers.solve import solve_potential, spent_on
+
+
+@runtime_checkable
+class First(Protocol):
+    """Potentials that know where to start from without another A^T y."""
+
+    def first(self) -> Tensor: ...
+
+
+def first_of(posed: Posed, f: Potential | Saddle) -> Tensor:
+    """The image that a solve starts from when nothing better is known."""
+    return f.first() if isinstance(f, First) else posed.energy.start(posed.y)
+
+
+def solved(posed: Posed, eps: float | Tensor, start: Tensor | None, limits: Limits) -> Solution:
+    """The reconstructions to the certified distance eps.
+
+    The cost contains what tying the problem to its data has spent.
+    """
+    f = posed.at(start)
+    first = first_of(posed, f) if start is None else start
+    solution = solve_potential(
+        f,
+        eps,
+        first,
+        limits.solver,
+        max_steps=limits.max_steps,
+        should_stop=limits.should_stop,
+    )
+    return replace(solution, cost=solution.cost + spent_on(f))

@@ -1,0 +1,296 @@
+"""Upper losses that need measurements only: learning without ground truth.
+
+- ``SURE``, Stein's unbiased risk estimate, for Gaussian noise of known size. Stein, Ann. Statist.
+  9, 1981; the divergence by one random probe: Ramani, Blu, Unser, IEEE Trans. Image Process. 17,
+  2008.
+- ``Whiteness`` of the residual A x - y, for white noise of unknown size. Lanza, Pragliola,
+  Sgallari, Residual whiteness principle, Electron. Trans. Numer. Anal. 53, 2020; in bilevel
+  learning: Santambrogio, Pragliola, Lanza, Donatelli, Calatroni, arXiv 2403.07026.
+
+Both see the reconstruction through A, so they tell how well A x is known, not x.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ..core.batch import dot, norm
+from ..core.bounds import Bound, Kind
+from ..core.errors import InputError, MissingPropertyError
+from ..core.maps import Upper
+from ..core.measured import Measured, measured
+from ..core.params import trainable
+from ..core.ranges import check_integer, check_positive, tidy
+from ..operators.physics import TiedMap
+from .losses import along_gradient
+from .tied import Tied
+
+PROBE = 0.1
+"""The probe of the divergence moves the measurements by this part of the noise."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tying:
+    """A loss tied to measurements.
+
+    Attributes:
+        data: the measurements whose reconstructions are judged.
+        upper: the loss of these reconstructions; its mean is the loss of the batch.
+        copies: how often every given measurement occurs, all of them once before any twice.
+    """
+
+    data: Tensor | Measured
+    upper: Upper
+    copies: int = 1
+
+
+@runtime_checkable
+class MeasurementLoss(Protocol):
+    """A loss that needs no ground truth."""
+
+    def tie_to(self, energy: Tied, data: Tensor | Measured, /) -> Tying:
+        """The loss for the measurements of a batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class SURE:
+    """Stein's unbiased risk estimate: in expectation the mean squared error of A x per measured
+    number, for y = A x_true + noise of standard deviation sigma.
+
+    For an image with m numbers in y,
+        ||A x(y) - y||^2 / m - sigma^2 + 2 sigma^2 / (m tau) <b, A x(y + tau b) - A x(y)>,
+    b = +-1 at random. It is a sum of a function of x(y) and a linear one of x(y + tau b), so the
+    lower level is solved for twice as many measurements, each with a loss of its own, and every
+    bracket is as exact as the norm of A.
+
+    Args:
+        sigma: of the noise, positive.
+        tau: length of the probe; 0.1 sigma when None.
+        seed: of b, which is drawn once.
+
+    Raises:
+        InputError: a value out of range.
+
+    >>> SURE(0.1)
+    SURE(sigma=0.1, tau=None, seed=0)
+    """
+
+    sigma: float
+    tau: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        tidy(self)
+        check_positive("sigma", self.sigma)
+        check_positive("tau", self.tau, optional=True)
+        check_integer("seed", self.seed, 0)
+
+    def tie_to(self, energy: Tied, data: Tensor | Measured) -> Tying:
+        """See ``MeasurementLoss``."""
+        refuse_learned_operator(energy, "SURE")
+        given = measured(data)
+        operator, y, _ = energy.tie(data, None)
+        tau = self.tau or PROBE * self.sigma
+
+        generator = torch.Generator().manual_seed(self.seed)
+        signs = torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1
+        both = operator.layout.data_out(torch.cat([y, y + tau * signs]))
+        params = {name: torch.cat([t, t]) for name, t in given.params.items()}
+        plain = isinstance(both, Tensor) and not both.is_complex() and not params
+        doubled: Tensor | Measured = both if plain else Measured(both, params)  # type: ignore[assignment]
+
+        m = y[0].numel()
+        slope = 2 * self.sigma**2 / (m * tau)
+        half = torch.ones(len(y), dtype=y.dtype, device=y.device)
+        # doubled, for the mean over twice as many reconstructions
+        upper = QuadraticUpper(
+            energy.tie(doubled, None)[0],
+            torch.cat([y, y]),
+            2 / m * torch.cat([half, 0 * half]),
+            2 * slope * torch.cat([-signs, signs]),
+            -2 * self.sigma**2 * torch.cat([half, 0 * half]),
+        )
+        return Tying(doubled, upper, copies=2)
+
+
+@dataclass(frozen=True, eq=False)
+class QuadraticUpper:
+    """g(x) = w ||A x - y||^2 + <c, A x> + k per image, with w >= 0.
+
+    Attributes:
+        operator: A of these images.
+        y: (b, ...), real measurements.
+        weight: w, (b,).
+        linear: c, (b, ...).
+        constant: k, (b,).
+    """
+
+    operator: TiedMap
+    y: Tensor
+    weight: Tensor
+    linear: Tensor
+    constant: Tensor
+
+    @property
+    def smooth(self) -> Bound:
+        """2 w ||A||^2 of the worst image."""
+        image = self.operator.adjoint(self.y[:1] if not self.operator.names else self.y)
+        constants = self.operator.spectrum(image)
+        value = 2 * float(self.weight.double().amax() * constants.L.amax())
+        return Bound(value, constants.L_kind)
+
+    @property
+    def kind(self) -> Kind:
+        return self.smooth.kind
+
+    def value(self, x: Tensor) -> Tensor:
+        """(b, ...) -> (b,)."""
+        a = self.operator.forward(x) if x.dtype == self.y.dtype else self._wide().forward(x)
+        residual = a - self.y.to(a)
+        quadratic = self.weight.to(a) * dot(residual, residual)
+        return quadratic + dot(self.linear.to(a), a) + self.constant.to(a)
+
+    def grad(self, x: Tensor) -> Tensor:
+        """A^T (2 w (A x - y) + c)."""
+        operator = self.operator if x.dtype == self.y.dtype else self._wide()
+        residual = operator.forward(x) - self.y.to(x)
+        weight = self.weight.to(x).view(-1, *[1] * (residual.dim() - 1))
+        return operator.adjoint(2 * weight * residual + self.linear.to(x))
+
+    def bracket(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """g(x) -+ ||grad g(x)|| eps, above plus L eps^2 / 2; below, convexity needs no more."""
+        x = x.double()
+        middle, half = self.value(x), norm(self.grad(x)) * eps
+        return middle - half, middle + half + 0.5 * self.smooth.value * eps**2
+
+    def select(self, index: Tensor) -> QuadraticUpper:
+        return QuadraticUpper(
+            self.operator.select(index),
+            self.y[index],
+            self.weight[index],
+            self.linear[index],
+            self.constant[index],
+        )
+
+    def to(self, dtype: torch.dtype) -> QuadraticUpper:
+        if dtype == self.y.dtype:
+            return self
+        operator = self.operator.double() if dtype == torch.float64 else self.operator
+        return QuadraticUpper(
+            operator,
+            self.y.to(dtype),
+            self.weight.to(dtype),
+            self.linear.to(dtype),
+            self.constant.to(dtype),
+        )
+
+    def _wide(self) -> TiedMap:
+        return self.operator.double()
+
+
+@dataclass(frozen=True)
+class Whiteness:
+    """How far the residual r = A x - y is from white noise: ||r * r||^2 / ||r||^4 with the periodic
+    autocorrelation r * r, averaged over channels.
+
+    At least 1 (a flat spectrum), about 2 for white Gaussian noise, and up to the number of pixels
+    for a residual that is one wave. The size of the noise plays no part. Brackets are estimated
+    (see ``Custom``).
+    """
+
+    def tie_to(self, energy: Tied, data: Tensor | Measured) -> Tying:
+        """See ``MeasurementLoss``.
+
+        Raises:
+            InputError: measurements without neighbours, such as a list of numbers per image.
+        """
+        refuse_learned_operator(energy, "Whiteness")
+        operator, y, _ = energy.tie(data, None)
+        if y.dim() < 3:
+            raise InputError(
+                "y",
+                given=f"shape {tuple(y.shape)}",
+                expected="shape (b, c, ...) with at least one axis of neighbours",
+                remedy="Use SURE(sigma), which needs no neighbours.",
+            )
+        return Tying(data, WhitenessUpper(operator, y))
+
+
+@dataclass(frozen=True, eq=False)
+class WhitenessUpper:
+    """``Whiteness`` tied to the measurements.
+
+    Attributes:
+        operator: A of these images.
+        y: (b, c, ...), real measurements.
+    """
+
+    operator: TiedMap
+    y: Tensor
+
+    @property
+    def smooth(self) -> Bound:
+        """Nobody knows."""
+        return Bound.unknown()
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.ESTIMATE
+
+    def value(self, x: Tensor) -> Tensor:
+        """(b, ...) -> (b,)."""
+        return self._of(self._residual(x))
+
+    def grad(self, x: Tensor) -> Tensor:
+        """A^T of the derivative in the residual, by autograd."""
+        residual = self._residual(x).detach()
+        with torch.enable_grad():
+            at = residual.requires_grad_()
+            (slope,) = torch.autograd.grad(self._of(at).sum(), at)
+        return self._at(x.dtype).adjoint(slope)
+
+    def bracket(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """Estimated, see ``along_gradient``."""
+        x = x.double()
+        return along_gradient(self.value, self.value(x), self.grad(x), x, eps.double())
+
+    def select(self, index: Tensor) -> WhitenessUpper:
+        return WhitenessUpper(self.operator.select(index), self.y[index])
+
+    def to(self, dtype: torch.dtype) -> WhitenessUpper:
+        return replace(self, operator=self._at(dtype), y=self.y.to(dtype))
+
+    def _at(self, dtype: torch.dtype) -> TiedMap:
+        wider = dtype == torch.float64 and self.y.dtype != torch.float64
+        return self.operator.double() if wider else self.operator
+
+    def _residual(self, x: Tensor) -> Tensor:
+        return self._at(x.dtype).forward(x) - self.y.to(x)
+
+    @staticmethod
+    def _of(residual: Tensor) -> Tensor:
+        """N sum |R|^4 / (sum |R|^2)^2 with the Fourier transform R of N pixels (Parseval)."""
+        axes = tuple(range(2, residual.dim()))
+        power = torch.fft.fftn(residual, dim=axes).abs().square().flatten(2)
+        total = power.sum(dim=2).clamp_min(torch.finfo(residual.dtype).tiny ** 0.5)
+        return (power.shape[2] * power.square().sum(dim=2) / total**2).mean(dim=1)
+
+
+def refuse_learned_operator(energy: Tied, who: str) -> None:
+    """Refuse a loss of A x where A is learned as well: it could be made small by A alone.
+
+    Raises:
+        MissingPropertyError: names the remedy.
+    """
+    if trainable(energy.physics):
+        raise MissingPropertyError(
+            "loss",
+            given=f"{who} with an operator that is learned",
+            expected="an operator without trainable parameters",
+            remedy="Fix them with requires_grad_(False), or learn from ground truth.",
+        )
