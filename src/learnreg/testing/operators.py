@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..core.errors import LearnregError
 from ..operators.physics import LinearMap
-from .claims import expect, expect_close, normal, relative
+from .claims import expect, expect_close, normal
 from .nouns import Operator
 from .spectra import extremes
 
@@ -227,11 +227,3 @@ def _spectrum(physics: nn.Module, x: Tensor, name: str) -> None:
         given=f"all squares <= {known.L.value:.6g}, taken from its mask",
         expected=f"at least {high:.6g}, which occurs",
     )
-
-
-def adjoint_mismatch(physics: Operator, x: Tensor, seed: int = 0) -> float | None:
-    """||A_adjoint w - A^T w|| / ||A^T w||, A^T by automatic differentiation; None without it."""
-    y = physics.A(x)
-    w = normal(y, seed)
-    transposed = _transposed(physics, x, w)
-    return None if transposed is None else relative(physics.A_adjoint(w), transposed)
