@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from ..core.batch import norm
 from ..core.protocols import Solver
+from ..problems import Energy
 from ..solvers import solve
 from .minimizers import truth
 
@@ -56,7 +56,7 @@ class Row:
 
 
 def honesty(
-    energy: Any,
+    energy: Energy,
     y: Tensor,
     eps: float | Iterable[float],
     *,
@@ -101,7 +101,7 @@ def honesty(
 
 
 def check_honesty(
-    energy: Any,
+    energy: Energy,
     y: Tensor,
     eps: float | Iterable[float],
     *,
