@@ -8,6 +8,7 @@ import ast
 from dataclasses import dataclass
 from pathlib import Path
 
+import deepinv
 import pytest
 import torch
 from tests.regularizers.cases import denoising, pairs, tv
@@ -159,6 +160,18 @@ def test_only_potentials_have_a_gradient_to_hand_out():
     assert view_of(f).require_gradient("Energy") is f
     with pytest.raises(MissingPropertyError, match="SaddleEnergy, which has no gradient"):
         view_of(saddle()[0]).require_gradient("SaddleEnergy")
+
+
+@pytest.mark.parametrize("solver", ["auto", "pdhg"])
+def test_no_gradient_norm_is_asked_of_a_saddle_function(solver):
+    """Not even where mu = 0, so that a distance is refused as well."""
+    y = pairs(2, (9, 8)).y
+    kernel = torch.ones(1, 1, 3, 3, dtype=torch.float64) / 9
+    blur = deepinv.physics.Blur(filter=kernel, padding="circular")
+    for tikhonov in (0.0, 1e-2):
+        energy = SaddleEnergy(blur, ExactTV(0.1).double(), tikhonov=tikhonov)
+        with pytest.raises(MissingPropertyError, match="stationarity: given a SaddleAt"):
+            solve(energy, y, stationarity=1e-2, solver=solver)
 
 
 def test_near_rounding_is_where_the_type_of_the_variables_ends():

@@ -52,13 +52,15 @@ def choose(
     Raises:
         InputError: unknown name.
         MissingPropertyError: a method for saddle functions and an energy that is none, or the other
-            way round.
+            way round; a gradient norm asked of a saddle function.
     """
     check_solver(name)
     view = view_of(f)
     if name == "auto":
-        return view.natural()
-
-    method = SOLVERS[name]() if isinstance(name, str) else name
-    view.check(method, measure)
-    return method, method.name
+        method, words = view.natural()
+    else:
+        method = SOLVERS[name]() if isinstance(name, str) else name
+        words = method.name
+        view.check_method(method)
+    view.check_measure(measure)
+    return method, words

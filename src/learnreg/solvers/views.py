@@ -62,11 +62,19 @@ class View(Protocol):
         """What ``auto`` takes, and the words that say why."""
         ...
 
-    def check(self, method: AnySolver, measure: Measure) -> None:
-        """Refuse a method, or a measure, of the other kind.
+    def check_method(self, method: AnySolver) -> None:
+        """Refuse a method of the other kind.
 
         Raises:
             MissingPropertyError: says which methods fit.
+        """
+        ...
+
+    def check_measure(self, measure: Measure) -> None:
+        """Refuse what no solve of these functions can bound.
+
+        Raises:
+            MissingPropertyError: says what to ask for.
         """
         ...
 
@@ -164,7 +172,7 @@ class SmoothView:
     def natural(self) -> tuple[AnySolver, str]:
         return automatic(self.f)
 
-    def check(self, method: AnySolver, measure: Measure) -> None:
+    def check_method(self, method: AnySolver) -> None:
         if isinstance(method, PDHG):
             _refuse(method, self.f, "a method for differentiable energies")
         if isinstance(method, AGD) and not is_convex(self.f):
@@ -174,6 +182,9 @@ class SmoothView:
                 expected="a convex energy with a finite L",
                 remedy="Use solver='nmapg' or 'lbfgs', which need neither.",
             )
+
+    def check_measure(self, measure: Measure) -> None:
+        pass  # a gradient bounds either
 
     def variables(self, x0: Tensor) -> Tensor:
         return x0
@@ -251,9 +262,11 @@ class SaddleView:
     def natural(self) -> tuple[AnySolver, str]:
         return PDHG(), "pdhg (auto: the energy is a saddle function)"
 
-    def check(self, method: AnySolver, measure: Measure) -> None:
+    def check_method(self, method: AnySolver) -> None:
         if not isinstance(method, PDHG):
             _refuse(method, self.f, "pdhg")
+
+    def check_measure(self, measure: Measure) -> None:
         if measure == "stationarity":
             raise MissingPropertyError(
                 "stationarity",
