@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import Field, replace
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,40 @@ def norm(a: Tensor) -> Tensor:
 def expand(scalars: Tensor, like: Tensor) -> Tensor:
     """Shape (b,) -> (b, 1, ..., 1), ready to multiply ``like`` of shape (b, ...)."""
     return scalars.view(-1, *([1] * (like.dim() - 1)))
+
+
+class Record(Protocol):
+    """A dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+Batched = TypeVar("Batched", bound=Record)
+
+
+def select_fields(whole: Batched, index: Tensor, **others: object) -> Batched:
+    """The images ``index`` of a dataclass whose tensors are all (b, ...).
+
+    Args:
+        others: new values of fields that are no tensors; the rest of these stay.
+    """
+    chosen = {name: t[index] for name, t in vars(whole).items() if isinstance(t, Tensor)}
+    return replace(whole, **chosen, **others)
+
+
+def put_fields(whole: Batched, index: Tensor, part: Batched, **others: object) -> Batched:
+    """``whole`` with the images ``index`` of its tensors (b, ...) replaced by those of ``part``.
+
+    Args:
+        others: new values of fields that are no tensors; the rest of these stay.
+    """
+    own = vars(part)
+    new = {
+        name: t.index_copy(0, index, own[name])
+        for name, t in vars(whole).items()
+        if isinstance(t, Tensor)
+    }
+    return replace(whole, **new, **others)
 
 
 def per_image(value: float | Tensor, like: Tensor, what: str = "eps") -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -12,9 +13,15 @@ from torch import Tensor
 Preconditioner = Callable[[Tensor], Tensor]
 
 
+@runtime_checkable
+class PerImage(Protocol):
+    """A preconditioner that differs from image to image: it follows the batch."""
+
+    def select(self, index: Tensor) -> Preconditioner: ...
+
+
 def narrowed(preconditioner: Preconditioner | None, index: Tensor) -> Preconditioner | None:
     """The preconditioner of the images ``index`` (k,); itself when it has no ``select``, None when
     there is none.
     """
-    select = getattr(preconditioner, "select", None)
-    return preconditioner if select is None else select(index)
+    return preconditioner.select(index) if isinstance(preconditioner, PerImage) else preconditioner

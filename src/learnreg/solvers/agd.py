@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.batch import dot, expand, norm
+from ..core.batch import dot, expand, norm, select_fields
 from ..core.bounds import constants_of
 from ..core.cost import Cost
 from ..core.protocols import Potential
@@ -40,14 +40,8 @@ class AGDState:
     cost: Cost
 
     def select(self, index: Tensor) -> AGDState:
-        return AGDState(
-            self.point[index],
-            self.g[index],
-            self.x[index],
-            self.L[index],
-            self.evidence[index],
-            self.cost,
-        )
+        """The images ``index`` of the running batch."""
+        return select_fields(self, index)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,15 +14,16 @@ from ..core.batch import check_images, norm
 from ..core.bounds import Kind, constants_of
 from ..core.certificates import distance_from_gradient
 from ..core.cost import Cost
-from ..core.errors import InputError, MissingPropertyError
+from ..core.errors import InputError
 from ..core.guards import check_energy, check_measured, isolated
 from ..core.measured import Measured, Native
-from ..core.protocols import Potential
+from ..core.protocols import EnergyLike, Potential
 from ..core.ranges import check_fraction
 from ..linear.cg import cg
-from .iterate import is_saddle, require_strong_convexity, rounding_of
+from .closing import rounding_of
 from .lbfgs import averaged
 from .solve import as_data, as_real, solve_potential
+from .views import require_strong_convexity, view_of
 
 ESTIMATE_RESIDUAL = 0.1
 """Relative residual of the Newton system behind the estimate, then up to 12 % off
@@ -68,7 +68,7 @@ class Distance:
 
 @isolated
 def certify(
-    energy: Any,
+    energy: EnergyLike,
     y: Native | Measured,
     x: Tensor,
     *,
@@ -105,15 +105,7 @@ def certify(
         raise InputError(
             "x", given=f"{x.shape[0]} images", expected=f"{len(data)}, one per measurement"
         )
-    potential = energy.at(data, x)
-    if is_saddle(potential):
-        raise MissingPropertyError(
-            "energy",
-            given=f"{type(energy).__name__}, which has no gradient",
-            expected="a differentiable Energy",
-            remedy="Solve it: s = solve(energy, y, eps); x is within ||x - s.value|| + s.error of "
-            "the minimizer.",
-        )
+    potential = view_of(energy.at(data, x)).require_gradient(type(energy).__name__)
     return certify_potential(potential, x, sharpness)
 
 

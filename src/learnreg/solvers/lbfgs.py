@@ -12,18 +12,19 @@ The line search is that of ``linesearch``: gradients only, one trial a step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..core.batch import dot, expand, norm
+from ..core.batch import dot, expand, norm, select_fields
 from ..core.bounds import constants_of
 from ..core.cost import Cost
 from ..core.protocols import Potential
 from ..core.ranges import check_number, tidy
 from ..linear.circulant import ImagePreconditioner, preconditioner
 from .linesearch import accepts, shorter, watch
+from .offers import Averaged
 
 REJECTIONS = 12
 """Rejected trials in a row after which the history of an image is dropped."""
@@ -56,14 +57,9 @@ class LBFGSState:
 
     def select(self, index: Tensor) -> LBFGSState:
         """The images ``index`` of the running batch."""
-        names = ("point", "g", "d", "slope", "alpha", "evidence", "best", "waiting", "rejected")
         pairs = tuple((s[index], y[index], rho[index]) for s, y, rho in self.pairs)
-        return replace(
-            self,
-            **{n: getattr(self, n)[index] for n in names},
-            pairs=pairs,
-            P=None if self.P is None else self.P.select(index),
-        )
+        P = None if self.P is None else self.P.select(index)
+        return select_fields(self, index, pairs=pairs, P=P)
 
 
 @dataclass(frozen=True)
@@ -166,11 +162,10 @@ def _blind(f: Potential, g: Tensor) -> Tensor:
 
 def averaged(f: Potential, x: Tensor) -> tuple[ImagePreconditioner | None, Cost]:
     """The preconditioner at x and what it cost; None where the potential offers no averages."""
-    offer = getattr(f, "mean_curvature", None)
-    mean = None if offer is None else offer(x)
-    return (
-        (None, Cost()) if mean is None else (preconditioner(mean), Cost(linearizations=x.shape[0]))
-    )
+    mean = f.mean_curvature(x) if isinstance(f, Averaged) else None
+    if mean is None:
+        return None, Cost()
+    return preconditioner(mean), Cost(linearizations=x.shape[0])
 
 
 def _pair(s: Tensor, y: Tensor, accepted: Tensor) -> Pair:
