@@ -26,6 +26,7 @@ from ..core.grants import Grants
 from ..core.maps import Cotangent, Limits, Posed, Pullback, SolutionMap, Upper, View
 from ..core.objective import ErrorWord
 from ..core.params import trainable
+from ..core.protocols import SplitSaddle
 from ..core.ranges import check_flag, check_integer, check_positive, shown, tidy
 from ..core.results import Solution
 from ..core.status import Status
@@ -398,7 +399,7 @@ class JointPiggyback:
 
     def _run(self, f: Tied, z: Tensor, w: Tensor, upper: Upper) -> tuple[Tensor, Tensor]:
         """Both recursions; x, p and the adjoint X, Y with the same tau and sigma."""
-        rule = block_steps(f, "basic", self.balance)
+        rule = block_steps(cast(SplitSaddle, f), "basic", self.balance)
         tau, sigma = [self.balance * a for a in rule.primal], [a / self.balance for a in rule.dual]
         (x, p), (X, Y) = f.unpack(z), f.unpack(w)
         kx, kX = f.apply(x), f.linear(X)
