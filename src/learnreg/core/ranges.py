@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -42,6 +42,20 @@ def tidy(settings: Any) -> None:
     for field in fields(settings):
         if field.init:
             object.__setattr__(settings, field.name, plain(getattr(settings, field.name)))
+
+
+def each(settings: object, *names: str) -> Iterator[tuple[str, object]]:
+    """The named settings of an object, name by name: what a loop of checks goes through.
+
+    >>> from types import SimpleNamespace
+    >>> for name, value in each(SimpleNamespace(eps0=0.1, delta0=0.2), "eps0", "delta0"):
+    ...     check_positive(name, value)
+    0.1
+    0.2
+    """
+    values = vars(settings)
+    for name in names:
+        yield name, values[name]
 
 
 def plain_arguments(constructor: Callable[..., None]) -> Callable[..., None]:
