@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -49,7 +47,7 @@ def per_image(value: float | Tensor, like: Tensor, what: str = "eps") -> Tensor:
     return t.expand(like.shape[0]).clone()
 
 
-def _numbers(value: Any, what: str) -> Tensor:
+def _numbers(value: object, what: str) -> Tensor:
     """Real numbers of any form as a float64 tensor."""
     try:
         given = value.detach() if isinstance(value, Tensor) else torch.as_tensor(value)
