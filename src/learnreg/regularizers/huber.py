@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +156,7 @@ class HuberTV(Regularizer):
         u, m = self._split(x)
         return flat_averages((w / nu / m).expand_as(u), x)
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         return {"type": "HuberTV", "channels": self.channels}
 
     def extra_repr(self) -> str:

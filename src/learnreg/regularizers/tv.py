@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -314,7 +313,7 @@ class TV(Regularizer):
         first, second = (norm(gradient_adjoint(w * u * inverse**power)) for power in (1, 3))
         return torch.hypot(first, second) + self.mixed_lipschitz(axes=axes).value * radius
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         return {"type": "TV", "isotropic": self.isotropic, "channels": self.channels}
 
     def extra_repr(self) -> str:
