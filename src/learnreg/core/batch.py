@@ -11,12 +11,14 @@ from .ranges import shown
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products per image: (b, ...), (b, ...) -> (b,)."""
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    found: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    return found
 
 
 def norm(a: Tensor) -> Tensor:
     """Euclidean norms per image: (b, ...) -> (b,)."""
-    return torch.linalg.vector_norm(a.flatten(1), dim=1)
+    found: Tensor = torch.linalg.vector_norm(a.flatten(1), dim=1)
+    return found
 
 
 def expand(scalars: Tensor, like: Tensor) -> Tensor:

@@ -236,4 +236,5 @@ def _filled(module: nn.Module, tensors: dict[str, torch.Tensor], path: str) -> n
 
 def model_notes(path: str | Path) -> dict[str, Any]:
     """The remarks stored with a model."""
-    return load_tensors(Path(path), FORMAT)[1].get("notes", {})
+    notes: dict[str, Any] = load_tensors(Path(path), FORMAT)[1].get("notes", {})
+    return notes

@@ -595,4 +595,5 @@ def physics_from_description(description: dict[str, object]) -> torch.nn.Module:
             expected="physics=...",
             remedy="Pass the deepinv physics it was trained for to load_model(path, physics=...).",
         )
-    return Denoising(GaussianNoise(sigma))
+    physics: torch.nn.Module = Denoising(GaussianNoise(sigma))
+    return physics

@@ -415,7 +415,7 @@ def _pedigree(records: Mapping[str, RunRecord]) -> str:
     rows = [row for r in records.values() for row in r.rows if row.get("upper") is not None]
     kinds = {row.get("kind") for row in rows}
     if kinds in ({"certified"}, {"estimated"}):
-        return kinds.pop()
+        return str(kinds.pop())
     return "certified at some steps and estimated at others" if "certified" in kinds else ""
 
 
