@@ -36,6 +36,10 @@ from .fidelity import L2, DataTerm, WeightedL2, as_data_term, data_constants
 from .tied import ModuleLike, Tied
 
 NEEDED = ("value", "grad", "linearize", "directional", "bounds")
+"""Methods of a regularizer that an Energy refuses to do without."""
+
+DUAL = ("dual_start", "dual_linearize", "dual_update")
+"""Methods that make a dual variable, for the primal-dual Newton method."""
 
 
 class RegularizerLike(ModuleLike, Protocol):
@@ -342,10 +346,10 @@ class EnergyAt:
         r = self.regularizer
         if isinstance(r, DualVariable):
             return r
-        name = absent(r, ("dual_start", "dual_linearize", "dual_update"))[0]
+        first, *_ = absent(r, DUAL) or DUAL
         raise MissingPropertyError(
             "regularizer",
-            given=f"{type(r).__name__} without {name}",
+            given=f"{type(r).__name__} without {first}",
             expected="a dual variable",
             remedy="Use solver='newton' or solver='lbfgs', which need none.",
         )
