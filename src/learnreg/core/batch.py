@@ -14,12 +14,14 @@ from .ranges import shown
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products per image: (b, ...), (b, ...) -> (b,)."""
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    found: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    return found
 
 
 def norm(a: Tensor) -> Tensor:
     """Euclidean norms per image: (b, ...) -> (b,)."""
-    return torch.linalg.vector_norm(a.flatten(1), dim=1)
+    found: Tensor = torch.linalg.vector_norm(a.flatten(1), dim=1)
+    return found
 
 
 def expand(scalars: Tensor, like: Tensor) -> Tensor:
@@ -84,7 +86,7 @@ def per_image(value: float | Tensor, like: Tensor, what: str = "eps") -> Tensor:
     return t.expand(like.shape[0]).clone()
 
 
-def _numbers(value: Any, what: str) -> Tensor:
+def _numbers(value: object, what: str) -> Tensor:
     """Real numbers of any form as a float64 tensor."""
     try:
         given = value.detach() if isinstance(value, Tensor) else torch.as_tensor(value)

@@ -9,8 +9,9 @@ no derivative of g or f.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,12 @@ from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
 from ..core.guards import check_parts
 from ..core.measured import Measured, Native, measured
+from ..core.offers import effort_of
 from ..core.params import trainable
-from ..core.ranges import check_number
-from ..operators.physics import TiedMap
+from ..core.ranges import absent, check_number
+from ..operators.physics import LinearMap, TiedMap
 from .fidelity import L2, SaddleDataTerm, WeightedL2, as_data_term
-from .tied import Tied
+from .tied import ModuleLike, Tied
 
 Blocks = tuple[Tensor, ...]
 
@@ -37,7 +39,26 @@ THEOREMS = ("gap", "residual", "kkt")
 NEEDED = ("auxiliary", "primal", "dual", "dual_start", "linear", "adjoint", "offset", "norms")
 
 
-class SaddleEnergy(Tied):
+class SaddleRegularizerLike(ModuleLike, Protocol):
+    """What a SaddleEnergy needs of a regularizer: see ``regularizers.SaddleRegularizer``, which has
+    defaults for all but ``dual``, ``linear``, ``adjoint`` and ``norms``.
+    """
+
+    def auxiliary(self, u: Tensor) -> Blocks: ...
+    def primal(self, u: Tensor) -> tuple[Convex, ...]: ...
+    def dual(self, u: Tensor) -> tuple[Convex, ...]: ...
+    def dual_start(self, u: Tensor) -> Blocks: ...
+    def linear(self, u: Tensor, *v: Tensor) -> Blocks: ...
+    def adjoint(self, *p: Tensor) -> Blocks: ...
+    def offset(self, u: Tensor) -> tuple[Tensor | None, ...] | None: ...
+    def norms(self, u: Tensor) -> Sequence[Sequence[float]]: ...
+    def majorants(self, u: Tensor) -> Sequence[Tensor]: ...
+    def finite(self, x: Blocks) -> Blocks | None: ...
+    def feasible(self, x: Blocks, p: Blocks) -> Blocks | None: ...
+    def sensitivity(self, u: Tensor) -> tuple[float, float]: ...
+
+
+class SaddleEnergy(Tied[SaddleRegularizerLike, SaddleDataTerm]):
     """h(u; theta, y) = D(Au, y) + tikhonov/2 ||u||^2 + R(u; theta) with R the partial optimum of a
     saddle function.
 
@@ -57,15 +78,17 @@ class SaddleEnergy(Tied):
 
     saddle: ClassVar[bool] = True
 
+    tikhonov: float
+
     def __init__(
         self,
         physics: nn.Module,
         regularizer: nn.Module,
-        fidelity: Any = None,
+        fidelity: object | None = None,
         tikhonov: float = 0.0,
     ) -> None:
         check_parts(physics, regularizer, fidelity)
-        missing = [m for m in NEEDED if not hasattr(regularizer, m)]
+        missing = absent(regularizer, NEEDED)
         if missing:
             raise InputError(
                 "regularizer",
@@ -92,7 +115,12 @@ class SaddleEnergy(Tied):
             )
         self.tikhonov = float(tikhonov)
 
-    def _like(self, regularizer: nn.Module, operator: Any, fidelity: Any) -> SaddleEnergy:
+    def _like(
+        self,
+        regularizer: SaddleRegularizerLike,
+        operator: LinearMap,
+        fidelity: SaddleDataTerm,
+    ) -> Self:
         clone = super()._like(regularizer, operator, fidelity)
         clone.tikhonov = self.tikhonov
         return clone
@@ -154,7 +182,7 @@ class SaddleAt:
     shapes: tuple[tuple[torch.Size, ...], tuple[torch.Size, ...]]
     norms: tuple[tuple[float, ...], ...]
     back: Tensor
-    fidelity: Any
+    fidelity: SaddleDataTerm
     spent: Cost = Cost()
 
     def first(self) -> Tensor:
@@ -453,7 +481,7 @@ class SaddleAt:
     @property
     def effort(self) -> float:
         """What one step costs, in operations on one vector of pixels; rough."""
-        return self.operator.effort + float(getattr(self.energy.regularizer, "effort", 10.0))
+        return self.operator.effort + effort_of(self.energy.regularizer)
 
 
 def _tie(
@@ -462,7 +490,7 @@ def _tie(
     y: Tensor,
     u: Tensor,
     back: Tensor,
-    fidelity: Any,
+    fidelity: SaddleDataTerm,
 ) -> SaddleAt:
     """The functions and constants of images like u (b, c, h, w)."""
     regularizer = energy.regularizer
@@ -470,13 +498,12 @@ def _tie(
         like = u[:1]
         # theta enters through K alone, so an operator that learns needs a row of its own
         learns = bool(trainable(operator.physics))
-        of_image = None if learns else fidelity.of_image(operator, y, u, energy.tikhonov)
-        data = of_image is None
-        first: Any = of_image
+        first = None if learns else fidelity.of_image(operator, y, u, energy.tikhonov)
+        data = first is None
         rows, dual, offset = [], list(regularizer.dual(u)), regularizer.offset(u)
         auxiliary, starts = regularizer.auxiliary(like), regularizer.dual_start(like)
         shapes = [s.shape[1:] for s in starts]
-        if data:
+        if first is None:
             first = fidelity.rest(energy.tikhonov)
             dual.insert(0, fidelity.of_data(y))
             rows.append((math.sqrt(float(operator.spectrum(u).L.max())), *[0.0] * len(auxiliary)))
@@ -507,7 +534,7 @@ def _tie(
         )
 
 
-def _of_images(fidelity: Any, index: Tensor) -> Any:
+def _of_images(fidelity: SaddleDataTerm, index: Tensor) -> SaddleDataTerm:
     """The data term of some images: weights per image follow them."""
     if isinstance(fidelity, WeightedL2) and fidelity.weights.shape[0] > 1:
         return WeightedL2(fidelity.weights.detach()[index])

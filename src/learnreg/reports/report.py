@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import safetensors.torch
 import torch
@@ -48,6 +48,14 @@ class LearnedRun(Protocol):
     def stop(self) -> StopReason: ...
     @property
     def theta(self) -> Tensor: ...
+
+
+@runtime_checkable
+class _Filtered(Protocol):
+    """A run that knows the filters it has learned."""
+
+    @property
+    def filters(self) -> Mapping[str, Tensor] | None: ...
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ class Report:
                     remedy="Evaluate all runs on the same pairs.",
                 )
         self.runs = {
-            name: SavedRun(name, run.record, run.stop, run.theta, getattr(run, "filters", None))
+            name: SavedRun(name, run.record, run.stop, run.theta, _filters(run))
             for name, (run, _) in methods.items()
         }
         self.evaluations = {name: evaluation for name, (_, evaluation) in methods.items()}
@@ -135,13 +143,12 @@ class Report:
         """
 
         def row(
-            name: str, evaluation: Evaluation, suffix: str = "", **learned: Any
+            name: str, evaluation: Evaluation, suffix: str = "", **learned: object
         ) -> dict[str, Any]:
-            values = {
-                k: getattr(evaluation, how)(f"{metric}{suffix}")
-                for metric in ("psnr", "ssim")
-                for k, how in ((metric, "mean"), (f"{metric}_spread", "spread"))
-            }
+            values = {}
+            for metric in ("psnr", "ssim"):
+                values[metric] = evaluation.mean(f"{metric}{suffix}")
+                values[f"{metric}_spread"] = evaluation.spread(f"{metric}{suffix}")
             return {
                 "name": name,
                 **values,
@@ -292,7 +299,7 @@ class Report:
         ]  # keeps the page light
         files_ = {f"{name}.png": figures.png(plot) for name, plot in plots.items()}
         files_["reconstructions.png"] = figures.png(figures.pictures(self.evaluations, chosen))
-        banks: dict[str, list[dict[str, Any]]] = {}
+        banks: dict[str, list[dict[str, str | float | None]]] = {}
         for number, (name, run) in enumerate(self.runs.items()):
             if run.filters:
                 file = f"filters_{slug(name)}.png"
@@ -390,6 +397,11 @@ class Report:
             ) from error
 
 
+def _filters(run: LearnedRun) -> Mapping[str, Tensor] | None:
+    """What a run says of its filters."""
+    return run.filters if isinstance(run, _Filtered) else None
+
+
 def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as (dotted name, printed value)."""
     pairs: list[tuple[str, str]] = []
@@ -404,7 +416,7 @@ def _pedigree(records: Mapping[str, RunRecord]) -> str:
     rows = [row for r in records.values() for row in r.rows if row.get("upper") is not None]
     kinds = {row.get("kind") for row in rows}
     if kinds in ({"certified"}, {"estimated"}):
-        return kinds.pop()
+        return str(kinds.pop())
     return "certified at some steps and estimated at others" if "certified" in kinds else ""
 
 

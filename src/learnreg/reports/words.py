@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from ..core import StopReason
 
 
-def show(value: Any, digits: int | None = None) -> str:
+def show(value: object, digits: int | None = None) -> str:
     """A value as it is printed; None, NaN and Inf are "not known".
 
     >>> show(12345.678, 1), show(None), show(1e-05), show(True)

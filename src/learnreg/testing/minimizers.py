@@ -81,17 +81,18 @@ def true_distance(energy: Energy, y: Tensor, x: Tensor) -> Tensor:
 def _one(energy: Energy, y: Tensor, x: Tensor) -> Truth:
     shape = x.shape[1:]
     forward, data = Forward(energy.physics, x.detach()), of_data(energy.fidelity, _wide(y))
-    known = parts(energy.regularizer)
+    regularizer = cast(Candidate, energy.regularizer)
+    known = parts(regularizer)
     start = x.detach().double()
 
     if start.numel() <= MOST_PIXELS:
         matrix, offset = forward.matrix(shape)
         if forward.linear(matrix, offset, shape):
-            foreign = None if known is not None else _double(energy.regularizer)
+            foreign = None if known is not None else _double(regularizer)
             dense = Dense(matrix, offset, y.shape[1:], data, known, foreign, shape)
             return Truth(*newton(dense, start))
 
-    foreign = None if known is not None else _double(energy.regularizer)
+    foreign = None if known is not None else _double(regularizer)
     return Truth(*newton_cg(Smooth(forward, data, known, foreign), start))
 
 

@@ -251,7 +251,7 @@ def _directional(r: Candidate, x: Tensor, v: Tensor, tolerance: float, name: str
 
 
 def _at(r: Candidate, theta: Tensor) -> Candidate:
-    return cast(Candidate, with_theta(r, theta))
+    return with_theta(r, theta)
 
 
 def _directions(theta: Tensor) -> Tensor:
