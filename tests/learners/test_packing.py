@@ -33,6 +33,7 @@ from learnreg.learners import (
 from learnreg.learners.warm_starts import OnDisk
 from learnreg.objectives import ScoreMatching
 from learnreg.objectives.bilevel import Bilevel, BilevelValue
+from learnreg.objectives.score_matching import ScoreValue
 
 BOX = [-5.0, 3.0]
 LEARNERS: dict[str, Callable[[], object]] = {
@@ -87,40 +88,40 @@ def kept(state: object) -> Iterator[tuple[str, object]]:
             yield field.name, getattr(state, field.name)
 
 
-def differences(one: object, two: object, where: str = "state") -> list[str]:
+def differences(one: object, two: object) -> list[str]:
     """Where two states are not bitwise the same, by the path of the field."""
+    return list(_apart(one, two, "state"))
+
+
+def _apart(one: object, two: object, where: str) -> Iterator[str]:
     if isinstance(one, OnDisk):
         every = list(range(len(one.places)))
         one, two = one.take(every), two.take(every)
-    if isinstance(one, Tensor):
-        same = isinstance(two, Tensor) and one.dtype == two.dtype and torch.equal(one, two)
-        if not same and isinstance(two, Tensor) and one.shape == two.shape:
-            same = one.dtype == two.dtype and torch.allclose(one, two, 0, 0, equal_nan=True)
-        return [] if same else [where]
-    if isinstance(one, np.ndarray):
-        same = isinstance(two, np.ndarray) and one.dtype == two.dtype
-        return [] if same and np.array_equal(one, two) else [where]
-    if isinstance(one, BilevelValue):
-        parts = ("theta", "solution", "eps", "loss", "lower", "upper", "kind")
-        found = [differences(getattr(one, p), getattr(two, p), f"{where}.{p}") for p in parts]
-        return sum(found, [])
-    if dataclasses.is_dataclass(one):
-        if type(one) is not type(two):
-            return [f"{where}: {type(one).__name__}, {type(two).__name__}"]
-        pairs = zip(kept(one), kept(two), strict=True)
-        return sum((differences(a, b, f"{where}.{name}") for (name, a), (_, b) in pairs), [])
-    if isinstance(one, tuple | list):
-        if type(one) is not type(two) or len(one) != len(two):
-            return [where]
-        pairs = enumerate(zip(one, two, strict=True))
-        return sum((differences(a, b, f"{where}[{k}]") for k, (a, b) in pairs), [])
-    if isinstance(one, dict):
-        if not isinstance(two, dict) or list(one) != list(two):
-            return [where]
-        return sum((differences(one[k], two[k], f"{where}[{k!r}]") for k in one), [])
-    if isinstance(one, torch.nn.Module):
-        return [] if type(one) is type(two) else [where]
-    return [] if type(one) is type(two) and one == two else [where]
+    if type(one) is not type(two):
+        yield f"{where}: {type(one).__name__}, {type(two).__name__}"
+    elif isinstance(one, Tensor | np.ndarray):
+        if one.dtype != two.dtype or one.shape != two.shape or not _equal(one, two):
+            yield where
+    elif isinstance(one, BilevelValue | ScoreValue):
+        for name in ("theta", "solution", "residual", "psnr", "eps", "loss", "lower", "upper"):
+            if hasattr(one, name):
+                yield from _apart(getattr(one, name), getattr(two, name), f"{where}.{name}")
+    elif dataclasses.is_dataclass(one):
+        for (name, a), (_, b) in zip(kept(one), kept(two), strict=True):
+            yield from _apart(a, b, f"{where}.{name}")
+    elif isinstance(one, tuple | list | dict):
+        if len(one) != len(two) or (isinstance(one, dict) and list(one) != list(two)):
+            yield where
+            return
+        for key in one if isinstance(one, dict) else range(len(one)):
+            yield from _apart(one[key], two[key], f"{where}[{key!r}]")
+    elif not (one == two or one != one):
+        yield where
+
+
+def _equal(one: Tensor | np.ndarray, two: Tensor | np.ndarray) -> bool:
+    """NaN is NaN."""
+    return bool(((one == two) | ((one != one) & (two != two))).all())
 
 
 def restored(learner, objective: Objective, state: State) -> State:

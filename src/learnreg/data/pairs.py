@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.batch import check_images
 from ..core.errors import InputError
 from ..core.measured import Native, tensors_of
+from ..operators.pickling import picklable
 from ..operators.private import clone
 from .gather import SourceLike, gather
 from .measure import measure
@@ -54,6 +55,13 @@ class Pairs:
     names: tuple[str, ...]
     seed: int | None = None
     params: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, object]:
+        """For pickle, which refuses the functions without a name in a physics."""
+        physics = self.physics
+        return vars(self) | {
+            "physics": picklable(physics) if isinstance(physics, nn.Module) else physics
+        }
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
