@@ -34,6 +34,7 @@ _HOME = {
     "Kind": "core",
     "Cost": "core",
     "Status": "core",
+    "Grants": "core",
     "LearnregError": "core",
     "InputError": "core",
     "SolveError": "core",

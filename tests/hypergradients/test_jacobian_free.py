@@ -318,7 +318,12 @@ def test_every_accepted_step_decreases_the_exact_loss(learner, terms):
     assert_certified(p, watched, outcome, losses)
     assert len(losses) > 3 and losses[-1] < 0.8 * losses[0]
     rows = outcome.record.rows[1:]
-    assert all(row["omega_estimated"] is None and row["omega_certified"] > 0 for row in rows)
+    assert all(row["omega_estimated"] is None for row in rows)
+    certified = [row["omega_certified"] for row in rows]
+    if isinstance(learner, FixedAccuracy):
+        assert certified == [None] * len(rows), "nothing would react to it, so nobody asks"
+    else:
+        assert min(certified) > 0
 
 
 def test_maid_stops_where_the_series_shows_no_way_down():

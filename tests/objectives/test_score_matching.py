@@ -35,7 +35,7 @@ from learnreg.learners import (
 from learnreg.objectives import ScoreMatching
 from learnreg.problems import Energy
 from learnreg.regularizers import TV, FoE, Regularizer, Tikhonov
-from learnreg.runs import Run
+from learnreg.runs import Budget, Run
 from learnreg.runs.trajectory import trajectory
 
 LEARNERS = {
@@ -180,7 +180,7 @@ def test_gradients_in_float32_are_those_in_float64():
 
 @pytest.mark.parametrize(
     "learner",
-    [MAID(gradient_tolerance=1e-8), LBFGSB(), HOAG(alpha0=0.3, gradient_tolerance=1e-8)],
+    [MAID(gradient_tolerance=1e-8), LBFGSB(), HOAG(alpha0=5.0, gradient_tolerance=1e-8)],
     ids=["maid", "lbfgsb", "hoag"],
 )
 def test_tikhonov_learns_the_closed_form(learner):
@@ -188,7 +188,8 @@ def test_tikhonov_learns_the_closed_form(learner):
     pairs = wide()
     wanted = float((pairs.y * (pairs.y - pairs.x)).sum() / pairs.y.square().sum())
     assert 1e-3 < wanted < 1
-    outcome = run(scores(Tikhonov(0.5), pairs), learner, steps=200)
+    start = 0.03 if isinstance(learner, HOAG) else 0.5  # HOAG's first steps are as long as told
+    outcome = run(scores(Tikhonov(start), pairs), learner, steps=200)
     assert math.exp(float(outcome.theta)) == pytest.approx(wanted, rel=1e-4)
     least = 0.5 * float((pairs.y - wanted * pairs.y - pairs.x).square().sum()) / 2
     assert outcome.record.rows[-1]["loss"] == pytest.approx(least, rel=1e-8)
@@ -197,8 +198,8 @@ def test_tikhonov_learns_the_closed_form(learner):
 def test_stochastic_steps_come_near_the_closed_form():
     pairs = wide()
     wanted = float((pairs.y * (pairs.y - pairs.x)).sum() / pairs.y.square().sum())
-    learner = Stochastic.preset("iadam", batch=2, alpha0=0.3, record=60)
-    outcome = run(scores(Tikhonov(0.5), pairs), learner, steps=1)
+    learner = Stochastic.preset("iadam", batch=2, alpha0=0.3, record=100)
+    outcome = run(scores(Tikhonov(0.1), pairs), learner, steps=1)
     assert math.exp(float(outcome.theta)) == pytest.approx(wanted, rel=0.05)
 
 
@@ -261,6 +262,18 @@ def test_seeds_decide_what_is_drawn_and_nothing_else():
     one, two, other = (run(scores(), Stochastic(batch=1), steps=2, seed=seed) for seed in (3, 3, 4))
     assert_same(one, two)
     assert not one.theta.equal(other.theta)
+
+
+def test_an_objective_serves_several_runs_one_after_the_other(tmp_path):
+    """Neither the work nor the budget of one is that of the next."""
+    objective, alone = scores(), run(scores(), MAID(), steps=3)
+    for _ in range(2):
+        assert_same(run(objective, MAID(), steps=3), alone)
+    run(objective, LBFGSB(), budget=Budget(work=1.5))
+    run(objective, MAID(), steps=1, checkpoint=tmp_path)
+    resumed = run(objective, MAID(), steps=3, checkpoint=tmp_path, resume=True)
+    assert_same(resumed, alone)
+    assert objective.evaluate(objective.theta, 1.0).loss == alone.record.rows[0]["loss"]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence():
@@ -337,11 +350,18 @@ def test_a_run_reconstructs_and_evaluates(learned):
     found = learned.evaluate(test, 1e-2, check_certificate=True)
     assert bool((found.error <= 1e-2).all()) and found.mean("psnr") > found.mean("psnr_input")
     assert all(r["true"] <= r["certified"] + r["reference"] for r in found.honesty)
-    kernel = torch.tensor([[0, 1.0, 0], [1, 4, 1], [0, 1, 0]])[None, None] / 8
-    blur = deepinv.physics.Blur(filter=kernel, padding="circular")
-    assert learned.reconstruct(test.y[:1], 0.5, physics=blur, throw=False).value.shape[0] == 1
     assert "score matching" in repr(learned) and learned.name == "FoE"
     assert learned.filters["kernels"].shape == (3, 1, 3, 3)
+
+
+def test_a_run_is_a_prior_for_other_physics():
+    regularizer = TV() + Tikhonov(0.05, learned=False)
+    outcome = run(scores(regularizer), MAID(), steps=3)
+    kernel = torch.tensor([[0, 1.0, 0], [1, 4, 1], [0, 1, 0]])[None, None] / 8
+    blur = deepinv.physics.Blur(filter=kernel, padding="circular")
+    y = blur(phantoms()[1].x)
+    found = outcome.reconstruct(y, 1e-2, physics=blur)
+    assert found.ok and bool((found.error <= 1e-2).all()) and found.kind.certifies
 
 
 def test_a_saved_run_is_the_run(learned, tmp_path):
@@ -381,9 +401,8 @@ def test_it_is_an_objective():
     assert objective.names == ("log_weight", "log_smoothing") and objective.size == 2
     assert objective.describe().startswith("score matching, ")
     assert "2 parameters, 2 images of 1x24x24" in objective.describe()
-    assert objective.learned(objective.theta + 1).regularizer.log_weight == pytest.approx(
-        float(objective.theta[0]) + 1
-    )
+    moved = objective.learned(objective.theta + 1)
+    assert flatten(trainable(moved)).equal(objective.theta + 1)
 
 
 @pytest.mark.parametrize("learner", [DFO(), DFO(eps=0.1), DFOLS()], ids=["dfo", "fixed", "dfols"])

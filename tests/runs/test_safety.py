@@ -276,7 +276,7 @@ def test_a_state_of_an_unknown_class_is_refused_on_resume_in_words(learner, tmp_
         run(pictures(), learner, steps=3, checkpoint=tmp_path, resume=True)
     message = str(error.value)
     assert type(learner).__name__ in message and "states are of no known class" in message
-    assert "def init" in message
+    assert "Annotate it: def init" in message
     assert (tmp_path / FILE).read_bytes() == before
 
 

@@ -12,7 +12,9 @@ from .errors import (
     ModelFileError,
     SolveError,
 )
+from .grants import Grants
 from .measured import Measured
+from .objective import Learner, Objective, Value
 from .protocols import Hessian, LinearSolver, Loss, Potential, Solver
 from .results import Evaluation, Hypergradient, LinearSolution, RunRecord, Solution, StopReason
 from .status import Status, summarize
@@ -26,10 +28,12 @@ __all__ = [
     "Cost",
     "Curvature",
     "Evaluation",
+    "Grants",
     "Hessian",
     "Hypergradient",
     "InputError",
     "Kind",
+    "Learner",
     "LearnregError",
     "LinearSolution",
     "LinearSolver",
@@ -37,6 +41,7 @@ __all__ = [
     "Measured",
     "MissingPropertyError",
     "ModelFileError",
+    "Objective",
     "Potential",
     "RunRecord",
     "Solution",
@@ -44,5 +49,6 @@ __all__ = [
     "Solver",
     "Status",
     "StopReason",
+    "Value",
     "summarize",
 ]

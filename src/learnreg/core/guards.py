@@ -33,6 +33,9 @@ class _Pairs(Protocol):
 AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 """Kinds of devices with a mixed-precision mode of their own."""
 
+MAP = ("solve", "pull", "view", "grants")
+"""What makes a solution map."""
+
 ROWS = 8
 """A measurement (k, h, w) with so many rows is a picture rather than k signals with h channels."""
 
@@ -170,7 +173,7 @@ def check_strategy(strategy: object, what: str = "strategy") -> None:
     if strategy is not None:
         expected = "a strategy such as Implicit(), or None"
         check_object(
-            what, strategy, ("solve", "pull"), expected, f"Leave the choice to {what}=None."
+            what, strategy, MAP, expected, f"Leave the choice to {what}=None."
         )
 
 

@@ -109,7 +109,9 @@ def _with(packed: Packed, name: str, content: object) -> Packed:
             inner = _with(inner, str(k), item)
         return packed.holding(name, inner)
     if isinstance(content, dict) and any(isinstance(v, Tensor) for v in content.values()):
-        return packed.holding(name, Packed(content, {}))
+        tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+        rest = {k: v for k, v in content.items() if k not in tensors}
+        return packed.holding(name, Packed(tensors, rest))
     return Packed(packed.tensors, packed.numbers | {name: content})
 
 
@@ -136,12 +138,12 @@ def _read(hint: object, packed: Packed, name: str, restore: Restore) -> object:
         tensor = packed.tensors[name]
         return tensor.cpu().numpy() if kind is np.ndarray else tensor
     numbers = packed.numbers.get(name)
-    if kind is dict and isinstance(numbers, dict) and not numbers:
-        return packed.part(name).tensors
-    if not isinstance(numbers, dict) or kind is dict:
+    if not isinstance(numbers, dict):
         return numbers
 
     part = packed.part(name)
+    if kind is dict:
+        return part.tensors | part.numbers
     if kind is tuple:
         length = cast("int", part.numbers["length"])
         return tuple(_read(items, part, str(k), restore) for k in range(length))

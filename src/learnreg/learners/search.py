@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -20,9 +20,6 @@ from ..core.packing import transient
 from ..core.ranges import check_number, check_positive, tidy
 from ..core.results import StopReason
 from .box import Box, Ranges, box_of, check_ranges
-
-if TYPE_CHECKING:
-    from optuna import Study
 
 LARGEST_GRID = 10**6
 
@@ -47,7 +44,7 @@ class SearchState:
     seed: int
     losses: Tensor
     info: Row
-    study: Study | None = cast(None, transient())
+    study: Any = transient()  # an optuna.Study; its class is not there to be named
 
     @property
     def theta(self) -> Tensor:
@@ -170,16 +167,12 @@ class OptunaSearch:
         tidy(self)
         _check(self)
 
+    needs: ClassVar[Grants] = NEEDS
     state: ClassVar[type[SearchState]] = SearchState
 
-    @property
-    def needs(self) -> Grants:
-        """Of the objective; and Optuna itself."""
-        _optuna()
-        return NEEDS
-
     def init(self, objective: Objective, theta: Tensor, seed: int = 0) -> SearchState:
-        """Solve at theta_0."""
+        """Solve at theta_0; refused where Optuna is not installed."""
+        _optuna()
         return _first(self, objective, theta, seed)
 
     def step(self, objective: Objective, state: SearchState) -> SearchState:

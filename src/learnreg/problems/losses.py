@@ -20,7 +20,7 @@ from ..core.certificates import squared_error_bracket
 from ..core.errors import InputError
 from ..core.maps import Upper
 from ..core.protocols import Loss
-from ..core.ranges import check_flag, check_positive, shown
+from ..core.ranges import check_flag, check_positive, shown, tidy
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class ScaledSquaredError:
     mean: bool = False
 
     def __post_init__(self) -> None:
+        tidy(self)
         check_positive("factor", self.factor)
         check_flag("mean", self.mean)
 
@@ -165,6 +166,7 @@ class Custom:
     lipschitz: float | None = None
 
     def __post_init__(self) -> None:
+        tidy(self)
         if isinstance(self.function, type) or not callable(self.function):
             raise InputError(
                 "loss",

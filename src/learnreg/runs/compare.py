@@ -33,9 +33,9 @@ from ..objectives.bilevel import Bilevel
 from ..problems import BilevelProblem
 from .budget import Budget
 from .checkpoint import FILE, fingerprint
-from .learn import learn, objective_of
+from .learn import check_budget, learn, objective_of
 from .run import Run, TruePairs
-from .trajectory import trajectory
+from .trajectory import check_measure, trajectory
 
 CHECKPOINT, CURVE, HISTORY = "checkpoint", "curve.json", "history.safetensors"
 """What the folder of a run holds: its checkpoint, its results, the finished run."""
@@ -70,6 +70,9 @@ class Measure:
     points: int = 12
     relative: float = 1e-4
     eps_test: float = 1e-2
+
+    def __post_init__(self) -> None:
+        check_measure(self.points, self.relative, self.eps_test)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,11 +143,11 @@ def compare(
     Raises:
         InputError: no learners, names that are no words, no seeds, or no held-out pairs.
     """
-    instance = _instance(problem, test)
-    _check(learners, seeds)
-    measure = Measure(points, relative, eps_test)
     maps = hypergradient if isinstance(hypergradient, Mapping) else {}
     common = None if isinstance(hypergradient, Mapping) else hypergradient
+    instance = _instance(problem, test, (common, *maps.values()), solver)
+    _check(learners, seeds, budget)
+    measure = Measure(points, relative, eps_test)
     entries = [
         Entry(
             name,
@@ -164,11 +167,16 @@ def compare(
 
 
 def _instance(
-    problem: Problem | Callable[[int], Instance], test: TruePairs | None
+    problem: Problem | Callable[[int], Instance],
+    test: TruePairs | None,
+    maps: Sequence[SolutionMap | None],
+    solver: str,
 ) -> Instance | Callable[[int], Instance]:
-    if not isinstance(problem, Evaluated | BilevelProblem) and callable(problem):
+    known = isinstance(problem, Evaluated | BilevelProblem | nn.Module | type)
+    if callable(problem) and not known:
         return problem
-    objective_of(problem, None, "auto")
+    for strategy in maps:
+        objective_of(cast(Problem, problem), strategy, solver)
     if test is None:
         raise InputError(
             "test",
@@ -177,10 +185,10 @@ def _instance(
             remedy="For example train, test = lr.data.pairs(...), compare(..., test=test).",
         )
     check_pairs(test)
-    return problem, test
+    return cast(Problem, problem), test
 
 
-def _check(learners: Mapping[str, Learner[State]], seeds: Sequence[int]) -> None:
+def _check(learners: Mapping[str, Learner[State]], seeds: Sequence[int], budget: Budget) -> None:
     if not isinstance(learners, Mapping) or not learners:
         raise InputError(
             "learners",
@@ -198,8 +206,10 @@ def _check(learners: Mapping[str, Learner[State]], seeds: Sequence[int]) -> None
             given=", ".join(map(str, learners)),
             expected="names that differ in letters or digits",
         )
-    if not seeds:
-        raise InputError("seeds", given="none", expected="at least one", remedy="seeds=(0, 1, 2).")
+    check_budget(budget)
+    if isinstance(seeds, int | float) or not seeds:
+        given = seeds if isinstance(seeds, int | float) else "none"
+        raise InputError("seeds", given=given, expected="at least one", remedy="seeds=(0, 1, 2).")
     for seed in seeds:
         check_integer("seeds", seed, 0)
 

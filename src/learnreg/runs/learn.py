@@ -25,7 +25,7 @@ from ..core.grants import check_needs
 from ..core.guards import check_problem, check_strategy, isolated
 from ..core.locks import locked
 from ..core.maps import SolutionMap
-from ..core.meter import OutOfBudget
+from ..core.meter import OutOfBudget, never
 from ..core.objective import Evaluated, Halt, Learner, Objective, Row, State
 from ..core.packing import pack, unpack, widened
 from ..core.ranges import check_flag, check_integer, check_object, shown
@@ -157,10 +157,8 @@ def _given(objective: Objective) -> str:
     return repr(objective.strategy) if isinstance(objective, Bilevel) else objective.describe()
 
 
-def _check_settings(
-    learner: object, budget: object, checkpoint: object, progress: object, name: object
-) -> None:
-    """What needs no problem to be refused."""
+def check_budget(budget: object) -> None:
+    """Refuse what is no Budget."""
     if not isinstance(budget, Budget):
         raise InputError(
             "budget",
@@ -168,6 +166,13 @@ def _check_settings(
             expected="a Budget",
             remedy="For example Budget(seconds=60).",
         )
+
+
+def _check_settings(
+    learner: object, budget: object, checkpoint: object, progress: object, name: object
+) -> None:
+    """What needs no problem to be refused."""
+    check_budget(budget)
     check_object(
         "learner",
         learner,
@@ -234,10 +239,13 @@ class _Session(Generic[S]):
 
     def run(self, resume: bool) -> StopReason:
         """Steps until something ends them; whatever that is, the latest state is kept."""
+        # an objective may have served another run before, and may serve one later
+        self.meter.cost, self.meter.should_stop = Cost(), never
         try:
             return self._run(resume)
         finally:
-            if self._saved_rows < len(self.rows):
+            self.meter.should_stop = never
+            if self.state is not None and self._saved_rows < len(self.rows):
                 self._save()
 
     def _run(self, resume: bool) -> StopReason:
@@ -358,8 +366,10 @@ class _Session(Generic[S]):
         learner = self.learner
         if isinstance(learner, Stated):
             return learner.state
-        hints = typing.get_type_hints(type(learner).init)
-        found = hints.get("return")
+        try:
+            found = typing.get_type_hints(type(learner).init).get("return")
+        except NameError:  # a name that only type checkers see
+            found = None
         if isinstance(found, type) and dataclasses.is_dataclass(found):
             return cast(type[S], found)
         raise CheckpointError(

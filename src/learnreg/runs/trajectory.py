@@ -94,9 +94,7 @@ def trajectory(
     Raises:
         InputError: a number out of range, or a run without rows.
     """
-    check_number("points", points, lambda v: v >= 2, "an integer >= 2", integer=True)
-    check_number("relative", relative, lambda v: 0 < v < 1, "a number in (0, 1)")
-    check_positive("eps_test", eps_test)
+    check_measure(points, relative, eps_test)
     if not run.record.rows:
         raise InputError("run", given="no rows", expected="at least the start")
     steps = chosen_steps(run, points)
@@ -118,6 +116,13 @@ def trajectory(
     if progress is not None:
         progress(len(rows), len(steps))
     return rows
+
+
+def check_measure(points: int, relative: float, eps_test: float) -> None:
+    """Refuse numbers out of range."""
+    check_number("points", points, lambda v: v >= 2, "an integer >= 2", integer=True)
+    check_number("relative", relative, lambda v: 0 < v < 1, "a number in (0, 1)")
+    check_positive("eps_test", eps_test)
 
 
 def chosen_steps(run: Run, points: int) -> list[int]:
@@ -145,7 +150,10 @@ class _Evaluation:
     def __init__(
         self, objective: Objective, test: TruePairs, relative: float, eps_test: float, solver: str
     ) -> None:
-        self.objective, self.test = objective, test
+        self.given, self.test = objective, test
+        if isinstance(objective, Bilevel):  # the exact loss, whatever it was learned through
+            objective = Bilevel(objective.problem, None, solver)
+        self.objective = objective
         self.relative, self.eps_test, self.solver = relative, eps_test, solver
         self._latest_value: Value | None = None
         self._test_x0: Tensor | None = None
@@ -236,9 +244,9 @@ class _Evaluation:
         """The reconstruction of a solution map that is no solve to an accuracy, such as so many
         steps from A^T y.
         """
-        if not isinstance(self.objective, Bilevel):
+        if not isinstance(self.given, Bilevel):
             return None
-        strategy = self.objective.strategy
+        strategy = self.given.strategy
         if Grants.ADAPTIVE in strategy.grants or strategy.view == "saddle":
             return None
         return strategy.solve(posed, self.eps_test, None, Limits(self.solver)).value
