@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,17 +41,26 @@ DUAL = ("dual_start", "dual_linearize", "dual_update")
 """Methods that make a dual variable, for the primal-dual Newton method."""
 
 
-class RegularizerLike(ModuleLike, Protocol):
+class RegularizerLike(ModuleLike):
     """What an Energy needs of a regularizer; any ``nn.Module`` that offers it will do.
 
     What it may offer beyond that is in ``core.offers``.
     """
 
-    def value(self, x: Tensor) -> Tensor: ...
-    def grad(self, x: Tensor) -> Tensor: ...
-    def linearize(self, x: Tensor) -> Hessian: ...
-    def directional(self, x: Tensor, v: Tensor) -> Tensor: ...
-    def bounds(self) -> Curvature: ...
+    def value(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def grad(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def linearize(self, x: Tensor) -> Hessian:
+        raise NotImplementedError
+
+    def directional(self, x: Tensor, v: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def bounds(self) -> Curvature:
+        raise NotImplementedError
 
 
 class Energy(Tied[RegularizerLike, DataTerm]):

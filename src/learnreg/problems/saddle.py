@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple, Protocol, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -39,23 +39,46 @@ THEOREMS = ("gap", "residual", "kkt")
 NEEDED = ("auxiliary", "primal", "dual", "dual_start", "linear", "adjoint", "offset", "norms")
 
 
-class SaddleRegularizerLike(ModuleLike, Protocol):
+class SaddleRegularizerLike(ModuleLike):
     """What a SaddleEnergy needs of a regularizer: see ``regularizers.SaddleRegularizer``, which has
     defaults for all but ``dual``, ``linear``, ``adjoint`` and ``norms``.
     """
 
-    def auxiliary(self, u: Tensor) -> Blocks: ...
-    def primal(self, u: Tensor) -> tuple[Convex, ...]: ...
-    def dual(self, u: Tensor) -> tuple[Convex, ...]: ...
-    def dual_start(self, u: Tensor) -> Blocks: ...
-    def linear(self, u: Tensor, *v: Tensor) -> Blocks: ...
-    def adjoint(self, *p: Tensor) -> Blocks: ...
-    def offset(self, u: Tensor) -> tuple[Tensor | None, ...] | None: ...
-    def norms(self, u: Tensor) -> Sequence[Sequence[float]]: ...
-    def majorants(self, u: Tensor) -> Sequence[Tensor]: ...
-    def finite(self, x: Blocks) -> Blocks | None: ...
-    def feasible(self, x: Blocks, p: Blocks) -> Blocks | None: ...
-    def sensitivity(self, u: Tensor) -> tuple[float, float]: ...
+    def auxiliary(self, u: Tensor) -> Blocks:
+        raise NotImplementedError
+
+    def primal(self, u: Tensor) -> tuple[Convex, ...]:
+        raise NotImplementedError
+
+    def dual(self, u: Tensor) -> tuple[Convex, ...]:
+        raise NotImplementedError
+
+    def dual_start(self, u: Tensor) -> Blocks:
+        raise NotImplementedError
+
+    def linear(self, u: Tensor, *v: Tensor) -> Blocks:
+        raise NotImplementedError
+
+    def adjoint(self, *p: Tensor) -> Blocks:
+        raise NotImplementedError
+
+    def offset(self, u: Tensor) -> tuple[Tensor | None, ...] | None:
+        raise NotImplementedError
+
+    def norms(self, u: Tensor) -> Sequence[Sequence[float]]:
+        raise NotImplementedError
+
+    def majorants(self, u: Tensor) -> Sequence[Tensor]:
+        raise NotImplementedError
+
+    def finite(self, x: Blocks) -> Blocks | None:
+        raise NotImplementedError
+
+    def feasible(self, x: Blocks, p: Blocks) -> Blocks | None:
+        raise NotImplementedError
+
+    def sensitivity(self, u: Tensor) -> tuple[float, float]:
+        raise NotImplementedError
 
 
 class SaddleEnergy(Tied[SaddleRegularizerLike, SaddleDataTerm]):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from typing import ClassVar, Generic, Protocol, Self, TypeVar, cast
+from typing import ClassVar, Generic, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +18,14 @@ from ..operators.private import clone, promoted
 from .fidelity import WeightedL2
 
 
-class ModuleLike(Protocol):
-    """What is asked of a part of an energy as an ``nn.Module``."""
+class ModuleLike(nn.Module):
+    """A regularizer as type checkers see it: nothing is made of this class or of those derived from
+    it, since any ``nn.Module`` with the methods will do.
+    """
 
-    def to(self, *args: object, **kwargs: object) -> Self: ...
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-    # why spec: the command line reads the one of loaded models, which always have it
-    def spec(self) -> dict[str, object]: ...
+    def spec(self) -> dict[str, object]:
+        # why here, where it is an offer: the command line reads that of loaded models
+        raise NotImplementedError
 
 
 R = TypeVar("R", bound=ModuleLike)
