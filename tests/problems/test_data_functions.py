@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from deepinv.physics import Denoising, GaussianNoise, Inpainting
 from torch import Tensor
 
 from learnreg.core.bounds import Constants, Kind
-from learnreg.problems import KL, L2, Foreign, Huber, WeightedL2
+from learnreg.problems import KL, L2, Foreign, Huber, SaddleEnergy, WeightedL2
 from learnreg.problems.fidelity import data_constants
+from learnreg.regularizers import ExactTV
 
 SHAPE = (3, 1, 4, 5)
 H = 1e-6
@@ -104,6 +106,57 @@ def test_what_is_passed_back_to_the_data_is_a_difference_quotient():
         expected = -(moved * w).flatten(1).sum(dim=1)
         found = (f.to_data(a, w) * e).flatten(1).sum(dim=1)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_blocks_of_saddle_points_are_the_same_functions():
+    """Up to a constant: those of counts have y log y besides."""
+    for name in ("l2", "huber", "counts", "weighted"):
+        f, a, y = setting(name)
+        term = TERMS[name][0]
+        if name == "counts":  # saddle points take no gain
+            a, term = a.abs(), KL(0.7)
+            f = term.tie(y)
+        block, b = term.of_data(y), a.flip(-1)
+        expected = f.value(a) - f.value(b)
+        torch.testing.assert_close(block.value(a) - block.value(b), expected, msg=name)
+
+
+@pytest.mark.parametrize("tikhonov", [0.0, 0.3])
+@pytest.mark.parametrize("masked", [True, False])
+def test_data_terms_of_the_image_are_the_same_functions(masked, tikhonov):
+    """D(Au, y) + tikhonov/2 |u|^2 up to a constant, where its prox is known."""
+    mask = (random(7)[:1, 0] > 0.3).double() * (0.5 + random(8)[:1, 0])
+    physics = Inpainting(SHAPE[1:], mask=mask) if masked else Denoising(GaussianNoise(0.1))
+    y = physics.A(random(2))
+    for term in (L2(0.4), *(() if masked else (WeightedL2(WEIGHTS),))):
+        f = SaddleEnergy(physics, ExactTV(0.1), term, tikhonov=tikhonov).double().at(y)
+        assert not f.data
+        u, v = random(9), random(10)
+
+        def exact(x: Tensor, term=term) -> Tensor:
+            ridge = 0.5 * tikhonov * x.square().flatten(1).sum(dim=1)
+            return term.tie(y).value(physics.A(x)) + ridge
+
+        g = f.primal[0]
+        torch.testing.assert_close(g.value(u) - g.value(v), exact(u) - exact(v))
+
+
+def test_any_dual_variable_is_scaled_into_the_domains_with_the_right_sign():
+    """Counts have phi*(s) < inf for s < 1 only, and -K^T p is what they are asked at."""
+    y = 1 + (4 * random(2)).round()
+    f = SaddleEnergy(Denoising(GaussianNoise(0.1)), ExactTV(1.0), KL(0.7)).double().at(y)
+    g = torch.Generator().manual_seed(0)
+    one_sided = 0
+    for _ in range(20):
+        x, p = f.start(random(11))
+        p = tuple(torch.randn(t.shape, generator=g, dtype=t.dtype) for t in p)
+        p = tuple(t / t.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1) for t in p)
+        ktp = f.adjoint(p)
+        gap = f.gap(x, p, f.apply(x), ktp)
+        assert torch.isfinite(gap).all() and (gap >= 0).all()
+        least, most = ktp[0].flatten(1).amin(dim=1), ktp[0].flatten(1).amax(dim=1)
+        one_sided += int(((-least > 1) & (most < -least)).sum())
+    assert one_sided > 5, "a gauge of K^T p itself would leave these outside"
 
 
 # --- with an operator in between ------------------------------------------------------------------
