@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from learnreg.core.params import trainable
-from learnreg.regularizers import TV
+from learnreg.regularizers import TGV, TV
 
 SIDE = 24
 
@@ -53,3 +53,23 @@ def test_the_hessian_of_tv_is_as_large_as_allowed_at_flat_images(isotropic):
     v = wave()
     bend = float((regularizer.linearize(torch.full_like(v, 0.4))(v)).norm())
     assert 0.98 * regularizer.bounds().L.value <= bend <= regularizer.bounds().L.value
+
+
+@pytest.mark.parametrize("ratio", [0.1, 5.0])
+def test_the_operator_of_tgv_moves_with_theta_as_much_as_its_sensitivity_says(ratio):
+    """With a small ratio it is the first weight that counts, and the field beside the image.
+
+    [D, -1] has the norm sqrt(||D||^2 + 1), attained at a top eigenvector u and v = -D u / ||D||^2.
+    """
+    regularizer = TGV(0.3, ratio=ratio).double()
+    u = wave()
+    (kappa, offset), nothing = regularizer.sensitivity(u), torch.zeros(1, 2, 1, SIDE, SIDE)
+    with torch.no_grad():
+        slope, _ = regularizer.linear(u, nothing.double())
+        slope = slope / regularizer.log_weight.exp()  # D u
+        v = -slope / slope.square().sum()
+        row, _ = regularizer.linear(u, v)  # its own derivative in the logarithm of its weight
+    found = float(row.norm() / torch.hypot(u.norm(), v.norm()))
+    assert offset == 0 and found <= kappa * (1 + 1e-12)
+    if ratio < 1:
+        assert found >= 0.995 * kappa
