@@ -491,3 +491,19 @@ def test_one_operator_per_image_is_solved_or_refused_by_name():
         for i in range(2):
             alone = Energy(dphysics.Inpainting(GREY, mask=masks[i]), regularizer)
             assert (solve(alone, y[i : i + 1], 1e-6).value - x[i : i + 1]).norm() <= eps[i] + 1e-6
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_the_first_image_is_the_multiple_that_fits_the_data_best(scale):
+    kernel = scale * uniform(1, 1, 3, 3)
+    physics = dphysics.Blur(filter=kernel, padding="circular").double()
+    y = physics.A(uniform(3, *GREY, seed=4).double()) + 0.1
+    first, back = Energy(physics, TV()).double().at(y).first(), physics.A_adjoint(y)
+
+    def misfit(x: Tensor) -> Tensor:
+        return (physics.A(x) - y).square().flatten(1).sum(dim=1)
+
+    t = (first * back).flatten(1).sum(dim=1) / back.square().flatten(1).sum(dim=1)
+    torch.testing.assert_close(first, t[:, None, None, None] * back)
+    for factor in (0.0, 0.5, 0.99, 1.01, 2.0):
+        assert (misfit(first) < misfit(factor * first)).all()
