@@ -26,7 +26,7 @@ from learnreg.cli.settings import (
 )
 from learnreg.core.errors import ConfigError
 from learnreg.hypergradients import JointPiggyback, Piggyback
-from learnreg.hypergradients.piggyback import natural_map
+from learnreg.hypergradients.choose import natural_map
 from learnreg.problems import Energy, SaddleEnergy
 from learnreg.regularizers import KNOWN, TGV, ExactTV, LearnedTV, SaddleRegularizer
 from learnreg.reports import Comparison

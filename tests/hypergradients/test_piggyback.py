@@ -40,7 +40,7 @@ from learnreg.hypergradients import (
     hypergradient,
     piggyback,
 )
-from learnreg.hypergradients.piggyback import natural_map
+from learnreg.hypergradients.choose import natural_map
 from learnreg.learners import MAID
 from learnreg.problems import KL, L2, BilevelProblem, SaddleEnergy
 from learnreg.regularizers import TV

@@ -20,6 +20,8 @@ class Grants(Flag):
         RESIDUALS: the loss as a sum of squares with known residuals.
         SUBSETS: the same objective on some of the images.
         DATA: derivatives with respect to the measurements.
+        STATELESS: a reconstruction depends on theta and data alone, not on where the solve before
+            it ended.
     """
 
     NONE = 0
@@ -32,6 +34,11 @@ class Grants(Flag):
     RESIDUALS = auto()
     SUBSETS = auto()
     DATA = auto()
+    STATELESS = auto()
+
+
+STEADY = Grants.DATA | Grants.STATELESS
+"""Of solution maps that are functions of theta and data, and differentiable in both."""
 
 
 REFUSALS: dict[Grants, tuple[str, str, str]] = {
@@ -70,6 +77,11 @@ REFUSALS: dict[Grants, tuple[str, str, str]] = {
         "hypergradient",
         "an estimate of the error of the hypergradient, for {who}",
         "Use Implicit().",
+    ),
+    Grants.STATELESS: (
+        "hypergradient",
+        "a strategy whose reconstruction depends on theta and data alone, for {who}",
+        "Use Implicit() or Piggyback().",
     ),
     Grants.DATA: (
         "hypergradient",

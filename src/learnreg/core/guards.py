@@ -172,9 +172,7 @@ def check_strategy(strategy: object, what: str = "strategy") -> None:
     """
     if strategy is not None:
         expected = "a strategy such as Implicit(), or None"
-        check_object(
-            what, strategy, MAP, expected, f"Leave the choice to {what}=None."
-        )
+        check_object(what, strategy, MAP, expected, f"Leave the choice to {what}=None.")
 
 
 def check_measured(y: object, energy: object, what: str = "y") -> None:

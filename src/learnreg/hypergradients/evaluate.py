@@ -19,8 +19,9 @@ from ..core.objective import ErrorWord
 from ..core.results import Hypergradient, Solution
 from ..solvers.select import check_solver
 from . import error_bound
+from .choose import natural_map
 from .implicit import Implicit
-from .piggyback import Piggyback, natural_map
+from .piggyback import Piggyback
 
 
 class Problem(Protocol):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core.batch import norm
 from ..core.cost import Cost
 from ..core.errors import MissingPropertyError
-from ..core.grants import Grants
+from ..core.grants import STEADY, Grants
 from ..core.maps import Level, Limits, Mixed, Posed, Pullback, Upper, View
 from ..core.measured import Measured
 from ..core.objective import ErrorWord
@@ -68,7 +68,7 @@ class Implicit:
     @property
     def grants(self) -> Grants:
         """Everything: solved to an accuracy, with an error that can be estimated and bounded."""
-        return Grants.GRADIENT | Grants.ADAPTIVE | Grants.ESTIMATE | Grants.BOUND | Grants.DATA
+        return Grants.GRADIENT | Grants.ADAPTIVE | Grants.ESTIMATE | Grants.BOUND | STEADY
 
     def solve(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.batch import expand, norm
 from ..core.bounds import Constants, constants_of
 from ..core.cost import Cost
-from ..core.grants import Grants
+from ..core.grants import STEADY, Grants
 from ..core.maps import Limits, Posed, Pullback, Upper, View
 from ..core.objective import ErrorWord
 from ..core.protocols import Hessian
@@ -76,7 +76,7 @@ class JacobianFree:
     @property
     def grants(self) -> Grants:
         """Solved to an accuracy; the error is bounded, but by no number that delta makes small."""
-        return Grants.GRADIENT | Grants.ADAPTIVE | Grants.DATA
+        return Grants.GRADIENT | Grants.ADAPTIVE | STEADY
 
     def solve(
         self,

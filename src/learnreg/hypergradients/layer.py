@@ -22,8 +22,8 @@ from ..core.results import Solution
 from ..core.status import Status, summarize
 from ..solvers.select import check_solver
 from ..solvers.solve import as_data
+from .choose import check_map, natural_map
 from .once import once
-from .piggyback import check_map, natural_map
 
 REMEMBERED = 4
 """Of so many physics handed to ``forward`` what was found out about them is kept: their spectra and

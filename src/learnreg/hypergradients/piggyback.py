@@ -13,7 +13,7 @@ J. Math. Data Sci. 4, 2022).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from ..core.batch import norm
 from ..core.certificates import distance_from_residuals
 from ..core.cost import Cost
-from ..core.errors import InputError, MissingPropertyError
-from ..core.grants import Grants
-from ..core.maps import Cotangent, Limits, Posed, Pullback, SolutionMap, Upper, View
+from ..core.errors import InputError
+from ..core.grants import STEADY, Grants
+from ..core.maps import Cotangent, Limits, Posed, Pullback, Upper, View
 from ..core.objective import ErrorWord
 from ..core.params import trainable
 from ..core.protocols import SplitSaddle
@@ -33,7 +33,6 @@ from ..core.status import Status
 from ..solvers.pdhg import PDHG, block_steps
 from ..solvers.solve import solve_potential
 from .adjoint_saddle import Blocks, linearized
-from .implicit import Implicit
 from .posed import solved
 from .saddle_bound import (
     SaddleConstants,
@@ -91,7 +90,7 @@ class Piggyback:
     @property
     def grants(self) -> Grants:
         """Everything: solved to an accuracy, with an error that can be estimated and bounded."""
-        return Grants.GRADIENT | Grants.ADAPTIVE | Grants.ESTIMATE | Grants.BOUND | Grants.DATA
+        return Grants.GRADIENT | Grants.ADAPTIVE | Grants.ESTIMATE | Grants.BOUND | STEADY
 
     def solve(
         self,
@@ -459,36 +458,3 @@ class JointPiggyback:
             cost + Cost(mixed_products=size),
             data=f.to_data(w) if data else None,
         )
-
-
-def natural_map(energy: object) -> SolutionMap:
-    """The solution map that suits a lower level when none is asked for."""
-    return Piggyback() if is_saddle_level(energy) else Implicit()
-
-
-def check_map(chosen: SolutionMap, energy: object) -> None:
-    """Refuse a solution map for lower levels of another kind.
-
-    Raises:
-        MissingPropertyError: names the one that suits.
-    """
-    natural = natural_map(energy)
-    if chosen.view != natural.view:
-        raise MissingPropertyError(
-            "hypergradient",
-            given=f"{type(chosen).__name__} for {type(energy).__name__}",
-            expected=type(natural).__name__,
-            remedy="Leave the choice to hypergradient=None.",
-        )
-
-
-@runtime_checkable
-class Declared(Protocol):
-    """A lower level that says whether it is a saddle point."""
-
-    saddle: bool
-
-
-def is_saddle_level(energy: object) -> bool:
-    """Whether a lower level is a SaddleEnergy; any other is taken for a differentiable one."""
-    return isinstance(energy, Declared) and energy.saddle

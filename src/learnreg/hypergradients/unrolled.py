@@ -26,7 +26,7 @@ from ..core.bounds import constants_of
 from ..core.certificates import distance_from_gradient
 from ..core.cost import Cost
 from ..core.errors import MissingPropertyError
-from ..core.grants import Grants
+from ..core.grants import STEADY, Grants
 from ..core.maps import Limits, Posed, Pullback, Upper, View
 from ..core.objective import ErrorWord
 from ..core.params import trainable
@@ -112,7 +112,7 @@ class Unrolled:
     def grants(self) -> Grants:
         """ADAPTIVE where the reconstruction is the certified x~, and not x_K."""
         adaptive = Grants.ADAPTIVE if self.start == "solution" else Grants.NONE
-        return Grants.GRADIENT | Grants.DATA | adaptive
+        return Grants.GRADIENT | STEADY | adaptive
 
     @torch.no_grad()
     def solve(

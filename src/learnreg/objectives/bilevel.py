@@ -21,8 +21,8 @@ from ..core.packing import Packed
 from ..core.protocols import Solver
 from ..core.results import Hypergradient, Solution
 from ..core.status import Status
+from ..hypergradients.choose import check_map, natural_map
 from ..hypergradients.evaluate import pulled
-from ..hypergradients.piggyback import check_map, natural_map
 from ..metrics import data_psnr
 from ..problems import BilevelProblem
 from ..solvers.select import check_solver

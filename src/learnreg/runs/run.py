@@ -19,23 +19,13 @@ from ..core.files import load_tensors, save_tensors
 from ..core.guards import check_measured, check_pairs, isolated
 from ..core.measured import Measured, Native, complex_channels
 from ..core.results import Evaluation, RunRecord, Solution, StopReason
-from ..hypergradients.piggyback import is_saddle_level
 from ..metrics import Scale, psnr, scale_of, ssim
 from ..models import load_model, save_model
 from ..problems.bilevel import PairsLike, WithParams
 from ..solvers.solve import solve
+from ..solvers.views import view_of
 
 FORMAT = "learnreg-history"
-
-GRID, REFERENCE = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3), 1e-8
-"""Accuracies at which certificates are compared with true errors, and the distance of the reference
-from the truth.
-"""
-
-SADDLE_GRID, SADDLE_REFERENCE, SADDLE_STEPS = (1.0, 0.3, 0.1, 0.03, 0.01), 1e-4, 1000
-"""The same for saddle points, whose gap has a rounding floor and may fall slowly, and the limit of
-solver steps.
-"""
 
 SHARP = 10.0
 """A reference says something about accuracies that are so many times its own distance, or
@@ -210,8 +200,8 @@ class Run:
         """Certified against true distance on one image; truth is a float64 solve to
         ``reference_eps``.
 
-        For a saddle point the truth is what ``SADDLE_STEPS`` solver steps reach if that is less,
-        and accuracies that it says nothing about are left out.
+        For a saddle point the truth is what a limited number of solver steps reaches if that is
+        less, and accuracies that it says nothing about are left out.
 
         Args:
             y: (1, ...), measurements.
@@ -229,11 +219,10 @@ class Run:
         exact = self.energy.with_theta(
             self.theta.double()
         ).widened()  # with_theta copies, so nothing lent changes
-        saddle = is_saddle_level(exact)
-        grid = grid or (SADDLE_GRID if saddle else GRID)
-        wanted = reference_eps or (SADDLE_REFERENCE if saddle else REFERENCE)
+        usual = view_of(exact.at(y.double())).reference
+        grid = grid or usual.grid
         truth = solve(
-            exact, y.double(), wanted, budget=SADDLE_STEPS if saddle else None, throw=not saddle
+            exact, y.double(), reference_eps or usual.eps, budget=usual.steps, throw=not usual.steps
         )
         reference = float(truth.error[0])
         checked = [eps for eps in grid if truth.ok or eps >= SHARP * reference]

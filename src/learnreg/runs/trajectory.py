@@ -247,7 +247,7 @@ class _Evaluation:
         if not isinstance(self.given, Bilevel):
             return None
         strategy = self.given.strategy
-        if Grants.ADAPTIVE in strategy.grants or strategy.view == "saddle":
+        if Grants.ADAPTIVE in strategy.grants or Grants.STATELESS not in strategy.grants:
             return None
         return strategy.solve(posed, self.eps_test, None, Limits(self.solver)).value
 

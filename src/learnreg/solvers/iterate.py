@@ -15,9 +15,9 @@ from ..core.protocols import AnySolver, Potential, Saddle, State
 from ..core.results import Solution
 from ..core.status import Status
 from .closing import Measure, rounding_of
-from .views import View, is_saddle, require_strong_convexity, view_of
+from .views import View, require_strong_convexity, view_of
 
-__all__ = ["Measure", "is_saddle", "minimize", "require_strong_convexity", "rounding_of"]
+__all__ = ["Measure", "minimize", "require_strong_convexity", "rounding_of"]
 
 Kept = TypeVar("Kept", bound=State)
 

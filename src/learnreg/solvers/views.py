@@ -8,7 +8,7 @@ which method is natural, when a distance is certified.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, NoReturn, Protocol, TypeGuard, cast
+from typing import ClassVar, NamedTuple, NoReturn, Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -38,11 +38,28 @@ no ``noise()``.
 """
 
 
+class Reference(NamedTuple):
+    """How the truth is found that certificates are compared with.
+
+    Attributes:
+        grid: accuracies to compare at.
+        eps: distance of the reference from the truth.
+        steps: limit of solver steps on the way there; None where eps is always reached.
+    """
+
+    grid: tuple[float, ...]
+    eps: float
+    steps: int | None
+
+
 class View(Protocol):
     """A batch of lower-level functions, whatever they are."""
 
     most_steps: ClassVar[int]
     """The largest number of steps of a solve when none is given."""
+
+    reference: ClassVar[Reference]
+    """How true errors are found."""
 
     @property
     def f(self) -> Potential | Saddle:
@@ -162,6 +179,7 @@ class SmoothView:
 
     f: Potential
     most_steps: ClassVar[int] = 20000
+    reference: ClassVar[Reference] = Reference((1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3), 1e-8, None)
 
     def select(self, index: Tensor) -> SmoothView:
         return SmoothView(self.f.select(index))
@@ -252,6 +270,8 @@ class SaddleView:
 
     f: Saddle
     most_steps: ClassVar[int] = 2000  # one of ``pdhg`` is ten iterations
+    # why less: a gap has a rounding floor and may fall slowly
+    reference: ClassVar[Reference] = Reference((1.0, 0.3, 0.1, 0.03, 0.01), 1e-4, 1000)
 
     def select(self, index: Tensor) -> SaddleView:
         return SaddleView(self.f.select(index))
