@@ -323,6 +323,18 @@ def test_processes_give_the_same_numbers(serial, tmp_path):
     assert again.runs == found.runs
 
 
+def test_what_was_begun_elsewhere_goes_on_here(serial, tmp_path, monkeypatch):
+    """An interrupted comparison of processes is taken up by one without, and the other way."""
+    everything = {"test": held_out(), "seeds": SEEDS, "folder": tmp_path, **FEW}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted_at(Bilevel, "gradient", 7, patch)
+        compare(small(), THREE, executor=Posted(), **everything)
+    found = compare(small(), THREE, **everything)
+    assert numbers(found) == numbers(serial)
+    monkeypatch.setattr(RUNS, "learn", None)
+    assert compare(small(), THREE, executor=Posted(), **everything).runs == found.runs
+
+
 def test_what_cannot_be_sent_is_a_failure_of_that_run_alone():
     class Local(Downhill):
         """A class that no other process can find."""
@@ -508,7 +520,7 @@ def test_results_of_something_else_are_not_taken_for_its_own(what, tmp_path):
         ({"learners": [MAID()]}, r"^learners: given .*; expected learners by name"),
         ({"learners": MAID()}, r"^learners: given .*; expected learners by name"),
         ({"learners": {"a": MAID}}, r"^learner 'a': given .*; expected a learner"),
-        ({"learners": {"a": "maid"}}, r"^learner 'a': given 'maid'; expected a learner"),
+        ({"learners": {"a": "maid"}}, r"^learner 'a': given 'maid' .*; expected a learner"),
         ({"learners": {"A b": MAID(), "a-b": MAID()}}, r"^learners: .*names that differ"),
         ({"seeds": ()}, r"^seeds: given none; expected at least one"),
         ({"seeds": (0, -1)}, r"^seeds: given -1"),

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,8 +30,10 @@ from learnreg.core.locks import locked
 from learnreg.core.objective import Objective, Row, Value, row_of
 from learnreg.learners import MAID, Stochastic
 from learnreg.objectives import ScoreMatching
+from learnreg.objectives.bilevel import Bilevel
+from learnreg.regularizers import TV, FoE, Tikhonov
 from learnreg.runs import learn
-from learnreg.runs.checkpoint import FILE, FORMAT, VERSION
+from learnreg.runs.checkpoint import FILE, FORMAT, VERSION, fingerprint
 
 # --- damaged files --------------------------------------------------------------------------------
 
@@ -65,6 +70,40 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_in_words(tmp_path, monkey
         CheckpointError, match=rf"given version {VERSION - 1}; expected version {VERSION}.*release"
     ):
         run(pictures(), MAID(), steps=2, checkpoint=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pictures,
+        lambda: pictures(FoE(filters=2, size=3)),
+        lambda: pictures(TV() + Tikhonov(0.1, learned=False)),
+        GALLERY["quadratic"],
+    ],
+    ids=["TV", "FoE", "sum", "quadratic"],
+)
+def test_what_was_sent_to_another_process_is_the_same_problem(make, tmp_path):
+    """A run that was begun there goes on here."""
+    sent = pickle.loads(pickle.dumps(make()))
+    assert fingerprint(Bilevel(sent), MAID()) == fingerprint(Bilevel(make()), MAID())
+    run(sent, MAID(), steps=1, checkpoint=tmp_path)
+    resumed = run(make(), MAID(), steps=2, checkpoint=tmp_path, resume=True)
+    assert_same(run(make(), MAID(), steps=2), resumed)
+
+
+def test_fingerprints_are_the_same_in_every_process():
+    code = (
+        "from tests.learners.cases import pictures\n"
+        "from learnreg.learners import MAID\n"
+        "from learnreg.objectives.bilevel import Bilevel\n"
+        "from learnreg.runs.checkpoint import fingerprint\n"
+        "print(fingerprint(Bilevel(pictures()), MAID()))"
+    )
+    root = Path(__file__).parents[2]
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
+    )
+    assert found.stdout.strip() == fingerprint(Bilevel(pictures()), MAID())
 
 
 # --- full disks -----------------------------------------------------------------------------------

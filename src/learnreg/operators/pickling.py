@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 def unchanged(x: Tensor) -> Tensor:
-    """The identity, which pickle finds by its name."""
+    # pickle finds it by its name; no docstring, so that it is the lambda in every fingerprint too
     return x
 
 

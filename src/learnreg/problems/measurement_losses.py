@@ -57,6 +57,38 @@ class MeasurementLoss(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """A and A^T in any type, computed in no narrower one than the images or the operator have.
+
+    Attributes:
+        operator: of some images.
+        dtype: that of the operator.
+    """
+
+    operator: TiedMap
+    dtype: torch.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A x in the type of x."""
+        operator, dtype = self._wide(x)
+        return operator.forward(x.to(dtype)).to(x.dtype)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A^T y in the type of y."""
+        operator, dtype = self._wide(y)
+        return operator.adjoint(y.to(dtype)).to(y.dtype)
+
+    def select(self, index: Tensor) -> Sight:
+        """Those of the images ``index``."""
+        return replace(self, operator=self.operator.select(index))
+
+    def _wide(self, like: Tensor) -> tuple[TiedMap, torch.dtype]:
+        if like.dtype == torch.float64 and self.dtype != torch.float64:
+            return self.operator.double(), torch.float64
+        return self.operator, self.dtype
+
+
 @dataclass(frozen=True)
 class SURE:
     """Stein's unbiased risk estimate: in expectation the mean squared error of A x per measured
@@ -109,7 +141,7 @@ class SURE:
         half = torch.ones(len(y), dtype=y.dtype, device=y.device)
         # doubled, for the mean over twice as many reconstructions
         upper = QuadraticUpper(
-            energy.tie(doubled, None)[0],
+            Sight(energy.tie(doubled, None)[0], y.dtype),
             torch.cat([y, y]),
             2 / m * torch.cat([half, 0 * half]),
             2 * slope * torch.cat([-signs, signs]),
@@ -123,14 +155,14 @@ class QuadraticUpper:
     """g(x) = w ||A x - y||^2 + <c, A x> + k per image, with w >= 0.
 
     Attributes:
-        operator: A of these images.
+        sight: A of these images.
         y: (b, ...), real measurements.
         weight: w, (b,).
         linear: c, (b, ...).
         constant: k, (b,).
     """
 
-    operator: TiedMap
+    sight: Sight
     y: Tensor
     weight: Tensor
     linear: Tensor
@@ -139,8 +171,7 @@ class QuadraticUpper:
     @property
     def smooth(self) -> Bound:
         """2 w ||A||^2 of the worst image."""
-        image = self.operator.adjoint(self.y[:1] if not self.operator.names else self.y)
-        constants = self.operator.spectrum(image)
+        constants = self.sight.operator.spectrum(self.sight.adjoint(self.y))
         value = 2 * float(self.weight.double().amax() * constants.L.amax())
         return Bound(value, constants.L_kind)
 
@@ -150,17 +181,16 @@ class QuadraticUpper:
 
     def value(self, x: Tensor) -> Tensor:
         """(b, ...) -> (b,)."""
-        a = self.operator.forward(x) if x.dtype == self.y.dtype else self._wide().forward(x)
+        a = self.sight.forward(x)
         residual = a - self.y.to(a)
         quadratic = self.weight.to(a) * dot(residual, residual)
         return quadratic + dot(self.linear.to(a), a) + self.constant.to(a)
 
     def grad(self, x: Tensor) -> Tensor:
         """A^T (2 w (A x - y) + c)."""
-        operator = self.operator if x.dtype == self.y.dtype else self._wide()
-        residual = operator.forward(x) - self.y.to(x)
+        residual = self.sight.forward(x) - self.y.to(x)
         weight = self.weight.to(x).view(-1, *[1] * (residual.dim() - 1))
-        return operator.adjoint(2 * weight * residual + self.linear.to(x))
+        return self.sight.adjoint(2 * weight * residual + self.linear.to(x))
 
     def bracket(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """g(x) -+ ||grad g(x)|| eps, above plus L eps^2 / 2; below, convexity needs no more."""
@@ -170,7 +200,7 @@ class QuadraticUpper:
 
     def select(self, index: Tensor) -> QuadraticUpper:
         return QuadraticUpper(
-            self.operator.select(index),
+            self.sight.select(index),
             self.y[index],
             self.weight[index],
             self.linear[index],
@@ -178,19 +208,13 @@ class QuadraticUpper:
         )
 
     def to(self, dtype: torch.dtype) -> QuadraticUpper:
-        if dtype == self.y.dtype:
-            return self
-        operator = self.operator.double() if dtype == torch.float64 else self.operator
         return QuadraticUpper(
-            operator,
+            self.sight,
             self.y.to(dtype),
             self.weight.to(dtype),
             self.linear.to(dtype),
             self.constant.to(dtype),
         )
-
-    def _wide(self) -> TiedMap:
-        return self.operator.double()
 
 
 @dataclass(frozen=True)
@@ -218,7 +242,7 @@ class Whiteness:
                 expected="shape (b, c, ...) with at least one axis of neighbours",
                 remedy="Use SURE(sigma), which needs no neighbours.",
             )
-        return Tying(data, WhitenessUpper(operator, y))
+        return Tying(data, WhitenessUpper(Sight(operator, y.dtype), y))
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,11 +250,11 @@ class WhitenessUpper:
     """``Whiteness`` tied to the measurements.
 
     Attributes:
-        operator: A of these images.
+        sight: A of these images.
         y: (b, c, ...), real measurements.
     """
 
-    operator: TiedMap
+    sight: Sight
     y: Tensor
 
     @property
@@ -252,7 +276,7 @@ class WhitenessUpper:
         with torch.enable_grad():
             at = residual.requires_grad_()
             (slope,) = torch.autograd.grad(self._of(at).sum(), at)
-        return self._at(x.dtype).adjoint(slope)
+        return self.sight.adjoint(slope)
 
     def bracket(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """Estimated, see ``along_gradient``."""
@@ -260,17 +284,13 @@ class WhitenessUpper:
         return along_gradient(self.value, self.value(x), self.grad(x), x, eps.double())
 
     def select(self, index: Tensor) -> WhitenessUpper:
-        return WhitenessUpper(self.operator.select(index), self.y[index])
+        return WhitenessUpper(self.sight.select(index), self.y[index])
 
     def to(self, dtype: torch.dtype) -> WhitenessUpper:
-        return replace(self, operator=self._at(dtype), y=self.y.to(dtype))
-
-    def _at(self, dtype: torch.dtype) -> TiedMap:
-        wider = dtype == torch.float64 and self.y.dtype != torch.float64
-        return self.operator.double() if wider else self.operator
+        return replace(self, y=self.y.to(dtype))
 
     def _residual(self, x: Tensor) -> Tensor:
-        return self._at(x.dtype).forward(x) - self.y.to(x)
+        return self.sight.forward(x) - self.y.to(x)
 
     @staticmethod
     def _of(residual: Tensor) -> Tensor:
