@@ -11,6 +11,7 @@ from torch import Tensor
 from .bounds import Curvature
 from .cost import Cost
 from .measured import Measured, Native
+from .results import LinearSolution
 
 Blocks: TypeAlias = tuple[Tensor, ...]
 """One variable of a saddle function in its blocks, (b, ...) each."""
@@ -247,7 +248,7 @@ class LinearSolver(Protocol):
 
     def __call__(
         self, matvec: Hessian, b: Tensor, tol: Tensor, x0: Tensor | None = None
-    ) -> Any: ...
+    ) -> LinearSolution: ...
 
 
 @runtime_checkable

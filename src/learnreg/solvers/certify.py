@@ -118,10 +118,12 @@ def certify_potential(f: Potential, x: Tensor, sharpness: float = 0.1) -> Distan
     g = f.grad(wide)
     plain = distance_from_gradient(norm(g) + rounding_of(f, wide), constants_of(f).mu)
     estimated, cost = _newton_length(f, wide, g)
+
     nearer, moved, error = wide, torch.zeros_like(plain), plain
     for _ in range(ROUNDS):
         if bool((error <= sharpness * moved).all()):
             break
+        # half of what is asked for, since x' moves as well; at first a tenth of the plain bound
         wanted = torch.where(moved > 0, 0.5 * sharpness * moved, 0.1 * plain).clamp(max=0.9 * error)
         better = solve_potential(
             f, wanted.clamp_min(1e-14 * norm(wide) + 1e-300), nearer, max_steps=20000
@@ -130,6 +132,7 @@ def certify_potential(f: Potential, x: Tensor, sharpness: float = 0.1) -> Distan
         moved = norm(wide - nearer)
         if not better.ok:
             break
+
     certified = torch.minimum(moved + error, plain)
     return Distance(
         certified, (moved - error).clamp_min(0), plain, estimated, mu.kind, nearer.to(x.dtype), cost

@@ -154,20 +154,24 @@ class _Loop:
         stalled = self._stalled(view, evidence, state, count) & ~nominated & ~broken
         if not bool((nominated | stalled | broken).any()):
             return None
+
         done = broken.clone()
         if bool((nominated | stalled).any()):
             asked = torch.nonzero(nominated | stalled).flatten()
             closing = self._close(view, state.point, asked)
             passed = closing <= self.target[index[asked]]
             self.failures[index[asked]] += (~passed).long()
+            # evidence that has promised too much is held to half of it; four failures are enough
             self.wanted[index[asked]] *= torch.where(passed, 1.0, 0.5)
             floor = ~passed & (stalled[asked] | (self.failures[index[asked]] > 3))
             self.code[index[asked[passed]]] = CONVERGED
             self.code[index[asked[floor]]] = FLOOR
             done[asked[passed | floor]] = True
+
         self.steps[index] = self.running
         if bool(broken.any()):  # keep the start, which was finite, and say so
             self.code[index[broken]] = NOT_FINITE
+
         keep = torch.nonzero(~done).flatten()
         self.index = index[keep]
         self.level = self.wanted[self.index].to(state.evidence.dtype)
@@ -179,6 +183,7 @@ class _Loop:
         """
         if count % STALL_INTERVAL:
             return torch.zeros_like(evidence, dtype=torch.bool)
+
         best, waiting = self.best[self.index], self.waiting[self.index]
         better = evidence < 0.9 * best
         waiting = torch.where(better, 0, waiting + STALL_INTERVAL)
@@ -187,13 +192,13 @@ class _Loop:
             level = view.noise(state.point)
             noise, late = evidence <= level, waiting > long
             stalled = (waiting > short) & noise | late & (evidence <= 100 * level)
+            # far above the noise slow progress is still progress: the count starts again
             waiting = torch.where(late & ~stalled, 0, waiting)
         else:
             stalled = torch.zeros_like(better)
-        self.best[self.index], self.waiting[self.index] = (
-            torch.where(better, evidence, best),
-            waiting,
-        )
+
+        self.best[self.index] = torch.where(better, evidence, best)
+        self.waiting[self.index] = waiting
         return stalled
 
     def give_up(self, view: View, state: State, ending: Tensor, code: int) -> Tensor:

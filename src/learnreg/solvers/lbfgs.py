@@ -113,6 +113,7 @@ class LBFGS:
         g = f.grad(trial)
         slope = dot(g, state.d)
         accepted = accepts(slope, state.slope, state.waiting)
+
         count, cost, P = state.count + 1, Cost(gradients=trial.shape[0]), state.P
         keep = expand(accepted, trial)
         pair = _pair(move, g - state.g, accepted)
@@ -120,6 +121,7 @@ class LBFGS:
         if P is not None and count % self.refresh == 0:
             P, extra = averaged(f, point)
             cost += extra
+
         rejected = torch.where(accepted, 0, state.rejected + 1)
         hopeless = rejected >= REJECTIONS
         pairs = tuple(
@@ -130,6 +132,7 @@ class LBFGS:
         d = torch.where(expand(anew, g), -_apply(pairs, P, g, None if P else _blind(f, g)), state.d)
         size = norm(g)
         best, waiting = watch(size, state.best, state.waiting)
+
         # after the history has been dropped the search goes on at the length it had come down to
         cut = shorter(state.alpha, slope, state.slope, rejected)
         same_length = cut * norm(state.d) / norm(d).clamp_min(torch.finfo(d.dtype).tiny)

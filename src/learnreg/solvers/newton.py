@@ -156,7 +156,9 @@ def _step(
     x, g = state.point, state.g
     P, spent = averaged(f, x)
     tol = (settings.forcing * norm(g)).double().clamp_min(torch.finfo(g.dtype).tiny)
+    # no restarts: a direction that is off by rounding is as good a direction
     solved = cg(linearize(x), -g, tol, None, P, max_steps=settings.inner_steps, restarts=0)
+
     d = solved.value
     first = dot(g, d)
     found = _search(f, x, d, first, state.waiting)

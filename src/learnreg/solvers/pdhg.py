@@ -98,12 +98,14 @@ def block_steps(f: SplitSaddle, rule: Rule, balance: float) -> Steps:
         m = 2 / (operator_norm(f.norms, T, S) or 1.0)  # K = 0 bears any steps
         # t = 1 and the factor m / 2 in both: tau = m / (2 mu), sigma = m / (2 mu)
         return Steps(tuple(m / 2 * a for a in T), tuple(m / 2 * a for a in S), 1.0, 1 / (1 + m))
+
     columns = [sum(row[i] for row in f.norms) for i in range(len(mu_g))]
     rows = [sum(row) for row in f.norms]
     T, S = ([1 / (n or 1.0) for n in sums] for sums in (columns, rows))
     size = operator_norm(f.norms, T, S) or 1.0
     T = [a / size for a in T]
     S = [a / size for a in S]
+
     gamma = min(m * a for m, a in zip(mu_g, T, strict=True))
     if rule == "accelerated" and gamma <= 0:
         raise MissingPropertyError(

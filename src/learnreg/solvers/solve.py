@@ -84,20 +84,7 @@ def solve(
         optional=True,
     )
     data = as_data(y, params, energy)
-
-    first = None if x0 is None else as_real(x0)
-    if first is not None:
-        check_images(first, "x0")
-        if first.shape[0] != len(data):
-            raise InputError(
-                "x0",
-                given=f"{first.shape[0]} images",
-                expected=f"{len(data)}, one per measurement",
-            )
-    potential = energy.at(data) if first is None else energy.at(data, first)
-    start = _start(energy, potential, data) if first is None else first
-    if first is not None:
-        _check_start(energy, potential, data, first)
+    potential, start = _tied(energy, data, None if x0 is None else as_real(x0))
 
     measure: Measure = "distance" if stationarity is None else "stationarity"
     given = eps if stationarity is None else stationarity
@@ -105,6 +92,7 @@ def solve(
     tolerance = per_image(given, start, "eps" if stationarity is None else "stationarity")
     if measure == "distance":
         require_strong_convexity(potential)
+
     solution = solve_potential(
         potential,
         tolerance,
@@ -149,9 +137,30 @@ def as_real(x: Tensor) -> Tensor:
     return real_channels(x) if isinstance(x, Tensor) and x.is_complex() else x
 
 
-def _start(energy: EnergyLike, potential: Potential | Saddle, data: Tensor | Measured) -> Tensor:
-    """The start that an energy proposes; ours know it without another A^T y."""
-    return potential.first() if isinstance(potential, Started) else energy.start(data)
+def _tied(
+    energy: EnergyLike, data: Tensor | Measured, x0: Tensor | None
+) -> tuple[Potential | Saddle, Tensor]:
+    """The functions of the measurements, and where a solve starts: x0, or what the energy proposes.
+
+    Raises:
+        InputError: an x0 that is no start for these measurements.
+    """
+    if x0 is None:
+        potential = energy.at(data)
+        # ours know their start without another A^T y
+        start = potential.first() if isinstance(potential, Started) else energy.start(data)
+        return potential, start
+
+    check_images(x0, "x0")
+    if x0.shape[0] != len(data):
+        raise InputError(
+            "x0",
+            given=f"{x0.shape[0]} images",
+            expected=f"{len(data)}, one per measurement",
+        )
+    potential = energy.at(data, x0)
+    _check_start(energy, potential, data, x0)
+    return potential, x0
 
 
 def _check_start(
