@@ -1,5 +1,5 @@
-"""Solution maps by themselves and as layers: what ``pull`` gives is the derivative of what ``solve``
-does, in theta and in the data, whatever the upper loss.
+"""Solution maps by themselves and as layers: what ``pull`` gives is the derivative of what
+``solve`` does, in theta and in the data, whatever the upper loss.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ import copy
 import io
 import math
 import pickle
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from functools import cache
 from types import SimpleNamespace
+from typing import ClassVar
 
 import deepinv
 import pytest
@@ -34,15 +36,17 @@ SIZE = (5, 6)
 
 
 class Kernel(deepinv.physics.LinearPhysics):
-    """Correlation with three taps along rows, which are parameters; counts how often A is asked."""
+    """Correlation with three taps along rows, which are parameters."""
+
+    calls: ClassVar[Counter[int]] = Counter()
+    """How often A of each was asked; of the class, because attributes of a physics are watched."""
 
     def __init__(self, taps: tuple[float, ...] = (0.5, 0.3, 0.1)) -> None:
         super().__init__()
         self.taps = nn.Parameter(torch.tensor(taps, dtype=torch.float64))
-        self.calls = 0
 
     def A(self, x: Tensor, **_) -> Tensor:
-        self.calls += 1
+        self.calls[id(self)] += 1
         return F.conv2d(x, self.taps.view(1, 1, 1, -1), padding=(0, 1))
 
     def A_adjoint(self, y: Tensor, **_) -> Tensor:
@@ -63,7 +67,7 @@ SMOOTH = {
     "blur": lambda: Energy(blur(), regularizer()),
     "learned kernel": lambda: Energy(Kernel(), regularizer()),
 }
-ROUNDED = {"smoothing": 0.02, "curvature": 1.0, "rounding": 1e-2}
+ROUNDED = {"smoothing": 0.1, "curvature": 1.0, "rounding": 0.3}
 SADDLE = {
     "denoising": lambda: SaddleEnergy(
         deepinv.physics.Denoising(),
@@ -229,7 +233,7 @@ def test_steps_of_a_given_size_from_the_data_agree_with_differences(physics, met
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("chosen", [Piggyback(), JointPiggyback(steps=600)], ids=["two", "joint"])
+@pytest.mark.parametrize("chosen", [Piggyback(), JointPiggyback(steps=200)], ids=["two", "joint"])
 @pytest.mark.parametrize("physics", SADDLE)
 def test_saddle_maps_agree_with_differences(physics, chosen, loss):
     c = case("saddle", physics, loss)
@@ -240,7 +244,7 @@ def test_saddle_maps_agree_with_differences(physics, chosen, loss):
 @pytest.mark.parametrize("physics", SADDLE)
 def test_both_saddle_maps_arrive_at_the_same(physics):
     c = case("saddle", physics, "squared")
-    (_, two), (_, joint) = (pulled(m, c, 1e-11) for m in (Piggyback(), JointPiggyback(steps=600)))
+    (_, two), (_, joint) = (pulled(m, c, 1e-11) for m in (Piggyback(), JointPiggyback(steps=200)))
     assert_close(joint.theta, two.theta, 1e-7)
     assert_close(joint.data, two.data, 1e-7)
 
@@ -314,7 +318,7 @@ def test_a_learned_operator_in_a_layer_of_steps():
     assert found[0][-3:].norm() > 0, "the taps stand last"
 
 
-class Shifted:
+class Doubled:
     """A solution map of one's own: another one, with its pullback doubled."""
 
     def __init__(self, of: SolutionMap) -> None:
@@ -325,22 +329,18 @@ class Shifted:
 
     def pull(self, *args: object, **kwargs: object):
         found = self.of.pull(*args, **kwargs)
-        return copy.copy(found) if found.data is None else _doubled(found)
-
-
-def _doubled(found):
-    from dataclasses import replace
-
-    return replace(found, theta=2 * found.theta, data=2 * found.data)
+        data = None if found.data is None else 2 * found.data
+        return replace(found, theta=2 * found.theta, data=data)
 
 
 def test_a_map_of_ones_own_will_do():
     y = measurements("implicit")
     energy = case("smooth", "denoising", "squared").energy
     one, two = (
-        lr.Reconstructor(energy, 1e-4, hypergradient=m) for m in (Implicit(), Shifted(Implicit()))
+        lr.Reconstructor(energy, 1e-4, hypergradient=m) for m in (Implicit(), Doubled(Implicit()))
     )
-    found, expected = (gradients(m, y, torch.ones_like(y)) for m in (two, one))
+    weights = uppers(y)["cotangent"].c
+    found, expected = (gradients(m, y, weights) for m in (two, one))
     assert torch.equal(found[0], 2 * expected[0]) and torch.equal(found[1], 2 * expected[1])
 
 
@@ -366,6 +366,7 @@ def test_deepinv_trains_it(name, tmp_path):
         verbose=False,
         show_progress_bar=False,
         device="cpu",
+        non_blocking_transfers=False,
     )
     trainer.train()
     after = flatten(trainable(model)).detach()
@@ -391,7 +392,7 @@ def test_a_layer_is_copied_and_kept(name, way):
         file.seek(0)
         other = torch.load(file, weights_only=False)
     assert other.strategy == model.strategy
-    weights = torch.ones_like(y)
+    weights = uppers(y)["cotangent"].c
     for a, b in zip(gradients(model, y, weights), gradients(other, y, weights), strict=True):
         assert torch.equal(a, b)
     kept = model(y).detach()
@@ -406,12 +407,13 @@ def test_a_layer_is_copied_and_kept(name, way):
 @pytest.mark.parametrize("name", MAPS)
 def test_a_layer_changes_its_type(name, physics):
     model, y = layer(name, physics), measurements(name, physics)
-    expected = gradients(model, y, torch.ones_like(y))
+    weights = uppers(y)["cotangent"].c
+    expected = gradients(model, y, weights)
     narrow = copy.deepcopy(model).float()
-    found = gradients(narrow, y.float(), torch.ones_like(y).float())
+    found = gradients(narrow, y.float(), weights.float())
     assert all(t.dtype == torch.float32 for t in (*found, narrow(y.float())))
     wide = narrow.to(torch.float64)
-    again = gradients(wide, y, torch.ones_like(y))
+    again = gradients(wide, y, weights)
     assert wide(y).dtype == torch.float64
     for one, three, truth in zip(found, again, expected, strict=True):
         assert_close(one.double(), truth, 2e-2)
@@ -422,7 +424,7 @@ def test_a_layer_changes_its_type(name, physics):
 @pytest.mark.parametrize("name", MAPS)
 def test_modes_change_nothing(name):
     model, y = layer(name), measurements(name)
-    weights = torch.ones_like(y)
+    weights = uppers(y)["cotangent"].c
     expected, image = gradients(model, y, weights), model(y).detach()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = gradients(model, y, weights)
@@ -459,10 +461,10 @@ def counted(taps: tuple[float, ...] = (0.5, 0.3, 0.1)) -> Kernel:
 
 def asked(model: nn.Module, y: Tensor, physics: Kernel | None, of: Kernel) -> int:
     """How often A of a physics is asked in one call of the layer."""
-    before = of.calls
+    before = of.calls[id(of)]
     with torch.no_grad():
         model(y) if physics is None else model(y, physics)
-    return of.calls - before
+    return of.calls[id(of)] - before
 
 
 @pytest.mark.parametrize("chosen", [Unrolled(3), JacobianFree()], ids=["unrolled", "jacobian_free"])
@@ -477,18 +479,19 @@ def test_a_physics_handed_in_twice_is_probed_once(chosen):
 
 @pytest.mark.parametrize("chosen", [Unrolled(3), JacobianFree()], ids=["unrolled", "jacobian_free"])
 def test_a_physics_changed_between_two_calls_is_noticed(chosen):
-    other, y = counted(), pairs(2, SIZE).y
+    taps, other, y = (0.1, 2.0, 0.7), counted(), pairs(2, SIZE).y
     model = lr.Reconstructor(Energy(counted(), regularizer()), 1e-9, hypergradient=chosen)
-    first, second = (asked(model, y, other, other) for _ in range(2))
+    for _ in range(2):
+        asked(model, y, other, other)
     with torch.no_grad():
         before = model(y, other)
-        other.taps.copy_(torch.tensor([0.1, 2.0, 0.7]))
-    assert asked(model, y, other, other) >= first > second, "probed again"
-    expected = lr.Reconstructor(
-        Energy(counted((0.1, 2.0, 0.7)), model.energy.regularizer), 1e-9, hypergradient=chosen
-    )
+        other.taps.copy_(torch.tensor(taps, dtype=torch.float64))
+    new = counted(taps)
+    fresh = lr.Reconstructor(Energy(new, model.energy.regularizer), 1e-9, hypergradient=chosen)
+    with_probes, without = (asked(model, y, other, other) for _ in range(2))
+    assert with_probes == asked(fresh, y, None, new) > without == asked(fresh, y, None, new)
     with torch.no_grad():
-        assert torch.equal(model(y, other), expected(y)) and not torch.equal(before, expected(y))
+        assert torch.equal(model(y, other), fresh(y)) and not torch.equal(before, fresh(y))
 
 
 def test_few_physics_are_kept_and_each_gives_its_own():
@@ -541,5 +544,5 @@ def test_what_is_no_map_is_refused():
     energy = case("smooth", "denoising", "squared").energy
     half = SimpleNamespace(solve=Implicit().solve, pull=Implicit().pull)
     for wrong in (half, Implicit, "implicit", 3):
-        with pytest.raises(InputError, match="hypergradient: given .*a strategy such as Implicit"):
+        with pytest.raises(InputError, match=r"hypergradient: given .*a strategy such as Implicit"):
             lr.Reconstructor(energy, 1e-2, hypergradient=wrong)

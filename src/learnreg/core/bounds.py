@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -199,7 +199,6 @@ class Bounded(Protocol):
     def bounds(self) -> Curvature: ...
 
 
-@runtime_checkable
 class _BoundedOneByOne(Protocol):
     """One that knows those of every image as well."""
 
@@ -209,6 +208,9 @@ class _BoundedOneByOne(Protocol):
 
 def constants_of(f: Bounded) -> Constants:
     """The constants of a batch of potentials: its own, or those that hold for all images."""
-    # a potential of the user's own may offer ``bounds`` alone
-    own = f.constants if isinstance(f, _BoundedOneByOne) else None
+    # asked in every step of some methods, where a look at the protocol would cost more than a step
+    try:
+        own = cast(_BoundedOneByOne, f).constants
+    except AttributeError:  # a potential of the user's own may offer ``bounds`` alone
+        own = None
     return own if isinstance(own, Constants) else Constants.of(f.bounds())

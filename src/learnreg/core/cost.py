@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, astuple, dataclass
+import operator
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ class Cost:
     linearizations: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Cost(*map(operator.add, vars(self).values(), vars(other).values()))
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Cost(*map(operator.sub, vars(self).values(), vars(other).values()))
 
     @property
     def work(self) -> int:
