@@ -97,7 +97,10 @@ def test_the_blocks_of_what_you_can_bring_run_one_after_the_other(tmp_path):
 @pytest.mark.parametrize(
     "page, says",
     [
-        ("docs/losses.md", ["estimated (not certified)", "exact value certified", "score matching"]),
+        (
+            "docs/losses.md",
+            ["estimated (not certified)", "exact value certified", "score matching"],
+        ),
         ("docs/learners.md", ["gap to best"]),
     ],
 )

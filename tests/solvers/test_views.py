@@ -22,9 +22,8 @@ from learnreg.linear.precondition import PerImage, narrowed
 from learnreg.problems import SaddleEnergy, gallery
 from learnreg.regularizers import ExactTV
 from learnreg.solvers import offers, solve
-from learnreg.solvers.iterate import is_saddle
 from learnreg.solvers.solve import most_steps, solve_potential, spent_on, start_distance
-from learnreg.solvers.views import SaddleView, SmoothView, view_of
+from learnreg.solvers.views import SaddleView, SmoothView, is_saddle, view_of
 
 ROOM = Path(learnreg.solvers.__file__).parent
 FILES = sorted([*ROOM.glob("*.py"), *(ROOM.parent / "linear").glob("*.py")])

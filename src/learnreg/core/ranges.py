@@ -199,7 +199,8 @@ def check_integer(name: str, value: object, least: int, *, optional: bool = Fals
     """``check_number`` for integers from ``least`` on."""
     if optional and value is None:
         return None
-    return int(_checked(name, value, lambda v: v >= least, f"an integer >= {least}", integer=True))
+    expected = f"an integer >= {least}" + (" or None" if optional else "")
+    return int(_checked(name, value, lambda v: v >= least, expected, integer=True))
 
 
 def check_flag(name: str, value: object) -> bool:

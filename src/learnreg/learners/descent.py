@@ -378,7 +378,7 @@ def _tighten(
     """eps times ``factor`` and theta_k solved again; delta stays, because no bracket depends on
     it.
     """
-    if not state.point.width > 0:
+    if not (state.point.width > 0 or bool((state.point.error > 0).any())):  # nothing to tighten
         raise rounding_floor(
             state.theta.dtype,
             "the loss is exact up to rounding, and no trial step decreases it by more than that",
