@@ -39,7 +39,7 @@ BOX = [-5.0, 3.0]
 LEARNERS: dict[str, Callable[[], object]] = {
     "maid": MAID,
     "paper": lambda: MAID(memory=0),
-    "fixed": FixedAccuracy,
+    "fixed": lambda: FixedAccuracy(eps=1e-4, delta=1e-4),
     "hoag": HOAG,
     "lbfgsb": LBFGSB,
     "sgd": lambda: Stochastic(batch=1, momentum=0.5),

@@ -146,7 +146,8 @@ def _read(hint: object, packed: Packed, name: str, restore: Restore) -> object:
         return part.tensors | part.numbers
     if kind is tuple:
         length = cast("int", part.numbers["length"])
-        return tuple(_read(items, part, str(k), restore) for k in range(length))
+        of_each = items if len(items) == length and ... not in items else items[:1] * length
+        return tuple(_read(of_each[k], part, str(k), restore) for k in range(length))
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and not _packs_itself(kind):
         return unpack(kind, part, restore)
     if isinstance(kind, type) and _packs_itself(kind):
@@ -158,13 +159,12 @@ def _packs_itself(kind: type) -> typing.TypeGuard[type[Packable]]:
     return {"pack", "unpack", "double"} <= set(dir(kind))
 
 
-def _class_of(hint: object) -> tuple[object, object]:
-    """The class that an annotation names, None left aside, and that of its items."""
+def _class_of(hint: object) -> tuple[object, tuple[object, ...]]:
+    """The class that an annotation names, None left aside, and those of its items."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         (hint,) = (h for h in typing.get_args(hint) if h is not types.NoneType)
     origin = typing.get_origin(hint) or hint
-    args = typing.get_args(hint)
-    return origin, args[0] if args else object
+    return origin, typing.get_args(hint) or (object,)
 
 
 def widened(state: T, adopt: Callable[..., object]) -> T:

@@ -62,10 +62,13 @@ class Comparison:
         cls, outcomes: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None = None
     ) -> Comparison:
         """From tables with the fields of ``ComparedRun``; other keys are passed over."""
-        return cls(
-            [ComparedRun(**{k: v for k, v in o.items() if k in _FIELDS}) for o in outcomes],
-            settings,
-        )
+        runs = []
+        for outcome in outcomes:
+            found = {k: v for k, v in outcome.items() if k in _FIELDS}
+            if outcome.get("fixed"):  # what earlier versions called it
+                found.setdefault("adaptive", False)
+            runs.append(ComparedRun(**found))
+        return cls(runs, settings)
 
     # --- what the numbers say ---------------------------------------------------------------------
 

@@ -32,8 +32,16 @@ def fingerprint(objective: Objective, learner: object) -> str:
     """Identifies objective, data, start and learner, so that a checkpoint is not continued on
     another run.
     """
-    digest = hashlib.sha256(repr((objective.describe(), learner)).encode())
-    _feed(digest, objective.identity(), {})
+    # a class without words of its own is told by its fields: the default is an address
+    plain = type(learner).__repr__ is object.__repr__
+    known = learner if plain else repr(learner)
+    return digest_of(objective.describe(), known, objective.identity())
+
+
+def digest_of(*parts: object) -> str:
+    """Changes when any of the parts does."""
+    digest = hashlib.sha256()
+    _feed(digest, parts, {})
     return digest.hexdigest()
 
 

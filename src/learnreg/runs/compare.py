@@ -6,13 +6,13 @@ again (``trajectory``). ``reports.Comparison.of(*compare(...))`` makes the page.
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, cast
 
@@ -25,6 +25,7 @@ from ..core.files import write_atomically
 from ..core.grants import Grants
 from ..core.guards import check_pairs
 from ..core.maps import SolutionMap
+from ..core.meter import Meter
 from ..core.objective import Evaluated, Learner, Objective, Row, State
 from ..core.ranges import check_integer, check_object, shown
 from ..core.results import RunRecord
@@ -32,13 +33,16 @@ from ..core.words import slug
 from ..objectives.bilevel import Bilevel
 from ..problems import BilevelProblem
 from .budget import Budget
-from .checkpoint import FILE, fingerprint
+from .checkpoint import FILE, digest_of, fingerprint
 from .learn import check_budget, learn, objective_of
 from .run import Run, TruePairs
 from .trajectory import check_measure, trajectory
 
 CHECKPOINT, CURVE, HISTORY = "checkpoint", "curve.json", "history.safetensors"
-"""What the folder of a run holds: its checkpoint, its results, the finished run."""
+LEARNING = "learning.json"
+"""What the folder of a run holds: its checkpoint, its results, the finished run, and a word that
+changes with what it learned from.
+"""
 
 SCHEDULE = ("step", "eps", "delta", "step_size")
 SCHEDULE_ROWS = 200
@@ -281,7 +285,7 @@ def _kept(entry: Entry, progress: Progress | None) -> Row:
     if entry.folder is None:
         return measured_run(problem, test, entry, progress)
 
-    identity = _identity(problem, entry)
+    identity = digest_of(_learning(problem, entry), entry.measure, test.x, test.y)
     path = entry.folder / CURVE
     before = read_json(path)
     if before.get("identity") == identity:
@@ -291,11 +295,11 @@ def _kept(entry: Entry, progress: Progress | None) -> Row:
     return found
 
 
-def _identity(problem: Problem, entry: Entry) -> str:
-    """Changes when anything does that the numbers depend on."""
+def _learning(problem: Problem, entry: Entry) -> str:
+    """Changes when anything does that the thetas of the run depend on."""
     objective = objective_of(problem, entry.strategy, entry.solver)
-    parts = (fingerprint(objective, entry.learner), entry.budget, entry.seed, entry.measure)
-    return sha256(repr((*parts, entry.solver)).encode()).hexdigest()
+    print_ = fingerprint(objective, entry.learner)
+    return digest_of(print_, entry.budget, entry.seed, entry.solver)
 
 
 def measured_run(
@@ -309,6 +313,7 @@ def measured_run(
     Raises:
         KeyboardInterrupt: the run was interrupted; its checkpoint is kept.
     """
+    problem = _own(problem)
     objective = objective_of(problem, entry.strategy, entry.solver)
     run = _learned(problem, objective, entry, progress)
 
@@ -343,16 +348,28 @@ def measured_run(
     }
 
 
+def _own(problem: Problem) -> Problem:
+    """The problem, or an objective with counters of its own: others may be running beside it."""
+    if not isinstance(problem, Evaluated):
+        return problem
+    twin = copy.copy(problem)
+    vars(twin)["meter"] = Meter()
+    return twin
+
+
 def _learned(
     problem: Problem, objective: Objective, entry: Entry, progress: Progress | None
 ) -> Run:
     """The finished run of the folder, or a new one."""
-    folder = entry.folder
-    if folder is not None and (folder / HISTORY).exists():
-        energy = cast(nn.Module, objective.learned(objective.theta))
-        loaded = Run.load(folder, energy=energy)
-        if loaded.record.learner == repr(entry.learner):
-            return loaded
+    folder, same = entry.folder, False
+    if folder is not None:
+        learning = {"identity": _learning(problem, entry)}
+        same = read_json(folder / LEARNING) == learning
+        if same and (folder / HISTORY).exists():
+            return Run.load(folder, energy=cast(nn.Module, objective.learned(objective.theta)))
+        (folder / HISTORY).unlink(missing_ok=True)
+        if not same:  # before anything else is: what is in the folder is of another run
+            write_atomically(folder / LEARNING, json.dumps(learning).encode())
 
     def show(row: Row) -> None:
         if progress is not None:
@@ -367,7 +384,7 @@ def _learned(
         budget=entry.budget,
         seed=entry.seed,
         checkpoint=checkpoint,
-        resume=checkpoint is not None and (checkpoint / FILE).exists(),
+        resume=same and checkpoint is not None and (checkpoint / FILE).exists(),
         solver=entry.solver,
         progress=show,
         name=entry.name,
