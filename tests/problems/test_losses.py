@@ -144,6 +144,29 @@ def test_a_mean_over_the_batch_is_taken_image_by_image():
     assert torch.allclose(found, (x - truth).abs().flatten(1).mean(dim=1))
 
 
+def test_a_network_judges_in_its_own_type_and_is_not_touched():
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(1, 2, 3)
+    kept = network.weight.detach().clone()
+    distance = Custom(_Perceptual(network))
+    upper, x = tied_loss(distance, images(1)), images(2)
+    assert upper.value(x).dtype == torch.float64 and upper.grad(x).dtype == torch.float64
+    wanted = (network(x.float()) - network(images(1).float())).flatten(1).square().sum(dim=1)
+    assert torch.allclose(upper.value(x), wanted.double(), rtol=1e-5)
+    assert network.weight.dtype == torch.float32 and torch.equal(network.weight, kept)
+
+
+class _Perceptual(torch.nn.Module):
+    """The squared distance of features."""
+
+    def __init__(self, features: torch.nn.Module) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, x: Tensor, truth: Tensor) -> Tensor:
+        return (self.features(x) - self.features(truth)).flatten(1).square().sum(dim=1)
+
+
 @pytest.mark.parametrize(
     ("loss", "message"),
     [

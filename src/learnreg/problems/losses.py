@@ -273,14 +273,14 @@ class CustomUpper:
 
     def _per_image(self, x: Tensor) -> Tensor:
         """(b,), of the whole batch where the function keeps images apart, else one by one."""
-        truth, function = self.truth.to(x), self.loss.function
-        if isinstance(function, nn.Module):
-            function = function.to(x.device)
-        found = function(x, truth)
+        function, dtype = self.loss.function, _dtype_of(self.loss.function, x)
+        at, truth = x.to(dtype), self.truth.to(x.device, dtype)
+        found = function(at, truth)
         if isinstance(found, Tensor) and found.shape == (x.shape[0],) and x.shape[0] > 1:
-            return found
+            return found.to(x.dtype)
+
         # one value for the batch: its mean or sum, which says nothing of a single image
-        rows = [function(x[i : i + 1], truth[i : i + 1]) for i in range(x.shape[0])]
+        rows = [function(at[i : i + 1], truth[i : i + 1]) for i in range(x.shape[0])]
         if not all(isinstance(r, Tensor) and r.numel() == 1 for r in rows):
             raise InputError(
                 "loss",
@@ -288,7 +288,13 @@ class CustomUpper:
                 expected="one number per image",
                 remedy="Sum or average over the pixels of an image.",
             )
-        return torch.stack([r.reshape(()) for r in rows])
+        return torch.stack([r.reshape(()) for r in rows]).to(x.dtype)
+
+
+def _dtype_of(function: ImageLoss, x: Tensor) -> torch.dtype:
+    """The type that a function computes in: a network's own, else that of the images."""
+    weights = function.parameters() if isinstance(function, nn.Module) else ()
+    return next((w.dtype for w in weights if w.is_floating_point()), x.dtype)
 
 
 def along_gradient(
