@@ -54,3 +54,16 @@ def test_an_estimate_counts_along_the_direction_only(units):
         assert aim("estimated", None, sign * 0.999 * limit * along + across, units) is not None
         assert aim("estimated", None, sign * 1.001 * limit * along + across, units) is None
     assert aim("estimated", None, None, units) is not None, "nothing is estimated"
+
+
+@pytest.mark.parametrize("reached, kept", [(0.05, 0.1 * 1.05), (0.4, 0.4)])
+def test_accuracies_loosen_as_declared_and_at_least_to_what_was_enough(reached, kept):
+    rules = SimpleNamespace(accuracy=Adaptive(0.5, 1.05), memory=0, growth=1.3)
+    pairs = CurvaturePairs.empty(Z)
+    at, z = SimpleNamespace(theta=Z), SimpleNamespace(value=Z, norm=1.0, estimated=0, certified=0)
+    state = SimpleNamespace(point=at, adjoint=None, eps=0.1, delta=0.02, pairs=pairs, squares=None)
+    effort = SimpleNamespace(trials=1, refinements=0)
+    new = descent._accept(rules, state, SimpleNamespace(eps=reached), 0.5, z, effort)
+    assert (new.eps, new.delta) == pytest.approx((kept, 0.02 * 1.05))
+    assert new.step_size == pytest.approx(0.5 * 1.3)
+    assert new.info["step_size"] == 0.5 and new.info["delta"] == 0.02
