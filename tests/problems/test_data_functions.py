@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from deepinv.physics import Blur, Denoising, GaussianNoise, Inpainting
+from deepinv.physics import Blur, BlurFFT, Denoising, GaussianNoise, Inpainting
 from torch import Tensor
 
 from learnreg.core.bounds import Constants, Kind
@@ -139,6 +139,18 @@ def test_data_terms_of_the_image_are_the_same_functions(masked, tikhonov):
 
         g = f.primal[0]
         torch.testing.assert_close(g.value(u) - g.value(v), exact(u) - exact(v))
+        if term == L2(0.4) and not masked:
+            assert f.bounds().mu.value == pytest.approx(1 / 0.4**2 + tikhonov)
+
+
+@pytest.mark.parametrize("scale", [0.2, 5.0])
+def test_the_norm_of_a_data_block_is_that_of_the_operator(scale):
+    kernel = random(12)[:1, :, :3, :3]
+    physics = BlurFFT(SHAPE[1:], filter=scale * kernel / kernel.sum()).double()
+    f = SaddleEnergy(physics, ExactTV(0.1), tikhonov=0.1).double().at(physics.A(random(2)))
+    pixels = torch.eye(20, dtype=torch.float64).view(20, *SHAPE[1:])
+    exact = float(torch.linalg.matrix_norm(physics.A(pixels).flatten(1), 2))
+    assert f.data and f.norms[0][0] == pytest.approx(exact, rel=1e-3)
 
 
 def test_any_dual_variable_is_scaled_into_the_domains_with_the_right_sign():
