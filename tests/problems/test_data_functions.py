@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from deepinv.physics import Denoising, GaussianNoise, Inpainting
+from deepinv.physics import Blur, BlurFFT, Denoising, GaussianNoise, Inpainting
 from torch import Tensor
 
 from learnreg.core.bounds import Constants, Kind
-from learnreg.problems import KL, L2, Foreign, Huber, SaddleEnergy, WeightedL2
+from learnreg.problems import KL, L2, Energy, Foreign, Huber, SaddleEnergy, WeightedL2
 from learnreg.problems.fidelity import data_constants
-from learnreg.regularizers import ExactTV
+from learnreg.regularizers import TV, ExactTV
 
 SHAPE = (3, 1, 4, 5)
 H = 1e-6
@@ -139,6 +139,18 @@ def test_data_terms_of_the_image_are_the_same_functions(masked, tikhonov):
 
         g = f.primal[0]
         torch.testing.assert_close(g.value(u) - g.value(v), exact(u) - exact(v))
+        if term == L2(0.4) and not masked:
+            assert f.bounds().mu.value == pytest.approx(1 / 0.4**2 + tikhonov)
+
+
+@pytest.mark.parametrize("scale", [0.2, 5.0])
+def test_the_norm_of_a_data_block_is_that_of_the_operator(scale):
+    kernel = random(12)[:1, :, :3, :3]
+    physics = BlurFFT(SHAPE[1:], filter=scale * kernel / kernel.sum()).double()
+    f = SaddleEnergy(physics, ExactTV(0.1), tikhonov=0.1).double().at(physics.A(random(2)))
+    pixels = torch.eye(20, dtype=torch.float64).view(20, *SHAPE[1:])
+    exact = float(torch.linalg.matrix_norm(physics.A(pixels).flatten(1), 2))
+    assert f.data and f.norms[0][0] == pytest.approx(exact, rel=1e-3)
 
 
 def test_any_dual_variable_is_scaled_into_the_domains_with_the_right_sign():
@@ -200,3 +212,18 @@ def test_a_negative_curvature_is_known_as_well_as_the_norm_that_it_is_multiplied
     assert bounds_of(0.5, 1.0, singular, of_map=guessed).mu_kind == Kind.BOUND
     assert bounds_of(-0.5, 1.0, singular, of_map=guessed).mu_kind == Kind.ESTIMATE
     assert bounds_of(0.5, 1.0, singular, of_map=guessed).L_kind == Kind.ESTIMATE
+
+
+@pytest.mark.parametrize("name", ["l2", "huber", "counts"])
+def test_an_energy_passes_back_what_its_slope_takes_from_the_data(name):
+    """-(d/dy grad h(x))^T q, with the data term linearized at A x."""
+    kernel = random(12)[:1, :, :3, :3]
+    physics = Blur(filter=kernel / kernel.sum(), padding="circular").double()
+    energy = Energy(physics, TV(0.1, 0.1), TERMS[name][0]).double()
+    _, x, y = setting(name)
+    q, e = random(13) - 0.5, random(14)
+    moved = (energy.at(y + H * e).grad(x) - energy.at(y).grad(x)) / H
+    found = (energy.at(y).to_data(x, q) * e).flatten(1).sum(dim=1)
+    expected = -(moved * q).flatten(1).sum(dim=1)
+    assert (expected.abs() > 1e-3).all()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

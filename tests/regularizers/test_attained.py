@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from learnreg.core.params import trainable
-from learnreg.regularizers import TGV, TV
+from learnreg.regularizers import ICNN, TGV, TV, ExactTV, LearnedTV
 
 SIDE = 24
 
@@ -73,3 +73,38 @@ def test_the_operator_of_tgv_moves_with_theta_as_much_as_its_sensitivity_says(ra
     assert offset == 0 and found <= kappa * (1 + 1e-12)
     if ratio < 1:
         assert found >= 0.995 * kappa
+
+
+@pytest.mark.parametrize("weight", [0.1, 3.0])
+@pytest.mark.parametrize("make", [ExactTV, TGV, LearnedTV])
+def test_majorants_are_as_large_as_the_square_of_the_weight(make, weight):
+    """Above D^T D by no more than the differences across the edges."""
+    regularizer, u = make(weight=weight).double(), wave()
+    with torch.no_grad():
+        row, *_ = regularizer.linear(u, *regularizer.auxiliary(u))
+    symbol = regularizer.majorants(u)[0]
+    form = float((u * torch.fft.irfft2(torch.fft.rfft2(u) * symbol, s=u.shape[-2:])).sum())
+    assert float(row.square().sum()) * (1 - 1e-12) <= form <= 1.1 * float(row.square().sum())
+
+
+def test_a_root_of_a_hidden_layer_moves_an_icnn_as_much_as_its_sensitivity_says():
+    """W = r^2 with r = 3: dW = 2 r dr, spread evenly over a window, on a large constant map."""
+    size, side, h = 3, 48, 1e-6
+    regularizer = ICNN(2, size, layers=2).double()
+    u = torch.zeros(1, 1, side, side, dtype=torch.float64)
+    z = [torch.zeros_like(v) for v in regularizer.auxiliary(u)]
+    z[0][:, 0] = 1 / side  # of length one
+    direction = torch.zeros_like(regularizer.roots[0])
+    direction[0, 0] = 1 / size
+
+    def rows(step: float) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            regularizer.roots[0].fill_(3.0).add_(direction, alpha=step)
+            return regularizer.linear(u, *z)
+
+    ends = zip(rows(h), rows(-h), strict=True)
+    found = float(torch.cat([(a - b).flatten() for a, b in ends]).norm()) / (2 * h)
+    rows(0.0)
+    with torch.no_grad():
+        kappa, _ = regularizer.sensitivity(u)
+    assert 0.9 * kappa <= found <= kappa * (1 + 1e-6)
