@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from deepinv.physics import Denoising, GaussianNoise
 
+from learnreg.core.maps import Limits, Posed
 from learnreg.hypergradients import JointPiggyback, Unrolled
 from learnreg.problems import Energy, SaddleEnergy
+from learnreg.problems.losses import SquaredError, tied_loss
 from learnreg.regularizers import ExactTV, Tikhonov
 from learnreg.solvers.iterate import rounding_of
 from learnreg.solvers.pdhg import block_steps
@@ -21,7 +21,7 @@ def test_the_distance_pays_for_the_rounding_of_the_closing_gradient(method):
     energy = Energy(Denoising(GaussianNoise(0.1)), Tikhonov(0.5)).double()
     y = torch.rand(3, 1, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     f = energy.at(y)
-    solution = Unrolled(steps=2, method=method).reconstruct(f, y)
+    solution = Unrolled(steps=2, method=method).solve(Posed(energy, y), 1.0, None, Limits())
     rounding, mu = rounding_of(f, solution.value), f.bounds().mu.value
     assert (solution.gradient_norm < rounding).all()
     torch.testing.assert_close(
@@ -34,9 +34,8 @@ def test_joint_steps_are_the_published_recursion(balance):
     """Both variables, and their derivatives, are extrapolated alike; written down once more."""
     generator = torch.Generator().manual_seed(0)
     y, x_true = torch.rand(2, 2, 1, 6, 5, generator=generator, dtype=torch.float64)
-    f = SaddleEnergy(Denoising(GaussianNoise(0.1)), ExactTV(0.1, rounding=0.2)).double().at(y)
-    loss = SimpleNamespace(grad=lambda x, truth: x - truth)
-    problem = SimpleNamespace(loss=loss, pairs=SimpleNamespace(x=x_true))
+    energy = SaddleEnergy(Denoising(GaussianNoise(0.1)), ExactTV(0.1, rounding=0.2)).double()
+    f, upper = energy.at(y), tied_loss(SquaredError(), x_true)
     steps = block_steps(f, "basic", balance)
     tau, sigma = balance * steps.primal[0], steps.dual[0] / balance
     (g,), (phi,) = f.primal, f.dual
@@ -54,7 +53,8 @@ def test_joint_steps_are_the_published_recursion(balance):
         new_X = g.prox_tangent(at, tau)(X - tau * (f.adjoint((Y,))[0] + slope))
         bar, bar_X, x, X = 2 * new - x, 2 * new_X - X, new, new_X
 
-        found = JointPiggyback(steps=count, balance=balance).reconstruct(f, y, problem)
+        joint = JointPiggyback(steps=count, balance=balance)
+        found = joint.solve(Posed(energy, y), 1.0, y, Limits(), upper)
         z, w = found.state.tensor_split(2, dim=1)
         for state, blocks in ((z, (x, p)), (w, (X, Y))):
             for have, want in zip(f.unpack(state), blocks, strict=True):

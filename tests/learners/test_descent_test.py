@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from learnreg.hypergradients.error_bound import SAFETY
+from learnreg.core.bounds import Kind
+from learnreg.core.cost import Cost
+from learnreg.core.results import SAFETY, Hypergradient
 from learnreg.learners import descent
 from learnreg.learners.accuracy import Adaptive
 from learnreg.learners.curvature import CurvaturePairs
@@ -19,11 +21,18 @@ Z = torch.tensor([3.0, -0.2, 0.5], dtype=torch.float64)
 UNITS = torch.tensor([0.1, 2.0, 5.0], dtype=torch.float64)
 
 
+def known(certified: float | None, correction: torch.Tensor | None) -> Hypergradient:
+    """A gradient with what is known of its error."""
+    return Hypergradient(
+        Z, 1.0, (1.0, 1.0), Kind.EXACT, certified, None, correction, None, Z, (), Cost()
+    )
+
+
 def aim(test: str, certified: float | None, correction: torch.Tensor | None, units: torch.Tensor):
     """The direction found without a history, which is units^2 z, and the slope, or None."""
     rules = SimpleNamespace(test=test, eta=ETA, accuracy=Adaptive())
     state = SimpleNamespace(pairs=CurvaturePairs.empty(Z), squares=None)
-    z = SimpleNamespace(value=Z, certified=certified, correction=correction)
+    z = known(certified, correction)
     return descent._direction(rules, state, z, units)
 
 

@@ -244,9 +244,9 @@ def test_a_penalty_is_one_residual_more(pixels):
     """sqrt(2 n p), so that the squares still sum to 2 n f."""
     problem = gallery.quadratic()
     problem.penalty = lambda theta: 0.3 * theta.exp().sum()
-    lower = LowerLevel(problem, None)
-    point = lower.solve(problem.theta, 1e-3, lower.start(problem.theta))
-    found = sample(problem, Scaling.of(None, problem), point, pixels)
+    objective = Bilevel(problem)
+    point = objective.evaluate(problem.theta, 1e-3)
+    found = sample(objective, Scaling.of(None, objective), point, pixels)
     expected = math.sqrt(2 * problem.size * 0.3 * float(problem.theta.exp().sum()))
     assert problem.size > 1 and math.isclose(found.residuals[-1], expected, rel_tol=1e-12)
     assert math.isclose(found.value, found.residuals @ found.residuals, rel_tol=1e-12)
@@ -255,9 +255,9 @@ def test_a_penalty_is_one_residual_more(pixels):
 @pytest.mark.parametrize("low, high, farthest", [(1.9, 2.7, 0.7), (1.0, 2.1, 1.0)])
 def test_the_farther_end_of_a_bracket_is_the_uncertainty(low, high, farthest):
     problem = gallery.quadratic()
-    lower = LowerLevel(problem, None)
-    point = lower.solve(problem.theta, 1e-1, lower.start(problem.theta))
-    found = sample(problem, Scaling.of(None, problem), point, False)
+    objective = Bilevel(problem)
+    point = objective.evaluate(problem.theta, 1e-1)
+    found = sample(objective, Scaling.of(None, objective), point, False)
     assert abs(found.low - found.value) <= found.uncertainty >= found.high - found.value
     assert math.isclose(replace(found, value=2.0, low=low, high=high).uncertainty, farthest)
 
