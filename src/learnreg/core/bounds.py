@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from .asking import offers
 from .errors import InputError
 
 
@@ -199,7 +200,6 @@ class Bounded(Protocol):
     def bounds(self) -> Curvature: ...
 
 
-@runtime_checkable
 class _BoundedOneByOne(Protocol):
     """One that knows those of every image as well."""
 
@@ -210,5 +210,5 @@ class _BoundedOneByOne(Protocol):
 def constants_of(f: Bounded) -> Constants:
     """The constants of a batch of potentials: its own, or those that hold for all images."""
     # a potential of the user's own may offer ``bounds`` alone
-    own = f.constants if isinstance(f, _BoundedOneByOne) else None
+    own = f.constants if offers(f, _BoundedOneByOne) else None
     return own if isinstance(own, Constants) else Constants.of(f.bounds())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,6 @@ class Level(Protocol):
     def describe(self) -> str: ...
 
 
-@runtime_checkable
 class Mixed(Protocol):
     """A smooth lower level that differentiates its gradient with respect to theta and y."""
 
@@ -59,7 +58,6 @@ class Mixed(Protocol):
         ...
 
 
-@runtime_checkable
 class Certifying(Protocol):
     """A smooth lower level that bounds how its derivatives change."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, Self, TypeAlias, cast, runtime_checkable
+from typing import Protocol, Self, TypeAlias, cast
 
 from torch import Tensor, nn
 
@@ -11,6 +11,7 @@ from ..convex import Convex
 from ..core.bounds import Curvature
 from ..core.errors import MissingPropertyError
 from ..core.maps import Level, Posed
+from ..core.offers import is_saddle
 from ..core.protocols import Saddle
 from ..core.results import Solution
 
@@ -110,25 +111,13 @@ class Tied(Protocol):
     def double(self) -> Self: ...
 
 
-@runtime_checkable
-class Declared(Protocol):
-    """A lower level that says whether it is a saddle point."""
-
-    saddle: bool
-
-
-def is_saddle_level(energy: object) -> bool:
-    """Whether a lower level is a SaddleEnergy; any other is taken for a differentiable one."""
-    return isinstance(energy, Declared) and energy.saddle
-
-
 def tied_saddle(posed: Posed, at: Tensor | None, who: str) -> Tied:
     """The saddle functions of a posed lower level.
 
     Raises:
         MissingPropertyError: the lower level is no saddle point.
     """
-    if not is_saddle_level(posed.energy):
+    if not is_saddle(posed.energy):
         raise no_saddle(who, posed.energy)
     return cast(Tied, posed.at(at))
 

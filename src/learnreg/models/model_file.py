@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.asking import offers
 from ..core.errors import ModelFileError
 from ..core.files import load_tensors, save_tensors
 from ..core.offers import Specified
@@ -51,7 +52,7 @@ def save_model(
     regularizer = energy.regularizer
     spec = (
         regularizer.spec()
-        if isinstance(regularizer, Specified)
+        if offers(regularizer, Specified)
         else {"type": type(regularizer).__qualname__}
     )
     header = {

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -28,6 +28,7 @@ from ..core import (
     StopReason,
     summarize,
 )
+from ..core.asking import offers
 from ..core.files import write_atomically
 from ..core.words import slug
 from .folder import made
@@ -50,7 +51,6 @@ class LearnedRun(Protocol):
     def theta(self) -> Tensor: ...
 
 
-@runtime_checkable
 class _Filtered(Protocol):
     """A run that knows the filters it has learned."""
 
@@ -399,7 +399,7 @@ class Report:
 
 def _filters(run: LearnedRun) -> Mapping[str, Tensor] | None:
     """What a run says of its filters."""
-    return run.filters if isinstance(run, _Filtered) else None
+    return run.filters if offers(run, _Filtered) else None
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
