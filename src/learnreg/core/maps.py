@@ -18,7 +18,7 @@ from .cost import Cost
 from .grants import Grants
 from .measured import Measured, Native
 from .objective import ErrorWord
-from .protocols import Potential, Saddle, Solver
+from .protocols import AnySolver, Potential, Saddle
 from .results import Solution
 from .status import Status
 
@@ -163,7 +163,7 @@ class Limits:
         should_stop: asked now and then; True ends the solve.
     """
 
-    solver: str | Solver = "auto"
+    solver: str | AnySolver = "auto"
     max_steps: int | None = None
     should_stop: Callable[[], bool] = lambda: False
 

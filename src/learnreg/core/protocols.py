@@ -242,14 +242,6 @@ AnySolver: TypeAlias = Solver[Any, Any]
 """Where solvers are chosen and handed on; what they work on is checked when one is chosen."""
 
 
-class LinearSolver(Protocol):
-    """Solves H q = b for a batch to an absolute residual per image."""
-
-    def __call__(
-        self, matvec: Hessian, b: Tensor, tol: Tensor, x0: Tensor | None = None
-    ) -> Any: ...
-
-
 @runtime_checkable
 class Loss(Protocol):
     """Upper-level loss, one value per image."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, Self, TypeAlias, cast
+from typing import Protocol, Self, cast
 
 from torch import Tensor, nn
 
@@ -12,10 +12,8 @@ from ..core.bounds import Curvature
 from ..core.errors import MissingPropertyError
 from ..core.maps import Level, Posed
 from ..core.offers import is_saddle
-from ..core.protocols import Saddle
+from ..core.protocols import Blocks, Saddle
 from ..core.results import Solution
-
-Blocks: TypeAlias = tuple[Tensor, ...]
 
 
 class Rows(Protocol):

@@ -30,6 +30,7 @@ from ..core import (
 )
 from ..core.asking import offers
 from ..core.files import write_atomically
+from ..core.objective import Row
 from ..core.words import slug
 from .folder import made
 from .words import evidence, reason, sentence, show
@@ -137,14 +138,12 @@ class Report:
     def _first(self) -> Evaluation:
         return next(iter(self.evaluations.values()))
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Row]:
         """One row for the noisy input and one per method; what does not apply or is not known is
         None.
         """
 
-        def row(
-            name: str, evaluation: Evaluation, suffix: str = "", **learned: object
-        ) -> dict[str, Any]:
+        def row(name: str, evaluation: Evaluation, suffix: str = "", **learned: object) -> Row:
             values = {}
             for metric in ("psnr", "ssim"):
                 values[metric] = evaluation.mean(f"{metric}{suffix}")
@@ -229,7 +228,7 @@ class Report:
 
     __repr__ = __str__
 
-    def pm(self, row: Mapping[str, Any], key: str, digits: int) -> str:
+    def pm(self, row: Row, key: str, digits: int) -> str:
         """Mean ± spread over the held-out images; one image has no spread."""
         single = len(self._first.psnr) == 1
         return show(row[key], digits) + (
@@ -402,7 +401,7 @@ def _filters(run: LearnedRun) -> Mapping[str, Tensor] | None:
     return run.filters if offers(run, _Filtered) else None
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _flat(data: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as (dotted name, printed value)."""
     pairs: list[tuple[str, str]] = []
     for key, value in data.items():
