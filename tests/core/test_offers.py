@@ -1,10 +1,9 @@
-"""What a module of the user's own may offer: asked for by isinstance, whatever class it comes
-from.
-"""
+"""What a module of the user's own may offer: asked for by name, whatever class it comes from."""
 
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import deepinv as dinv
 import pytest
@@ -12,12 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.core import Bound, Curvature
+from learnreg.core.asking import offers
 from learnreg.core.errors import MissingPropertyError
-from learnreg.core.offers import EFFORT, certificate_of, effort_of, is_saddle, offers_averages
+from learnreg.core.offers import (
+    EFFORT,
+    Averaged,
+    BoundsPerShape,
+    DualVariable,
+    MixedNorm,
+    Units,
+    certificate_of,
+    effort_of,
+    is_saddle,
+    offers_averages,
+)
 from learnreg.core.ranges import absent, each
 from learnreg.problems import Energy, SaddleEnergy
 from learnreg.problems.data_functions import Diagonal
 from learnreg.regularizers import TV, ExactTV
+from learnreg.solvers.offers import Certifying
 
 
 class Ridge(nn.Module):
@@ -135,3 +147,54 @@ def test_each_walks_over_named_settings_and_absent_names_what_is_missing():
     with pytest.raises(KeyError):
         list(each(settings, "c"))
     assert absent(settings, ("weight", "grad", "c", "d")) == ["c", "d"]
+
+
+class Wrapped(nn.Module):
+    """A regularizer in a module that hands on what it does not have itself, as ``torch.compile``
+    and many loggers and timers do.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+def test_a_wrapped_regularizer_has_the_constants_of_what_is_inside():
+    volumes = torch.rand(1, 1, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    plain, wrapped = (denoising(r).at(volumes) for r in (TV(), Wrapped(TV())))
+    assert plain.bounds().L.value > TV().bounds().L.value + 1, "volumes are rougher than pictures"
+    assert wrapped.bounds() == plain.bounds()
+    assert wrapped.averages and wrapped.effort() == plain.effort()
+    args = volumes, volumes, torch.ones(1)
+    for name in ("hessian_change", "mixed_change"):
+        of_plain, of_wrapped = (f.energy.certificate(name, *args) for f in (plain, wrapped))
+        assert torch.equal(of_plain, of_wrapped)
+
+
+def test_an_offer_that_only_getattr_makes_up_is_not_overlooked_by_any_python():
+    # isinstance would say no from Python 3.12 on: what it does is no part of the test
+    for kind in (BoundsPerShape, MixedNorm, DualVariable, Units):
+        assert offers(Wrapped(TV()), kind) and not offers(Wrapped(nn.Identity()), kind)
+    assert is_saddle(Wrapped(ExactTV())) and not is_saddle(Wrapped(TV()))
+
+
+def test_nobody_asks_by_isinstance():
+    for kind in (BoundsPerShape, Averaged, Certifying):
+        with pytest.raises(TypeError, match="runtime_checkable"):
+            isinstance(TV(), kind)
+
+
+def test_none_is_no_offer_and_an_annotation_is_a_member():
+    class Labelled(Protocol):
+        label: str
+
+    r = TV()
+    assert not offers(r, Labelled)
+    r.label, r.bounds_for = "mine", None
+    assert offers(r, Labelled) and not offers(r, BoundsPerShape)

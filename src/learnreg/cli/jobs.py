@@ -15,10 +15,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..core.errors import LearnregError
 from ..core.files import write_atomically
+from ..core.objective import Row
 from ..core.words import slug
 from ..runs.compare import CURVE, Entry, Measure, measured_run, read_json
 from .compare_config import Plan
@@ -45,7 +46,7 @@ class Job:
 
     learner: str
     name: str
-    grid: dict[str, Any]
+    grid: dict[str, object]
     start: str
     config: Config
     points: int
@@ -96,7 +97,7 @@ class Job:
         told = read_json(folder / JOB)
         return cls(**{**told, "config": Config.model_validate(told["config"])}, folder=folder)
 
-    def outcome(self) -> dict[str, Any]:
+    def outcome(self) -> Row:
         """What the report needs: the content of ``curve.json``, or ``failure`` with the reason why
         there is none.
         """
@@ -148,7 +149,7 @@ def plan_jobs(plan: Plan, folder: Path) -> list[Job]:
 # --- one run --------------------------------------------------------------------------------------
 
 
-def attempt(job: Job, progress: Callable[[dict[str, Any]], None]) -> None:
+def attempt(job: Job, progress: Callable[[Row], None]) -> None:
     """``run_job``; an exception ends in ``failure.json`` and nowhere else.
 
     Raises:
@@ -163,7 +164,7 @@ def attempt(job: Job, progress: Callable[[dict[str, Any]], None]) -> None:
         write_atomically(job.folder / FAILURE, json.dumps(told, indent=1).encode())
 
 
-def run_job(job: Job, progress: Callable[[dict[str, Any]], None]) -> None:
+def run_job(job: Job, progress: Callable[[Row], None]) -> None:
     """Learn (going on from a checkpoint, if there is one), measure, and write ``curve.json``.
 
     Args:
@@ -199,7 +200,7 @@ class Watch(Protocol):
 
     def started(self, job: Job) -> None: ...
 
-    def update(self, job: Job, state: dict[str, Any]) -> None: ...
+    def update(self, job: Job, state: Row) -> None: ...
 
     def finished(self, job: Job) -> None: ...
 
@@ -300,7 +301,7 @@ class _Reporter:
         self.path, self.parent = folder / PROGRESS, parent
         self.latest, self.phase = 0.0, ""
 
-    def __call__(self, state: dict[str, Any]) -> None:
+    def __call__(self, state: Row) -> None:
         if os.name != "nt" and os.getppid() != self.parent:
             raise KeyboardInterrupt
         now = time.monotonic()
@@ -326,7 +327,7 @@ def main(folder: str, parent: str) -> int:
 # --- small things ---------------------------------------------------------------------------------
 
 
-def _digest(content: Any) -> str:
+def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -15,7 +15,7 @@ from .errors import (
 from .grants import Grants
 from .measured import Measured
 from .objective import Learner, Objective, Value
-from .protocols import Hessian, LinearSolver, Loss, Potential, Solver
+from .protocols import Hessian, Loss, Potential, Solver
 from .results import Evaluation, Hypergradient, LinearSolution, RunRecord, Solution, StopReason
 from .status import Status, summarize
 
@@ -36,7 +36,6 @@ __all__ = [
     "Learner",
     "LearnregError",
     "LinearSolution",
-    "LinearSolver",
     "Loss",
     "Measured",
     "MissingPropertyError",

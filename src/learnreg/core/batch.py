@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import Field, replace
-from typing import Any, ClassVar, Protocol, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .errors import InputError
-from .ranges import shown
+from .ranges import Record, shown
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -27,12 +27,6 @@ def norm(a: Tensor) -> Tensor:
 def expand(scalars: Tensor, like: Tensor) -> Tensor:
     """Shape (b,) -> (b, 1, ..., 1), ready to multiply ``like`` of shape (b, ...)."""
     return scalars.view(-1, *([1] * (like.dim() - 1)))
-
-
-class Record(Protocol):
-    """A dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
 
 Batched = TypeVar("Batched", bound=Record)

@@ -7,11 +7,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import ParamSpec, Protocol, TypeVar, cast, runtime_checkable
+from typing import ParamSpec, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from .asking import offers
 from .errors import InputError, MissingPropertyError
 from .measured import Measured, Native, tensors_of
 from .offers import OfPictures
@@ -204,14 +205,12 @@ def check_measured(y: object, energy: object, what: str = "y") -> None:
         )
 
 
-@runtime_checkable
 class _WithPhysics(Protocol):
     """An energy that keeps its physics as a plain attribute."""
 
     physics: object
 
 
-@runtime_checkable
 class _WithRegularizer(Protocol):
     """An energy that keeps its regularizer as a plain attribute."""
 
@@ -222,13 +221,13 @@ def _devices(energy: object) -> set[torch.device]:
     """Where the tensors of an energy are."""
     if not isinstance(energy, nn.Module):
         return set()
-    physics = energy.physics if isinstance(energy, _WithPhysics) else None
+    physics = energy.physics if offers(energy, _WithPhysics) else None
     modules = [energy, physics] if isinstance(physics, nn.Module) else [energy]
     return {t.device for m in modules for t in (*m.parameters(), *m.buffers())}
 
 
 def _of_pictures(energy: object) -> bool:
     """Whether the regularizer compares neighbours in two directions, as those of the library do."""
-    whole = energy.regularizer if isinstance(energy, _WithRegularizer) else energy
+    whole = energy.regularizer if offers(energy, _WithRegularizer) else energy
     parts = whole.modules() if isinstance(whole, nn.Module) else ()
-    return any(isinstance(part, OfPictures) and part.pictures for part in parts)
+    return any(offers(part, OfPictures) and part.pictures for part in parts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from .cost import Cost
 from .grants import Grants
 from .measured import Measured, Native
 from .objective import ErrorWord
-from .protocols import Potential, Saddle, Solver
+from .protocols import AnySolver, Potential, Saddle
 from .results import Solution
 from .status import Status
 
@@ -46,7 +46,6 @@ class Level(Protocol):
     def describe(self) -> str: ...
 
 
-@runtime_checkable
 class Mixed(Protocol):
     """A smooth lower level that differentiates its gradient with respect to theta and y."""
 
@@ -59,7 +58,6 @@ class Mixed(Protocol):
         ...
 
 
-@runtime_checkable
 class Certifying(Protocol):
     """A smooth lower level that bounds how its derivatives change."""
 
@@ -165,7 +163,7 @@ class Limits:
         should_stop: asked now and then; True ends the solve.
     """
 
-    solver: str | Solver = "auto"
+    solver: str | AnySolver = "auto"
     max_steps: int | None = None
     should_stop: Callable[[], bool] = lambda: False
 

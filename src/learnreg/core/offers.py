@@ -1,22 +1,22 @@
 """What a regularizer, an energy or a potential may offer beyond what it must, one small protocol
 each.
 
-``isinstance`` asks for an offer, so a module of the user's own makes one by having the method or
-attribute; no base class is needed. What is not offered has a default here, or is not known. (From
-Python 3.12 on ``isinstance`` does not see what only ``__getattr__`` makes up, submodules among it:
-an offer is a method, a property or a plain attribute.)
+``asking.offers(part, Priced)`` asks for one, so a module of the user's own makes an offer by having
+the method or attribute, or by handing on that of another; no base class is needed. What is not
+offered has a default here, or is not known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Protocol
 
 from torch import Tensor
 
+from .asking import offers
 from .bounds import Bound, Curvature
 from .curvature import MeanCurvature
-from .protocols import Hessian
+from .protocols import Blocks, Hessian
 
 EFFORT = 10.0
 """What a gradient of a regularizer costs that names no price."""
@@ -25,7 +25,6 @@ EFFORT = 10.0
 # --- constants ------------------------------------------------------------------------------------
 
 
-@runtime_checkable
 class BoundsPerShape(Protocol):
     """Constants that depend on the number of axes."""
 
@@ -34,7 +33,6 @@ class BoundsPerShape(Protocol):
         ...
 
 
-@runtime_checkable
 class CurvatureNear(Protocol):
     """Constants estimated around images, where nobody declared any."""
 
@@ -43,14 +41,12 @@ class CurvatureNear(Protocol):
         ...
 
 
-@runtime_checkable
 class HessianLipschitz(Protocol):
     """A Lipschitz constant of the Hessian."""
 
     def hessian_lipschitz(self) -> Bound | None: ...
 
 
-@runtime_checkable
 class MixedLipschitz(Protocol):
     """A Lipschitz constant of the mixed derivative."""
 
@@ -60,7 +56,6 @@ class MixedLipschitz(Protocol):
 # --- certificates of hypergradients ---------------------------------------------------------------
 
 
-@runtime_checkable
 class HessianChange(Protocol):
     """How far the Hessian moves in a ball."""
 
@@ -69,7 +64,6 @@ class HessianChange(Protocol):
         ...
 
 
-@runtime_checkable
 class MixedChange(Protocol):
     """How far the mixed derivative moves in a ball."""
 
@@ -78,7 +72,6 @@ class MixedChange(Protocol):
         ...
 
 
-@runtime_checkable
 class MixedNorm(Protocol):
     """How large the mixed derivative is in a ball."""
 
@@ -91,28 +84,26 @@ Certificate = Callable[..., Tensor | None]
 """(x, q, radius) or (x, radius) -> a bound (b,), None where it is not known."""
 
 
-def certificate_of(offers: object, name: str) -> Certificate | None:
+def certificate_of(part: object, name: str) -> Certificate | None:
     """``hessian_change``, ``mixed_change`` or ``mixed_norm`` of what offers it, else None."""
-    if name == "hessian_change" and isinstance(offers, HessianChange):
-        return offers.hessian_change
-    if name == "mixed_change" and isinstance(offers, MixedChange):
-        return offers.mixed_change
-    if name == "mixed_norm" and isinstance(offers, MixedNorm):
-        return offers.mixed_norm
+    if name == "hessian_change" and offers(part, HessianChange):
+        return part.hessian_change
+    if name == "mixed_change" and offers(part, MixedChange):
+        return part.mixed_change
+    if name == "mixed_norm" and offers(part, MixedNorm):
+        return part.mixed_norm
     return None
 
 
 # --- what steers solvers --------------------------------------------------------------------------
 
 
-@runtime_checkable
 class Averaged(Protocol):
     """A Hessian in averages, for preconditioners."""
 
     def mean_curvature(self, x: Tensor) -> MeanCurvature | None: ...
 
 
-@runtime_checkable
 class KnowsAverages(Protocol):
     """Says whether ``mean_curvature`` has an answer."""
 
@@ -120,14 +111,13 @@ class KnowsAverages(Protocol):
     def averages(self) -> bool: ...
 
 
-def offers_averages(offers: object) -> bool:
+def offers_averages(part: object) -> bool:
     """Whether there is a ``mean_curvature``, and an answer where that is told beforehand."""
-    if isinstance(offers, KnowsAverages):
-        return bool(offers.averages)
-    return isinstance(offers, Averaged)
+    if offers(part, KnowsAverages):
+        return part.averages
+    return offers(part, Averaged)
 
 
-@runtime_checkable
 class Priced(Protocol):
     """Says what a gradient costs, in operations on one vector of pixels."""
 
@@ -137,45 +127,38 @@ class Priced(Protocol):
 
 def effort_of(regularizer: object) -> float:
     """What a gradient costs, ``EFFORT`` where nobody says."""
-    return float(regularizer.effort) if isinstance(regularizer, Priced) else EFFORT
+    return float(regularizer.effort) if offers(regularizer, Priced) else EFFORT
 
 
-@runtime_checkable
 class DualVariable(Protocol):
     """Slopes of potentials as variables of their own, for the primal-dual Newton method."""
 
-    def dual_start(self, x: Tensor) -> tuple[Tensor, ...]: ...
-    def dual_linearize(self, x: Tensor, dual: tuple[Tensor, ...]) -> Hessian: ...
-    def dual_update(
-        self, x: Tensor, dual: tuple[Tensor, ...], move: Tensor
-    ) -> tuple[Tensor, ...]: ...
+    def dual_start(self, x: Tensor) -> Blocks: ...
+    def dual_linearize(self, x: Tensor, dual: Blocks) -> Hessian: ...
+    def dual_update(self, x: Tensor, dual: Blocks, move: Tensor) -> Blocks: ...
 
 
 # --- what learners, reports and model files ask ---------------------------------------------------
 
 
-@runtime_checkable
 class Units(Protocol):
     """A natural step of every entry of theta."""
 
     def units(self) -> Tensor: ...
 
 
-@runtime_checkable
 class Filters(Protocol):
     """Learned filters, for a report."""
 
-    def filters(self) -> Mapping[str, Tensor] | None: ...
+    def filters(self) -> dict[str, Tensor] | None: ...
 
 
-@runtime_checkable
 class Specified(Protocol):
     """JSON-able constructor arguments with the class name under ``type``, for model files."""
 
     def spec(self) -> dict[str, object]: ...
 
 
-@runtime_checkable
 class OfPictures(Protocol):
     """Says whether neighbours in two directions are compared."""
 
@@ -186,7 +169,6 @@ class OfPictures(Protocol):
 # --- saddle or not --------------------------------------------------------------------------------
 
 
-@runtime_checkable
 class KnowsSaddle(Protocol):
     """Says whether it is part of a saddle function: a regularizer, or an energy made of one."""
 
@@ -198,4 +180,4 @@ def is_saddle(part: object) -> bool:
     """Whether a regularizer or an energy calls itself one of saddle points: the only place that
     asks.
     """
-    return isinstance(part, KnowsSaddle) and bool(part.saddle)
+    return offers(part, KnowsSaddle) and bool(part.saddle)

@@ -11,7 +11,6 @@ from torch import Tensor
 from .bounds import Curvature
 from .cost import Cost
 from .measured import Measured, Native
-from .results import LinearSolution
 
 Blocks: TypeAlias = tuple[Tensor, ...]
 """One variable of a saddle function in its blocks, (b, ...) each."""
@@ -241,14 +240,6 @@ class Solver(Protocol[Work, Kept]):
 
 AnySolver: TypeAlias = Solver[Any, Any]
 """Where solvers are chosen and handed on; what they work on is checked when one is chosen."""
-
-
-class LinearSolver(Protocol):
-    """Solves H q = b for a batch to an absolute residual per image."""
-
-    def __call__(
-        self, matvec: Hessian, b: Tensor, tol: Tensor, x0: Tensor | None = None
-    ) -> LinearSolution: ...
 
 
 @runtime_checkable

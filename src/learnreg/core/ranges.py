@@ -19,8 +19,8 @@ FEW = 5
 """A message shows the values of so small a tensor."""
 
 
-class _Dataclass(Protocol):
-    """Settings with named fields."""
+class Record(Protocol):
+    """A dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -60,7 +60,7 @@ def _plain(value: object) -> object:
     return inside if isinstance(inside, bool | int | float) else value
 
 
-def tidy(settings: _Dataclass) -> None:
+def tidy(settings: Record) -> None:
     """``plain`` for every field of a dataclass, frozen or not."""
     for name, value in each(settings, *(field.name for field in fields(settings) if field.init)):
         object.__setattr__(settings, name, plain(value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from .errors import SolveError
 from .status import Status, summarize
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Tensors, enums and non-finite floats as plain JSON values (NaN and Inf become null)."""
     if isinstance(value, Tensor):
         return _plain(value.detach().cpu().tolist())
@@ -30,6 +31,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def _plain_table(table: Mapping[str, object]) -> dict[str, Any]:
+    return {key: _plain(value) for key, value in table.items()}
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class Solution:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the images."""
-        return _plain(
+        return _plain_table(
             {
                 "error": self.error,
                 "kind": self.kind,
@@ -201,7 +206,7 @@ class Hypergradient:
         return SAFETY * abs(float(self.correction @ direction))
 
     def to_dict(self) -> dict[str, Any]:
-        return _plain(
+        return _plain_table(
             {
                 "value": self.value,
                 "loss": self.loss,
@@ -278,7 +283,7 @@ class RunRecord:
         return [row.get(name) for row in self.rows]
 
     def to_dict(self) -> dict[str, Any]:
-        return _plain(asdict(self))
+        return _plain_table(asdict(self))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RunRecord:
@@ -359,7 +364,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the images."""
-        return _plain(
+        return _plain_table(
             {
                 "psnr": self.psnr,
                 "ssim": self.ssim,

@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FunctionType, MethodType
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..core.asking import offers
 from ..core.errors import InputError
 from .seeds import derive
 
@@ -86,14 +87,12 @@ def _seeded_globals(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-@runtime_checkable
 class _Random(Protocol):
     """A noise model with a generator of its own."""
 
     rng: object
 
 
-@runtime_checkable
 class _Noisy(Protocol):
     """A physics whose noise is a function; one that is a module is found among its modules."""
 
@@ -109,7 +108,7 @@ def _lent_generators(physics: nn.Module) -> Iterator[Callable[[int], None]]:
     data to another device), so it is given the lent one back before each seeding, and with its old
     state at the end.
     """
-    inside = [m for m in _modules(physics, set()) if isinstance(m, _Random)]
+    inside = [m for m in _modules(physics, set()) if offers(m, _Random)]
     lent = [(m, m.rng, m.rng.get_state()) for m in inside if isinstance(m.rng, torch.Generator)]
 
     def seed_all(seed: int) -> None:
@@ -133,7 +132,7 @@ def _modules(module: nn.Module, seen: set[int]) -> Iterator[nn.Module]:
             continue
         seen.add(id(part))
         yield part
-        noise = part.noise_model if isinstance(part, _Noisy) else None
+        noise = part.noise_model if offers(part, _Noisy) else None
         function = noise.__func__ if isinstance(noise, MethodType) else noise
         cells = function.__closure__ if isinstance(function, FunctionType) else None
         for cell in cells or ():

@@ -22,7 +22,8 @@ from torch import Tensor
 from ..convex.tangent import Tangent
 from ..core.batch import norm
 from ..core.bounds import Bound, Curvature
-from .saddle_nouns import Blocks, Tied
+from ..core.protocols import Blocks
+from .saddle_nouns import Tied
 
 
 class Residual(NamedTuple):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from ..core.errors import MissingPropertyError
 from ..core.maps import SolutionMap
+from ..core.offers import is_saddle
 from .implicit import Implicit
 from .piggyback import Piggyback
-from .saddle_nouns import is_saddle_level
 
 
 def natural_map(energy: object) -> SolutionMap:
     """The solution map that suits a lower level when none is asked for."""
-    return Piggyback() if is_saddle_level(energy) else Implicit()
+    return Piggyback() if is_saddle(energy) else Implicit()
 
 
 def check_map(chosen: SolutionMap, energy: object) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.asking import offers
 from ..core.bounds import constants_of
 from ..core.maps import Certifying, Level, Upper
 from ..core.protocols import Potential
@@ -83,7 +84,7 @@ def certified_error(
     """``adjoint_bound`` with the constants that the energy offers around x (b, ...); None when one
     is missing.
     """
-    if not isinstance(energy, Certifying):
+    if not offers(energy, Certifying):
         return None
     hessian_change = energy.certificate("hessian_change", x, q, eps)
     mixed_change = energy.certificate("mixed_change", x, q, eps)

@@ -10,6 +10,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from ..core.asking import offers
 from ..core.batch import norm
 from ..core.cost import Cost
 from ..core.errors import MissingPropertyError
@@ -179,7 +180,7 @@ def smooth_level(energy: Level, who: str) -> MixedLevel:
     Raises:
         MissingPropertyError: a SaddleEnergy; names the strategy for it.
     """
-    if not isinstance(energy, Mixed):
+    if not offers(energy, Mixed):
         raise MissingPropertyError(
             "hypergradient",
             given=f"{who} for {type(energy).__name__}",

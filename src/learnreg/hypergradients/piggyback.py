@@ -26,13 +26,13 @@ from ..core.grants import STEADY, Grants
 from ..core.maps import Cotangent, Limits, Posed, Pullback, Upper, View
 from ..core.objective import ErrorWord
 from ..core.params import trainable
-from ..core.protocols import SplitSaddle
+from ..core.protocols import Blocks, SplitSaddle
 from ..core.ranges import check_flag, check_integer, check_positive, shown, tidy
 from ..core.results import Solution
 from ..core.status import Status
 from ..solvers.pdhg import PDHG, block_steps
 from ..solvers.solve import solve_potential
-from .adjoint_saddle import Blocks, linearized
+from .adjoint_saddle import linearized
 from .posed import solved
 from .saddle_bound import (
     SaddleConstants,

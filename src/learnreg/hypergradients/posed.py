@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from ..core.asking import offers
 from ..core.maps import Limits, Posed
 from ..core.protocols import Potential, Saddle
 from ..core.results import Solution
+from ..solvers.offers import Started
 from ..solvers.solve import solve_potential, spent_on
-
-
-@runtime_checkable
-class First(Protocol):
-    """Potentials that know where to start from without another A^T y."""
-
-    def first(self) -> Tensor: ...
 
 
 def first_of(posed: Posed, f: Potential | Saddle) -> Tensor:
     """The image that a solve starts from when nothing better is known."""
-    return f.first() if isinstance(f, First) else posed.energy.start(posed.y)
+    return f.first() if offers(f, Started) else posed.energy.start(posed.y)
 
 
 def solved(posed: Posed, eps: float | Tensor, start: Tensor | None, limits: Limits) -> Solution:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, Self, TypeAlias, cast, runtime_checkable
+from typing import Protocol, Self, cast
 
 from torch import Tensor, nn
 
@@ -11,10 +11,9 @@ from ..convex import Convex
 from ..core.bounds import Curvature
 from ..core.errors import MissingPropertyError
 from ..core.maps import Level, Posed
-from ..core.protocols import Saddle
+from ..core.offers import is_saddle
+from ..core.protocols import Blocks, Saddle
 from ..core.results import Solution
-
-Blocks: TypeAlias = tuple[Tensor, ...]
 
 
 class Rows(Protocol):
@@ -110,25 +109,13 @@ class Tied(Protocol):
     def double(self) -> Self: ...
 
 
-@runtime_checkable
-class Declared(Protocol):
-    """A lower level that says whether it is a saddle point."""
-
-    saddle: bool
-
-
-def is_saddle_level(energy: object) -> bool:
-    """Whether a lower level is a SaddleEnergy; any other is taken for a differentiable one."""
-    return isinstance(energy, Declared) and energy.saddle
-
-
 def tied_saddle(posed: Posed, at: Tensor | None, who: str) -> Tied:
     """The saddle functions of a posed lower level.
 
     Raises:
         MissingPropertyError: the lower level is no saddle point.
     """
-    if not is_saddle_level(posed.energy):
+    if not is_saddle(posed.energy):
         raise no_saddle(who, posed.energy)
     return cast(Tied, posed.at(at))
 

@@ -16,11 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..core.asking import offers
 from ..core.batch import dot, expand, norm
 from ..core.bounds import constants_of
 from ..core.certificates import distance_from_gradient
@@ -289,7 +290,6 @@ class _Backward:
         return -tau * to_theta, tau * total, to_data, slope if self.to_start else None
 
 
-@runtime_checkable
 class _OfData(Protocol):
     """Potentials that know their operator and real measurements."""
 
@@ -326,7 +326,7 @@ def _through_start(
     Raises:
         MissingPropertyError: a lower level of another kind, whose start nobody can differentiate.
     """
-    if not isinstance(potential, _OfData):
+    if not offers(potential, _OfData):
         raise MissingPropertyError(
             "hypergradient",
             given=f"the derivative of the start of a {type(posed.energy).__name__} in its data",

@@ -61,7 +61,7 @@ class DFOLSState:
     questions: np.ndarray
     answers: np.ndarray
     info: Row
-    dialogue: Inverted | None = cast(None, transient())
+    dialogue: Inverted[np.ndarray] | None = cast(None, transient())
 
     @property
     def theta(self) -> Tensor:
@@ -157,7 +157,7 @@ class DFOLS:
         """The distance that gives every residual its tolerance (``interpolation.sample``)."""
         return self.eps if self.eps is not None else objective.distance_for(tolerance)
 
-    def _dialogue(self, scaling: Scaling, state: DFOLSState) -> Inverted:
+    def _dialogue(self, scaling: Scaling, state: DFOLSState) -> Inverted[np.ndarray]:
         """DFO-LS where the state left it: the one that is running, or a new one that is told
         everything again.
         """
@@ -165,7 +165,7 @@ class DFOLS:
             return state.dialogue
         start = state.questions[0][:-1]
         down, up = scaling.room(start)
-        dialogue = Inverted(
+        dialogue: Inverted[np.ndarray] = Inverted(
             lambda evaluate, accept: self._run(evaluate, start, (start + down, start + up))
         )
         if not dialogue.replay(
@@ -182,7 +182,10 @@ class DFOLS:
         return dialogue
 
     def _run(
-        self, evaluate: Evaluate, start: np.ndarray, bounds: tuple[np.ndarray, np.ndarray]
+        self,
+        evaluate: Evaluate[np.ndarray],
+        start: np.ndarray,
+        bounds: tuple[np.ndarray, np.ndarray],
     ) -> object:
         """DFO-LS itself; a question is u with its tolerance as the last entry."""
         tolerance = self.model_error * self.radius0**2

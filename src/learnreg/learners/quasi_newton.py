@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self, cast
+from typing import ClassVar, Self, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from ..core.ranges import check_number, check_positive, tidy
 from ..core.results import Hypergradient, StopReason
 from .box import Ranges, box_of, check_ranges
 from .inverted import Evaluate, Inverted
+
+_Answer: TypeAlias = tuple[float, np.ndarray]
+"""Value and gradient, as SciPy takes them."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class LBFGSBState:
     log: _Log
     moves: int
     info: Row
-    dialogue: Inverted | None = cast(None, transient())
+    dialogue: Inverted[_Answer] | None = cast(None, transient())
 
     @property
     def theta(self) -> Tensor:
@@ -223,7 +226,7 @@ class LBFGSB:
         z = objective.gradient(settled(point), self.delta, adjoint, "none")
         return (point, z) if torch.isfinite(z.value).all() else None
 
-    def _dialogue(self, objective: Objective, state: LBFGSBState) -> Inverted:
+    def _dialogue(self, objective: Objective, state: LBFGSBState) -> Inverted[_Answer]:
         """SciPy at the point where the state left it: the one that is running, or a new one that is
         told the log.
         """
@@ -243,7 +246,7 @@ class LBFGSB:
             "maxfun": 10**9,
         }
 
-        def run(evaluate: Evaluate, accept: Callable[[np.ndarray], None]) -> object:
+        def run(evaluate: Evaluate[_Answer], accept: Callable[[np.ndarray], None]) -> object:
             from scipy.optimize import minimize
 
             return minimize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from torch import Tensor
+
+from ..core.asking import offers
 
 # r -> M r per image, (b, ...) -> (b, ...), symmetric positive definite. One that differs from image
 # to image also has ``select(index)``, like a Hessian; one without it must not depend on which
@@ -13,7 +15,6 @@ from torch import Tensor
 Preconditioner = Callable[[Tensor], Tensor]
 
 
-@runtime_checkable
 class PerImage(Protocol):
     """A preconditioner that differs from image to image: it follows the batch."""
 
@@ -24,4 +25,4 @@ def narrowed(preconditioner: Preconditioner | None, index: Tensor) -> Preconditi
     """The preconditioner of the images ``index`` (k,); itself when it has no ``select``, None when
     there is none.
     """
-    return preconditioner.select(index) if isinstance(preconditioner, PerImage) else preconditioner
+    return preconditioner.select(index) if offers(preconditioner, PerImage) else preconditioner

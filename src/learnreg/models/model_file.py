@@ -4,7 +4,7 @@ file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.asking import offers
 from ..core.errors import ModelFileError
 from ..core.files import load_tensors, save_tensors
 from ..core.offers import Specified
@@ -38,7 +39,7 @@ OTHERS = ("fidelity", "physics")
 
 
 def save_model(
-    path: str | Path, energy: Energy | SaddleEnergy, notes: dict[str, Any] | None = None
+    path: str | Path, energy: Energy | SaddleEnergy, notes: Mapping[str, object] | None = None
 ) -> Path:
     """Write a trained energy.
 
@@ -51,7 +52,7 @@ def save_model(
     regularizer = energy.regularizer
     spec = (
         regularizer.spec()
-        if isinstance(regularizer, Specified)
+        if offers(regularizer, Specified)
         else {"type": type(regularizer).__qualname__}
     )
     header = {
@@ -60,7 +61,7 @@ def save_model(
         "regularizer": spec,
         **_describe_data_term(energy),
         "physics": describe_physics(energy.physics),
-        "notes": notes or {},
+        "notes": dict(notes or {}),
     }
     tensors = dict(regularizer.state_dict()) | learned_tensors(energy)
     save_tensors(Path(path), tensors, header)
@@ -137,7 +138,7 @@ def load_model(
         ) from error
 
 
-def _describe_data_term(energy: Energy | SaddleEnergy) -> dict[str, Any]:
+def _describe_data_term(energy: Energy | SaddleEnergy) -> dict[str, object]:
     """The keys of the header for the data term; L2 of an Energy has the one that files always
     had.
     """

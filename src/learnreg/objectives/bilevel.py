@@ -18,7 +18,7 @@ from ..core.maps import Level, Limits, Posed, SolutionMap
 from ..core.meter import Meter, OutOfBudget
 from ..core.objective import ErrorWord, PerImage, Row, Value
 from ..core.packing import Packed
-from ..core.protocols import Solver
+from ..core.protocols import AnySolver
 from ..core.results import Hypergradient, Solution
 from ..core.status import Status
 from ..hypergradients.choose import check_map, natural_map
@@ -232,7 +232,7 @@ class Bilevel:
         self,
         problem: BilevelProblem,
         strategy: SolutionMap | None = None,
-        solver: str | Solver = "auto",
+        solver: str | AnySolver = "auto",
         max_steps: int | None = None,
         meter: Meter | None = None,
     ) -> None:

@@ -17,6 +17,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from ..core.asking import offers
 from ..core.batch import check_images, norm
 from ..core.bounds import Kind
 from ..core.cost import Cost
@@ -26,12 +27,12 @@ from ..core.guards import check_energy, check_pairs
 from ..core.maps import Level
 from ..core.meter import Meter
 from ..core.objective import ErrorWord, PerImage, Row, Value
+from ..core.offers import Units
 from ..core.packing import Packed
 from ..core.params import flatten, names, trainable
 from ..core.results import Hypergradient
 from ..core.status import Status
 from ..metrics import data_psnr
-from ..problems.bilevel import WithUnits
 from ..problems.penalty import value_and_slope
 
 
@@ -239,7 +240,7 @@ class ScoreMatching:
     def units(self) -> Tensor:
         """A natural step of every entry; ones where the regularizer does not say."""
         regularizer = cast(WithRegularizer, self.energy).regularizer
-        if isinstance(regularizer, WithUnits):
+        if offers(regularizer, Units):
             return regularizer.units().to(self.theta)
         return torch.ones_like(self.theta)
 

@@ -63,7 +63,7 @@ def widened(physics: M) -> M:
         for name, value in own.items():  # tensors that were never registered
             if isinstance(value, Tensor):
                 own[name] = promoted(value)
-    wide._apply(promoted)
+    wide._apply(promoted)  # type: ignore[no-untyped-call]  # torch has no types here
     return wide
 
 

@@ -6,16 +6,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, cast, runtime_checkable
+from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..core.asking import offers
 from ..core.batch import check_images
 from ..core.errors import InputError
 from ..core.guards import check_energy, check_measured, check_pairs
 from ..core.maps import Upper
 from ..core.measured import Measured, measured, real_channels
+from ..core.offers import Units
 from ..core.params import flatten, names, trainable
 from .losses import PairLoss, as_loss, tied_loss
 from .measurement_losses import MeasurementLoss
@@ -46,18 +48,10 @@ class _Images:
         return len(measured(self.y))
 
 
-@runtime_checkable
 class WithParams(Protocol):
     """Pairs with parameters of the operator for every image."""
 
     params: Mapping[str, Tensor]
-
-
-@runtime_checkable
-class WithUnits(Protocol):
-    """A regularizer that says how far a step in each of its parameters is."""
-
-    def units(self) -> Tensor: ...
 
 
 def _data(pairs: PairsLike) -> Measured:
@@ -65,7 +59,7 @@ def _data(pairs: PairsLike) -> Measured:
     y = pairs.y
     if isinstance(y, Measured):
         return y
-    return Measured(y, (pairs.params or {}) if isinstance(pairs, WithParams) else {})
+    return Measured(y, (pairs.params or {}) if offers(pairs, WithParams) else {})
 
 
 def _plain(data: Measured) -> Tensor | Measured:
@@ -197,7 +191,7 @@ class BilevelProblem:
         """A natural step of every entry of theta (d,); ones where nobody says."""
         ones = torch.ones_like(self.theta)
         regularizer = self.energy.regularizer if isinstance(self.energy, Tied) else None
-        if not isinstance(regularizer, WithUnits):
+        if not offers(regularizer, Units):
             return ones
         own = regularizer.units().to(ones)
         # parameters of data term and physics stand behind those of the regularizer

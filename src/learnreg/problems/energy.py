@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..core.asking import offers
 from ..core.batch import check_images, dot, norm
 from ..core.bounds import Bound, Constants, Curvature, Kind
 from ..core.cost import Cost
@@ -136,9 +137,9 @@ class Energy(Tied[RegularizerLike, DataTerm]):
     def _of_regularizer(self, x: Tensor) -> Constants:
         """mu and L of R for images like x."""
         r = self.regularizer
-        bounds = r.bounds_for(x) if isinstance(r, BoundsPerShape) else r.bounds()
+        bounds = r.bounds_for(x) if offers(r, BoundsPerShape) else r.bounds()
         declared = math.isfinite(bounds.mu.value + bounds.L.value)
-        if declared or not isinstance(r, CurvatureNear):
+        if declared or not offers(r, CurvatureNear):
             return Constants.of(bounds, x.device)
         # what nobody declared is estimated around the start, and called an estimate
         mu, L = r.curvature_near(x)
@@ -209,14 +210,14 @@ class Energy(Tied[RegularizerLike, DataTerm]):
     def hessian_lipschitz(self) -> Bound:
         """Lipschitz constant of the Hessian in x."""
         r = self.regularizer
-        if self._of_regularizer_alone and isinstance(r, HessianLipschitz):
+        if self._of_regularizer_alone and offers(r, HessianLipschitz):
             return r.hessian_lipschitz() or Bound.unknown()
         return Bound.unknown()
 
     def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
         """Lipschitz constant of the mixed derivative on images with |x| <= reach."""
         r = self.regularizer
-        if self._of_regularizer_alone and isinstance(r, MixedLipschitz):
+        if self._of_regularizer_alone and offers(r, MixedLipschitz):
             return r.mixed_lipschitz(reach) or Bound.unknown()
         return Bound.unknown()
 
@@ -318,7 +319,7 @@ class EnergyAt:
     def mean_curvature(self, x: Tensor) -> MeanCurvature | None:
         """Averages of the Hessian around x, for preconditioners; None where they are not known."""
         of_map, r = self.operator.mean_curvature(x), self.regularizer
-        if of_map is None or not isinstance(r, Averaged):
+        if of_map is None or not offers(r, Averaged):
             return None
         of_regularizer = r.mean_curvature(x)
         if of_regularizer is None:
@@ -352,7 +353,7 @@ class EnergyAt:
     def _dual(self) -> DualVariable:
         """The regularizer as one with a dual variable."""
         r = self.regularizer
-        if isinstance(r, DualVariable):
+        if offers(r, DualVariable):
             return r
         first, *_ = absent(r, DUAL) or DUAL
         raise MissingPropertyError(

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ..core.asking import offers
 from ..core.batch import dot, expand, norm
 from ..core.bounds import Bound, Kind
 from ..core.certificates import squared_error_bracket
@@ -183,7 +184,6 @@ class Custom:
         return CustomUpper(self, truth)
 
 
-@runtime_checkable
 class _Directed(Protocol):
     """A deepinv metric, which says whether smaller is better."""
 
@@ -197,7 +197,7 @@ def _check_direction(function: ImageLoss) -> None:
     Raises:
         InputError: names the remedy.
     """
-    if isinstance(function, _Directed) and not (function.lower_better or function.train_loss):
+    if offers(function, _Directed) and not (function.lower_better or function.train_loss):
         name = type(function).__name__
         raise InputError(
             "loss",

@@ -27,7 +27,7 @@ from ..core.params import trainable
 from ..core.ranges import check_integer, check_positive, tidy
 from ..operators.physics import TiedMap
 from .losses import along_gradient
-from .tied import Tied
+from .tied import AnyTied
 
 PROBE = 0.1
 """The probe of the divergence moves the measurements by this part of the noise."""
@@ -52,7 +52,7 @@ class Tying:
 class MeasurementLoss(Protocol):
     """A loss that needs no ground truth."""
 
-    def tie_to(self, energy: Tied, data: Tensor | Measured, /) -> Tying:
+    def tie_to(self, energy: AnyTied, data: Tensor | Measured, /) -> Tying:
         """The loss for the measurements of a batch."""
         ...
 
@@ -122,7 +122,7 @@ class SURE:
         check_positive("tau", self.tau, optional=True)
         check_integer("seed", self.seed, 0)
 
-    def tie_to(self, energy: Tied, data: Tensor | Measured) -> Tying:
+    def tie_to(self, energy: AnyTied, data: Tensor | Measured) -> Tying:
         """See ``MeasurementLoss``."""
         refuse_learned_operator(energy, "SURE")
         given = measured(data)
@@ -227,7 +227,7 @@ class Whiteness:
     (see ``Custom``).
     """
 
-    def tie_to(self, energy: Tied, data: Tensor | Measured) -> Tying:
+    def tie_to(self, energy: AnyTied, data: Tensor | Measured) -> Tying:
         """See ``MeasurementLoss``.
 
         Raises:
@@ -301,7 +301,7 @@ class WhitenessUpper:
         return (power.shape[2] * power.square().sum(dim=2) / total**2).mean(dim=1)
 
 
-def refuse_learned_operator(energy: Tied, who: str) -> None:
+def refuse_learned_operator(energy: AnyTied, who: str) -> None:
     """Refuse a loss of A x where A is learned as well: it could be made small by A alone.
 
     Raises:

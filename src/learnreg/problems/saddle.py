@@ -26,12 +26,11 @@ from ..core.guards import check_parts
 from ..core.measured import Measured, Native, measured
 from ..core.offers import effort_of
 from ..core.params import trainable
+from ..core.protocols import Blocks
 from ..core.ranges import absent, check_number
 from ..operators.physics import LinearMap, TiedMap
 from .fidelity import L2, SaddleDataTerm, WeightedL2, as_data_term
 from .tied import ModuleLike, Tied
-
-Blocks = tuple[Tensor, ...]
 
 THEOREMS = ("gap", "residual", "kkt")
 """Names of the certificates, in the order of their codes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar, Generic, Self, TypeVar, cast
+from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ class Tied(nn.Module, Generic[R, D]):
         return state
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no types here
         self._operator = LinearMap(self.physics)
 
     @property
@@ -213,3 +213,7 @@ class Tied(nn.Module, Generic[R, D]):
 
 DATA_PARAMETERS = frozenset({"weights"})
 """Parameters per image that belong to the data term."""
+
+
+AnyTied: TypeAlias = Tied[Any, Any]
+"""Where an energy is one of either kind."""

@@ -82,14 +82,14 @@ def _place(cls: type) -> tuple[str, str]:
     return cls.__module__, cls.__qualname__
 
 
-def from_spec(spec: Mapping[str, Any]) -> Regularizer | SaddleRegularizer:
+def from_spec(spec: Mapping[str, object]) -> Regularizer | SaddleRegularizer:
     """Rebuild a regularizer from its ``spec()``; its parameters are start values until theta is
     set.
 
     Raises:
         ModelFileError: an unknown type or arguments that do not fit it.
     """
-    arguments = dict(spec)
+    arguments: dict[str, Any] = dict(spec)
     kind = arguments.pop("type", None)
     try:
         if kind == "Sum":
@@ -107,7 +107,7 @@ def from_spec(spec: Mapping[str, Any]) -> Regularizer | SaddleRegularizer:
         ) from error
 
 
-def _term(spec: Mapping[str, Any]) -> Regularizer:
+def _term(spec: Mapping[str, object]) -> Regularizer:
     """One term of a sum."""
     # why a cast: only sums of such terms have a spec
     return cast(Regularizer, from_spec(spec))

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..core.asking import offers
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
 from ..core.errors import InputError, MissingPropertyError
@@ -188,7 +189,7 @@ def _near(r: Regularizer, x: Tensor) -> tuple[Tensor, Tensor]:
     """mu and L (b,) float64 of one term: its bounds, or what they are around x."""
     bounds = r.bounds_for(x)
     declared = math.isfinite(bounds.mu.value + bounds.L.value)
-    if isinstance(r, CurvatureNear) and not declared:
+    if offers(r, CurvatureNear) and not declared:
         return r.curvature_near(x)
 
     like = torch.ones(x.shape[0], dtype=torch.float64, device=x.device)

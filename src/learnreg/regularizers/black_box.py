@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..core.asking import offers
 from ..core.batch import dot
 from ..core.bounds import Bound, Curvature
 from ..core.errors import InputError
@@ -37,7 +38,6 @@ class AutogradHessian:
         return AutogradHessian(self.box, self.x[index])
 
 
-@runtime_checkable
 class _Prior(Protocol):
     """A prior of deepinv says whether it has a value."""
 
@@ -71,7 +71,7 @@ class BlackBox(Regularizer):
                 expected="an nn.Module with one value per image",
                 remedy="Wrap a function as deepinv.optim.Prior(g=function).",
             )
-        if isinstance(module, _Prior) and not module.explicit_prior:
+        if offers(module, _Prior) and not module.explicit_prior:
             raise InputError(
                 "module",
                 given=f"{type(module).__name__}, an implicit prior, which has no value",

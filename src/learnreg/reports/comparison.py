@@ -42,7 +42,7 @@ class Comparison:
     """
 
     def __init__(
-        self, runs: Sequence[ComparedRun], settings: Mapping[str, Any] | None = None
+        self, runs: Sequence[ComparedRun], settings: Mapping[str, object] | None = None
     ) -> None:
         if not runs:
             raise InputError("runs", given="none", expected="at least one")
@@ -54,12 +54,13 @@ class Comparison:
                 given=f"{twice} for a second time",
                 expected="one run per learner, start and seed",
             )
-        self.runs, self.settings = tuple(runs), dict(settings or {})
+        self.runs = tuple(runs)
+        self.settings: dict[str, Any] = dict(settings or {})
         self.best = best_losses(self.runs)
 
     @classmethod
     def of(
-        cls, outcomes: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None = None
+        cls, outcomes: Sequence[Mapping[str, Any]], settings: Mapping[str, object] | None = None
     ) -> Comparison:
         """From tables with the fields of ``ComparedRun``; other keys are passed over."""
         runs = []

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Figure
 from matplotlib.image import imsave
-from matplotlib.lines import Line2D
+from matplotlib.lines import Line2D as Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from matplotlib.typing import LineStyleType
+from matplotlib.ticker import FuncFormatter as FuncFormatter
+from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import MaxNLocator as MaxNLocator
+from matplotlib.typing import LineStyleType as LineStyleType
 from torch import Tensor
 
 from ..core import Evaluation, RunRecord

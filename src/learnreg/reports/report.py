@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -28,7 +28,9 @@ from ..core import (
     StopReason,
     summarize,
 )
+from ..core.asking import offers
 from ..core.files import write_atomically
+from ..core.objective import Row
 from ..core.words import slug
 from .folder import made
 from .words import evidence, reason, sentence, show
@@ -50,7 +52,6 @@ class LearnedRun(Protocol):
     def theta(self) -> Tensor: ...
 
 
-@runtime_checkable
 class _Filtered(Protocol):
     """A run that knows the filters it has learned."""
 
@@ -137,14 +138,12 @@ class Report:
     def _first(self) -> Evaluation:
         return next(iter(self.evaluations.values()))
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Row]:
         """One row for the noisy input and one per method; what does not apply or is not known is
         None.
         """
 
-        def row(
-            name: str, evaluation: Evaluation, suffix: str = "", **learned: object
-        ) -> dict[str, Any]:
+        def row(name: str, evaluation: Evaluation, suffix: str = "", **learned: object) -> Row:
             values = {}
             for metric in ("psnr", "ssim"):
                 values[metric] = evaluation.mean(f"{metric}{suffix}")
@@ -229,7 +228,7 @@ class Report:
 
     __repr__ = __str__
 
-    def pm(self, row: Mapping[str, Any], key: str, digits: int) -> str:
+    def pm(self, row: Row, key: str, digits: int) -> str:
         """Mean ± spread over the held-out images; one image has no spread."""
         single = len(self._first.psnr) == 1
         return show(row[key], digits) + (
@@ -399,10 +398,10 @@ class Report:
 
 def _filters(run: LearnedRun) -> Mapping[str, Tensor] | None:
     """What a run says of its filters."""
-    return run.filters if isinstance(run, _Filtered) else None
+    return run.filters if offers(run, _Filtered) else None
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _flat(data: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as (dotted name, printed value)."""
     pairs: list[tuple[str, str]] = []
     for key, value in data.items():

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -134,7 +135,7 @@ def _feed_code(digest: Digest, code: CodeType) -> None:
 
 
 def save_checkpoint(
-    folder: Path, packed: Packed, thetas: list[Tensor], header: dict[str, Any]
+    folder: Path, packed: Packed, thetas: list[Tensor], header: Mapping[str, object]
 ) -> None:
     """Write ``folder/checkpoint.safetensors``."""
     tensors = packed.tensors | {"thetas": torch.stack([t.to(thetas[-1].dtype) for t in thetas])}

@@ -8,16 +8,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
+from ..core.asking import offers
 from ..core.batch import norm
 from ..core.errors import InputError, SolveError
 from ..core.files import load_tensors, save_tensors
 from ..core.guards import check_measured, check_pairs, isolated
 from ..core.measured import Measured, Native, complex_channels
+from ..core.offers import Filters
 from ..core.results import Evaluation, RunRecord, Solution, StopReason
 from ..metrics import Scale, psnr, scale_of, ssim
 from ..models import load_model, save_model
@@ -33,25 +35,16 @@ larger.
 """
 
 
-@runtime_checkable
 class Learnable(Protocol):
     """An energy with parameters."""
 
     def with_theta(self, theta: Tensor) -> Self: ...
 
 
-@runtime_checkable
 class Probed(Protocol):
     """An energy whose operator is probed before it is trusted."""
 
     def untrusted(self) -> Self: ...
-
-
-@runtime_checkable
-class Filtering(Protocol):
-    """A regularizer with filters to be looked at."""
-
-    def filters(self) -> dict[str, Tensor]: ...
 
 
 class TruePairs(PairsLike, Protocol):
@@ -61,7 +54,6 @@ class TruePairs(PairsLike, Protocol):
     def x(self) -> Tensor: ...
 
 
-@runtime_checkable
 class Named(Protocol):
     """Pairs that know where their images come from."""
 
@@ -90,12 +82,11 @@ class Run:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if isinstance(self.energy, Learnable):
+        if offers(self.energy, Learnable):
             learned = self.energy.with_theta(self.theta)
             # an operator that was learned is probed again before anything is certified with it
-            if isinstance(learned, Probed):
-                learned = learned.untrusted()
-            object.__setattr__(self, "energy", learned)
+            unproven = learned.untrusted() if offers(learned, Probed) else learned
+            object.__setattr__(self, "energy", unproven)
 
     @property
     def trained(self) -> Any:
@@ -107,7 +98,7 @@ class Run:
         """Learned filters for reports, or None."""
         parts = dict(self.trained.named_children()) if isinstance(self.trained, nn.Module) else {}
         regularizer = parts.get("regularizer")
-        return regularizer.filters() if isinstance(regularizer, Filtering) else None
+        return regularizer.filters() if offers(regularizer, Filters) else None
 
     @isolated
     def reconstruct(
@@ -154,12 +145,12 @@ class Run:
                 ``check_certificate``).
         """
         check_pairs(pairs)
-        params = pairs.params if isinstance(pairs, WithParams) else None
+        params = pairs.params if offers(pairs, WithParams) else None
         data = Measured(pairs.y, params) if params else pairs.y
         solution = self.reconstruct(data, eps, throw=False)
         seen = self._seen(data, solution.value)
         scale = scale_of(pairs.x, together=True)
-        named = pairs.names if isinstance(pairs, Named) else None
+        named = pairs.names if offers(pairs, Named) else None
         names = named or tuple(f"image {i}" for i in range(len(pairs)))
         quality = [
             _measured(metric, image, pairs.x, scale)

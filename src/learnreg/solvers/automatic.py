@@ -7,14 +7,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.asking import offers
 from ..core.bounds import constants_of
 from ..core.cost import Cost
+from ..core.offers import offers_averages
 from ..core.protocols import AnySolver, Potential
 from ..linear.precondition import Preconditioner
 from .agd import AGD
 from .lbfgs import LBFGS, averaged
 from .nmapg import NmAPG
-from .offers import Averaged, AverageTelling, Priced
+from .offers import Priced
 
 OWN_WORK = {"agd": 6.0, "lbfgs": 35.0}
 """What a step costs besides its gradient, in operations on one vector of pixels (measured)."""
@@ -36,7 +38,7 @@ def automatic(f: Potential) -> tuple[AnySolver, str]:
 
     kappa, gradient = _condition(f), _effort(f)
     saved = kappa ** (1 / 9) * (gradient + OWN_WORK["agd"])
-    if _averages(f) and gradient + OWN_WORK["lbfgs"] < saved:
+    if offers_averages(f) and gradient + OWN_WORK["lbfgs"] < saved:
         return (
             LBFGS(),
             f"lbfgs (auto: L/mu = {kappa:.0f}, preconditioned steps are fewer and pay off)",
@@ -52,7 +54,7 @@ def adjoint_preconditioner(f: Potential, x: Tensor) -> tuple[Preconditioner | No
     more than 10.
     """
     product = _effort(f) + 10
-    if _averages(f) and product + 8 < _condition(f) ** (1 / 14) * product:
+    if offers_averages(f) and product + 8 < _condition(f) ** (1 / 14) * product:
         return averaged(f, x)
     return None, Cost()
 
@@ -69,10 +71,4 @@ def _condition(f: Potential) -> float:
 
 
 def _effort(f: Potential) -> float:
-    return f.effort() if isinstance(f, Priced) else PLAIN_GRADIENT
-
-
-def _averages(f: Potential) -> bool:
-    if not isinstance(f, Averaged):
-        return False
-    return f.averages if isinstance(f, AverageTelling) else True
+    return f.effort() if offers(f, Priced) else PLAIN_GRADIENT

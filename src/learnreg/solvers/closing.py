@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..core.asking import offers
 from ..core.batch import norm
 from ..core.bounds import Constants, constants_of
 from ..core.certificates import distance_from_gradient
@@ -127,7 +128,7 @@ def rounding_of(f: Potential, x: Tensor) -> Tensor:
 
     A potential that does not tell gets four units of L ||x||.
     """
-    if isinstance(f, Rounded):
+    if offers(f, Rounded):
         return f.rounding(x)
 
     L = constants_of(f).L

@@ -17,14 +17,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.asking import offers
 from ..core.batch import dot, expand, norm, select_fields
 from ..core.bounds import constants_of
 from ..core.cost import Cost
+from ..core.offers import Averaged
 from ..core.protocols import Potential
 from ..core.ranges import check_number, tidy
 from ..linear.circulant import ImagePreconditioner, preconditioner
 from .linesearch import accepts, shorter, watch
-from .offers import Averaged
 
 REJECTIONS = 12
 """Rejected trials in a row after which the history of an image is dropped."""
@@ -165,7 +166,7 @@ def _blind(f: Potential, g: Tensor) -> Tensor:
 
 def averaged(f: Potential, x: Tensor) -> tuple[ImagePreconditioner | None, Cost]:
     """The preconditioner at x and what it cost; None where the potential offers no averages."""
-    mean = f.mean_curvature(x) if isinstance(f, Averaged) else None
+    mean = f.mean_curvature(x) if offers(f, Averaged) else None
     if mean is None:
         return None, Cost()
     return preconditioner(mean), Cost(linearizations=x.shape[0])

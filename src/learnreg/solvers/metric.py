@@ -23,6 +23,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.asking import offers
 from ..core.batch import expand, norm
 from ..core.protocols import Blocks, SplitSaddle
 from .offers import Majorized
@@ -123,7 +124,7 @@ class Metric:
         None where f offers none: it tells by ``majorants`` the symbols, or None where a metric is
         not worth it.
         """
-        symbols = f.majorants() if isinstance(f, Majorized) else None
+        symbols = f.majorants() if offers(f, Majorized) else None
         if symbols is None:
             return None
         dual = []

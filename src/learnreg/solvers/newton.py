@@ -22,15 +22,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..core.asking import offers
 from ..core.batch import dot, expand, norm, select_fields
 from ..core.cost import Cost
 from ..core.errors import MissingPropertyError
+from ..core.offers import DualVariable
 from ..core.protocols import Hessian, Potential
 from ..core.ranges import check_fraction, check_number, tidy
 from ..linear.cg import cg
 from .lbfgs import averaged
 from .linesearch import accepts, shorter, watch
-from .offers import DualVariable
 
 TRIALS = 12
 """Trials of one line search; the last is taken as it is, and an image that does not improve ends as
@@ -115,7 +116,7 @@ class PrimalDualNewton:
 
     def init(self, f: DualPotential, x0: Tensor) -> NewtonState:
         """One gradient, and p = s'(u), at x0."""
-        if not isinstance(f, DualVariable):
+        if not offers(f, DualVariable):
             raise MissingPropertyError(
                 "energy",
                 given=f"a {type(f).__name__} with no dual_start, dual_linearize, dual_update",

@@ -1,21 +1,19 @@
 """What a potential or a saddle function may offer besides what it must: each saves work or sharpens
-a number, and none is needed.
+a number, and none is needed. What regularizers offer as well is in ``core.offers``.
 
-One member each, so that asking costs next to nothing: ``isinstance(f, Averaged)``.
+One member each, so that asking costs next to nothing: ``offers(f, Started)``.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from ..core.cost import Cost
-from ..core.curvature import MeanCurvature
-from ..core.protocols import Blocks, Hessian
+from ..core.protocols import Blocks
 
 
-@runtime_checkable
 class Certifying(Protocol):
     """Certifies its own points: what tells a saddle function from a potential."""
 
@@ -25,14 +23,12 @@ class Certifying(Protocol):
 # --- at the front door ----------------------------------------------------------------------------
 
 
-@runtime_checkable
 class Started(Protocol):
     """Knows a good start: saves the A^T y that the energy would need for it."""
 
     def first(self) -> Tensor: ...
 
 
-@runtime_checkable
 class Backprojected(Protocol):
     """Keeps A^T y: the shape and type of images, without another A^T y."""
 
@@ -40,7 +36,6 @@ class Backprojected(Protocol):
     def back(self) -> Tensor: ...
 
 
-@runtime_checkable
 class Billed(Protocol):
     """Says what tying it to its data has cost: the bill of a solve is complete."""
 
@@ -61,7 +56,6 @@ class LaidOut(Protocol):
     def layout(self) -> ImageLayout: ...
 
 
-@runtime_checkable
 class Operated(Protocol):
     """Names its operator: solutions come back in the layout of the physics."""
 
@@ -72,21 +66,18 @@ class Operated(Protocol):
 # --- on accuracy ----------------------------------------------------------------------------------
 
 
-@runtime_checkable
 class Noisy(Protocol):
     """Rounding of a gradient over machine epsilon times ||x||: float64 is used where it pays."""
 
     def noise(self) -> float: ...
 
 
-@runtime_checkable
 class Rounded(Protocol):
     """Bounds what rounding makes of a gradient norm at x, (b,): certificates pay no more."""
 
     def rounding(self, x: Tensor) -> Tensor: ...
 
 
-@runtime_checkable
 class Constrained(Protocol):
     """Says that iterates never reach its domain: refused at the start, not after many steps."""
 
@@ -94,7 +85,6 @@ class Constrained(Protocol):
     def constrained(self) -> bool: ...
 
 
-@runtime_checkable
 class Measuring(Protocol):
     """Its certificate bounds something else than a distance: solutions name it."""
 
@@ -105,47 +95,18 @@ class Measuring(Protocol):
 # --- on speed -------------------------------------------------------------------------------------
 
 
-@runtime_checkable
 class Priced(Protocol):
     """What a gradient costs, in operations on one vector of pixels: ``auto`` chooses better."""
 
     def effort(self) -> float: ...
 
 
-@runtime_checkable
-class Averaged(Protocol):
-    """Averages of the Hessian around x, None where unknown: preconditioned steps are fewer."""
-
-    def mean_curvature(self, x: Tensor) -> MeanCurvature | None: ...
-
-
-@runtime_checkable
-class AverageTelling(Protocol):
-    """Whether ``mean_curvature`` has an answer: ``auto`` knows without an x."""
-
-    @property
-    def averages(self) -> bool: ...
-
-
-@runtime_checkable
-class DualVariable(Protocol):
-    """Slopes of its kinks as variables of their own: the primal-dual Newton method applies."""
-
-    def dual_start(self, x: Tensor) -> Blocks: ...
-
-    def dual_linearize(self, x: Tensor, dual: Blocks) -> Hessian: ...
-
-    def dual_update(self, x: Tensor, dual: Blocks, move: Tensor) -> Blocks: ...
-
-
-@runtime_checkable
 class Majorized(Protocol):
     """Symbols of circulants >= K_ju^T K_ju, None where not worth it: steps in a metric."""
 
     def majorants(self) -> tuple[Tensor, ...] | None: ...
 
 
-@runtime_checkable
 class Halved(Protocol):
     """The gap in two parts (b,), of x and of p: step sizes balance them."""
 

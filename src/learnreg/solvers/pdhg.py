@@ -33,6 +33,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..core.asking import offers
 from ..core.batch import expand
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
@@ -285,7 +286,7 @@ class PDHG:
     def _followed(self, s: PDHGState) -> PDHGState:
         """t after a look at how far x and p have moved since the last one."""
         window = _longer(s.window)
-        if s.steps.gamma <= 0 and isinstance(s.f, Halved):
+        if s.steps.gamma <= 0 and offers(s.f, Halved):
             of_primal, of_dual = s.f.halves(s.x, s.p, s.kx, s.ktp)
             ratio = (of_primal / of_dual).sqrt().clamp(1 / LARGEST_CHANGE, LARGEST_CHANGE)
             return replace(

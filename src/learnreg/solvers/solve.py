@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..core.asking import offers
 from ..core.batch import check_images, norm, per_image
 from ..core.bounds import Kind, constants_of
 from ..core.cost import Cost
@@ -148,7 +149,7 @@ def _tied(
     if x0 is None:
         potential = energy.at(data)
         # ours know their start without another A^T y
-        start = potential.first() if isinstance(potential, Started) else energy.start(data)
+        start = potential.first() if offers(potential, Started) else energy.start(data)
         return potential, start
 
     check_images(x0, "x0")
@@ -171,7 +172,7 @@ def _check_start(
     Raises:
         InputError: says both.
     """
-    like = potential.back if isinstance(potential, Backprojected) else energy.start(data)
+    like = potential.back if offers(potential, Backprojected) else energy.start(data)
     packed = x0.dim() == 2 and like.dim() > 2
     if not packed and (x0.dtype != like.dtype or x0.shape != like.shape):
         raise InputError(
@@ -183,13 +184,13 @@ def _check_start(
 
 def _shown(potential: Potential | Saddle, x: Tensor) -> Tensor:
     """Real images as what the physics calls images."""
-    return potential.operator.layout.image_out(x) if isinstance(potential, Operated) else x
+    return potential.operator.layout.image_out(x) if offers(potential, Operated) else x
 
 
 def spent_on(f: object) -> Cost:
     """What tying a potential to its data has cost: checks and norms of the operator."""
     # a potential of one's own may call something else so
-    return f.spent if isinstance(f, Billed) and isinstance(f.spent, Cost) else Cost()
+    return f.spent if offers(f, Billed) and isinstance(f.spent, Cost) else Cost()
 
 
 @torch.no_grad()

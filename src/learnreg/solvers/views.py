@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple, NoReturn, Protocol, TypeGuard, cast
 import torch
 from torch import Tensor
 
+from ..core.asking import offers
 from ..core.batch import norm
 from ..core.bounds import Bound, constants_of
 from ..core.errors import MissingPropertyError
@@ -152,7 +153,7 @@ class View(Protocol):
 
 def is_saddle(f: object) -> TypeGuard[Saddle]:
     """Whether ``f`` is a saddle function (it certifies its own points) and no potential."""
-    return isinstance(f, Certifying)
+    return offers(f, Certifying)
 
 
 def view_of(f: Potential | Saddle) -> View:
@@ -215,7 +216,7 @@ class SmoothView:
 
     def near_rounding(self, eps: Tensor, z: Tensor, measure: Measure) -> Tensor:
         constants = constants_of(self.f)
-        noise = self.f.noise() if isinstance(self.f, Noisy) else NEAR_ROUNDING * constants.L
+        noise = self.f.noise() if offers(self.f, Noisy) else NEAR_ROUNDING * constants.L
         target = constants.mu * eps if measure == "distance" else eps
         return target < noise * torch.finfo(z.dtype).eps * norm(z).double()
 
@@ -310,7 +311,7 @@ class SaddleView:
     def require_strong_convexity(self) -> float:
         mu = self.f.bounds().mu
         _require_mu(mu, "Give SaddleEnergy a tikhonov > 0, for example 1e-3.")
-        if isinstance(self.f, Constrained) and self.f.constrained:
+        if offers(self.f, Constrained) and self.f.constrained:
             raise MissingPropertyError(
                 "energy",
                 given="a constraint K x = 0, which iterates only approach",
@@ -346,7 +347,7 @@ class SaddleView:
         return tuple(self.f.theorems[i] for i in codes.tolist())
 
     def measured(self, measure: Measure) -> Measure:
-        return self.f.measure if isinstance(self.f, Measuring) else measure
+        return self.f.measure if offers(self.f, Measuring) else measure
 
 
 def _require_mu(mu: Bound, remedy: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..core.batch import norm
-from ..core.protocols import Solver
+from ..core.protocols import AnySolver
 from ..problems import Energy
 from ..solvers import solve
 from .minimizers import truth
@@ -60,7 +60,7 @@ def honesty(
     y: Tensor,
     eps: float | Iterable[float],
     *,
-    solver: str | Solver = "auto",
+    solver: str | AnySolver = "auto",
     budget: int | None = None,
 ) -> list[Row]:
     """Solve to each accuracy and measure the true distances.
@@ -105,7 +105,7 @@ def check_honesty(
     y: Tensor,
     eps: float | Iterable[float],
     *,
-    solver: str | Solver = "auto",
+    solver: str | AnySolver = "auto",
     budget: int | None = None,
 ) -> None:
     """``honesty``, as an assertion.

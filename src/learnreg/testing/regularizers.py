@@ -408,7 +408,8 @@ def _spec(r: Candidate, x: Tensor, name: str) -> list[str]:
 
 
 def _rebuilt(r: Candidate, spec: dict[str, object]) -> Candidate:
-    if type(r) in (Sum, Scaled) or type(r) in KNOWN_CLASSES.values():
+    kind: type[object] = type(r)
+    if kind in (Sum, Scaled, *KNOWN_CLASSES.values()):
         return cast(Candidate, from_spec(spec))
     spec.pop("type")
     return type(r)(**spec)
