@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from learnreg.core.maps import Posed, SolutionMap
+from learnreg.core.maps import Ask, Posed, SolutionMap
 from learnreg.core.results import Hypergradient, Solution
 from learnreg.hypergradients.evaluate import Problem, pulled
 
@@ -18,4 +18,4 @@ def gradient_of(
     adjoint: Tensor | None = None,
 ) -> Hypergradient:
     """Of the mean upper loss at ``solution``, by ``strategy``."""
-    return pulled(strategy, problem, Posed(energy, problem.data), solution, delta, adjoint)
+    return pulled(strategy, problem, Posed(energy, problem.data), solution, Ask(delta, adjoint))

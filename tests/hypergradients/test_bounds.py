@@ -15,7 +15,7 @@ from tests.regularizers.cases import ENERGIES, Pairs, denoising, foe, newton, pr
 from torch import Tensor
 
 from learnreg.core.bounds import Bound, Curvature
-from learnreg.core.maps import Posed
+from learnreg.core.maps import Ask, Posed
 from learnreg.hypergradients import Implicit, hypergradient
 from learnreg.hypergradients.error_bound import adjoint_bound, constants_bound, corrected_bracket
 from learnreg.problems import BilevelProblem, SquaredError, gallery
@@ -388,6 +388,6 @@ def test_a_residual_that_is_not_finite_certifies_nothing():
     x = p.pairs.x.clone()
     x[1, 0, 0, 0] = math.inf
     upper = tied_loss(p.loss, x)  # a problem would refuse it
-    result = Implicit().pull(Posed(energy, p.pairs.y), solution, upper, 1e-3)
+    result = Implicit().pull(Posed(energy, p.pairs.y), solution, upper, Ask(1e-3))
     assert result.certified is not None and not result.status[1].ok
     assert result.certified.isfinite().tolist() == [i != 1 for i in range(p.size)]

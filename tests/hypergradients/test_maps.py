@@ -24,7 +24,7 @@ from torch.nn import functional as F
 import learnreg as lr
 from learnreg.core.errors import InputError, MissingPropertyError
 from learnreg.core.grants import Grants
-from learnreg.core.maps import Cotangent, Limits, Posed, SolutionMap, Upper
+from learnreg.core.maps import Ask, Cotangent, Limits, Posed, SolutionMap, Upper
 from learnreg.core.params import flatten, trainable
 from learnreg.hypergradients import Implicit, JacobianFree, JointPiggyback, Piggyback, Unrolled
 from learnreg.hypergradients.layer import REMEMBERED
@@ -114,7 +114,7 @@ def pulled(chosen: SolutionMap, c: Case, eps: float, delta: float = 1e-10):
     """The solution of the map and its pullback."""
     posed = Posed(c.energy, c.y)
     solution = chosen.solve(posed, eps, None, Limits(), c.upper).raise_if_failed()
-    return solution, chosen.pull(posed, solution, c.upper, delta, error="none", data=True)
+    return solution, chosen.pull(posed, solution, c.upper, Ask(delta, error="none", data=True))
 
 
 def assert_close(found: Tensor, expected: Tensor, relative: float) -> None:
@@ -267,8 +267,8 @@ def test_the_data_are_differentiated_only_when_asked(name):
     c = case(view, "denoising", "squared")
     posed = Posed(c.energy, c.y)
     solution = chosen.solve(posed, 1e-3, None, Limits(), c.upper)
-    without = chosen.pull(posed, solution, c.upper, 1e-4)
-    with_data = chosen.pull(posed, solution, c.upper, 1e-4, data=True)
+    without = chosen.pull(posed, solution, c.upper, Ask(1e-4))
+    with_data = chosen.pull(posed, solution, c.upper, Ask(1e-4, data=True))
     assert without.data is None and with_data.data.shape == c.y.shape
     assert torch.equal(without.theta, with_data.theta)
     assert chosen.view == view and Grants.DATA | Grants.GRADIENT in chosen.grants
@@ -304,7 +304,7 @@ def test_the_backward_pass_is_the_pullback(name, physics):
     solution = chosen.solve(posed, model.eps, None, Limits())
     assert torch.equal(model(y).detach(), solution.value)
     delta = model.relative_delta * c.c.flatten(1).norm(dim=1)
-    expected = chosen.pull(posed, solution, c, delta, error="none", data=True)
+    expected = chosen.pull(posed, solution, c, Ask(delta, error="none", data=True))
     torch.testing.assert_close(found[0], expected.theta, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(found[1], expected.data, rtol=1e-12, atol=1e-14)
 
@@ -537,7 +537,7 @@ def test_maps_for_energies_of_the_other_kind_are_refused_before_anything_is_solv
     posed = Posed(c.energy, c.y)
     with pytest.raises(MissingPropertyError, match=natural):
         solution = chosen.solve(posed, 1e-2, None, Limits())
-        chosen.pull(posed, solution, c.upper, 1e-2)
+        chosen.pull(posed, solution, c.upper, Ask(1e-2))
 
 
 def test_what_is_no_map_is_refused():

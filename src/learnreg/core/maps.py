@@ -169,6 +169,23 @@ class Limits:
 
 
 @dataclass(frozen=True, eq=False)
+class Ask:
+    """What is asked of a pullback.
+
+    Attributes:
+        delta: residual of the linear system per image, absolute.
+        warm: ``Pullback.adjoint`` of a pull nearby.
+        error: what to find out about the error; as configured when None.
+        data: differentiate with respect to the measurements as well.
+    """
+
+    delta: float | Tensor
+    warm: Tensor | None = None
+    error: ErrorWord | None = None
+    data: bool = False
+
+
+@dataclass(frozen=True, eq=False)
 class Pullback:
     """A cotangent pulled back through a solution map.
 
@@ -223,23 +240,6 @@ class SolutionMap(Protocol):
         """
         ...
 
-    def pull(
-        self,
-        posed: Posed,
-        solution: Solution,
-        upper: Upper,
-        delta: float | Tensor,
-        warm: Tensor | None = None,
-        error: ErrorWord | None = None,
-        *,
-        data: bool = False,
-    ) -> Pullback:
-        """The derivative of sum_i g_i(x_i) at a solution of ``solve``.
-
-        Args:
-            delta: residual of the linear system per image, absolute.
-            warm: ``Pullback.adjoint`` of a pull nearby.
-            error: what to find out about the error; as configured when None.
-            data: differentiate with respect to the measurements as well.
-        """
+    def pull(self, posed: Posed, solution: Solution, upper: Upper, ask: Ask) -> Pullback:
+        """The derivative of sum_i g_i(x_i) at a solution of ``solve``."""
         ...

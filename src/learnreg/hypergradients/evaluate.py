@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ..core.batch import per_image
 from ..core.guards import check_problem, check_strategy, isolated
-from ..core.maps import Level, Limits, Posed, SolutionMap, Upper
+from ..core.maps import Ask, Level, Limits, Posed, SolutionMap, Upper
 from ..core.measured import Measured
-from ..core.objective import ErrorWord
 from ..core.results import Hypergradient, Solution
 from ..solvers.select import check_solver
 from . import error_bound
@@ -79,7 +78,7 @@ def hypergradient(
 
     chosen = strategy or _with_estimate(natural_map(problem.energy))
     solution = chosen.solve(posed, eps, None, Limits(solver), first).raise_if_failed()
-    result = pulled(chosen, problem, posed, solution, delta, theta=theta)
+    result = pulled(chosen, problem, posed, solution, Ask(delta), theta=theta)
     return replace(result, cost=result.cost + solution.cost)
 
 
@@ -95,9 +94,7 @@ def pulled(
     problem: Problem,
     posed: Posed,
     solution: Solution,
-    delta: float | Tensor,
-    warm: Tensor | None = None,
-    error: ErrorWord | None = None,
+    ask: Ask,
     *,
     theta: Tensor | None = None,
 ) -> Hypergradient:
@@ -106,11 +103,11 @@ def pulled(
     Args:
         posed: the lower level at the theta in question.
         solution: made by the ``solve`` of the same strategy.
-        warm, error: see ``core.maps.SolutionMap.pull``.
+        ask: accuracies, a warm start, what to find out about the error.
         theta: where the penalty is taken; the present parameters when None.
     """
     upper, size = problem.upper, solution.value.shape[0]
-    pull = strategy.pull(posed, solution, upper, delta, warm, error)
+    pull = strategy.pull(posed, solution, upper, ask)
 
     correction = None if pull.correction is None else pull.correction / size
     estimated = None if correction is None else error_bound.estimated_error(correction)

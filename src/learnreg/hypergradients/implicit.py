@@ -15,7 +15,7 @@ from ..core.batch import norm
 from ..core.cost import Cost
 from ..core.errors import MissingPropertyError
 from ..core.grants import STEADY, Grants
-from ..core.maps import Level, Limits, Mixed, Posed, Pullback, Upper, View
+from ..core.maps import Ask, Level, Mixed, Posed, Pullback, Upper, View
 from ..core.measured import Measured
 from ..core.objective import ErrorWord
 from ..core.params import trainable
@@ -26,11 +26,11 @@ from ..linear.cg import CG
 from ..linear.precondition import Preconditioner
 from ..solvers.select import adjoint_preconditioner
 from . import error_bound
-from .posed import solved
+from .posed import ToAccuracy
 
 
 @dataclass(frozen=True)
-class Implicit:
+class Implicit(ToAccuracy):
     """Hypergradient by the implicit function theorem and conjugate gradients.
 
     Args:
@@ -71,41 +71,20 @@ class Implicit:
         """Everything: solved to an accuracy, with an error that can be estimated and bounded."""
         return Grants.GRADIENT | Grants.ADAPTIVE | Grants.ESTIMATE | Grants.BOUND | STEADY
 
-    def solve(
-        self,
-        posed: Posed,
-        eps: float | Tensor,
-        start: Tensor | None,
-        limits: Limits,
-        upper: Upper | None = None,
-    ) -> Solution:
-        """See ``core.maps.SolutionMap``."""
-        return solved(posed, eps, start, limits)
-
-    def pull(
-        self,
-        posed: Posed,
-        solution: Solution,
-        upper: Upper,
-        delta: float | Tensor,
-        warm: Tensor | None = None,
-        error: ErrorWord | None = None,
-        *,
-        data: bool = False,
-    ) -> Pullback:
+    def pull(self, posed: Posed, solution: Solution, upper: Upper, ask: Ask) -> Pullback:
         """See ``core.maps.SolutionMap``.
 
         Raises:
             MissingPropertyError: the lower level is a saddle point.
         """
-        estimate, certify = self._asked(error)
+        estimate, certify = self._asked(ask.error)
         level = smooth_level(posed.energy, "Implicit")
         x = solution.value.detach()
         potential = smooth_potential(posed, x)
         hessian, slope = potential.linearize(x), upper.grad(x)
         P, spent = adjoint_preconditioner(potential, x)
 
-        system = self.linear(hessian, slope, delta, warm, P)
+        system = self.linear(hessian, slope, ask.delta, ask.warm, P)
         q, size = system.value, x.shape[0]
         theta = -mixed_product(level, x, posed.y, q, self.group)
         cost = spent + system.cost + Cost(mixed_products=size, linearizations=size)
@@ -130,7 +109,7 @@ class Implicit:
             cost,
             certified,
             correction,
-            level.data_adjoint(x, posed.y, q) if data else None,
+            level.data_adjoint(x, posed.y, q) if ask.data else None,
         )
 
     def _asked(self, error: ErrorWord | None) -> tuple[bool, bool]:

@@ -13,8 +13,7 @@ from ..core.batch import expand, norm
 from ..core.bounds import Constants, constants_of
 from ..core.cost import Cost
 from ..core.grants import STEADY, Grants
-from ..core.maps import Limits, Posed, Pullback, Upper, View
-from ..core.objective import ErrorWord
+from ..core.maps import Ask, Posed, Pullback, Upper, View
 from ..core.protocols import Hessian
 from ..core.ranges import check_flag, check_number, check_positive, tidy
 from ..core.results import Solution
@@ -22,11 +21,11 @@ from ..core.status import Status
 from ..solvers.iterate import require_strong_convexity
 from . import error_bound
 from .implicit import mixed_product, smooth_level, smooth_potential
-from .posed import solved
+from .posed import ToAccuracy
 
 
 @dataclass(frozen=True)
-class JacobianFree:
+class JacobianFree(ToAccuracy):
     """z = -J^T q with q = tau sum_{j < terms} (I - tau H)^j b, the Neumann series of H^-1 b cut
     off.
 
@@ -78,31 +77,12 @@ class JacobianFree:
         """Solved to an accuracy; the error is bounded, but by no number that delta makes small."""
         return Grants.GRADIENT | Grants.ADAPTIVE | STEADY
 
-    def solve(
-        self,
-        posed: Posed,
-        eps: float | Tensor,
-        start: Tensor | None,
-        limits: Limits,
-        upper: Upper | None = None,
-    ) -> Solution:
-        """See ``core.maps.SolutionMap``."""
-        return solved(posed, eps, start, limits)
-
     @torch.no_grad()
-    def pull(
-        self,
-        posed: Posed,
-        solution: Solution,
-        upper: Upper,
-        delta: float | Tensor,
-        warm: Tensor | None = None,
-        error: ErrorWord | None = None,
-        *,
-        data: bool = False,
-    ) -> Pullback:
-        """See ``core.maps.SolutionMap``. ``delta`` changes nothing but the status: an image whose
-        residual exceeds it has ``MAX_STEPS``. ``warm`` is not used; the series starts from zero.
+    def pull(self, posed: Posed, solution: Solution, upper: Upper, ask: Ask) -> Pullback:
+        """See ``core.maps.SolutionMap``.
+
+        ``ask.delta`` changes nothing but the status: an image whose residual exceeds it has
+        ``MAX_STEPS``. ``ask.warm`` is not used; the series starts from zero.
 
         Raises:
             MissingPropertyError: the lower level is not strongly convex, or L is unknown.
@@ -115,11 +95,11 @@ class JacobianFree:
         q, residual = self._series(potential.linearize(x), upper.grad(x), tau)
         theta = -mixed_product(level, x, posed.y, q, self.group)
         certified = None
-        if self.certify and error != "none":
+        if self.certify and ask.error != "none":
             certified = error_bound.pullback_error(
                 level, potential, x, q, solution.error, residual, upper
             )
-        wanted = torch.as_tensor(delta, device=residual.device).expand_as(residual)
+        wanted = torch.as_tensor(ask.delta, device=residual.device).expand_as(residual)
         return Pullback(
             theta,
             q,
@@ -127,7 +107,7 @@ class JacobianFree:
             tuple(_status(*pair) for pair in zip(residual.tolist(), wanted.tolist(), strict=True)),
             Cost(linearizations=size, hessian_products=self.terms * size, mixed_products=size),
             certified,
-            data=level.data_adjoint(x, posed.y, q) if data else None,
+            data=level.data_adjoint(x, posed.y, q) if ask.data else None,
         )
 
     def _step(self, constants: Constants, like: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ..core.batch import norm, per_image
 from ..core.errors import SolveError
 from ..core.grants import Grants
 from ..core.guards import check_energy, check_strategy, isolated
-from ..core.maps import Cotangent, Level, Limits, Posed, Pullback, SolutionMap
+from ..core.maps import Ask, Cotangent, Level, Limits, Posed, Pullback, SolutionMap
 from ..core.measured import Measured, Native
 from ..core.params import trainable
 from ..core.results import Solution
@@ -225,9 +225,7 @@ class _Solve(torch.autograd.Function):
             layer.posed(given.detach()),
             solution,
             Cotangent(upstream),
-            delta,
-            error="none",
-            data=for_data,
+            Ask(delta, error="none", data=for_data),
         )
         _check_pull(layer.strategy, pull)
 

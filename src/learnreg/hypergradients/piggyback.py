@@ -23,8 +23,7 @@ from ..core.certificates import distance_from_residuals
 from ..core.cost import Cost
 from ..core.errors import InputError
 from ..core.grants import STEADY, Grants
-from ..core.maps import Cotangent, Limits, Posed, Pullback, Upper, View
-from ..core.objective import ErrorWord
+from ..core.maps import Ask, Cotangent, Limits, Posed, Pullback, Upper, View
 from ..core.params import trainable
 from ..core.protocols import Blocks, SplitSaddle
 from ..core.ranges import check_flag, check_integer, check_positive, shown, tidy
@@ -33,7 +32,7 @@ from ..core.status import Status
 from ..solvers.pdhg import PDHG, block_steps
 from ..solvers.solve import solve_potential
 from .adjoint_saddle import linearized
-from .posed import solved
+from .posed import ToAccuracy
 from .saddle_bound import (
     SaddleConstants,
     adjoint_distances,
@@ -46,7 +45,7 @@ from .saddle_nouns import Tied, as_saddle, solved_state, tied_saddle
 
 
 @dataclass(frozen=True)
-class Piggyback:
+class Piggyback(ToAccuracy):
     """The hypergradient of a saddle point by the two-phase piggyback method, with its error.
 
     Args:
@@ -92,39 +91,18 @@ class Piggyback:
         """Everything: solved to an accuracy, with an error that can be estimated and bounded."""
         return Grants.GRADIENT | Grants.ADAPTIVE | Grants.ESTIMATE | Grants.BOUND | STEADY
 
-    def solve(
-        self,
-        posed: Posed,
-        eps: float | Tensor,
-        start: Tensor | None,
-        limits: Limits,
-        upper: Upper | None = None,
-    ) -> Solution:
-        """See ``core.maps.SolutionMap``."""
-        return solved(posed, eps, start, limits)
-
     @torch.no_grad()
-    def pull(
-        self,
-        posed: Posed,
-        solution: Solution,
-        upper: Upper,
-        delta: float | Tensor,
-        warm: Tensor | None = None,
-        error: ErrorWord | None = None,
-        *,
-        data: bool = False,
-    ) -> Pullback:
+    def pull(self, posed: Posed, solution: Solution, upper: Upper, ask: Ask) -> Pullback:
         """See ``core.maps.SolutionMap``; the adjoint is minus the packed (X, Y).
 
         Raises:
             MissingPropertyError: the lower level is no saddle point.
         """
-        estimate = self.estimate if error is None else error == "estimate"
-        certify = self.certify if error is None else error == "certify"
+        estimate = self.estimate if ask.error is None else ask.error == "estimate"
+        certify = self.certify if ask.error is None else ask.error == "certify"
         state = solved_state(posed, solution, "Piggyback")
         f = tied_saddle(posed, state, "Piggyback")
-        found = self._adjoint(f, upper, state, delta, None if warm is None else -warm)
+        found = self._adjoint(f, upper, state, ask.delta, None if ask.warm is None else -ask.warm)
 
         theta, size = mixed_saddle(f, state, found.value, self.group), state.shape[0]
         cost = found.cost + Cost(mixed_products=size, linearizations=size)
@@ -132,7 +110,7 @@ class Piggyback:
         correction = None
         if estimate:
             first = theta
-            theta, found, extra = self._polished(f, upper, state, solution, delta, found.value)
+            theta, found, extra = self._polished(f, upper, state, solution, ask.delta, found.value)
             correction, cost = first - theta, cost + extra
         return Pullback(
             theta,
@@ -142,7 +120,7 @@ class Piggyback:
             cost,
             certified,
             correction,
-            f.to_data(found.value) if data else None,
+            f.to_data(found.value) if ask.data else None,
         )
 
     def _adjoint(
@@ -427,18 +405,9 @@ class JointPiggyback:
         return f.pack(x, p), f.pack(X, Y)
 
     @torch.no_grad()
-    def pull(
-        self,
-        posed: Posed,
-        solution: Solution,
-        upper: Upper,
-        delta: float | Tensor,
-        warm: Tensor | None = None,
-        error: ErrorWord | None = None,
-        *,
-        data: bool = False,
-    ) -> Pullback:
-        """The derivative that the steps have arrived at; delta and warm play no part.
+    def pull(self, posed: Posed, solution: Solution, upper: Upper, ask: Ask) -> Pullback:
+        """The derivative that the steps have arrived at; ``ask`` only says whether to
+        differentiate in the data.
 
         A cotangent that ``solve`` did not know (autograd's) is taken along the same steps, from
         the data.
@@ -456,5 +425,5 @@ class JointPiggyback:
             torch.full((size,), float("nan"), dtype=torch.float64, device=z.device),
             solution.status,
             cost + Cost(mixed_products=size),
-            data=f.to_data(w) if data else None,
+            data=f.to_data(w) if ask.data else None,
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 
 from torch import Tensor
 
 from ..core.asking import offers
-from ..core.maps import Limits, Posed
+from ..core.maps import Ask, Limits, Posed, Pullback, Upper
 from ..core.protocols import Potential, Saddle
 from ..core.results import Solution
 from ..solvers.offers import Started
@@ -35,3 +36,22 @@ def solved(posed: Posed, eps: float | Tensor, start: Tensor | None, limits: Limi
         should_stop=limits.should_stop,
     )
     return replace(solution, cost=solution.cost + spent_on(f))
+
+
+class ToAccuracy(ABC):
+    """A solution map whose reconstructions are solved to the distance that is asked for."""
+
+    def solve(
+        self,
+        posed: Posed,
+        eps: float | Tensor,
+        start: Tensor | None,
+        limits: Limits,
+        upper: Upper | None = None,
+    ) -> Solution:
+        """See ``core.maps.SolutionMap``; the upper loss plays no part."""
+        return solved(posed, eps, start, limits)
+
+    @abstractmethod
+    def pull(self, posed: Posed, solution: Solution, upper: Upper, ask: Ask) -> Pullback:
+        """See ``core.maps.SolutionMap``."""

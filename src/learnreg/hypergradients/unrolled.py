@@ -28,8 +28,7 @@ from ..core.certificates import distance_from_gradient
 from ..core.cost import Cost
 from ..core.errors import MissingPropertyError
 from ..core.grants import STEADY, Grants
-from ..core.maps import Limits, Posed, Pullback, Upper, View
-from ..core.objective import ErrorWord
+from ..core.maps import Ask, Limits, Posed, Pullback, Upper, View
 from ..core.params import trainable
 from ..core.protocols import Potential
 from ..core.ranges import check_choice, check_integer, check_positive, tidy
@@ -167,17 +166,7 @@ class Unrolled:
         )
 
     @torch.no_grad()
-    def pull(
-        self,
-        posed: Posed,
-        solution: Solution,
-        upper: Upper,
-        delta: float | Tensor,
-        warm: Tensor | None = None,
-        error: ErrorWord | None = None,
-        *,
-        data: bool = False,
-    ) -> Pullback:
+    def pull(self, posed: Posed, solution: Solution, upper: Upper, ask: Ask) -> Pullback:
         """See ``core.maps.SolutionMap``; there is no linear system, and no error is known.
 
         ``start="data"`` repeats the forward pass: the iterates on the way are needed, and those of
@@ -194,10 +183,10 @@ class Unrolled:
         recursion = self._recursion(potential)
 
         end, points = self._forward(recursion, x0)
-        back = _Backward(self, recursion, level, posed, data, from_data)
+        back = _Backward(self, recursion, level, posed, ask.data, from_data)
         theta, q, to_data, first = back.run(points, upper.grad(end))
         if first is not None:  # x_0 is made from the data, by an operator that may be learned
-            more_theta, more_data = _through_start(posed, potential, first, data)
+            more_theta, more_data = _through_start(posed, potential, first)
             theta = theta + more_theta
             to_data = None if to_data is None else to_data + more_data
         unknown = torch.full((x0.shape[0],), torch.nan, dtype=torch.float64, device=x0.device)
@@ -317,9 +306,7 @@ def learns_start(level: MixedLevel) -> bool:
     return physics is not None and bool(trainable(physics))
 
 
-def _through_start(
-    posed: Posed, potential: Potential, slope: Tensor, data: bool
-) -> tuple[Tensor, Tensor]:
+def _through_start(posed: Posed, potential: Potential, slope: Tensor) -> tuple[Tensor, Tensor]:
     """The derivatives of <slope, x_0> in theta (d,) and in the real measurements, with x_0 = t A^T
     y and the t that fits the data best.
 

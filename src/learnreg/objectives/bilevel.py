@@ -14,7 +14,7 @@ from ..core.bounds import Kind
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
 from ..core.grants import Grants
-from ..core.maps import Level, Limits, Posed, SolutionMap
+from ..core.maps import Ask, Level, Limits, Posed, SolutionMap
 from ..core.meter import Meter, OutOfBudget
 from ..core.objective import ErrorWord, PerImage, Row, Value
 from ..core.packing import Packed
@@ -398,9 +398,7 @@ class Bilevel:
             self.problem,
             own.posed,
             own.solution,
-            delta,
-            warm,
-            error,
+            Ask(delta, warm, error),
             theta=own.theta,
         )
         self.meter.cost += result.cost
