@@ -240,10 +240,14 @@ class Comparison:
                 )
             )
         if (seeds := len(self.seeds)) > 1:
+            images = (
+                "All seeds have the same images; a seed decides what a learner draws at random."
+                if s.get("same_images")
+                else "Each seed is another problem with other images, so losses are compared "
+                "within a seed and start."
+            )
             notes.append(
-                "Each seed is another problem with other images, so losses are compared within a "
-                "seed and "
-                f"start. Two equally good learners would come in the same order with all {seeds} "
+                f"{images} Two equally good learners would come in the same order with all {seeds} "
                 "seeds by "
                 f"chance once in {2 ** (seeds - 1)} times."
             )

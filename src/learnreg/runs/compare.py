@@ -167,7 +167,8 @@ def compare(
         for seed in seeds
         for name, learner in learners.items()
     ]
-    return Outcome(_all(entries, executor, progress), _settings(budget, seeds, measure, solver))
+    settings = _settings(budget, seeds, measure, solver) | {"same_images": not callable(instance)}
+    return Outcome(_all(entries, executor, progress), settings)
 
 
 def _instance(
