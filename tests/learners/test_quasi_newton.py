@@ -315,7 +315,7 @@ def test_the_budget_of_work_ends_it_inside_a_step():
         (pictures, LBFGSB(box={"log_weight": [-3.1, -2.8]}), (1, 2, 4)),
         (lambda: pictures(broken(limit=-2.9)), LBFGSB(), (1, 2, 3)),
     ],
-    ids=str,
+    ids=["tight", "two pixels", "pictures", "FoE", "box", "broken"],
 )
 def test_a_run_in_parts_is_the_whole_run(make, learner, stops, tmp_path):
     whole = run(make(), learner, steps=stops[-1])
