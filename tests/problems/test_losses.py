@@ -14,6 +14,7 @@ from learnreg.core.batch import expand, norm
 from learnreg.core.bounds import Kind
 from learnreg.core.errors import InputError, MissingPropertyError
 from learnreg.core.maps import Upper
+from learnreg.core.measured import real_channels
 from learnreg.problems import BilevelProblem, Energy, gallery
 from learnreg.problems.losses import (
     Custom,
@@ -193,6 +194,71 @@ def test_a_function_without_a_derivative_or_of_the_wrong_shape_is_refused():
         WeightedSquaredError(-mask())
 
 
+def test_a_function_of_complex_images_sees_complex_images():
+    x, truth = (torch.complex(images(k), images(k + 1)) for k in (2, 5))
+    physics = deepinv.physics.Denoising()
+    pairs = lr.data.Pairs(truth, truth, physics, "abc")
+    energy = Energy(physics, TV(0.05, 0.1)).double()
+    problem = BilevelProblem(
+        energy, pairs, lambda a, b: (a.abs() - b.abs()).square().flatten(1).sum(dim=1)
+    )
+    wanted = (x.abs() - truth.abs()).square().flatten(1).sum(dim=1)
+    assert torch.allclose(problem.upper.value(real_channels(x)), wanted)
+    with pytest.raises(InputError, match="complex values"):
+        BilevelProblem(energy, pairs, lambda a, b: (a - b).flatten(1).sum(dim=1)).upper.value(
+            real_channels(x)
+        )
+
+
+def test_a_function_may_write_to_its_arguments_and_changes_nothing():
+    truth, x = images(1), images(2)
+    kept = truth.clone(), x.clone()
+
+    def rough(a: Tensor, b: Tensor) -> Tensor:
+        return (a.clamp_(0.2, 0.8) - b.clamp_(0.2, 0.8)).square().flatten(1).sum(dim=1)
+
+    upper = tied_loss(Custom(rough), truth)
+    upper.value(x), upper.grad(x), upper.bracket(x, torch.full((3,), 0.1).double())
+    assert torch.equal(truth, kept[0]) and torch.equal(x, kept[1])
+
+
+def test_weights_of_each_image_follow_the_batch():
+    weights, x = images(3), images(2)
+    upper = tied_loss(WeightedSquaredError(weights), images(1))
+    for index in (torch.tensor([2]), torch.tensor([2, 0])):
+        part = upper.select(index)
+        assert torch.allclose(part.value(x[index]), upper.value(x)[index])
+        assert torch.allclose(part.grad(x[index]), upper.grad(x)[index])
+    physics = deepinv.physics.Denoising(deepinv.physics.GaussianNoise(SIGMA))
+    train, _ = lr.data.pairs("phantoms", physics, size=16, split=(3, 1), seed=0)
+    each = WeightedSquaredError(torch.rand(train.x.shape))
+    problem = BilevelProblem(Energy(physics, TV(0.05, 0.1)), train, each)
+    lr.learn(problem, lr.Stochastic(batch=1), budget=lr.Budget(steps=1))
+    with pytest.raises(InputError, match="those of 2 images"):
+        BilevelProblem(Energy(physics, TV()), train, WeightedSquaredError(torch.ones(2, 1, 16, 16)))
+
+
+def test_what_goes_wrong_in_a_function_is_said_in_words():
+    network = torch.nn.Conv2d(1, 1, 3)
+    with pytest.raises(InputError, match=r"Wrap a network in an nn\.Module"):
+        tied_loss(Custom(lambda a, b: network(a - b).flatten(1).sum(1)), images(1)).value(images(2))
+    with pytest.raises(InputError, match="cannot be called with two images"):
+        Custom(lambda a: a)
+    with pytest.raises(InputError, match="take SSIM or"):
+        metric = deepinv.loss.metric.PSNR(train_loss=True)
+        tied_loss(Custom(metric), images(1)).grad(images(2))
+
+
+def test_a_loss_that_becomes_nan_ends_the_run_in_words():
+    physics = deepinv.physics.Denoising(deepinv.physics.GaussianNoise(SIGMA))
+    train, _ = lr.data.pairs("phantoms", physics, size=16, split=(2, 1), seed=0)
+    problem = BilevelProblem(
+        Energy(physics, TV()), train, lambda a, b: (a - b).flatten(1).sum(1) * math.nan
+    )
+    run = lr.learn(problem, lr.MAID(), budget=lr.Budget(steps=2))
+    assert run.stop.code == "not_finite" and "the loss is nan" in run.stop.sentence
+
+
 # --- without ground truth -------------------------------------------------------------------------
 
 
@@ -221,6 +287,23 @@ def test_sure_is_unbiased():
     gap = each - true
     assert abs(float(gap.mean())) < 4 * float(gap.std()) / 20
     assert float(each.mean()) == pytest.approx(float(true.mean()), rel=0.05)
+
+
+def test_sure_counts_what_is_measured_only():
+    """With a mask its mean is the mean squared error of the pixels that are seen."""
+    seen = (images(9, 1)[0] > 0.6).double()
+    physics = deepinv.physics.Inpainting(SHAPE[1:], mask=seen)
+    truth = images(1, 1).expand(300, -1, -1, -1)
+    noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(0), dtype=truth.dtype)
+    energy = smooth_energy(physics)
+    problem = BilevelProblem(energy, seen * (truth + SIGMA * noise), SURE(SIGMA))
+    x = lr.solve(energy, problem.data, 1e-6).value
+    values = problem.upper.value(x)
+    estimated = (values[:300] + values[300:]) / 2
+    true = (seen * (x[:300] - truth)).flatten(1).square().sum(dim=1) / seen.sum()
+    gap = estimated - true
+    assert abs(float(gap.mean())) < 4 * float(gap.std()) / math.sqrt(300)
+    assert float(estimated.mean()) > 0
 
 
 @pytest.mark.parametrize("loss", [SURE(SIGMA), Whiteness()], ids=["SURE", "whiteness"])
@@ -330,6 +413,12 @@ def test_what_cannot_be_judged_from_measurements_is_refused():
         BilevelProblem(energy, numbers(torch.rand(2, 1, 8, 8)), Whiteness())
     with pytest.raises(InputError, match="sigma"):
         SURE(0.0)
-    with pytest.raises(MissingPropertyError, match="smoothness"):
-        problem = BilevelProblem(smooth_energy(), images(1), Whiteness())
-        lr.learn(problem, lr.DFO(), budget=lr.Budget(steps=1))
+    for loss in (Whiteness(), SURE(SIGMA)):
+        with pytest.raises(MissingPropertyError, match="smoothness"):
+            problem = BilevelProblem(smooth_energy(), images(1), loss)
+            lr.learn(problem, lr.DFO(), budget=lr.Budget(steps=1))
+    with pytest.raises(InputError, match="neighbours"):
+        BilevelProblem(smooth_energy(), images(1)[..., :1, :1], Whiteness())
+    each = deepinv.physics.Inpainting(SHAPE[1:], mask=(images(9) > 0.4).double())
+    with pytest.raises(InputError, match=r"lr\.Measured\(y, \{'mask': physics\.mask\}\)"):
+        BilevelProblem(smooth_energy(each), each.A(images(1)), SURE(SIGMA))

@@ -98,6 +98,11 @@ class Upper(Protocol):
         """How well the bracket is known where distances are."""
         ...
 
+    @property
+    def signed(self) -> bool:
+        """Whether values may be negative."""
+        ...
+
     def value(self, x: Tensor) -> Tensor:
         """(b, ...) -> (b,)."""
         ...
@@ -124,6 +129,10 @@ class Cotangent:
     """The upper loss <c, x> per image: what autograd hands to a layer."""
 
     c: Tensor
+
+    @property
+    def signed(self) -> bool:
+        return True
 
     @property
     def smooth(self) -> Bound:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ..core.batch import per_image
+from ..core.errors import InputError
 from ..core.guards import check_problem, check_strategy, isolated
-from ..core.maps import Ask, Level, Limits, Posed, SolutionMap, Upper
+from ..core.maps import Ask, Level, Limits, Posed, Pullback, SolutionMap, Upper
 from ..core.measured import Measured
+from ..core.ranges import shown
 from ..core.results import Hypergradient, Solution
 from ..solvers.select import check_solver
 from . import error_bound
@@ -107,7 +109,8 @@ def pulled(
         theta: where the penalty is taken; the present parameters when None.
     """
     upper, size = problem.upper, solution.value.shape[0]
-    pull = strategy.pull(posed, solution, upper, ask)
+    at = problem.theta if theta is None else theta
+    pull = checked_pull(strategy, posed, solution, upper, ask, at.numel())
 
     correction = None if pull.correction is None else pull.correction / size
     estimated = None if correction is None else error_bound.estimated_error(correction)
@@ -117,7 +120,7 @@ def pulled(
         certified += float(torch.linalg.vector_norm(correction))
 
     lower, highest = upper.bracket(solution.value, solution.error)
-    penalty, slope = problem.penalty_at(problem.theta if theta is None else theta)
+    penalty, slope = problem.penalty_at(at)
     loss = float(upper.value(solution.value.double()).mean())
     return Hypergradient(
         pull.theta / size + slope.to(pull.theta),
@@ -132,3 +135,35 @@ def pulled(
         pull.status,
         pull.cost,
     )
+
+
+def checked_pull(
+    strategy: SolutionMap,
+    posed: Posed,
+    solution: Solution,
+    upper: Upper,
+    ask: Ask,
+    count: int,
+) -> Pullback:
+    """What a solution map of anybody's own gives, if it is a pullback to ``count`` parameters.
+
+    Raises:
+        InputError: something else.
+    """
+    pull = strategy.pull(posed, solution, upper, ask)
+    name, fits = type(strategy).__name__, isinstance(pull, Pullback)
+    if not fits:
+        raise InputError(
+            f"{name}.pull",
+            given=shown(pull),
+            expected="a learnreg.core.maps.Pullback",
+            remedy="Return Pullback(theta, adjoint, residual, status, cost).",
+        )
+    if pull.theta.shape != (count,):
+        raise InputError(
+            f"{name}.pull",
+            given=f"a derivative of shape {tuple(pull.theta.shape)}",
+            expected=f"shape ({count},), one entry per trainable parameter",
+            remedy="Sum over the images; leave requires_grad as it was in the forward pass.",
+        )
+    return pull

@@ -11,18 +11,20 @@ from deepinv.models import Reconstructor as DeepinvReconstructor
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from ..core.asking import offers
 from ..core.batch import norm, per_image
-from ..core.errors import SolveError
-from ..core.grants import Grants
+from ..core.errors import MissingPropertyError, SolveError
+from ..core.grants import Grants, check_needs
 from ..core.guards import check_energy, check_strategy, isolated
 from ..core.maps import Ask, Cotangent, Level, Limits, Posed, Pullback, SolutionMap
-from ..core.measured import Measured, Native
+from ..core.measured import Measured, Native, measured
 from ..core.params import trainable
 from ..core.results import Solution
 from ..core.status import Status, summarize
 from ..solvers.select import check_solver
 from ..solvers.solve import as_data
 from .choose import check_map, natural_map
+from .evaluate import checked_pull
 from .once import once
 
 REMEMBERED = 4
@@ -36,8 +38,12 @@ class Reconstructor(DeepinvReconstructor):
 
     Forward: the solution map, a solve to the certified distance eps unless another is chosen.
     Backward: its pullback; with ``Implicit`` the implicit function theorem, one CG solve per image
-    to a relative residual, memory independent of the number of iterations. ``Unrolled(K)`` makes it
-    a network of K steps, ``JacobianFree()`` one with a cheap backward pass.
+    to a relative residual, memory independent of the number of iterations. ``Unrolled(K,
+    step=tau)`` makes it a network of K steps, ``JacobianFree()`` one with a cheap backward pass.
+    These are what they are called: without ``step`` an unrolled network changes its step sizes with
+    theta and is differentiated at frozen ones, the gradients of ``JacobianFree`` are cut off, and
+    those of ``JointPiggyback`` are as far as its steps have come. Only ``Implicit`` and
+    ``Piggyback`` give the derivative of the minimizer to an accuracy.
     Parameters are those of the energy (regularizer, data term and physics), so torch.optim,
     Lightning and deepinv.Trainer work. A derivative of the derivative is refused.
 
@@ -83,7 +89,6 @@ class Reconstructor(DeepinvReconstructor):
         y: Native | Measured,
         physics: nn.Module | None = None,
         params: Mapping[str, Tensor] | None = None,
-        **kwargs: object,
     ) -> Tensor:
         """(b, ...) -> (b, c, h, w). Mixed precision is off in here, forwards and backwards.
 
@@ -91,12 +96,17 @@ class Reconstructor(DeepinvReconstructor):
             y: measurements, real or complex, or a TensorList.
             physics: replaces the one of the energy when given, as ``deepinv.Trainer`` does; its
                 tensors may hold one slice per image.
-            params: tensors of the operator per image, as in ``solve``.
+            params: tensors of the operator per image, as in ``solve``; they are not differentiated.
+
+        Raises:
+            MissingPropertyError: a gradient asked for that the solution map does not grant, or with
+                respect to ``params``.
         """
         if isinstance(y, Tensor) and y.dtype in (torch.float16, torch.bfloat16):
             y = y.float()  # what layers before this one make under autocast
         energy = self._energy(physics)
         data = as_data(y, params, energy)
+        self._check_gradients(data)
         learned = trainable(energy)
         if isinstance(data, Tensor):
             return _Solve.apply(data, _Layer(self, energy), *learned)
@@ -108,6 +118,27 @@ class Reconstructor(DeepinvReconstructor):
         )
         return layout.image_out(real)
 
+    def _check_gradients(self, data: Tensor | Measured) -> None:
+        """Refuse derivatives that would silently be missing.
+
+        Raises:
+            MissingPropertyError: says of what.
+        """
+        given = measured(data)
+        if not torch.is_grad_enabled():
+            return
+        lost = [name for name, t in given.params.items() if t.requires_grad]
+        if lost:
+            raise MissingPropertyError(
+                "params",
+                given=f"{', '.join(lost)} that require a gradient",
+                expected="tensors without one: they are data",
+                remedy="Hold what is learned as a parameter of the physics.",
+            )
+        if any(t.requires_grad for t in given.tensors):
+            who, words = type(self).__name__, repr(self.strategy)
+            check_needs(who, Grants.DATA, self.strategy.grants, words)
+
     def _energy(self, physics: nn.Module | None) -> nn.Module:
         """The energy with another physics, or the one of an earlier call with that physics."""
         if physics is None:
@@ -116,29 +147,26 @@ class Reconstructor(DeepinvReconstructor):
 
 
 class Recent:
-    """Energies with the physics of the latest calls, which know their spectra and checks.
+    """The latest physics handed in, with what was found out about them: spectra and checks.
 
-    What was found out about a physics is compared with its present values before every use, so a
-    physics that changes between calls is looked at again.
+    That is compared with their present values before every use, so a physics that changes between
+    calls is looked at again.
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[int, int], tuple[nn.Module, nn.Module, nn.Module]] = (
-            OrderedDict()
-        )
+        self._kept: OrderedDict[int, tuple[nn.Module, object]] = OrderedDict()
 
     def of(self, energy: nn.Module, physics: nn.Module) -> nn.Module:
-        """``energy.with_physics(physics)``."""
-        tied = cast(WithPhysics, energy)
-        parts = tuple(map(id, (tied.regularizer, tied.fidelity)))
-        key = (id(physics), hash(parts))
-        found = self._kept.pop(key, None)
-        if found is None:
-            found = energy, physics, tied.with_physics(physics)
-        self._kept[key] = found
+        """``energy.with_physics(physics)``, which knows what an earlier one has found out."""
+        other = cast(WithPhysics, energy).with_physics(physics)
+        found = self._kept.pop(id(physics), None)
+        if found is not None and offers(other, WithOperator):
+            other.use_operator(found[1])
+        operator = other.operator if offers(other, WithOperator) else None
+        self._kept[id(physics)] = physics, operator
         while len(self._kept) > REMEMBERED:
             self._kept.popitem(last=False)
-        return found[2]
+        return other
 
     def __deepcopy__(self, memo: dict[int, object]) -> Recent:
         return Recent()
@@ -147,11 +175,17 @@ class Recent:
         return Recent, ()
 
 
+class WithOperator(Protocol):
+    """An energy with a door to its physics that others may use."""
+
+    @property
+    def operator(self) -> object: ...
+
+    def use_operator(self, operator: object) -> None: ...
+
+
 class WithPhysics(Protocol):
     """An energy whose physics can be replaced."""
-
-    regularizer: nn.Module
-    fidelity: object
 
     def with_physics(self, physics: nn.Module) -> nn.Module: ...
 
@@ -221,13 +255,10 @@ class _Solve(torch.autograd.Function):
 
         tiny = torch.finfo(upstream.dtype).tiny
         delta = (layer.relative * norm(upstream)).clamp_min(tiny)
-        pull = layer.strategy.pull(
-            layer.posed(given.detach()),
-            solution,
-            Cotangent(upstream),
-            Ask(delta, error="none", data=for_data),
-        )
-        _check_pull(layer.strategy, pull)
+        posed, ask = layer.posed(given.detach()), Ask(delta, error="none", data=for_data)
+        count = sum(p.numel() for p in params)
+        pull = checked_pull(layer.strategy, posed, solution, Cotangent(upstream), ask, count)
+        _check_exact(layer.strategy, pull)
 
         pieces = pull.theta.split([p.numel() for p in params])
         to_theta = [
@@ -236,7 +267,7 @@ class _Solve(torch.autograd.Function):
         return once((pull.data, None, *to_theta), sources)
 
 
-def _check_pull(strategy: SolutionMap, pull: Pullback) -> None:
+def _check_exact(strategy: SolutionMap, pull: Pullback) -> None:
     """Refuse a derivative that is not what was asked for.
 
     Raises:

@@ -109,14 +109,16 @@ class BilevelValue:
 
     @property
     def failed(self) -> bool:
-        """Some image has no usable certificate (NaN, or the step limit)."""
-        return self.limited or Status.NOT_FINITE in self.solution.status
+        """Some image has no usable certificate (NaN, or the step limit), or the loss is NaN."""
+        broken = self.limited or Status.NOT_FINITE in self.solution.status
+        return broken or not math.isfinite(self.loss)
 
     @property
     def trouble(self) -> str:
         """What went wrong, for the first image with which something did."""
         bad = (s.value for s in self.solution.status if not s.ok)
-        return next(bad, "no distance is known")
+        unknown = "no distance is known"
+        return next(bad, unknown if math.isfinite(self.loss) else f"the loss is {self.loss}")
 
     def corrected(self, adjoint: Tensor | None) -> float:
         """Estimate of f(theta) that is of second order in eps: mean of g(x~) - <q, grad h(x~)>,
@@ -247,8 +249,9 @@ class Bilevel:
     def grants(self) -> Grants:
         """What the solution map grants, and what the loss does."""
         grants = Grants.LOSS | Grants.BRACKET | Grants.SUBSETS | self.strategy.grants
-        smooth = self.problem.upper.smooth.value
-        return grants | Grants.RESIDUALS if math.isfinite(smooth) else grants
+        upper = self.problem.upper
+        squares = math.isfinite(upper.smooth.value) and not upper.signed
+        return grants | Grants.RESIDUALS if squares else grants
 
     @property
     def theta(self) -> Tensor:
@@ -460,7 +463,8 @@ class Bilevel:
                 "pairs",
                 given=f"ground truth of shape {tuple(truth.shape)}",
                 expected=f"shape {tuple(x0.shape)}, that of the reconstructions",
-                remedy="Make the pairs with the physics of the energy.",
+                remedy="Make the pairs with the physics of the energy; tensors of the physics with "
+                "one slice per image belong into lr.Measured(y, params) or Pairs(params=...).",
             )
         return x0
 

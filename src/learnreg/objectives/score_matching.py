@@ -190,6 +190,13 @@ class ScoreMatching:
     ) -> None:
         check_energy(energy, "at", "start", "parameters", "regularizer")
         check_pairs(pairs)
+        if not len(pairs):
+            raise InputError(
+                "pairs",
+                given="none",
+                expected="at least one image",
+                remedy="Give training pairs.",
+            )
         check_images(pairs.x, "x")
         check_images(pairs.y, "y")
         if pairs.x.shape != pairs.y.shape:
@@ -199,9 +206,18 @@ class ScoreMatching:
                 expected="noisy copies of the images",
                 remedy="Make the pairs with deepinv.physics.Denoising(GaussianNoise(sigma)).",
             )
+        _check_noisy(pairs)
         learned = cast(WithRegularizer, energy).regularizer
+        if not offers(learned, Differentiable):
+            raise InputError(
+                "regularizer",
+                given=f"{type(learned).__name__}, which has no gradient",
+                expected="a differentiable regularizer such as TV, FoE or BlackBox",
+                remedy="Learn a saddle regularizer with BilevelProblem.",
+            )
         module = cast(nn.Module, energy)
-        if not trainable(learned) or len(trainable(module)) != len(trainable(learned)):
+        own = trainable(cast(WithRegularizer, energy).regularizer)
+        if not own or len(trainable(module)) != len(own):
             raise InputError(
                 "energy",
                 given="parameters to learn outside of the regularizer"
@@ -391,6 +407,39 @@ class ScoreMatching:
     def _own(self, value: Value) -> ScoreValue:
         assert isinstance(value, ScoreValue), "a value of another objective"
         return value
+
+
+class Measuring(Protocol):
+    """Pairs that know the physics between their images."""
+
+    physics: nn.Module
+
+
+@torch.no_grad()
+def _check_noisy(pairs: NoisyPairs) -> None:
+    """Refuse pairs whose physics does more than add noise.
+
+    Raises:
+        InputError: says which pairs are wanted.
+    """
+    forward = pairs.physics if offers(pairs, Measuring) else None
+    if not len(pairs) or not offers(forward, Forward):
+        return
+    x = pairs.x[:1]
+    if not torch.equal(forward.A(x), x):
+        raise InputError(
+            "pairs",
+            given=f"pairs of {type(forward).__name__}",
+            expected="images and the same with noise",
+            remedy="Make them with deepinv.physics.Denoising(GaussianNoise(sigma)); the energy may "
+            "have another physics.",
+        )
+
+
+class Forward(Protocol):
+    """An operator."""
+
+    def A(self, x: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -88,6 +88,7 @@ class BilevelProblem:
     energy: Any  # a Level; of the class that was handed in
     loss: Any
     pairs: Any
+    copies: int = 1  # how often the loss looks at every image
     _upper: Upper
 
     def __init__(
@@ -129,7 +130,7 @@ class BilevelProblem:
         as_given = isinstance(plain, Tensor) and x is pairs.x
         self.loss = loss
         self.pairs = pairs if as_given else _Images(x, plain)
-        self._upper = tied_loss(loss, x)
+        self._upper = tied_loss(loss, x, pairs.x.is_complex())
 
     def _without_truth(self, loss: MeasurementLoss, pairs: PairsLike | Tensor | Measured) -> None:
         if not isinstance(self.energy, Tied):
@@ -146,7 +147,7 @@ class BilevelProblem:
         x = None if isinstance(pairs, Tensor | Measured) or alone else pairs.x
         if x is not None:
             x = torch.cat([real_channels(x) if x.is_complex() else x] * tying.copies)
-        self.loss, self._upper = loss, tying.upper
+        self.loss, self._upper, self.copies = loss, tying.upper, tying.copies
         self.pairs = _Images(x, tying.data)
 
     def _check_data(self, data: Measured) -> None:
@@ -220,7 +221,7 @@ class BilevelProblem:
         """With other images, which come from those that were checked."""
         other = type(self).__new__(type(self))
         other.energy, other.loss, other.penalty = self.energy, self.loss, self.penalty
-        other.pairs, other._upper = _Images(x, y), upper
+        other.pairs, other._upper, other.copies = _Images(x, y), upper, self.copies
         return other
 
     def penalty_at(self, theta: Tensor) -> tuple[float, Tensor]:
@@ -232,4 +233,5 @@ class BilevelProblem:
         shape = "x".join(str(s) for s in like.shape[1:])
         count = self.theta.numel()
         plural = "" if count == 1 else "s"
-        return f"{self.energy.describe()}, {count} parameter{plural}, {self.size} images of {shape}"
+        images = self.size // self.copies
+        return f"{self.energy.describe()}, {count} parameter{plural}, {images} images of {shape}"

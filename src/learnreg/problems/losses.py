@@ -7,8 +7,9 @@ measurements, which need no ground truth, are in ``measurement_losses``.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -20,6 +21,7 @@ from ..core.bounds import Bound, Kind
 from ..core.certificates import squared_error_bracket
 from ..core.errors import InputError
 from ..core.maps import Upper
+from ..core.measured import complex_channels
 from ..core.protocols import Loss
 from ..core.ranges import check_flag, check_positive, shown, tidy
 
@@ -94,7 +96,8 @@ class WeightedSquaredError:
     """g(x) = 1/2 sum_p w_p (x_p - x_true,p)^2: weights w >= 0 of the pixels, a mask for instance.
 
     Args:
-        weights: (c, ...), of every image, or of a shape that broadcasts to it.
+        weights: (c, ...), of every image, or of a shape that broadcasts to it; (n, c, ...) for
+            weights of each image.
 
     Raises:
         InputError: no tensor, or weights that are negative or not finite.
@@ -133,6 +136,24 @@ class WeightedSquaredError:
         """
         root = (2 * self.value(x.double(), x_true.double())).sqrt()
         return squared_error_bracket(root, self.smoothness**0.5 * eps)
+
+    def tie(self, truth: Tensor, complex_images: bool = False) -> PairUpper:
+        """The upper loss of a batch with the given truth; weights of each image follow it.
+
+        Raises:
+            InputError: weights of another number of images.
+        """
+        each = self.weights.dim() == truth.dim() and self.weights.shape[0] != 1
+        if not each:
+            return PairUpper(self, truth)
+        if self.weights.shape[0] != len(truth):
+            raise InputError(
+                "weights",
+                given=f"those of {self.weights.shape[0]} images",
+                expected=f"those of {len(truth)}, or of shape (c, ...) for all",
+                remedy="Give one slice per training image.",
+            )
+        return WeightedUpper(self, truth)
 
 
 ImageLoss = Callable[[Tensor, Tensor], Tensor]
@@ -176,12 +197,37 @@ class Custom:
                 remedy="For example Custom(torch.nn.L1Loss()).",
             )
         _check_direction(self.function)
+        _check_arguments(self.function)
         check_positive("smoothness", self.smoothness, optional=True)
         check_positive("lipschitz", self.lipschitz, optional=True)
 
-    def tie(self, truth: Tensor) -> CustomUpper:
-        """The upper loss of a batch with the given truth."""
-        return CustomUpper(self, truth)
+    def tie(self, truth: Tensor, complex_images: bool = False) -> CustomUpper:
+        """The upper loss of a batch with the given truth, real channels; the function sees complex
+        images where they are.
+        """
+        return CustomUpper(self, truth, complex_images)
+
+
+def _check_arguments(function: ImageLoss) -> None:
+    """Refuse a function that does not take two images.
+
+    Raises:
+        InputError: says so.
+    """
+    called = function.forward if isinstance(function, nn.Module) else function
+    try:
+        parameters = inspect.signature(called)
+    except (TypeError, ValueError):  # built in: nobody knows
+        return
+    try:
+        parameters.bind(None, None)
+    except TypeError as error:
+        raise InputError(
+            "loss",
+            given=f"{shown(function)}, which cannot be called with two images ({error})",
+            expected="a function of (x, x_true)",
+            remedy="For example lambda x, x_true: (x - x_true).abs().flatten(1).mean(dim=1).",
+        ) from error
 
 
 class _Directed(Protocol):
@@ -213,11 +259,18 @@ class CustomUpper:
 
     Attributes:
         loss: the function and what is known of it.
-        truth: (b, ...).
+        truth: (b, ...), real channels.
+        complex_images: the function sees complex images.
     """
 
     loss: Custom
     truth: Tensor
+    complex_images: bool = False
+
+    @property
+    def signed(self) -> bool:
+        """Nobody knows."""
+        return True
 
     @property
     def smooth(self) -> Bound:
@@ -248,7 +301,8 @@ class CustomUpper:
                     "loss",
                     given=f"{shown(self.loss.function)} without a derivative",
                     expected="a function made of torch operations",
-                    remedy="Leave out rounding, numpy and detach().",
+                    remedy="Leave out rounding, numpy and detach(); a metric that is only made "
+                    "to be looked at (PSNR) has none: take SSIM or torch.nn.MSELoss().",
                 )
             (slope,) = torch.autograd.grad(total, at)
         return slope
@@ -266,21 +320,19 @@ class CustomUpper:
         return along_gradient(self.value, middle, slope, x, eps)
 
     def select(self, index: Tensor) -> CustomUpper:
-        return CustomUpper(self.loss, self.truth[index])
+        return replace(self, truth=self.truth[index])
 
     def to(self, dtype: torch.dtype) -> CustomUpper:
-        return CustomUpper(self.loss, self.truth.to(dtype))
+        return replace(self, truth=self.truth.to(dtype))
 
     def _per_image(self, x: Tensor) -> Tensor:
         """(b,), of the whole batch where the function keeps images apart, else one by one."""
-        function, dtype = self.loss.function, _dtype_of(self.loss.function, x)
-        at, truth = x.to(dtype), self.truth.to(x.device, dtype)
-        found = function(at, truth)
+        found = self._called(x, self.truth)
         if isinstance(found, Tensor) and found.shape == (x.shape[0],) and x.shape[0] > 1:
-            return found.to(x.dtype)
+            return self._real(found).to(x.dtype)
 
         # one value for the batch: its mean or sum, which says nothing of a single image
-        rows = [function(at[i : i + 1], truth[i : i + 1]) for i in range(x.shape[0])]
+        rows = [self._called(x[i : i + 1], self.truth[i : i + 1]) for i in range(x.shape[0])]
         if not all(isinstance(r, Tensor) and r.numel() == 1 for r in rows):
             raise InputError(
                 "loss",
@@ -288,7 +340,34 @@ class CustomUpper:
                 expected="one number per image",
                 remedy="Sum or average over the pixels of an image.",
             )
-        return torch.stack([r.reshape(()) for r in rows]).to(x.dtype)
+        return self._real(torch.stack([r.reshape(()) for r in rows])).to(x.dtype)
+
+    def _called(self, x: Tensor, truth: Tensor) -> Tensor:
+        """The function of copies, which it may write to, in its own type."""
+        dtype = _dtype_of(self.loss.function, x)
+        at, true = x.to(dtype).clone(), truth.to(x.device, dtype).clone()
+        if self.complex_images:
+            at, true = complex_channels(at), complex_channels(true)
+        try:
+            return self.loss.function(at, true)
+        except RuntimeError as error:
+            raise InputError(
+                "loss",
+                given=f"an error of {shown(self.loss.function)}: {error}",
+                expected=f"a function of images {tuple(at.shape)} in {at.dtype}",
+                remedy="Values are taken in float64. Wrap a network in an nn.Module, whose type is "
+                "then respected, or cast inside.",
+            ) from error
+
+    def _real(self, values: Tensor) -> Tensor:
+        if values.is_complex():
+            raise InputError(
+                "loss",
+                given=f"complex values of {shown(self.loss.function)}",
+                expected="real ones",
+                remedy="Take the modulus: (x - x_true).abs().",
+            )
+        return values
 
 
 def _dtype_of(function: ImageLoss, x: Tensor) -> torch.dtype:
@@ -324,6 +403,11 @@ class PairUpper:
     truth: Tensor
 
     @property
+    def signed(self) -> bool:
+        """A loss of pairs is >= 0."""
+        return False
+
+    @property
     def smooth(self) -> Bound:
         """The Lipschitz constant of the gradient, as the loss declares it."""
         return Bound.proven(self.loss.smoothness)
@@ -351,19 +435,35 @@ class PairUpper:
         return PairUpper(self.loss, self.truth.to(dtype))
 
 
+@dataclass(frozen=True, eq=False)
+class WeightedUpper(PairUpper):
+    """Weights of each image, which follow the batch."""
+
+    def select(self, index: Tensor) -> PairUpper:
+        assert isinstance(self.loss, WeightedSquaredError)
+        loss = WeightedSquaredError(self.loss.weights[index.to(self.loss.weights.device)])
+        kind = PairUpper if len(index) == 1 else WeightedUpper
+        return kind(loss, self.truth[index])
+
+    def to(self, dtype: torch.dtype) -> PairUpper:
+        return WeightedUpper(self.loss, self.truth.to(dtype))
+
+
 @runtime_checkable
 class Tieable(Protocol):
-    """A loss that makes its own upper loss of the truth."""
+    """A loss that makes its own upper loss of the truth, real channels."""
 
-    def tie(self, truth: Tensor, /) -> Upper: ...
+    def tie(self, truth: Tensor, complex_images: bool = False, /) -> Upper: ...
 
 
 PairLoss = Loss | Tieable
 
 
-def tied_loss(loss: PairLoss, truth: Tensor) -> Upper:
-    """The upper loss of a batch with the given truth."""
-    return loss.tie(truth) if isinstance(loss, Tieable) else PairUpper(loss, truth)
+def tied_loss(loss: PairLoss, truth: Tensor, complex_images: bool = False) -> Upper:
+    """The upper loss of a batch with the given truth, real channels."""
+    if isinstance(loss, Tieable):
+        return loss.tie(truth, complex_images)
+    return PairUpper(loss, truth)
 
 
 def as_loss(loss: object | None) -> PairLoss:

@@ -18,7 +18,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..core.batch import dot, norm
+from ..core.batch import dot, expand, norm
 from ..core.bounds import Bound, Kind
 from ..core.errors import InputError, MissingPropertyError
 from ..core.maps import Upper
@@ -94,7 +94,8 @@ class SURE:
     """Stein's unbiased risk estimate: in expectation the mean squared error of A x per measured
     number, for y = A x_true + noise of standard deviation sigma.
 
-    For an image with m numbers in y,
+    For an image with m measured numbers (those that A can make different from zero: masked ones do
+    not count),
         ||A x(y) - y||^2 / m - sigma^2 + 2 sigma^2 / (m tau) <b, A x(y + tau b) - A x(y)>,
     b = +-1 at random. It is a sum of a function of x(y) and a linear one of x(y + tau b), so the
     lower level is solved for twice as many measurements, each with a loss of its own, and every
@@ -127,27 +128,62 @@ class SURE:
         refuse_learned_operator(energy, "SURE")
         given = measured(data)
         operator, y, _ = energy.tie(data, None)
+        _refuse_shared(operator, given)
         tau = self.tau or PROBE * self.sigma
 
         generator = torch.Generator().manual_seed(self.seed)
         signs = torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1
-        both = operator.layout.data_out(torch.cat([y, y + tau * signs]))
-        params = {name: torch.cat([t, t]) for name, t in given.params.items()}
-        plain = isinstance(both, Tensor) and not both.is_complex() and not params
-        doubled: Tensor | Measured = both if plain else Measured(both, params)  # type: ignore[assignment]
+        seen = _measured_numbers(operator, y)
+        signs, y_seen = signs * seen, y * seen
+        doubled = _native(operator, torch.cat([y, y + tau * signs]), given)
 
-        m = y[0].numel()
-        slope = 2 * self.sigma**2 / (m * tau)
         half = torch.ones(len(y), dtype=y.dtype, device=y.device)
+        per_number = 1 / seen.flatten(1).sum(dim=1).clamp_min(1)
+        slope = 2 * self.sigma**2 / tau * per_number
+        probe = expand(slope, signs) * signs
         # doubled, for the mean over twice as many reconstructions
         upper = QuadraticUpper(
             Sight(energy.tie(doubled, None)[0], y.dtype),
-            torch.cat([y, y]),
-            2 / m * torch.cat([half, 0 * half]),
-            2 * slope * torch.cat([-signs, signs]),
+            torch.cat([y_seen, y_seen]),
+            2 * torch.cat([per_number, 0 * half]),
+            2 * torch.cat([-probe, probe]),
             -2 * self.sigma**2 * torch.cat([half, 0 * half]),
         )
         return Tying(doubled, upper, copies=2)
+
+
+def _measured_numbers(operator: TiedMap, y: Tensor) -> Tensor:
+    """1 where A x can be different from zero, else 0; the shape of y."""
+    like = operator.adjoint(y)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(like.shape, generator=generator).to(like)
+    return (operator.forward(x) != 0).to(y)
+
+
+def _native(operator: TiedMap, y: Tensor, given: Measured) -> Tensor | Measured:
+    """Twice as many real measurements as those that the energy takes."""
+    both = operator.layout.data_out(y)
+    params = {name: torch.cat([t, t]) for name, t in given.params.items()}
+    if isinstance(both, Tensor) and not both.is_complex() and not params:
+        return both
+    return Measured(both, params)
+
+
+def _refuse_shared(operator: TiedMap, given: Measured) -> None:
+    """Refuse tensors per image that the physics keeps to itself: there will be twice as many.
+
+    Raises:
+        InputError: says where they belong.
+    """
+    own = operator.names - set(given.params)
+    if own:
+        name = min(own)
+        raise InputError(
+            "physics",
+            given=f"one slice per image in {', '.join(sorted(own))}",
+            expected="these tensors beside the measurements",
+            remedy=f"Pass lr.Measured(y, {{{name!r}: physics.{name}}}) in the place of y.",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +203,11 @@ class QuadraticUpper:
     weight: Tensor
     linear: Tensor
     constant: Tensor
+
+    @property
+    def signed(self) -> bool:
+        """The linear part has no sign."""
+        return True
 
     @property
     def smooth(self) -> Bound:
@@ -235,7 +276,7 @@ class Whiteness:
         """
         refuse_learned_operator(energy, "Whiteness")
         operator, y, _ = energy.tie(data, None)
-        if y.dim() < 3:
+        if y.dim() < 3 or y[0, 0].numel() < 2:
             raise InputError(
                 "y",
                 given=f"shape {tuple(y.shape)}",
@@ -256,6 +297,11 @@ class WhitenessUpper:
 
     sight: Sight
     y: Tensor
+
+    @property
+    def signed(self) -> bool:
+        """At least 1."""
+        return False
 
     @property
     def smooth(self) -> Bound:

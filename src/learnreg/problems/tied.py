@@ -82,6 +82,11 @@ class Tied(nn.Module, Generic[R, D]):
             self._operator = LinearMap(self.physics)
         return self._operator
 
+    def use_operator(self, operator: object) -> None:
+        """Take over what was found out about the same physics."""
+        if isinstance(operator, LinearMap) and operator.physics is self.physics:
+            self._operator = operator
+
     def __getstate__(self) -> dict[str, object]:
         """For pickle and deep copies: what was found out about the physics is found out again."""
         state = {key: value for key, value in vars(self).items() if key != "_operator"}
