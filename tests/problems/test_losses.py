@@ -59,6 +59,7 @@ CERTIFIED = {
     "squared": lambda: tied_loss(SquaredError(), images(1)),
     "scaled": lambda: tied_loss(ScaledSquaredError(3.0, mean=True), images(1)),
     "weighted": lambda: tied_loss(WeightedSquaredError(mask()), images(1)),
+    "weighted lightly": lambda: tied_loss(WeightedSquaredError(0.1 * mask()), images(1)),
     "SURE": lambda: of_measurements(SURE(SIGMA)),
     "SURE of a blur": lambda: of_measurements(SURE(SIGMA, tau=0.05, seed=3), blur()),
 }
@@ -137,6 +138,15 @@ def test_words_about_constants_are_taken_and_not_called_certified():
     found = smooth.bracket(x, eps)
     assert (found[0] <= exact[0] + 1e-12).all() and (found[1] >= exact[1] - 1e-12).all()
     assert smooth.smooth.kind is Kind.ESTIMATE and smooth.kind is Kind.ESTIMATE
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_squared_errors_of_torch_are_translated(reduction):
+    x, truth = images(2), images(1)
+    theirs = torch.nn.MSELoss(reduction=reduction)
+    found = tied_loss(as_loss(theirs), truth).value(x)
+    wanted = torch.stack([theirs(a, b) for a, b in zip(x, truth, strict=True)])
+    assert torch.allclose(found, wanted, rtol=1e-12)
 
 
 def test_a_mean_over_the_batch_is_taken_image_by_image():

@@ -21,8 +21,8 @@ from learnreg.core.batch import put_fields, select_fields
 from learnreg.core.errors import MissingPropertyError
 from learnreg.core.protocols import Potential, Saddle
 from learnreg.linear.precondition import PerImage, narrowed
-from learnreg.problems import SaddleEnergy, gallery
-from learnreg.regularizers import ExactTV
+from learnreg.problems import Energy, SaddleEnergy, gallery
+from learnreg.regularizers import ExactTV, Tikhonov
 from learnreg.solvers import offers, solve
 from learnreg.solvers.solve import most_steps, solve_potential, spent_on, start_distance
 from learnreg.solvers.views import SaddleView, SmoothView, is_saddle, view_of
@@ -34,6 +34,14 @@ FILES = sorted([*ROOM.glob("*.py"), *(ROOM.parent / "linear").glob("*.py")])
 def smooth() -> tuple[Potential, Tensor]:
     y = pairs(3).y
     return denoising(tv(True)).at(y), y
+
+
+def weak() -> tuple[Potential, Tensor]:
+    """With mu = 0.05, far from one."""
+    kernel = torch.ones(1, 1, 3, 3, dtype=torch.float64) / 9
+    blur = deepinv.physics.Blur(filter=kernel, padding="circular")
+    y = pairs(3).y
+    return Energy(blur, tv(True) + Tikhonov(0.05, learned=False).double()).at(y), y
 
 
 def saddle() -> tuple[Saddle, Tensor]:
@@ -137,7 +145,7 @@ def test_views_follow_the_batch_and_the_precision(make):
     assert whole.evidence.dtype == torch.float64
 
 
-@pytest.mark.parametrize("make", [smooth, saddle])
+@pytest.mark.parametrize("make", [smooth, weak, saddle])
 def test_what_a_view_says_of_a_start_is_true(make):
     f, y = make()
     view = view_of(f)
@@ -184,6 +192,28 @@ def test_near_rounding_is_where_the_type_of_the_variables_ends():
         assert not view.near_rounding(loose, z.float(), "distance").any()
         assert view.near_rounding(tight * 1e-3, z.float(), "distance").all()
         assert not view.near_rounding(tight, z, "distance").any()
+
+
+@pytest.mark.parametrize("make", [smooth, weak])
+def test_a_distance_is_near_rounding_where_its_gradient_is(make):
+    """A gradient of mu eps certifies eps."""
+    f, y = make()
+    view, mu = view_of(f), f.bounds().mu.value
+    answers = []
+    for eps in torch.logspace(-9, 0, 40, dtype=torch.float64):
+        of_distance = view.near_rounding(eps.expand(3), y.float(), "distance")
+        of_gradient = view.near_rounding(mu * eps.expand(3), y.float(), "stationarity")
+        assert of_distance.equal(of_gradient)
+        answers.append(bool(of_distance.all()))
+    assert answers[0] and not answers[-1]
+
+
+def test_a_small_gradient_alone_is_no_distance():
+    f, y = weak()
+    view = view_of(f)
+    rule, evidence = view.rule("stationarity"), view.close(y).evidence
+    assert torch.equal(rule.distance(evidence), torch.full_like(evidence, torch.inf))
+    assert float(rule.target) == 1.0, "what is asked for is the gradient itself"
 
 
 # --- batches in dataclasses -----------------------------------------------------------------------

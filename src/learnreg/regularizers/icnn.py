@@ -351,7 +351,7 @@ class ICNN(SaddleRegularizer):
         h, w = self._check(u).shape[-2:]
         s, n = self.kernels.shape[-1], self.roots[-1].shape[-1]
         copies = window_norm(s, self.padding, h, w)
-        kappa = [copies, *(2 * s * float(r.abs().max()) for r in list(self.roots)[:-1])]
+        kappa = [copies, *(2 * s * float(r.detach().abs().max()) for r in list(self.roots)[:-1])]
         last = self.log_weights.exp().detach()
         spread = 1 if self.image_size is not None else n
         by_root = 2 * spread * float((self.roots[-1] * last.view(-1, 1, 1, 1)).abs().max())
