@@ -248,7 +248,6 @@ def every_warning():
 def test_sensitivity_of_hidden_layers_wants_no_gradient(every_warning):
     """It is a number; torch warns where one is made of what is followed."""
     r = ICNN(**SMALL, layers=3).double()
-    r.roots[-1].requires_grad_(False)
     u = pictures(r, 1)
     followed = r.sensitivity(u)
     with torch.no_grad():

@@ -354,7 +354,7 @@ class ICNN(SaddleRegularizer):
         kappa = [copies, *(2 * s * float(r.detach().abs().max()) for r in list(self.roots)[:-1])]
         last = self.log_weights.exp().detach()
         spread = 1 if self.image_size is not None else n
-        by_root = 2 * spread * float((self.roots[-1] * last.view(-1, 1, 1, 1)).abs().max())
+        by_root = 2 * spread * float((self.roots[-1].detach() * last.view(-1, 1, 1, 1)).abs().max())
         by_weight = self.norms(u)[-1][-1] * self.pooling
         kappa.append(math.hypot(by_root, by_weight) / self.pooling)
         positions = (
