@@ -19,11 +19,14 @@ demo: $(VENV)/.installed
 	$(BIN)/learnreg demo
 	@echo "The report lies in $(CURDIR)/report/index.html"
 
+# A process per core, each with one thread: small tensors gain nothing from more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
 test: lint
-	$(BIN)/python -m pytest --fast
+	$(PYTEST) --fast
 
 test-all: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check

@@ -57,7 +57,12 @@ from learnreg.core.bounds import Bound, Curvature
 from learnreg.core.curvature import MeanCurvature
 from learnreg.core.errors import MissingPropertyError
 from learnreg.data.measure import measure
-from learnreg.operators.differences import NORM_SQUARED, gradient, gradient_adjoint, spread, symbols
+from learnreg.operators.differences import (
+    gradient,
+    gradient_adjoint,
+    norm_squared,
+    symbols,
+)
 from learnreg.regularizers import TV, FoE, LinearizedHessian, Regularizer, Tikhonov
 from learnreg.solvers.select import SOLVERS
 from learnreg.solvers.solve import solve_potential
@@ -108,17 +113,24 @@ class Quadratic(Regularizer):
         return self.weight * (gradient(x) * gradient(v)).flatten(1).sum(dim=1)
 
     def bounds(self) -> Curvature:
-        return Curvature(Bound.exact(0.0), Bound.proven(self.weight * NORM_SQUARED))
+        return Curvature(Bound.exact(0.0), Bound.proven(self.weight * norm_squared(2)))
 
     def hessian_lipschitz(self) -> Bound:
         return Bound.exact(0.0)
 
     def mean_curvature(self, x: Tensor) -> MeanCurvature:
         rows, columns = symbols(x)
-        weights = self.weight * torch.ones_like(gradient(x))
-        return MeanCurvature(
-            spread(weights), (self.weight * (rows + columns)).expand(*x.shape[:2], -1, -1)
-        )
+        symbol = (self.weight * (rows + columns)).expand(*x.shape[:2], -1, -1)
+        return MeanCurvature(self.weight * self._touched(x), symbol)
+
+    @staticmethod
+    def _touched(x: Tensor) -> Tensor:
+        """How many differences every pixel is part of: two per axis, one at the border."""
+        count = torch.zeros_like(x)
+        for axis in (2, 3):
+            count.narrow(axis, 1, x.shape[axis] - 1).add_(1)
+            count.narrow(axis, 0, x.shape[axis] - 1).add_(1)
+        return count
 
 
 def regularizer(name: str, kind: str, channels: int) -> Regularizer:

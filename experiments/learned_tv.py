@@ -25,8 +25,8 @@ import deepinv
 import torch
 
 import learnreg as lr
-from learnreg.learners.trajectory import trajectory
 from learnreg.regularizers import ExactTV, LearnedTV
+from learnreg.runs.trajectory import trajectory
 
 MODEL = {"smoothing": 5e-4, "curvature": 1.0, "rounding": 1e-4}
 """With these the TV of the smooth model is within 0.1 dB of exact TV at its best weight (noise

@@ -28,14 +28,14 @@ ROOMS = {
     "problems": "operators convex",
     "models": "operators regularizers problems",
     "solvers": "linear",
-    "hypergradients": "operators convex linear solvers",
-    "learners": "metrics models solvers hypergradients",
-    "training": "data regularizers",
+    "hypergradients": "convex linear solvers",
+    "objectives": "problems metrics solvers hypergradients",
+    "learners": "",
+    "runs": "metrics models problems solvers hypergradients objectives",
     "reports": "metrics",
     "testing": "operators regularizers problems solvers",
-    "cli": "operators convex linear metrics networks regularizers data problems models solvers "
-    "hypergradients"
-    " learners training reports",
+    "cli": "operators convex linear metrics networks regularizers data problems models solvers"
+    " hypergradients objectives learners runs reports",
 }
 
 # By which door a foreign package enters: a file, or a whole room.

@@ -16,7 +16,7 @@ from tests.cli.cases import assert_same_run, environment, invoke, rows, write_co
 import learnreg
 from learnreg.cli.main import app
 from learnreg.cli.progress import LearnProgress
-from learnreg.learners import Budget
+from learnreg.runs import Budget
 
 COMMANDS = ("demo", "learn", "compare", "reconstruct", "report", "version")
 

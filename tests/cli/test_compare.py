@@ -32,6 +32,7 @@ from learnreg.hypergradients import Unrolled
 from learnreg.learners import MAID, FixedAccuracy
 from learnreg.reports import Comparison
 from learnreg.reports.comparison import FILE
+from learnreg.runs import compare
 
 CONFIG = """\
 [data]
@@ -52,6 +53,7 @@ points = 3
 """
 TWO = '[[learners]]\nname = "MAID"\ntype = "maid"\n[[learners]]\ntype = "fixed"\neps = 1e-3\n'
 CLOCKS = {"seconds", "cpu_seconds"}
+RUNS = sys.modules[compare.__module__]  # where a run is learned and measured
 
 
 def write(folder, learners=TWO, *, steps=2, seeds="[0, 1]", output="out", extra=""):
@@ -475,7 +477,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_numbers(
 ):
     path, calls = write(tmp_path), []
     with monkeypatch.context() as patch:
-        whole = getattr(jobs_module, place)
+        whole = getattr(RUNS, place)
 
         def interrupt(*arguments, **options):
             calls.append(1)
@@ -492,7 +494,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_numbers(
                 options["progress"] = stop
             return whole(*arguments, **options)
 
-        patch.setattr(jobs_module, place, interrupt)
+        patch.setattr(RUNS, place, interrupt)
         error = invoke("compare", path, code=130).stderr
     assert "2 of 4 runs are finished" in error and f"--output {tmp_path / 'out'} --resume" in error
     assert not (tmp_path / "out" / FILE).exists() and len(curves(tmp_path / "out")) == 2
@@ -506,7 +508,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_numbers(
 
 def test_a_finer_measurement_does_not_learn_again(compared, tmp_path, monkeypatch, plain_page):
     invoke("compare", write(tmp_path, seeds="[0]"))
-    monkeypatch.setattr(jobs_module, "learn", None)
+    monkeypatch.setattr(RUNS, "learn", None)
     invoke("compare", write(tmp_path, seeds="[0]", extra="relative = 1e-6"), "--resume")
     for run in Comparison.load(tmp_path / "out").runs:
         assert (
@@ -615,7 +617,7 @@ def test_an_unexpected_exception_is_recorded_with_its_kind(tmp_path, monkeypatch
     def explode(*_, **__):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(jobs_module, "trajectory", explode)
+    monkeypatch.setattr(RUNS, "trajectory", explode)
     invoke("compare", write(tmp_path, seeds="[0]", steps=1), code=1)
     assert {run.failure for run in Comparison.load(tmp_path / "out").runs} == {
         "ZeroDivisionError: a bug"

@@ -12,8 +12,9 @@ import pytest
 from learnreg.cli.config import Config, example, load_config
 from learnreg.cli.settings import LEARNERS, REGULARIZERS, BudgetSection
 from learnreg.core.errors import ConfigError
-from learnreg.learners import MAID, Adaptive, Budget, FixedAccuracy
+from learnreg.learners import MAID, Adaptive, FixedAccuracy
 from learnreg.regularizers import KNOWN, TV, FoE, Scaled, Sum
+from learnreg.runs import Budget
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from learnreg.cli.compare_config import load_comparison
 from learnreg.cli.learn import prepare
 from learnreg.learners.box import box_of
+from learnreg.objectives.bilevel import Bilevel
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 FILES = sorted(FOLDER.glob("*.toml"))
@@ -32,4 +33,4 @@ def test_an_experiment_is_a_valid_comparison_with_a_result(path):
     data = small.data.model_copy(update={"train": 1, "test": 1, "size": 16})
     problem, _ = prepare(small.model_copy(update={"data": data}))
     for variant in plan.variants:
-        box_of(getattr(variant.section, "box", None), problem)
+        box_of(getattr(variant.section, "box", None), Bilevel(problem))

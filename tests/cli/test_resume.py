@@ -62,7 +62,7 @@ def test_ctrl_c_says_what_was_kept_and_how_to_go_on(learned, tmp_path, monkeypat
 
 
 def test_ctrl_c_before_the_first_row_kept_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("learnreg.learners.lower_level.LowerLevel.start", interrupted)
+    monkeypatch.setattr("learnreg.objectives.bilevel.Bilevel._start", interrupted)
     assert "nothing was kept" in invoke("learn", write_config(tmp_path), code=130).stderr
 
 

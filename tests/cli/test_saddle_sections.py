@@ -26,7 +26,7 @@ from learnreg.cli.settings import (
 )
 from learnreg.core.errors import ConfigError
 from learnreg.hypergradients import JointPiggyback, Piggyback
-from learnreg.hypergradients.piggyback import natural_strategy
+from learnreg.hypergradients.choose import natural_map
 from learnreg.problems import Energy, SaddleEnergy
 from learnreg.regularizers import KNOWN, TGV, ExactTV, LearnedTV, SaddleRegularizer
 from learnreg.reports import Comparison
@@ -63,7 +63,7 @@ def test_the_energy_and_the_strategy_are_those_of_the_regularizer(name):
     energy = prepare(config)[0].energy
     assert type(energy) is (SaddleEnergy if name in SADDLES else Energy)
     assert config.build_hypergradient() is None
-    assert default_strategy(config.regularizer) == natural_strategy(energy)
+    assert default_strategy(config.regularizer) == natural_map(energy)
 
 
 def test_a_sum_is_differentiated_as_differentiable_regularizers_are(load):
@@ -440,7 +440,7 @@ def test_maid_against_joint_piggyback(tmp_path, monkeypatch):
         curve["method"].partition("(")[0]: curve["strategy"].partition("(")[0] for curve in curves
     }
     assert strategies == {"MAID": "Piggyback", "Stochastic": "JointPiggyback"}
-    assert {curve["strategy"].partition("(")[0] for curve in curves if curve["fixed"]} == {
+    assert {curve["strategy"].partition("(")[0] for curve in curves if not curve["adaptive"]} == {
         "JointPiggyback"
     }
     for curve in curves:

@@ -374,8 +374,39 @@ TABLE: dict[str, Entry] = {
     "BilevelProblem": Entry(
         lr.BilevelProblem,
         lambda: {"energy": energy(), "pairs": pair()},
+        {"energy": thing(), "pairs": thing(), "loss": thing(optional=True)},
+    ),
+    "ScoreMatching": Entry(
+        lr.ScoreMatching,
+        lambda: {"energy": energy(), "pairs": pair()},
         {"energy": thing(), "pairs": thing()},
     ),
+    "WeightedSquaredError": Entry(
+        lr.WeightedSquaredError,
+        lambda: {"weights": torch.ones(1, 12, 12)},
+        {
+            "weights": Setting(
+                "object",
+                (torch.zeros(1, 12, 12), torch.ones(12)),
+                (-torch.ones(12), torch.full((12,), torch.nan), torch.full((12,), torch.inf)),
+            )
+        },
+    ),
+    "Custom": Entry(
+        lr.Custom,
+        lambda: {"function": torch.nn.L1Loss()},
+        {
+            "function": Setting("object", (torch.nn.L1Loss(), torch.dist), (torch.nn.L1Loss,)),
+            "smoothness": positive(optional=True),
+            "lipschitz": positive(optional=True),
+        },
+    ),
+    "SURE": Entry(
+        lr.SURE,
+        lambda: {"sigma": 0.1},
+        {"sigma": positive(), "tau": positive(optional=True), "seed": integer(0, 4)},
+    ),
+    "Whiteness": Entry(lr.Whiteness),
     "solve": Entry(
         lr.solve,
         lambda: {"energy": energy(), "y": pair().y, "eps": 1.0},

@@ -7,8 +7,9 @@ import math
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch import tensor
 
-from learnreg.core.bounds import Bound, Curvature, Kind
+from learnreg.core.bounds import Bound, Constants, Curvature, Kind
 from learnreg.core.errors import InputError
 
 values = st.floats(0, 1e100)
@@ -99,3 +100,29 @@ def test_kinds_are_ordered_and_only_proofs_are_called_certified():
 def test_bounds_show_what_they_are():
     assert repr(Bound.estimate(2.5)) == "Bound(2.5, estimate)"
     assert str(Bound.proven(1 / 3)) == "0.3333 (bound)" and float(Bound.exact(2)) == 2.0
+
+
+def constants(mu: list[float], L: list[float], kind: Kind = Kind.EXACT) -> Constants:
+    return Constants(tensor(mu).double(), tensor(L).double(), kind, kind)
+
+
+def test_what_holds_for_a_batch_holds_for_its_worst_image():
+    curvature = constants([2.0, 0.5, 1.0], [3.0, 4.0, 9.0]).curvature
+    assert (curvature.mu, curvature.L) == (Bound.exact(0.5), Bound.exact(9.0))
+
+
+@pytest.mark.parametrize("one", [Kind.ESTIMATE, Kind.BOUND, Kind.EXACT])
+@pytest.mark.parametrize("other", [Kind.ESTIMATE, Kind.BOUND, Kind.EXACT])
+def test_constants_of_images_add_like_bounds(one, other):
+    total = constants([0.5, 2.0], [3.0, 4.0], one) + constants([0.25], [1.0], other)
+    assert total.mu.tolist() == [0.75, 2.25] and total.L.tolist() == [4.0, 5.0]
+    assert total.mu_kind == total.L_kind == (Bound(1.0, one) + Bound(1.0, other)).kind
+    nothing = constants([0.0], [0.0], one) + constants([0.5], [1.0], other)
+    assert nothing.mu_kind == (Bound(0.0, one) + Bound(1.0, other)).kind
+    unknown = constants([0.5], [math.inf], one) + constants([0.5], [1.0], other)
+    assert unknown.L_kind == Kind.UNKNOWN != unknown.mu_kind
+
+
+def test_constants_of_some_images_are_theirs():
+    chosen = constants([2.0, 0.5, 1.0], [9.0]).select(tensor([2, 0]))
+    assert chosen.mu.tolist() == [1.0, 2.0] and chosen.L.tolist() == [9.0]

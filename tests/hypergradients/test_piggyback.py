@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tests.hypergradients import saddle_cases as cases
+from tests.hypergradients.pulls import gradient_of
 from tests.hypergradients.saddle_cases import (
     Matrix,
     curved,
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from learnreg.convex import Squares
 from learnreg.core.errors import InputError, MissingPropertyError
+from learnreg.core.maps import Limits, Posed
 from learnreg.core.status import Status
 from learnreg.hypergradients import (
     Implicit,
@@ -38,10 +40,11 @@ from learnreg.hypergradients import (
     hypergradient,
     piggyback,
 )
-from learnreg.hypergradients.piggyback import natural_strategy
+from learnreg.hypergradients.choose import natural_map
 from learnreg.learners import MAID
 from learnreg.problems import KL, L2, BilevelProblem, SaddleEnergy
 from learnreg.regularizers import TV
+from learnreg.runs import Budget, learn
 from learnreg.solvers import solve
 from learnreg.solvers.pdhg import PDHG
 
@@ -158,10 +161,9 @@ def _wrong_sign(monkeypatch) -> None:
 def _exchanged(monkeypatch) -> None:
     right = piggyback.mixed_saddle
 
-    def wrong(energy, f, state, adjoint, group):
+    def wrong(f, state, adjoint, group):
         X, Y = f.unpack(adjoint)
         return right(
-            energy,
             f,
             state,
             f.pack(
@@ -318,7 +320,7 @@ def test_counts_agree_with_finite_differences():
 def test_the_residual_is_what_was_asked_for_and_is_that_of_the_dense_system(delta):
     problem = curved()
     solution = solve(problem.energy, problem.pairs.y, 1e-3)
-    found = Piggyback().gradient(problem, problem.energy, solution, delta)
+    found = gradient_of(Piggyback(), problem, problem.energy, solution, delta)
     f = problem.energy.at(problem.pairs.y)
     (x, p), (X, Y) = f.unpack(solution.state), f.unpack(-found.adjoint)
     with torch.no_grad():
@@ -336,7 +338,7 @@ def test_the_residual_is_what_was_asked_for_and_is_that_of_the_dense_system(delt
 def test_no_accuracy_after_so_many_steps_is_a_status():
     problem = curved()
     solution = solve(problem.energy, problem.pairs.y, 1e-3)
-    found = Piggyback(max_steps=1).gradient(problem, problem.energy, solution, 1e-9)
+    found = gradient_of(Piggyback(max_steps=1), problem, problem.energy, solution, 1e-9)
     assert found.status == (Status.MAX_STEPS,) * 3 and bool((found.residual > 1e-9).all())
 
 
@@ -344,14 +346,14 @@ def test_the_adjoint_of_a_call_before_saves_steps():
     problem, _ = picture("learned")
     solution = solve(problem.energy, problem.pairs.y, 1e-6)
     strategy = Piggyback(certify=False)
-    cold = strategy.gradient(problem, problem.energy, solution, 1e-6)
-    warm = strategy.gradient(problem, problem.energy, solution, 1e-6, cold.adjoint)
+    cold = gradient_of(strategy, problem, problem.energy, solution, 1e-6)
+    warm = gradient_of(strategy, problem, problem.energy, solution, 1e-6, cold.adjoint)
     assert warm.cost.gradients == 2 * 2, (
         "one look at the start, one to close, for each of two images"
     )
     torch.testing.assert_close(warm.value, cold.value, rtol=0, atol=1e-12)
-    nearer = strategy.gradient(problem, problem.energy, solution, 1e-8, cold.adjoint)
-    anew = strategy.gradient(problem, problem.energy, solution, 1e-8)
+    nearer = gradient_of(strategy, problem, problem.energy, solution, 1e-8, cold.adjoint)
+    anew = gradient_of(strategy, problem, problem.energy, solution, 1e-8)
     assert nearer.cost.gradients < 0.5 * anew.cost.gradients
 
 
@@ -394,11 +396,11 @@ def test_work_is_counted_per_image(monkeypatch):
     least = int((10 * solution.steps).sum()) + 2 * 3
     assert least <= counter.images <= least + 3 * 3
     counter.images = 0
-    found = Piggyback(certify=False).gradient(problem, problem.energy, solution, 1e-6)
+    found = gradient_of(Piggyback(certify=False), problem, problem.energy, solution, 1e-6)
     assert found.cost.gradients == counter.images and found.cost.mixed_products == 3
     counter.images = 0
-    polished = Piggyback(estimate=True, certify=False).gradient(
-        problem, problem.energy, solution, 1e-6
+    polished = gradient_of(
+        Piggyback(estimate=True, certify=False), problem, problem.energy, solution, 1e-6
     )
     assert (
         polished.cost.gradients == counter.images > found.cost.gradients
@@ -415,8 +417,8 @@ def test_the_front_door_takes_piggyback_by_itself():
     elsewhere = problem.theta + 0.1
     there = hypergradient(problem, 1e-9, 1e-9, theta=elsewhere)
     assert relative(there.value, truth(problem, elsewhere).z) < 1e-8
-    assert isinstance(natural_strategy(problem.energy), Piggyback)
-    assert isinstance(natural_strategy(denoising(TV())), Implicit)
+    assert isinstance(natural_map(problem.energy), Piggyback)
+    assert isinstance(natural_map(denoising(TV())), Implicit)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -425,8 +427,10 @@ def test_the_estimate_has_the_size_of_the_error(eps, seed, record_property):
     problem = curved(seed=seed)
     solution = solve(problem.energy, problem.pairs.y, eps)
     exact = truth(problem).z
-    plain = Piggyback(certify=False).gradient(problem, problem.energy, solution, eps)
-    found = Piggyback(estimate=True, certify=False).gradient(problem, problem.energy, solution, eps)
+    plain = gradient_of(Piggyback(certify=False), problem, problem.energy, solution, eps)
+    found = gradient_of(
+        Piggyback(estimate=True, certify=False), problem, problem.energy, solution, eps
+    )
     before, after = float((plain.value - exact).norm()), float((found.value - exact).norm())
     record_property("ratio", found.estimated / before)
     assert 0.5 * before <= found.estimated <= 3 * before, (
@@ -456,7 +460,7 @@ def test_what_is_lent_is_left_alone():
     kept = solution.state.clone(), solution.value.clone()
     start = normal(*solution.state.shape)
     copy = start.clone()
-    Piggyback(estimate=True).gradient(problem, problem.energy, solution, 1e-2, start)
+    gradient_of(Piggyback(estimate=True), problem, problem.energy, solution, 1e-2, start)
     assert torch.equal(solution.state, kept[0]) and torch.equal(solution.value, kept[1])
     assert (
         torch.equal(problem.theta, theta)
@@ -469,6 +473,12 @@ def test_what_is_lent_is_left_alone():
 # --- the joint variant ----------------------------------------------------------------------------
 
 
+def joint(strategy: JointPiggyback, problem: BilevelProblem, start: Tensor | None = None):
+    """The steps from ``start``, those of the linear problem along with them."""
+    posed = Posed(problem.energy, problem.data)
+    return strategy.solve(posed, 1.0, start, Limits(), problem.upper)
+
+
 @pytest.mark.parametrize("make", [curved, lambda: picture("learned")[0]], ids=["curved", "learned"])
 def test_joint_steps_arrive_at_the_same_gradient_when_warm_started(make):
     problem = make()
@@ -476,9 +486,8 @@ def test_joint_steps_arrive_at_the_same_gradient_when_warm_started(make):
     strategy, energy = JointPiggyback(steps=20 if make is curved else 80), problem.energy
     start, errors = energy.start(problem.pairs.y), []
     for _ in range(8):
-        f = energy.at(problem.pairs.y, start)
-        solution = strategy.reconstruct(f, start, problem)
-        errors.append(relative(strategy.gradient(problem, energy, solution, 1.0).value, exact))
+        solution = joint(strategy, problem, start)
+        errors.append(relative(gradient_of(strategy, problem, energy, solution, 1.0).value, exact))
         start = solution.warm
     assert errors[-1] < 1e-4 and errors[-1] < 1e-2 * errors[0], errors
     image = energy.at(problem.pairs.y).image(start.tensor_split(2, dim=1)[0])
@@ -493,10 +502,9 @@ def test_one_long_call_is_two_calls_with_a_warm_start_of_extrapolation_aside():
     point.
     """
     problem = curved()
-    f, start = problem.energy.at(problem.pairs.y), problem.energy.start(problem.pairs.y)
-    long = JointPiggyback(steps=200).reconstruct(f, start, problem)
+    long = joint(JointPiggyback(steps=200), problem)
     half = JointPiggyback(steps=100)
-    twice = half.reconstruct(f, half.reconstruct(f, start, problem).state, problem)
+    twice = joint(half, problem, joint(half, problem).state)
     assert_near(long.value, twice.value, 1e-6)
     assert long.steps.tolist() == [200] * 3
 
@@ -512,9 +520,8 @@ def test_joint_steps_through_the_front_door():
 
 def test_work_of_joint_steps_is_counted(monkeypatch):
     problem = curved()
-    f, start = problem.energy.at(problem.pairs.y), problem.energy.start(problem.pairs.y)
     counter = Counter(monkeypatch, problem.energy.regularizer)
-    solution = JointPiggyback(steps=7).reconstruct(f, start, problem)
+    solution = joint(JointPiggyback(steps=7), problem)
     assert solution.cost.gradients + solution.cost.hessian_products == counter.images
 
 
@@ -546,12 +553,13 @@ def test_a_differentiable_energy_is_refused(strategy):
     "learner", [MAID(), MAID(test="certified")], ids=["estimated", "certified"]
 )
 def test_maid_switches_on_what_its_test_needs(learner):
-    strategy = learner.strategy(Piggyback())
-    assert strategy.estimate == (learner.test == "estimated") and strategy.certify == (
-        learner.test == "certified"
-    )
+    problem, budget = curved(), Budget(steps=1)
+    for strategy in (Piggyback(), Piggyback(estimate=True, certify=False)):
+        row = learn(problem, learner, hypergradient=strategy, budget=budget).record.rows[-1]
+        assert (row["omega_estimated"] is not None) == (learner.test == "estimated")
+        assert (row["omega_certified"] is not None) == (learner.test == "certified")
     with pytest.raises(MissingPropertyError, match="MAID"):
-        learner.strategy(JointPiggyback())
+        learn(problem, learner, hypergradient=JointPiggyback(), budget=budget)
 
 
 @pytest.mark.parametrize("make", [Piggyback, JointPiggyback])
@@ -580,6 +588,10 @@ def test_a_solution_without_its_dual_variables_is_refused():
     problem = curved()
     solution = replace(solve(problem.energy, problem.pairs.y, 1e-2), state=None)
     with pytest.raises(MissingPropertyError, match="Piggyback"):
-        Piggyback().gradient(
-            problem, SimpleNamespace(regularizer=problem.energy.regularizer), solution, 1e-2
+        gradient_of(
+            Piggyback(),
+            problem,
+            SimpleNamespace(regularizer=problem.energy.regularizer),
+            solution,
+            1e-2,
         )

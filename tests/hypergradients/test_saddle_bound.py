@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tests.hypergradients import saddle_cases as cases
+from tests.hypergradients.pulls import gradient_of
 from tests.hypergradients.saddle_cases import Matrix, curved, normal, pictured, quadratic, truth
 from tests.regularizers.cases import Pairs
 from torch import Tensor
@@ -96,7 +97,9 @@ def test_the_counterexample_is_one():
     assert float(exact.z) == pytest.approx(-1.21)
     f = problem.energy.at(problem.pairs.y)
     state = f.pack((zero + 0.1,), (one(-1.0).view(1, 1, 1),))
-    found = Piggyback().gradient(problem, problem.energy, at_state(problem, state, one(0.1)), 1e-5)
+    found = gradient_of(
+        Piggyback(), problem, problem.energy, at_state(problem, state, one(0.1)), 1e-5
+    )
     assert float((found.value - exact.z).norm()) == pytest.approx(0.21, abs=1e-4)
     assert found.certified >= 0.21
 
@@ -110,7 +113,7 @@ def test_the_distance_of_the_image_counts_in_full():
     )
     f = problem.energy.at(problem.pairs.y)
     solution = at_state(problem, f.pack((zero + 0.1,), (one(-100.0).view(1, 1, 1),)), one(0.1))
-    found = Piggyback().gradient(problem, problem.energy, solution, 1e-5)
+    found = gradient_of(Piggyback(), problem, problem.energy, solution, 1e-5)
     error = float((found.value - truth(problem).z).norm())
     assert error == pytest.approx(10, abs=1e-2) and error <= found.certified < 1.05 * error
 
@@ -413,8 +416,8 @@ def test_the_certified_error_holds_wherever_the_solver_stops(name, record_proper
             normal(1, exact.state.shape[1], seed=99 + k) > 0.5
         )
         distance = (f.image(state) - f.image(exact.state)).flatten(1).norm(dim=1)
-        found = Piggyback().gradient(
-            problem, problem.energy, at_state(problem, state, distance), 0.1 * size
+        found = gradient_of(
+            Piggyback(), problem, problem.energy, at_state(problem, state, distance), 0.1 * size
         )
         error = float((found.value - exact.z).norm())
         assert error <= found.certified * (1 + 1e-9), (k, size, error, found.certified)
@@ -483,7 +486,7 @@ def test_omega_times_kappa_bounds_what_true_distances_do_to_z(name):
             part = slice(i, i + 1)
             g = problem.energy.at(y[part])
             z, z_true = (
-                mixed_saddle(problem.energy, g, s[part], a[part], 4)
+                mixed_saddle(g, s[part], a[part], 4)
                 for s, a in ((state, adjoint), (moved, moved_adjoint))
             )
             blocks = [b for t in (state, adjoint) for b in g.unpack(t[part])]
@@ -527,7 +530,7 @@ def test_a_polish_is_paid_for():
     distance = (f.image(state) - f.image(exact.state)).flatten(1).norm(dim=1)
     solution = at_state(problem, state, distance)
     plain, polished = (
-        Piggyback(estimate=e).gradient(problem, problem.energy, solution, 1e-3)
+        gradient_of(Piggyback(estimate=e), problem, problem.energy, solution, 1e-3)
         for e in (False, True)
     )
     way = float((plain.value - polished.value).norm())
@@ -566,7 +569,7 @@ def test_an_image_that_broke_down_is_not_certified(which):
     solution = at_state(
         problem, state + 0.1, torch.full((3,), 0.1 * math.sqrt(6), dtype=torch.float64)
     )
-    linear = Piggyback()._adjoint(problem, f, solution.state, 1e-3, None)
+    linear = Piggyback()._adjoint(f, problem.upper, solution.state, 1e-3, None)
     fine = saddle_error(
         f,
         solution.state,
@@ -611,8 +614,8 @@ def test_the_smoothness_of_the_loss_counts():
     f = problem.energy.at(problem.pairs.y)
     distance = (f.image(state) - f.image(truth(problem).state)).flatten(1).norm(dim=1)
     solution = at_state(problem, state, distance)
-    plain = Piggyback().gradient(problem, problem.energy, solution, 1e-8)
-    scaled = Piggyback().gradient(other, problem.energy, solution, 1e-6)
+    plain = gradient_of(Piggyback(), problem, problem.energy, solution, 1e-8)
+    scaled = gradient_of(Piggyback(), other, problem.energy, solution, 1e-6)
     assert float((scaled.value - 100 * exact).norm()) <= scaled.certified
     assert scaled.certified == pytest.approx(100 * plain.certified, rel=1e-3)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.hypergradients.pulls import gradient_of
 from tests.hypergradients.test_jacobian_free import Counted, CountedAt, WithoutConvexity, solved
 from tests.hypergradients.test_triangle import NAMES, Pairs, close, oracle
 from tests.learners.cases import Watched, assert_certified, exact_loss, pictures, run
@@ -17,11 +18,13 @@ from tests.regularizers.cases import denoising, newton
 from torch import Tensor
 
 from learnreg.core.errors import MissingPropertyError, SolveError
+from learnreg.core.grants import Grants, check_needs
+from learnreg.core.maps import Limits, Posed
+from learnreg.core.results import Solution
 from learnreg.core.status import Status
 from learnreg.hypergradients import Implicit, JacobianFree, Unrolled, hypergradient
-from learnreg.hypergradients.unrolled import refuse_fixed
 from learnreg.learners import MAID, FixedAccuracy
-from learnreg.learners.lower_level import LowerLevel
+from learnreg.objectives.bilevel import Bilevel
 from learnreg.problems import BilevelProblem, gallery
 from learnreg.regularizers import TV, Tikhonov
 
@@ -51,6 +54,11 @@ def written_out(name: str, strategy: Unrolled, x0: Tensor) -> tuple[Tensor, Tens
     return x.detach(), gradient
 
 
+def k_steps(strategy: Unrolled, energy: object, y: Tensor) -> Solution:
+    """x_K from the data."""
+    return strategy.solve(Posed(energy, y), 1.0, None, Limits())
+
+
 def minimizers(p: BilevelProblem, energy) -> Tensor:
     """In closed form, or by dense Newton steps."""
     return p.exact_solution(p.theta) if hasattr(p, "exact_solution") else newton(energy, p.pairs.y)
@@ -69,12 +77,12 @@ def test_it_is_autograd_through_the_loop(name, start, method, step):
         strategy = Unrolled(steps, start, method, step)
         x0 = energy.start(p.pairs.y) if start == "data" else solution.value
         x, expected = written_out(name, strategy, x0)
-        result = strategy.gradient(p, energy, solution, 1e-3)
+        result = gradient_of(strategy, p, energy, solution, 1e-3)
         close(result.value, expected, 1e-10)
         assert not result.value.requires_grad and all(s.ok for s in result.status)
         if start == "data":
             torch.testing.assert_close(
-                strategy.reconstruct(energy.at(p.pairs.y), x0).value, x, rtol=0, atol=1e-12
+                k_steps(strategy, energy, p.pairs.y).value, x, rtol=0, atol=1e-12
             )
 
 
@@ -146,8 +154,8 @@ def test_many_steps_are_the_closed_form(name, start, method):
 @pytest.mark.parametrize("name", FEW)
 def test_gradient_steps_from_the_solution_are_the_neumann_series(name, terms):
     p, energy, solution = solved(name, eps=1e-11)
-    unrolled = Unrolled(terms, "solution", "gd").gradient(p, energy, solution, 1.0)
-    series = JacobianFree(terms).gradient(p, energy, solution, 1.0)
+    unrolled = gradient_of(Unrolled(terms, "solution", "gd"), p, energy, solution, 1.0)
+    series = gradient_of(JacobianFree(terms), p, energy, solution, 1.0)
     close(unrolled.value, series.value, 1e-7)
     close(unrolled.adjoint, series.adjoint, 1e-7)
 
@@ -155,8 +163,8 @@ def test_gradient_steps_from_the_solution_are_the_neumann_series(name, terms):
 @pytest.mark.parametrize("name", FEW)
 def test_the_adjoint_tends_to_that_of_the_linear_system(name):
     p, energy, solution = solved(name, eps=1e-10)
-    q = Implicit().gradient(p, energy, solution, 1e-11).adjoint
-    result = Unrolled(300, "solution").gradient(p, energy, solution, 1.0)
+    q = gradient_of(Implicit(), p, energy, solution, 1e-11).adjoint
+    result = gradient_of(Unrolled(300, "solution"), p, energy, solution, 1.0)
     close(result.adjoint, q, 1e-6)
     assert result.residual.shape == (p.size,) and result.residual.isnan().all()
     assert result.certified is None and result.estimated is None and result.correction is None
@@ -166,32 +174,29 @@ def test_the_adjoint_tends_to_that_of_the_linear_system(name):
 def test_loss_and_bracket_are_those_of_the_reconstruction(name):
     p, energy, solution = solved(name)
     truth = float(p.loss.value(minimizers(p, energy), p.pairs.x).mean())
-    fixed, free = (Unrolled(5, start).gradient(p, energy, solution, 1.0) for start in STARTS)
-    for result in (fixed, free):
-        assert result.bracket[0] <= truth <= result.bracket[1] and result.bracket_kind.certifies
-    x = Unrolled(5).reconstruct(energy.at(p.pairs.y), energy.start(p.pairs.y)).value
-    assert fixed.loss == pytest.approx(float(p.loss.value(x, p.pairs.x).mean()), rel=1e-12)
-    assert free.loss == pytest.approx(
-        float(p.loss.value(solution.value, p.pairs.x).mean()), rel=1e-12
-    )
+    x_k = k_steps(Unrolled(5), energy, p.pairs.y)
     elsewhere = replace(solution, value=solution.value + 1, error=solution.error + 100)
-    again = Unrolled(5).gradient(p, energy, elsewhere, 1e-9, adjoint=elsewhere.value)
-    assert (
-        torch.equal(again.value, fixed.value)
-        and again.loss == fixed.loss
-        and again.bracket == fixed.bracket
-    )
+    cases = [(start, s) for start in STARTS for s in (x_k, solution, elsewhere)]
+    for start, of in cases:
+        result = gradient_of(Unrolled(5, start), p, energy, of, 1.0)
+        assert result.bracket[0] <= truth <= result.bracket[1] and result.bracket_kind.certifies
+        of_it = float(p.loss.value(of.value, p.pairs.x).mean())
+        assert result.loss == pytest.approx(of_it, rel=1e-12)
+
+    fixed = gradient_of(Unrolled(5), p, energy, x_k, 1.0)
+    again = gradient_of(Unrolled(5), p, energy, elsewhere, 1e-9, adjoint=elsewhere.value)
+    assert torch.equal(again.value, fixed.value), "x_K is differentiated, whatever was handed in"
 
 
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("name", FEW)
 def test_the_batch_is_a_list_of_strangers(name, start):
     p, energy, solution = solved(name)
-    whole, parts = Unrolled(7, start).gradient(p, energy, solution, 1.0), []
+    whole, parts = gradient_of(Unrolled(7, start), p, energy, solution, 1.0), []
     for i in ([2], [*range(2), *range(3, p.size)]):
         part = BilevelProblem(p.energy, Pairs(x=p.pairs.x[i], y=p.pairs.y[i]), p.loss)
         of = replace(solution, value=solution.value[i], error=solution.error[i])
-        parts.append(Unrolled(7, start, group=1).gradient(part, energy, of, 1.0))
+        parts.append(gradient_of(Unrolled(7, start, group=1), part, energy, of, 1.0))
         torch.testing.assert_close(parts[-1].adjoint, whole.adjoint[i], rtol=1e-12, atol=1e-14)
     close(sum(len(r.status) * r.value for r in parts) / p.size, whole.value, 1e-12)
 
@@ -209,7 +214,7 @@ def expected_gradients(steps: int, segment: int) -> int:
 def test_segments_change_the_cost_and_nothing_else(segment, method):
     p, energy, solution = solved("tv")
     whole, parts = (
-        Unrolled(11, "solution", method, segment=s).gradient(p, energy, solution, 1.0)
+        gradient_of(Unrolled(11, "solution", method, segment=s), p, energy, solution, 1.0)
         for s in (11, segment)
     )
     close(parts.value, whole.value, 1e-13)
@@ -226,18 +231,18 @@ def test_segments_change_the_cost_and_nothing_else(segment, method):
 def test_everything_is_counted(steps, segment, start, method):
     p, energy, solution = solved("scalar_tv")
     counted, strategy = Counted(energy), Unrolled(steps, start, method, segment=segment, group=2)
-    cost = strategy.gradient(p, counted, solution, 1.0).cost
+    cost = gradient_of(strategy, p, counted, solution, 1.0).cost
     counted.check(cost)
     assert counted.largest == 2, "images in one reverse-mode call"
     length = segment or math.ceil(math.sqrt(steps))
-    closing = 1 if start == "data" else 0
-    assert cost.gradients == (expected_gradients(steps, length) + closing) * p.size
+    assert cost.gradients == expected_gradients(steps, length) * p.size
     assert cost.mixed_products == steps * p.size
     assert cost.linearizations == cost.hessian_products == (steps - 1) * p.size
-    counted.calls.clear()
-    cost = strategy.reconstruct(counted.at(p.pairs.y), energy.start(p.pairs.y)).cost
-    counted.check(cost)
-    assert cost.gradients == (steps + 1) * p.size
+    if start == "data":
+        counted.calls.clear()
+        cost = k_steps(strategy, counted, p.pairs.y).cost
+        counted.check(cost)
+        assert cost.gradients == (steps + 1) * p.size, "one closes x_K"
 
 
 class Remembered(CountedAt):
@@ -268,7 +273,7 @@ def test_memory_grows_as_the_square_root_of_the_steps():
     alive = {}
     for segment in (None, 100, 10):
         watched = Remembering(energy)
-        Unrolled(100, "solution", "gd", segment=segment).gradient(p, watched, solution, 1.0)
+        gradient_of(Unrolled(100, "solution", "gd", segment=segment), p, watched, solution, 1.0)
         alive[segment] = watched.made.alive
     assert alive[None] == alive[10] <= 2 * 10 + 1 and alive[100] >= 99
 
@@ -285,7 +290,7 @@ def test_the_distance_of_the_reconstruction_is_certified(name, method, dtype):
     y = p.pairs.y
     truth = minimizers(p, wide)
     for steps in (1, 6, 40):
-        solution = Unrolled(steps, method=method).reconstruct(energy.at(y), energy.start(y))
+        solution = k_steps(Unrolled(steps, method=method), energy, y)
         true = (solution.value.double() - truth).flatten(1).norm(dim=1)
         assert (true <= solution.error * (1 + 1e-9) + 1e-12).all() and solution.kind.certifies
         assert solution.value.dtype == dtype and solution.error.dtype == torch.float64
@@ -300,11 +305,11 @@ def test_an_image_that_overflows_keeps_its_start_and_says_so():
     p, energy, solution = solved("tv")
     y = torch.cat([p.pairs.y[:1], torch.zeros_like(p.pairs.y[:1])])
     wild = Unrolled(3, step=1e160)
-    x = wild.reconstruct(energy.at(y), y)
+    x = k_steps(wild, energy, y)
     assert x.status == (Status.NOT_FINITE, Status.CONVERGED), "zero stays zero, whatever the step"
     assert torch.equal(x.value, y) and x.error[0] == math.inf and x.error[1] == 0
     assert x.gradient.isfinite().all()
-    assert Status.NOT_FINITE in wild.gradient(p, energy, solution, 1.0).status
+    assert Status.NOT_FINITE in gradient_of(wild, p, energy, solution, 1.0).status
     with pytest.raises(SolveError, match="NaN or Inf"):
         hypergradient(p, 1.0, 1.0, strategy=wild)
 
@@ -314,10 +319,10 @@ def test_the_front_door_makes_the_steps_and_solves_nothing(name):
     p = oracle(name).problem
     coarse, fine = (hypergradient(p, eps, 1.0, strategy=Unrolled(9)) for eps in (10.0, 1e-13))
     assert torch.equal(coarse.value, fine.value) and coarse.cost == fine.cost
-    assert coarse.cost.gradients == (9 + 1 + expected_gradients(9, 3) + 1) * p.size
+    assert coarse.cost.gradients == (9 + 1 + expected_gradients(9, 3)) * p.size
     solution = solved(name)[2]
     assert torch.equal(
-        coarse.value, Unrolled(9).gradient(p, p.energy.with_theta(p.theta), solution, 1.0).value
+        coarse.value, gradient_of(Unrolled(9), p, p.energy.with_theta(p.theta), solution, 1.0).value
     )
     free = hypergradient(p, 1e-2, 1.0, strategy=Unrolled(9, "solution"))
     assert free.cost.gradients == solution.cost.gradients + expected_gradients(9, 3) * p.size
@@ -325,27 +330,31 @@ def test_the_front_door_makes_the_steps_and_solves_nothing(name):
 
 def test_a_lower_level_of_fixed_steps_knows_neither_accuracy_nor_warm_start():
     p = pictures()
-    lower, free = (LowerLevel(p, Unrolled(5, start)) for start in STARTS)
-    x0 = lower.start(p.theta)
-    point, other = lower.solve(p.theta, 1.0, x0), lower.solve(p.theta, 1e-9, torch.rand_like(x0))
+    lower, free = (Bilevel(p, Unrolled(5, start)) for start in STARTS)
+    x0 = p.energy.start(p.pairs.y)
+    point, other = (
+        lower.evaluate(p.theta, 1.0, x0),
+        lower.evaluate(p.theta, 1e-9, torch.rand_like(x0)),
+    )
     assert torch.equal(point.solution.value, other.solution.value) and not point.failed
-    assert lower.cost.gradients == 2 * (5 + 1) * p.size
-    assert lower.refine(point, 1e-9) is point and lower.cost.gradients == 2 * (5 + 1) * p.size
+    assert lower.meter.cost.gradients == 2 * (5 + 1) * p.size
+    assert lower.refine(point, 1e-9) is point
+    assert lower.meter.cost.gradients == 2 * (5 + 1) * p.size
     z = lower.gradient(point, 1.0, None)
     assert torch.equal(z.value, hypergradient(p, 1.0, 1.0, strategy=Unrolled(5)).value)
     assert point.loss == pytest.approx(z.loss) and point.loss > 0
-    half = lower.on(p.select(torch.tensor([1])))
+    half = lower.subset(torch.tensor([1]))
     assert half.refine(point, 1e-9) is point, "the strategy goes with it"
-    solved_to = free.solve(p.theta, 1e-2, x0)
+    solved_to = free.evaluate(p.theta, 1e-2, x0)
     assert (solved_to.solution.error <= 1e-2).all() and (point.solution.error > 1e-2).any()
     assert (free.refine(solved_to, 1e-4).solution.error <= 1e-4).all()
 
 
 def test_descending_along_it_decreases_the_loss_of_k_steps():
     p = pictures(TV(0.01, 0.02))
-    lower, theta, losses = LowerLevel(p, Unrolled(8)), p.theta, []
+    lower, theta, losses = Bilevel(p, Unrolled(8)), p.theta, []
     for _ in range(6):
-        point = lower.solve(theta, 1.0, lower.start(theta))
+        point = lower.evaluate(theta, 1.0)
         losses.append(point.loss)
         theta = theta - 0.3 * lower.gradient(point, 1.0, None).value
     assert losses == sorted(losses, reverse=True) and losses[-1] < 0.8 * losses[0]
@@ -378,20 +387,23 @@ def test_many_steps_lead_maid_to_the_optimum():
 
 @pytest.mark.parametrize("learner", [MAID(), FixedAccuracy()])
 def test_learners_that_certify_refuse_fixed_steps_and_nothing_else(learner):
+    p = gallery.quadratic(images=2, n=3, d=2)
     message = rf"start='data'.*{type(learner).__name__} asks for.*Use start='solution'"
     with pytest.raises(MissingPropertyError, match=message):
-        learner.strategy(Unrolled())
-    with pytest.raises(MissingPropertyError, match=message):
-        run(gallery.quadratic(images=2, n=3, d=2), learner, hypergradient=Unrolled())
-    for strategy in (Unrolled(start="solution"), JacobianFree()):
-        refuse_fixed("a learner", strategy)
-        assert not getattr(strategy, "fixed", False) and learner.strategy(strategy) is strategy
-    assert not learner.strategy(Implicit(estimate=True, certify=False)).certify
+        run(p, learner, hypergradient=Unrolled())
+    assert Grants.ADAPTIVE in learner.needs and Grants.ADAPTIVE not in Unrolled().grants
+    for strategy in (Unrolled(start="solution"), JacobianFree(), Implicit()):
+        assert Grants.ADAPTIVE in strategy.grants
+        check_needs("a learner", learner.needs, Bilevel(p, strategy).grants, "it")
+        assert len(run(p, learner, steps=1, hypergradient=strategy).record.rows) == 2
+    outcome = run(p, learner, steps=1, hypergradient=Implicit(estimate=True, certify=True))
+    assert all(row["omega_certified"] is None for row in outcome.record.rows), "nobody asked"
 
 
 def test_the_certified_test_refuses_a_strategy_without_a_bound():
+    p, learner = gallery.quadratic(images=2, n=3, d=2), MAID(test="certified")
     with pytest.raises(MissingPropertyError, match=r"Unrolled\(.*MAID\(test='estimated'\)"):
-        MAID(test="certified").strategy(Unrolled(start="solution"))
+        run(p, learner, hypergradient=Unrolled(start="solution"))
 
 
 # --- bad values -----------------------------------------------------------------------------------
@@ -433,9 +445,9 @@ def test_a_lower_level_without_strong_convexity_is_refused():
     p, _, solution = solved("tv")
     flat = denoising(WithoutConvexity().double())
     with pytest.raises(MissingPropertyError, match="mu > 0"):
-        Unrolled().reconstruct(flat.at(p.pairs.y), p.pairs.y)
+        k_steps(Unrolled(), flat, p.pairs.y)
     with pytest.raises(MissingPropertyError, match="mu > 0"):
-        Unrolled(start="solution").gradient(p, flat, solution, 1.0)
+        gradient_of(Unrolled(start="solution"), p, flat, solution, 1.0)
 
 
 def test_a_step_beyond_the_strong_convexity_is_plain():
@@ -443,7 +455,8 @@ def test_a_step_beyond_the_strong_convexity_is_plain():
     p, _, solution = solved("tv")
     p = BilevelProblem(denoising(TV(0.05, 0.2) + Tikhonov(3.0).double()).double(), p.pairs)
     plain, accelerated = (
-        Unrolled(4, "solution", m, step=0.26).gradient(p, p.energy, solution, 1.0) for m in METHODS
+        gradient_of(Unrolled(4, "solution", m, step=0.26), p, p.energy, solution, 1.0)
+        for m in METHODS
     )
     assert torch.equal(plain.value, accelerated.value)
 
@@ -453,8 +466,8 @@ def test_nothing_lent_is_changed():
     lent = [p.pairs.x, p.pairs.y, solution.value, *energy.parameters()]
     kept, random = [t.detach().clone() for t in lent], torch.get_rng_state()
     for start in STARTS:
-        Unrolled(4, start).gradient(p, energy, solution, 1.0)
-    Unrolled(4).reconstruct(energy.at(p.pairs.y), p.pairs.y)
+        gradient_of(Unrolled(4, start), p, energy, solution, 1.0)
+    k_steps(Unrolled(4), energy, p.pairs.y)
     assert all(torch.equal(a, b) for a, b in zip(lent, kept, strict=True))
     assert all(q.grad is None for q in energy.parameters()) and torch.equal(
         torch.get_rng_state(), random

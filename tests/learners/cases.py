@@ -11,11 +11,13 @@ import deepinv
 import torch
 from torch import Tensor
 
+from learnreg.core.grants import Grants
+from learnreg.core.objective import Learner, Objective, State
 from learnreg.data import Pairs, pairs
-from learnreg.learners import Budget, Run, learn
-from learnreg.learners.checkpoint import FILE
 from learnreg.problems import BilevelProblem, Energy, gallery
 from learnreg.regularizers import TV, FoE, Regularizer
+from learnreg.runs import Budget, Run, learn
+from learnreg.runs.checkpoint import FILE
 from learnreg.solvers import solve
 
 CLOCKS = {"seconds", "cpu_seconds"}
@@ -60,25 +62,24 @@ class Watched:
     them.
     """
 
-    def __init__(self, learner: object) -> None:
+    def __init__(self, learner: Learner[State]) -> None:
         self.learner, self.states = learner, []
+        self.state: type[State] = learner.state
 
     def __repr__(self) -> str:
         return repr(self.learner)
 
-    def strategy(self, given):
-        return self.learner.strategy(given)
+    @property
+    def needs(self) -> Grants:
+        return self.learner.needs
 
-    def init(self, lower, theta, seed):
-        self.states = [self.learner.init(lower, theta, seed)]
+    def init(self, objective: Objective, theta: Tensor, seed: int = 0) -> State:
+        self.states = [self.learner.init(objective, theta, seed)]
         return self.states[0]
 
-    def restore(self, lower, packed):
-        self.states = [self.learner.restore(lower, packed)]
-        return self.states[0]
-
-    def step(self, lower, state):
-        self.states.append(self.learner.step(lower, state))
+    def step(self, objective: Objective, state: State) -> State:
+        self.states = self.states or [state]  # a resumed run begins with a step
+        self.states.append(self.learner.step(objective, state))
         return self.states[-1]
 
 

@@ -15,6 +15,7 @@ from tests.learners.cases import GALLERY, IMAGES, pictures, run
 from learnreg.core.errors import InputError
 from learnreg.learners import HOAG, LBFGSB, GridSearch, RandomSearch, Stochastic
 from learnreg.learners.box import Box, box_of, check_ranges
+from learnreg.objectives.bilevel import Bilevel
 
 INF = math.inf
 
@@ -23,20 +24,20 @@ INF = math.inf
 
 
 def test_one_range_is_for_all_parameters():
-    box = box_of([-7, 8.5], pictures())
+    box = box_of([-7, 8.5], Bilevel(pictures()))
     assert box.lower.tolist() == [-7, -7] and box.upper.tolist() == [8.5, 8.5]
     assert box.bounded and box.lower.dtype == torch.float64
 
 
 def test_no_range_is_no_constraint():
-    box = box_of(None, pictures())
+    box = box_of(None, Bilevel(pictures()))
     assert (
         box.lower.tolist() == [-INF, -INF] and box.upper.tolist() == [INF, INF] and not box.bounded
     )
 
 
 def test_ranges_by_name_leave_the_others_free():
-    box = box_of({"log_smoothing": [-5, -1]}, pictures())
+    box = box_of({"log_smoothing": [-5, -1]}, Bilevel(pictures()))
     assert box.lower.tolist() == [-INF, -5] and box.upper.tolist() == [INF, -1] and not box.bounded
 
 
@@ -45,14 +46,14 @@ def test_a_name_stands_for_all_its_entries_and_one_of_them_can_be_named():
     names = [n.removeprefix("regularizer.") for n in problem.parameter_names]
     one = next(n for n in names if n.endswith("[1]"))
     group = one.partition("[")[0]
-    box = box_of({group: [-50, 50], one: [-60, 60]}, problem)
+    box = box_of({group: [-50, 50], one: [-60, 60]}, Bilevel(problem))
     for name, low, high in zip(names, box.lower.tolist(), box.upper.tolist(), strict=True):
         expected = 60 if name == one else 50 if name.partition("[")[0] == group else INF
         assert (low, high) == (-expected, expected)
 
 
 def test_half_open_ranges():
-    box = box_of([-INF, 3], pictures())
+    box = box_of([-INF, 3], Bilevel(pictures()))
     assert not box.bounded and box.project(torch.tensor([-1e9, 4.0])).tolist() == [-1e9, 3.0]
 
 
@@ -115,7 +116,7 @@ def test_a_wrong_name_is_named_with_those_that_exist():
 
 @pytest.mark.parametrize("learner", [HOAG, LBFGSB, Stochastic, GridSearch, RandomSearch])
 def test_a_start_outside_is_refused_before_anything_is_solved(learner, monkeypatch):
-    monkeypatch.setattr("learnreg.learners.lower_level.LowerLevel._solve", None)
+    monkeypatch.setattr("learnreg.objectives.bilevel.Bilevel._solve", None)
     with pytest.raises(InputError, match=r"start outside of it \(log_weight\)"):
         run(pictures(), learner(box={"log_weight": [-2, 5], "log_smoothing": [-9, 5]}), steps=1)
 
@@ -209,7 +210,7 @@ def test_the_constrained_optimum_is_found_and_the_box_never_left(name):
     ranges = bounds(problem, active=True)
     make, steps = LEARNERS[name]
     outcome = run(problem, make(ranges), steps=steps)
-    box = box_of(ranges, problem)
+    box = box_of(ranges, Bilevel(problem))
     assert bool((outcome.thetas >= box.lower).all()) and bool((outcome.thetas <= box.upper).all())
     expected = constrained_optimum(problem, box)
     assert float((expected - problem.exact_optimum()).norm()) > 0.1, "the box is in the way"
@@ -241,7 +242,7 @@ def test_a_box_holds_for_pictures_in_float32(learner):
     else:
         problem = pictures()
     outcome = run(problem, learner, steps=3)
-    box = box_of(learner.box, problem)
+    box = box_of(learner.box, Bilevel(problem))
     low, high = box.lower.to(outcome.thetas), box.upper.to(outcome.thetas)
     assert bool((outcome.thetas >= low).all()) and bool((outcome.thetas <= high).all())
     assert bool(((outcome.thetas[1:] == low) | (outcome.thetas[1:] == high)).any()), (

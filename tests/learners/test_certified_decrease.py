@@ -20,7 +20,6 @@ from learnreg.learners import (
     HOAG,
     LBFGSB,
     MAID,
-    Budget,
     FixedAccuracy,
     GridSearch,
     RandomSearch,
@@ -28,6 +27,7 @@ from learnreg.learners import (
 )
 from learnreg.problems import BilevelProblem, Energy, gallery
 from learnreg.regularizers import TV, FoE, Tikhonov
+from learnreg.runs import Budget
 
 quick = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 

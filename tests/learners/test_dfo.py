@@ -16,15 +16,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.learners.cases import GALLERY, Watched, assert_same, exact_loss, pictures, run, slack
-from tests.learners.test_resume import Case, in_parts
+from tests.runs.test_resume import Case, in_parts
 
 from learnreg.core.errors import InputError, MissingPropertyError
+from learnreg.core.objective import Halt
 from learnreg.hypergradients import Implicit
 from learnreg.learners import DFO, DFOLS
 from learnreg.learners.dfo import MARGIN
 from learnreg.learners.interpolation import Scaling
-from learnreg.learners.lower_level import LowerLevel
-from learnreg.learners.state import Halt
+from learnreg.objectives.bilevel import Bilevel
 from learnreg.problems import BilevelProblem, gallery
 from learnreg.problems.gallery.signals import adjoint, difference
 from learnreg.regularizers import FoE
@@ -112,8 +112,8 @@ def test_the_signal_energy_keeps_its_protocol(make):
     for i, unit in enumerate(torch.eye(problem.theta.numel(), dtype=torch.float64)):
         up, down = (problem.exact_loss(problem.theta + s * h * unit) for s in (1, -1))
         assert float(exact[i]) == pytest.approx((up - down) / (2 * h), rel=1e-4, abs=1e-7)
-    lower = LowerLevel(problem, Implicit())
-    z = lower.gradient(lower.solve(problem.theta, 1e-9, problem.pairs.y), 1e-9, None)
+    lower = Bilevel(problem, Implicit())
+    z = lower.gradient(lower.evaluate(problem.theta, 1e-9, problem.pairs.y), 1e-9, None)
     assert torch.allclose(z.value, exact, atol=1e-5)
 
 
@@ -247,11 +247,12 @@ def test_accuracies_are_those_declared(name):
     """
     problem = SMALL[name]()
     learner = DFO(box=getattr(problem, "box", None))
-    lower, scaling = LowerLevel(problem, None), Scaling.of(learner.box, problem)
+    lower = Bilevel(problem)
+    scaling = Scaling.of(learner.box, lower)
     asked: list[float] = []
     original = lower._solve
-    lower._solve = lambda theta, energy, eps, *rest: (
-        asked.append(eps) or original(theta, energy, eps, *rest)
+    lower._solve = lambda theta, posed, eps, *rest: (
+        asked.append(eps) or original(theta, posed, eps, *rest)
     )
     n, off, seen = problem.size, 2 * problem.size * slack(problem), set()
     state = learner.init(lower, problem.theta)
@@ -283,7 +284,7 @@ def test_accuracies_are_those_declared(name):
             )
             if trial is not None and trial.value <= center.value:
                 assert trial.uncertainty <= allowed * (1 + 1e-9)
-        elif phase == "accuracy" and task.index == state.best:
+        elif phase == "accuracy" and task.place == state.best:
             assert MARGIN < 1 and new.center.error <= task.tolerance < center.error
         elif phase in ("start", "geometry"):
             assert task.tolerance == pytest.approx(10 * planned.radius**2)
@@ -340,10 +341,10 @@ def test_no_theta_leaves_the_box(low, width, place, residuals):
     start, high = problem.theta.clone(), low + width
     start[0] = low + place * (high - low)
     problem.energy = problem.energy.with_theta(start)
-    lower = LowerLevel(problem, None)
+    lower = Bilevel(problem)
     visited: list[float] = []
-    original = lower.solve
-    lower.solve = lambda theta, *rest: visited.append(float(theta[0])) or original(theta, *rest)
+    original = lower.evaluate
+    lower.evaluate = lambda theta, *rest: visited.append(float(theta[0])) or original(theta, *rest)
     learner = DFO(box={"theta[0]": [low, high]}, residuals=residuals)
     state = learner.init(lower, problem.theta)
     try:
@@ -385,11 +386,12 @@ def test_samples_keep_solutions_of_their_own():
     """
     problem = SMALL["three"]()
     learner = DFO(box=problem.box)
-    lower, scaling = LowerLevel(problem, None), Scaling.of(learner.box, problem)
+    lower = Bilevel(problem)
+    scaling = Scaling.of(learner.box, lower)
     starts: list[torch.Tensor] = []
     original = lower._solve
-    lower._solve = lambda theta, energy, eps, x0, *rest: (
-        starts.append(x0) or original(theta, energy, eps, x0, *rest)
+    lower._solve = lambda theta, posed, eps, x0, *rest: (
+        starts.append(x0) or original(theta, posed, eps, x0, *rest)
     )
     state = learner.init(lower, problem.theta)
     assert starts.pop().equal(problem.pairs.y)
@@ -406,7 +408,7 @@ def test_samples_keep_solutions_of_their_own():
         assert len(places) == len(new.samples) and problem.pairs.y.data_ptr() not in places
         if starts:
             near = (
-                task.index
+                task.place
                 if task.phase == "accuracy"
                 else min(
                     range(len(state.samples)),
@@ -496,13 +498,13 @@ def test_a_start_that_cannot_be_solved_is_an_error():
 def test_a_solve_that_reaches_its_step_limit_goes_on(monkeypatch):
     problem = SMALL["one"]()
     whole = run(problem, DFO(box=problem.box), steps=4)
-    monkeypatch.setattr(LowerLevel.__init__, "__defaults__", ("auto", 150, None))
+    monkeypatch.setattr(Bilevel.__init__, "__defaults__", (None, "auto", 150, None))
     outcome = run(problem, DFO(box=problem.box), steps=4)
     assert [row["phase"] for row in outcome.record.rows] == [
         row["phase"] for row in whole.record.rows
     ]
     assert torch.allclose(outcome.theta, whole.theta, atol=0.05)
-    monkeypatch.setattr(LowerLevel.__init__, "__defaults__", ("auto", 1, None))
+    monkeypatch.setattr(Bilevel.__init__, "__defaults__", (None, "auto", 1, None))
     given_up = run(problem, DFO(box=problem.box), steps=4)
     assert (
         "the largest number of steps was reached" in given_up.stop.sentence

@@ -11,13 +11,13 @@ import pytest
 import torch
 from tests.learners.cases import GALLERY, Watched, assert_same, exact_loss, pictures, run
 from tests.learners.test_maid import broken
-from tests.learners.test_resume import Case, at_call, in_parts
+from tests.runs.test_resume import Case, at_call, in_parts
 
 from learnreg.core.errors import InputError, MissingPropertyError
 from learnreg.hypergradients import Implicit, Unrolled
 from learnreg.learners import HOAG
 from learnreg.learners.hoag import SMALLEST_EPS
-from learnreg.learners.lower_level import LowerLevel
+from learnreg.objectives.bilevel import Bilevel
 
 FACTORS = {
     "quadratic": lambda k: 1 / (k + 1) ** 2,
@@ -97,14 +97,14 @@ def test_every_pass_moves_theta_by_one_step_of_minus_z(name, monkeypatch):
     """z is asked for once, at theta_k with delta_k, and theta_{k+1} - theta_k = -z / L, L that of
     the record.
     """
-    asked, gradient = [], LowerLevel.gradient
+    asked, gradient = [], Bilevel.gradient
 
-    def watched_gradient(lower, point, delta, adjoint):
-        z = gradient(lower, point, delta, adjoint)
+    def watched_gradient(lower, point, delta, *rest):
+        z = gradient(lower, point, delta, *rest)
         asked.append((point.theta, delta, z.value))
         return z
 
-    monkeypatch.setattr(LowerLevel, "gradient", watched_gradient)
+    monkeypatch.setattr(Bilevel, "gradient", watched_gradient)
     problem = GALLERY[name]()
     outcome = run(
         problem,
@@ -219,13 +219,13 @@ def test_an_undone_pass_restores_theta_and_solution_and_computes_no_gradient():
 
 def test_a_solution_that_is_accurate_enough_is_restored_as_it_was():
     problem, learner = GALLERY["quadratic"](), HOAG(eps0=1e-2, delta0=1e-2, alpha0=20.0)
-    lower = LowerLevel(problem, learner.strategy(Implicit()))
+    lower = Bilevel(problem, Implicit())
     moved = learner.step(lower, learner.init(lower, problem.theta))
     known = lower.refine(moved.last, 1e-8)
-    spent = lower.cost
+    spent = lower.meter.cost
     back = learner.step(lower, replace(moved, last=known))
     assert back.info["undone"] and back.theta.equal(problem.theta)
-    assert back.point.solution is known.solution and lower.cost == spent
+    assert back.point.solution is known.solution and lower.meter.cost == spent
     assert back.point.eps == back.eps == 0.5 * 1e-2 / 9
 
 
@@ -234,7 +234,7 @@ def test_a_move_to_where_nothing_can_be_solved_is_undone(alpha0, limit, monkeypa
     """The steps of a solve are used up, or so far out there are no finite constants."""
     problem = pictures()
     if limit == 4:
-        monkeypatch.setattr(LowerLevel, "solve", with_steps(limit))
+        monkeypatch.setattr(Bilevel, "evaluate", with_steps(limit))
     outcome = run(problem, HOAG(alpha0=alpha0), steps=2, promote=False)
     first, second = outcome.record.rows[:2]
     assert second["undone"] and second["step_size"] == pytest.approx(alpha0 / 2)
@@ -244,10 +244,10 @@ def test_a_move_to_where_nothing_can_be_solved_is_undone(alpha0, limit, monkeypa
 
 
 def with_steps(limit: int):
-    """``LowerLevel.solve`` with so few steps for every solve but the first."""
-    solve, calls = LowerLevel.solve, iter(range(10**6))
-    return lambda lower, theta, eps, x0, most=None: solve(
-        lower, theta, eps, x0, limit if next(calls) else most
+    """``Bilevel.evaluate`` with so few steps for every solve but the first."""
+    solve, calls = Bilevel.evaluate, iter(range(10**6))
+    return lambda lower, theta, eps, start=None, most=None: solve(
+        lower, theta, eps, start, limit if next(calls) else most
     )
 
 
@@ -371,9 +371,7 @@ def test_a_run_on_pictures_in_parts_is_the_whole_run(learner, tmp_path):
 def test_ctrl_c_inside_a_pass_loses_nothing(where, call, tmp_path, monkeypatch):
     learner = HOAG(eps0=0.05, delta0=0.02, alpha0=20.0)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            LowerLevel, where, at_call(call, getattr(LowerLevel, where), KeyboardInterrupt)
-        )
+        patch.setattr(Bilevel, where, at_call(call, getattr(Bilevel, where), KeyboardInterrupt))
         outcome = run(GALLERY["quadratic"](), learner, checkpoint=tmp_path)
     assert outcome.stop.code == "interrupted"
     whole = run(GALLERY["quadratic"](), learner, steps=len(outcome.record.rows))

@@ -28,13 +28,14 @@ from tests.learners.cases import (
 )
 
 from learnreg.core.errors import InputError
+from learnreg.core.objective import Halt
 from learnreg.core.results import StopReason
 from learnreg.hypergradients import Implicit
-from learnreg.learners import MAID, Budget, FixedAccuracy, learn
-from learnreg.learners.descent import Halt
-from learnreg.learners.lower_level import LowerLevel
+from learnreg.learners import MAID, FixedAccuracy
+from learnreg.objectives.bilevel import Bilevel
 from learnreg.problems import gallery
 from learnreg.regularizers import TV
+from learnreg.runs import Budget, learn
 
 TESTS = ("estimated", "certified")
 METHODS = {"paper": {"memory": 0}, "default": {}}
@@ -247,7 +248,7 @@ def test_a_first_step_of_a_wrong_scale_is_mended(method, alpha0, monkeypatch):
     not the end.
     """
     monkeypatch.setattr(
-        LowerLevel.__init__, "__defaults__", ("auto", 400, None)
+        Bilevel.__init__, "__defaults__", (None, "auto", 400, None)
     )  # steps of one solve, to save time
     problem = pictures()
     outcome, watched, losses = watch(

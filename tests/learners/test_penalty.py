@@ -14,10 +14,10 @@ from tests.learners.cases import GALLERY, Watched, assert_certified, assert_same
 from learnreg.core.errors import CheckpointError, InputError, MissingPropertyError
 from learnreg.hypergradients import Implicit, JacobianFree, Unrolled, hypergradient
 from learnreg.learners import HOAG, LBFGSB, MAID, FixedAccuracy, GridSearch, Stochastic
-from learnreg.learners.checkpoint import fingerprint
-from learnreg.learners.lower_level import LowerLevel
+from learnreg.objectives.bilevel import Bilevel
 from learnreg.problems import BilevelProblem
 from learnreg.problems.gallery import QuadraticProblem
+from learnreg.runs.checkpoint import fingerprint
 
 WEIGHT, CENTRE = 0.3, 2.0
 
@@ -56,8 +56,8 @@ def test_loss_and_bracket_include_it():
     plain, problem = GALLERY["quadratic"](), penalized()
     points = []
     for p in (plain, problem):
-        lower = LowerLevel(p, Implicit())
-        points.append(lower.solve(p.theta, 0.1, lower.start(p.theta)))
+        lower = Bilevel(p, Implicit())
+        points.append(lower.evaluate(p.theta, 0.1))
     extra = float(ridge(problem.theta))
     assert extra > 0.1
     for name in ("loss", "lower", "upper"):
@@ -340,7 +340,7 @@ TWINS = {
 
 
 def print_of(penalty) -> str:
-    return fingerprint(of_pictures(penalty), MAID(), Implicit())
+    return fingerprint(Bilevel(of_pictures(penalty), Implicit()), MAID())
 
 
 @pytest.mark.parametrize("kind", TWINS)

@@ -26,19 +26,19 @@ from tests.learners.cases import (
     without_clocks,
 )
 from tests.learners.test_maid import broken
-from tests.learners.test_resume import Case, at_call, in_parts
+from tests.runs.test_resume import Case, at_call, in_parts
 
 from learnreg.core.bounds import Bound, Curvature, Kind
 from learnreg.core.errors import InputError
+from learnreg.core.objective import Halt, settled
 from learnreg.core.status import Status
 from learnreg.hypergradients import JacobianFree
-from learnreg.learners import LBFGSB, Budget, learn, quasi_newton
-from learnreg.learners.hoag import settled
-from learnreg.learners.lower_level import LowerLevel
+from learnreg.learners import LBFGSB, quasi_newton
 from learnreg.learners.quasi_newton import _Log, _wall
-from learnreg.learners.state import Halt
+from learnreg.objectives.bilevel import Bilevel
 from learnreg.problems import gallery
 from learnreg.problems.gallery.quadratics import QuadraticEnergy
+from learnreg.runs import Budget, learn
 
 TIGHT = LBFGSB(eps=1e-9, delta=1e-9)
 PROBLEMS = {
@@ -129,9 +129,9 @@ def test_theta_is_scaled_by_its_units(monkeypatch):
     problem = pictures(IMAGES["FoE"]())
     units = problem.units.clone()
     assert float(units.max()) > float(units.min())
-    asked, solve = [], LowerLevel.solve
+    asked, solve = [], Bilevel.evaluate
     monkeypatch.setattr(
-        LowerLevel, "solve", lambda lower, theta, *a: asked.append(theta) or solve(lower, theta, *a)
+        Bilevel, "evaluate", lambda lower, theta, *a: asked.append(theta) or solve(lower, theta, *a)
     )
     run(problem, LBFGSB(), steps=1)
     first = (asked[1] - asked[0]) / units
@@ -283,9 +283,9 @@ def test_gradients_that_are_wrong_lead_nowhere():
     """The trials rise until they are so short that the loss is the same to rounding."""
 
     class Wrong(JacobianFree):
-        def gradient(self, *arguments):
-            found = super().gradient(*arguments)
-            return replace(found, value=-found.value)
+        def pull(self, *arguments, **keywords):
+            found = super().pull(*arguments, **keywords)
+            return replace(found, theta=-found.theta)
 
     outcome = run(GALLERY["quadratic"](), TIGHT, hypergradient=Wrong(terms=50))
     assert outcome.stop.sentence.startswith("L-BFGS-B ended: ")
@@ -315,7 +315,7 @@ def test_the_budget_of_work_ends_it_inside_a_step():
         (pictures, LBFGSB(box={"log_weight": [-3.1, -2.8]}), (1, 2, 4)),
         (lambda: pictures(broken(limit=-2.9)), LBFGSB(), (1, 2, 3)),
     ],
-    ids=str,
+    ids=["tight", "two pixels", "pictures", "FoE", "box", "broken"],
 )
 def test_a_run_in_parts_is_the_whole_run(make, learner, stops, tmp_path):
     whole = run(make(), learner, steps=stops[-1])
@@ -361,9 +361,7 @@ def test_ctrl_c_inside_an_evaluation_leaves_a_state_that_can_be_resumed(
     where, call, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(
-            LowerLevel, where, at_call(call, getattr(LowerLevel, where), KeyboardInterrupt)
-        )
+        patch.setattr(Bilevel, where, at_call(call, getattr(Bilevel, where), KeyboardInterrupt))
         outcome = run(GALLERY["quadratic"](), TIGHT, checkpoint=tmp_path)
     assert outcome.stop.code == "interrupted"
     kept = len(outcome.record.rows)
@@ -376,7 +374,7 @@ def test_ctrl_c_inside_an_evaluation_leaves_a_state_that_can_be_resumed(
 def test_another_step_from_the_same_state_gives_the_same_state():
     """A step that was given up half-way has told SciPy more than the state knows."""
     problem, learner = GALLERY["quadratic"](), LBFGSB()
-    lower = LowerLevel(problem, learner.strategy(JacobianFree(terms=50)))
+    lower = Bilevel(problem, JacobianFree(terms=50))
     state = learner.step(lower, learner.init(lower, problem.theta))
     one = learner.step(lower, state)
     two = learner.step(lower, state)
@@ -387,7 +385,7 @@ def test_another_step_from_the_same_state_gives_the_same_state():
 
 def test_a_scipy_that_takes_other_steps_is_noticed():
     problem = GALLERY["quadratic"]()
-    lower = LowerLevel(problem, TIGHT.strategy(JacobianFree()))
+    lower = Bilevel(problem, JacobianFree())
     state = TIGHT.step(lower, TIGHT.init(lower, problem.theta))
     other = replace(state, dialogue=None, log=replace(state.log, points=state.log.points + 1e-9))
     with pytest.raises(Halt, match="other steps than the one that wrote the checkpoint"):
@@ -423,7 +421,7 @@ def test_an_error_inside_an_evaluation_is_passed_on_and_the_step_before_it_was_s
 ):
     before = threads()
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(LowerLevel, "gradient", at_call(4, LowerLevel.gradient, ZeroDivisionError))
+        patch.setattr(Bilevel, "gradient", at_call(4, Bilevel.gradient, ZeroDivisionError))
         run(GALLERY["quadratic"](), TIGHT, checkpoint=tmp_path)
     assert left_alone(before)
     assert_same(

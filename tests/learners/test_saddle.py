@@ -21,22 +21,13 @@ from tests.regularizers.cases import Pairs, pairs
 from learnreg.core.errors import MissingPropertyError
 from learnreg.core.files import load_tensors
 from learnreg.hypergradients import Implicit, JointPiggyback, Piggyback
-from learnreg.learners import (
-    DFO,
-    HOAG,
-    LBFGSB,
-    MAID,
-    Budget,
-    FixedAccuracy,
-    GridSearch,
-    Run,
-    Stochastic,
-)
-from learnreg.learners.checkpoint import FILE, FORMAT
-from learnreg.learners.lower_level import LowerLevel
-from learnreg.learners.trajectory import trajectory
+from learnreg.learners import DFO, HOAG, LBFGSB, MAID, FixedAccuracy, GridSearch, Stochastic
+from learnreg.objectives.bilevel import Bilevel
 from learnreg.problems import BilevelProblem, SaddleEnergy
 from learnreg.regularizers import ExactTV
+from learnreg.runs import Budget, Run
+from learnreg.runs.checkpoint import FILE, FORMAT
+from learnreg.runs.trajectory import trajectory
 from learnreg.solvers import solve
 
 Make = Callable[[], BilevelProblem]
@@ -131,7 +122,10 @@ def test_learners_with_accuracies_refuse_joint_steps():
 
 
 def test_implicit_differentiation_is_refused_in_time():
-    with pytest.raises(MissingPropertyError, match=r"Piggyback\(\)"):
+    with pytest.raises(
+        MissingPropertyError,
+        match=r"^hypergradient: given Implicit for SaddleEnergy; expected Piggyback\.",
+    ):
         run(tv(), MAID(), steps=1, hypergradient=Implicit())
 
 
@@ -151,17 +145,17 @@ def test_corrected_losses_are_of_second_order():
     """loss + <(X, Y), grad L> misses f(theta) by much less than the loss itself."""
     problem = gentle()
     exact = truth(problem)
-    lower = LowerLevel(problem, Piggyback(estimate=False, certify=False))
+    lower = Bilevel(problem, Piggyback(estimate=False, certify=False))
     f = problem.energy.at(problem.pairs.y)
     q = None
     for eps in (0.3, 1e-1, 1e-2):
-        point = lower.solve(problem.theta, eps, lower.start(problem.theta))
+        point = lower.evaluate(problem.theta, eps)
         noise = 0.2 * eps * normal(*exact.state.shape)
         state = f.pack(*f.unpack(exact.state + noise))
         solution = replace(
             point.solution, value=f.image(state), state=state, gradient=f.certify(state).gradient
         )
-        point = lower.point(problem.theta, point.energy, solution, eps)
+        point = lower._value(problem.theta, point.posed, solution, eps)
         q = lower.gradient(point, 1e-10, None).adjoint
         plain, corrected = abs(point.loss - exact.loss), abs(point.corrected(q) - exact.loss)
         assert corrected < 10 * eps * plain + 1e-12, (eps, plain, corrected)
@@ -170,23 +164,23 @@ def test_corrected_losses_are_of_second_order():
 
 def test_refining_goes_on_from_all_variables():
     problem = learned()
-    lower = LowerLevel(problem, Piggyback())
-    rough = lower.solve(problem.theta, 1e-2, lower.start(problem.theta))
-    before = lower.cost.work
+    lower = Bilevel(problem, Piggyback())
+    rough = lower.evaluate(problem.theta, 1e-2)
+    before = lower.meter.cost.work
     fine = lower.refine(rough, 1e-5)
-    going_on = lower.cost.work - before
-    anew = LowerLevel(problem, Piggyback())
-    anew.solve(problem.theta, 1e-5, anew.start(problem.theta))
-    assert going_on < anew.cost.work and bool((fine.solution.error <= 1e-5).all())
+    going_on = lower.meter.cost.work - before
+    anew = Bilevel(problem, Piggyback())
+    anew.evaluate(problem.theta, 1e-5)
+    assert going_on < anew.meter.cost.work and bool((fine.solution.error <= 1e-5).all())
     assert lower.trial(problem.theta + 1e-3, 1e-4, fine) is not None
 
 
 def test_the_first_accuracies_come_from_the_start():
     problem = tv()
-    lower = LowerLevel(problem, Piggyback())
-    distance, slope = lower.start_residual(problem.theta, lower.start(problem.theta))
+    lower = Bilevel(problem, Piggyback())
+    distance, slope = lower.start_residual(problem.theta, lower._start(problem.theta))
     images = cases.reached(problem, 1e-8).value
-    true = (lower.start(problem.theta) - images).flatten(1).norm(dim=1)
+    true = (lower._start(problem.theta) - images).flatten(1).norm(dim=1)
     assert float(true.mean()) <= distance < 50 * float(true.mean())
     assert slope == pytest.approx(
         float((problem.pairs.y - problem.pairs.x).flatten(1).norm(dim=1).mean())

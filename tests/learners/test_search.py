@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from tests.learners.cases import GALLERY, Watched, assert_same, exact_loss, pictures, run
 from tests.learners.test_maid import broken
 from tests.learners.test_quasi_newton import Fenced
-from tests.learners.test_resume import Case, in_parts
+from tests.runs.test_resume import Case, in_parts
 
 from learnreg.core.errors import InputError, MissingPropertyError
 from learnreg.hypergradients import Unrolled
 from learnreg.learners import GridSearch, OptunaSearch, RandomSearch
 from learnreg.learners import search as module
-from learnreg.learners.lower_level import LowerLevel
+from learnreg.objectives.bilevel import Bilevel
 
 BOX = [-5.0, 3.0]
 """Around both log scales of TV and of the two pixels, which start near (-2.3, -3.0)."""
@@ -29,13 +29,13 @@ BOX = [-5.0, 3.0]
 @pytest.fixture
 def asked(monkeypatch) -> list[torch.Tensor]:
     """The thetas that were solved, the start first."""
-    thetas, solve = [], LowerLevel.solve
+    thetas, solve = [], Bilevel.evaluate
 
     def watched(lower, theta, *rest):
         thetas.append(theta)
         return solve(lower, theta, *rest)
 
-    monkeypatch.setattr(LowerLevel, "solve", watched)
+    monkeypatch.setattr(Bilevel, "evaluate", watched)
     return thetas
 
 

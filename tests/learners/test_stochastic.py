@@ -26,16 +26,17 @@ from tests.learners.cases import (
 )
 from tests.learners.test_maid import broken
 from tests.learners.test_quasi_newton import Fenced
-from tests.learners.test_resume import at_call
+from tests.runs.test_resume import at_call
 
 from learnreg.core.errors import CheckpointError, InputError
 from learnreg.data import pairs
 from learnreg.hypergradients import JacobianFree, Unrolled
-from learnreg.learners import LBFGSB, Budget, Stochastic
-from learnreg.learners.lower_level import LowerLevel
+from learnreg.learners import LBFGSB, Stochastic
 from learnreg.learners.stochastic import FIRST_MOVE, PRESETS, drawn
+from learnreg.objectives.bilevel import Bilevel
 from learnreg.problems import BilevelProblem, Energy, gallery
 from learnreg.regularizers import TV, FoE
+from learnreg.runs import Budget, learn
 
 CLOSE = {"eps0": 1e-7, "delta0": 1e-7, "accuracy_exponent": 0.0}
 """As good as exact."""
@@ -62,9 +63,9 @@ def part_of(problem: gallery.QuadraticProblem, index: list[int]) -> gallery.Quad
 @pytest.fixture
 def spied(monkeypatch) -> list[SimpleNamespace]:
     """Every solve and every gradient: what it was asked, what it gave."""
-    calls, solve, gradient = [], LowerLevel.solve, LowerLevel.gradient
+    calls, solve, gradient = [], Bilevel.evaluate, Bilevel.gradient
 
-    def spied_solve(lower, theta, eps, x0, *rest):
+    def spied_solve(lower, theta, eps, x0=None, *rest):
         point = solve(lower, theta, eps, x0, *rest)
         calls.append(
             SimpleNamespace(
@@ -80,15 +81,15 @@ def spied(monkeypatch) -> list[SimpleNamespace]:
         )
         return point
 
-    def spied_gradient(lower, point, delta, adjoint):
-        z = gradient(lower, point, delta, adjoint)
+    def spied_gradient(lower, point, delta, adjoint=None, *rest):
+        z = gradient(lower, point, delta, adjoint, *rest)
         calls.append(
             SimpleNamespace(kind="gradient", delta=delta, q0=adjoint, q=z.adjoint, value=z.value)
         )
         return z
 
-    monkeypatch.setattr(LowerLevel, "solve", spied_solve)
-    monkeypatch.setattr(LowerLevel, "gradient", spied_gradient)
+    monkeypatch.setattr(Bilevel, "evaluate", spied_solve)
+    monkeypatch.setattr(Bilevel, "gradient", spied_gradient)
     return calls
 
 
@@ -350,31 +351,33 @@ def test_the_objective_of_an_image_does_not_depend_on_the_batch():
 
 def test_the_gradient_of_a_batch_is_the_mean_over_its_images():
     problem = problem_of().to(torch.float64)
-    strategy = Stochastic().strategy(JacobianFree(terms=200))
+    whole = Bilevel(problem, JacobianFree(terms=200))
 
     def z(index):
-        lower = LowerLevel(problem.select(torch.tensor(index)), strategy)
-        return lower.gradient(
-            lower.solve(problem.theta, 1e-9, lower.start(problem.theta)), 1e-9, None
-        ).value
+        part = whole.subset(torch.tensor(index))
+        return part.gradient(part.evaluate(problem.theta, 1e-9), 1e-9, None, "none").value
 
     assert torch.allclose(z([4, 1, 3]), (z([4]) + z([1]) + z([3])) / 3, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("store", ["memory", "disk"])
 def test_warm_starts_belong_to_the_image(store, spied, tmp_path):
-    """x0 of every solve is that image's latest solution, q0 of every linear system its latest q,
-    zero at first.
+    """x0 of every solve is that image's latest solution, q0 of every linear system its latest q;
+    none is known at first, and zero stands for it beside images that have one.
     """
     problem = problem_of()
     run(problem, Stochastic(batch=2, store=None if store == "memory" else str(tmp_path)), steps=3)
-    solutions, adjoints = {}, {i: torch.zeros_like(x) for i, x in enumerate(problem.pairs.x)}
+    solutions, adjoints = {}, {}
     for call in spied[:3]:
         solutions |= dict(zip(images(problem, call), call.value, strict=True))
     for solve, gradient in steps_of(spied, 3):
         index = images(problem, solve)
         assert all(solve.x0[k].equal(solutions[i]) for k, i in enumerate(index))
-        assert all(gradient.q0[k].equal(adjoints[i]) for k, i in enumerate(index))
+        if any(i in adjoints for i in index):
+            known = [adjoints.get(i, torch.zeros_like(problem.pairs.x[i])) for i in index]
+            assert all(q0.equal(q) for q0, q in zip(gradient.q0, known, strict=True))
+        else:
+            assert gradient.q0 is None
         solutions |= dict(zip(index, solve.value, strict=True))
         adjoints |= dict(zip(index, gradient.q, strict=True))
 
@@ -473,13 +476,12 @@ def test_a_constant_step_reaches_a_plateau_whose_height_follows_it():
 def test_pictures_are_learned_from():
     problem = problem_of()
     lower, outcome = (
-        LowerLevel(problem, None),
+        Bilevel(problem),
         run(problem, Stochastic.preset("iadam", batch=2), steps=5),
     )
     best = run(problem, LBFGSB(), steps=12).theta
     first, last, best = (
-        lower.solve(theta, 1e-3, lower.start(theta)).loss
-        for theta in (outcome.thetas[0], outcome.theta, best)
+        lower.evaluate(theta, 1e-3).loss for theta in (outcome.thetas[0], outcome.theta, best)
     )
     assert last - best < 0.5 * (first - best)
 
@@ -655,9 +657,7 @@ def test_ctrl_c_in_the_middle_of_a_pass_loses_nothing_but_the_pass(
     """What the pass has written to disk by then must not be what the checkpoint refers to."""
     learner = with_store(tmp_path / "store" if store == "disk" else None)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            LowerLevel, where, at_call(call, getattr(LowerLevel, where), KeyboardInterrupt)
-        )
+        patch.setattr(Bilevel, where, at_call(call, getattr(Bilevel, where), KeyboardInterrupt))
         ended = run(problem_of(), learner, checkpoint=tmp_path / "checkpoint", steps=5)
     assert ended.stop.code == "interrupted"
     kept = len(ended.record.rows)
@@ -673,19 +673,15 @@ def test_a_process_that_dies_goes_on_from_its_last_checkpoint(saved, tmp_path, m
     """Two more passes were recorded since, and a third was under way; nothing was written at the
     end.
     """
-    from learnreg.learners import (
-        learn as module,
-    )  # the function; its module is where the session lives
-
-    session = module.__wrapped__.__globals__["_Session"]
+    session = learn.__wrapped__.__globals__["_Session"]
     save, count = session._save, iter(range(100))
     learner = with_store(tmp_path / "store")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(session, "_save", lambda self: save(self) if next(count) < saved else None)
         patch.setattr(
-            LowerLevel,
+            Bilevel,
             "gradient",
-            at_call(3 * (saved + 1) + 2, LowerLevel.gradient, ZeroDivisionError),
+            at_call(3 * (saved + 1) + 2, Bilevel.gradient, ZeroDivisionError),
         )
         run(problem_of(), learner, checkpoint=tmp_path / "checkpoint", steps=9)
     resumed = run(problem_of(), learner, steps=4, checkpoint=tmp_path / "checkpoint", resume=True)

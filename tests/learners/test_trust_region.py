@@ -26,8 +26,8 @@ from learnreg.learners.interpolation import (
     nearest,
     sample,
 )
-from learnreg.learners.lower_level import LowerLevel
 from learnreg.learners.trust_region import box_minimizer, constrained_step, longest_step
+from learnreg.objectives.bilevel import Bilevel
 from learnreg.problems import BilevelProblem, gallery
 from learnreg.problems.losses import SquaredError
 
@@ -214,9 +214,9 @@ def test_residuals_and_their_errors_hold(name, eps):
     claimed.
     """
     problem = GALLERY[name]()
-    lower = LowerLevel(problem, None)
-    point = lower.solve(problem.theta, eps, lower.start(problem.theta))
-    found = sample(problem, Scaling.of(None, problem), point, False)
+    lower = Bilevel(problem)
+    point = lower.evaluate(problem.theta, eps)
+    found = sample(lower, Scaling.of(None, lower), point, False)
     exact = (2 * problem.loss.value(problem.exact_solution(), problem.pairs.x)).sqrt().numpy()
     assert (np.abs(found.residuals - exact) <= found.error + 1e-12).all()
     assert found.low - 1e-12 <= 2 * problem.size * problem.exact_loss() <= found.high + 1e-12
@@ -226,11 +226,10 @@ def test_residuals_and_their_errors_hold(name, eps):
 
 def test_pixels_sum_to_the_same_loss():
     problem = gallery.quadratic()
-    point = LowerLevel(problem, None).solve(
-        problem.theta, 1e-3, problem.energy.start(problem.pairs.y)
-    )
-    scaling = Scaling.of(None, problem)
-    images, pixels = sample(problem, scaling, point, False), sample(problem, scaling, point, True)
+    lower = Bilevel(problem)
+    point = lower.evaluate(problem.theta, 1e-3)
+    scaling = Scaling.of(None, lower)
+    images, pixels = sample(lower, scaling, point, False), sample(lower, scaling, point, True)
     assert pixels.residuals.shape == (problem.pairs.x.numel(),) and images.residuals.shape == (
         problem.size,
     )
@@ -238,6 +237,29 @@ def test_pixels_sum_to_the_same_loss():
         pixels.residuals @ pixels.residuals, images.residuals @ images.residuals, rel_tol=1e-12
     )
     assert replace(pixels, residuals=images.residuals) == replace(images, u=pixels.u)
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+def test_a_penalty_is_one_residual_more(pixels):
+    """sqrt(2 n p), so that the squares still sum to 2 n f."""
+    problem = gallery.quadratic()
+    problem.penalty = lambda theta: 0.3 * theta.exp().sum()
+    objective = Bilevel(problem)
+    point = objective.evaluate(problem.theta, 1e-3)
+    found = sample(objective, Scaling.of(None, objective), point, pixels)
+    expected = math.sqrt(2 * problem.size * 0.3 * float(problem.theta.exp().sum()))
+    assert problem.size > 1 and math.isclose(found.residuals[-1], expected, rel_tol=1e-12)
+    assert math.isclose(found.value, found.residuals @ found.residuals, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("low, high, farthest", [(1.9, 2.7, 0.7), (1.0, 2.1, 1.0)])
+def test_the_farther_end_of_a_bracket_is_the_uncertainty(low, high, farthest):
+    problem = gallery.quadratic()
+    objective = Bilevel(problem)
+    point = objective.evaluate(problem.theta, 1e-1)
+    found = sample(objective, Scaling.of(None, objective), point, False)
+    assert abs(found.low - found.value) <= found.uncertainty >= found.high - found.value
+    assert math.isclose(replace(found, value=2.0, low=low, high=high).uncertainty, farthest)
 
 
 @settings(max_examples=100, deadline=None)
@@ -268,17 +290,16 @@ class Negative(SquaredError):
 def test_a_loss_below_zero_is_refused():
     problem = gallery.quadratic()
     problem = BilevelProblem(problem.energy, problem.pairs, Negative())
-    point = LowerLevel(problem, None).solve(
-        problem.theta, 1e-3, problem.energy.start(problem.pairs.y)
-    )
+    lower = Bilevel(problem)
+    point = lower.evaluate(problem.theta, 1e-3)
     with pytest.raises(InputError, match=r"^loss: given the value -.*; expected values >= 0.*MAID"):
-        sample(problem, Scaling.of(None, problem), point, False)
+        sample(lower, Scaling.of(None, lower), point, False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_scaling_goes_there_and_back(dtype):
     problem = gallery.three_parameters(signals=2, size=16).to(dtype)
-    scaling = Scaling.of(problem.box, problem)
+    scaling = Scaling.of(problem.box, Bilevel(problem))
     u = scaling.to_u(problem.theta)
     assert np.allclose(u, [0.5, 6 / 7, 6 / 7])
     assert scaling.to_theta(u, problem.theta).equal(problem.theta)
@@ -287,5 +308,5 @@ def test_scaling_goes_there_and_back(dtype):
     assert (
         scaling.to_theta(u + 5, problem.theta) == torch.tensor([7.0, 0.0, 0.0], dtype=dtype)
     ).all()
-    free = Scaling.of({"theta[0]": [-7.0, 7.0]}, problem)
+    free = Scaling.of({"theta[0]": [-7.0, 7.0]}, Bilevel(problem))
     assert free.width.tolist() == [14.0, 1.0, 1.0] and np.isinf(free.room(u)[1][1:]).all()

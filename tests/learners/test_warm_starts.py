@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from learnreg.core.errors import CheckpointError
-from learnreg.learners.state import Packed
+from learnreg.core.packing import Packed
 from learnreg.learners.warm_starts import SLOTS, InMemory, OnDisk
 
 SIZE, SHAPE = 4, (2, 3)

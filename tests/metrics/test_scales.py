@@ -13,6 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import learnreg as lr
 from learnreg.core.errors import InputError
 from learnreg.metrics import psnr, scale_of, ssim
+from learnreg.metrics.image import data_psnr
 
 UNITS = {
     "bytes": (255.0, 0.0),
@@ -124,6 +125,18 @@ def test_one_data_set_has_one_unit():
     dark = torch.stack([images(1, 8, 8), 0.01 * images(1, 8, 8)])
     assert scale_of(dark, together=True).peak.tolist() == [1.0, 1.0]
     assert scale_of(dark, together=True).high.tolist() == [1.0, 1.0]
+
+
+def test_psnr_of_a_data_set_has_one_peak_and_is_clipped_in_units_of_white():
+    ref = torch.stack([0.9 * images(1, 8, 8), 0.5 * images(1, 8, 8)])
+    x = ref + 0.4  # beyond white in places
+    error = ((x.clamp(0, 1) - ref) ** 2).flatten(1).mean(dim=1)
+    assert float(x.max()) > 1
+    torch.testing.assert_close(data_psnr(x, ref), -10 * torch.log10(error))
+    ref, x = 255 * ref, 255 * x  # in other units nothing is clipped, and each has its own range
+    extent = ref.flatten(1).amax(dim=1) - ref.flatten(1).amin(dim=1)
+    expected = 20 * torch.log10(extent / (255 * 0.4))
+    torch.testing.assert_close(data_psnr(x, ref), expected, rtol=1e-5, atol=1e-4)
 
 
 # --- Run.evaluate ---------------------------------------------------------------------------------

@@ -13,10 +13,10 @@ from torch import nn
 
 from learnreg.core.errors import InputError, ModelFileError
 from learnreg.core.results import RunRecord, StopReason
-from learnreg.learners import Run
 from learnreg.models import load_model, save_model
 from learnreg.problems import KL, L1, L2, Energy, SaddleEnergy, energy_for
 from learnreg.regularizers import KNOWN, TV, ExactTV, SaddleRegularizer
+from learnreg.runs import Run
 from learnreg.solvers import solve
 
 SADDLES = [name for name, kind in KNOWN.items() if issubclass(kind, SaddleRegularizer)]

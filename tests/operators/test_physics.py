@@ -491,3 +491,61 @@ def test_one_operator_per_image_is_solved_or_refused_by_name():
         for i in range(2):
             alone = Energy(dphysics.Inpainting(GREY, mask=masks[i]), regularizer)
             assert (solve(alone, y[i : i + 1], 1e-6).value - x[i : i + 1]).norm() <= eps[i] + 1e-6
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_the_first_image_is_the_multiple_that_fits_the_data_best(scale):
+    kernel = scale * uniform(1, 1, 3, 3)
+    physics = dphysics.Blur(filter=kernel, padding="circular").double()
+    y = physics.A(uniform(3, *GREY, seed=4).double()) + 0.1
+    first, back = Energy(physics, TV()).double().at(y).first(), physics.A_adjoint(y)
+
+    def misfit(x: Tensor) -> Tensor:
+        return (physics.A(x) - y).square().flatten(1).sum(dim=1)
+
+    t = (first * back).flatten(1).sum(dim=1) / back.square().flatten(1).sum(dim=1)
+    torch.testing.assert_close(first, t[:, None, None, None] * back)
+    for factor in (0.0, 0.5, 0.99, 1.01, 2.0):
+        assert (misfit(first) < misfit(factor * first)).all()
+
+
+class Slightly(dphysics.Inpainting):
+    """A decomposable physics whose table of singular values is not quite that of its A."""
+
+    def A(self, x: Tensor, **_) -> Tensor:
+        return (1 + 1e-8) * self.mask * x
+
+    def A_adjoint(self, y: Tensor, **_) -> Tensor:
+        return (1 + 1e-8) * self.mask * y
+
+
+def test_a_table_that_is_roughly_true_widens_the_bounds():
+    mask = 0.5 + uniform(*GREY).double()
+    x = torch.zeros(SHAPE, dtype=torch.float64)
+    found = LinearMap(Slightly(GREY, mask=mask).double()).spectrum(x)
+    low, high = ((1 + 1e-8) * float(m) for m in (mask.min(), mask.max()))
+    assert found.mu.kind == found.L.kind == Kind.BOUND
+    assert low**2 * (1 - 1e-4) <= found.mu.value <= low**2
+    assert high**2 <= found.L.value <= high**2 * (1 + 1e-4)
+
+
+class Watched(dphysics.Blur):
+    """A blur that counts what it is asked for, an image at a time."""
+
+    calls = 0
+
+    def A(self, x: Tensor, *args, **kwargs) -> Tensor:
+        self.calls += x.shape[0]
+        return super().A(x, *args, **kwargs)
+
+    def A_adjoint(self, y: Tensor, *args, **kwargs) -> Tensor:
+        self.calls += y.shape[0]
+        return super().A_adjoint(y, *args, **kwargs)
+
+
+def test_probing_an_operator_is_paid_for():
+    physics = Watched(filter=uniform(1, 1, 3, 3).double(), padding="circular")
+    operator, x = LinearMap(physics), torch.zeros(SHAPE, dtype=torch.float64)
+    operator.check(x)
+    # A and A^T are half an evaluation each; one call asks for the shape of the data only
+    assert physics.calls > 4 and abs(2 * operator.cost.hessian_products - physics.calls) <= 1

@@ -236,6 +236,24 @@ def test_theta_enters_through_the_operator_only(r):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
 
 
+@pytest.fixture
+def every_warning():
+    """Of torch, which gives most of them once in a process."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+
+
+def test_sensitivity_of_hidden_layers_wants_no_gradient(every_warning):
+    """It is a number; torch warns where one is made of what is followed."""
+    r = ICNN(**SMALL, layers=3).double()
+    u = pictures(r, 1)
+    followed = r.sensitivity(u)
+    with torch.no_grad():
+        assert r.sensitivity(u) == followed
+
+
 @torch.no_grad()
 def test_sensitivity_bounds_the_change_of_operator_and_offset(r):
     u, theta, h = pictures(r, 1), flatten(trainable(r)), 1e-6

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.hypergradients.pulls import gradient_of
 from tests.regularizers.cases import Pairs, denoising
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -159,7 +160,7 @@ def hypergradient(side: int, count: int, strategy: Implicit) -> int:
     x, v = images(side, count)
     problem = BilevelProblem(denoising(FoE(FILTERS, SIZE)), Pairs(x=x, y=x + 0.1 * v))
     solution = lr.solve(problem.energy, problem.pairs.y, 0.5)
-    return peak(lambda: strategy.gradient(problem, problem.energy, solution, 0.1))
+    return peak(lambda: gradient_of(strategy, problem, problem.energy, solution, 0.1))
 
 
 # --- multiples of the feature maps ----------------------------------------------------------------

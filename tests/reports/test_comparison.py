@@ -332,7 +332,7 @@ def test_notes_say_what_was_alike_and_what_was_not():
     ):
         assert re.search(words.replace("(", r"\(").replace(")", r"\)"), notes), words
     assert "fixed number of steps" not in notes and "too many" not in notes
-    runs = [*several(2), make_run("unrolled", solver="agd", fixed=True)]
+    runs = [*several(2), make_run("unrolled", solver="agd", adaptive=False)]
     notes = " ".join(Comparison(runs, {**SETTINGS, "processes": 8}).notes())
     assert "unrolled learned for a reconstruction of a fixed number of steps" in notes
     assert "solvers differ (auto, agd)" in notes and "their seconds are too many" in notes
@@ -529,7 +529,7 @@ def test_one_seed_has_no_spread_on_the_page(tmp_path):
 
 
 def test_the_quality_of_an_unrolled_learner_stands_beside_the_exact_one(tmp_path):
-    run = make_run(fixed=True)
+    run = make_run(adaptive=False)
     own = replace(run, points=[{**p, "psnr_test_own": 17.25} for p in run.points])
     words = text_of(page_of(Comparison([own], SETTINGS), tmp_path))
     assert "its own 17.25" in words and "another function" in words

@@ -4,6 +4,8 @@ near.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import deepinv
 import pytest
 import torch
@@ -13,6 +15,7 @@ from learnreg.core.errors import InputError, MissingPropertyError
 from learnreg.problems import Energy, gallery
 from learnreg.regularizers import TV, Tikhonov
 from learnreg.solvers import certify, solve
+from learnreg.solvers.certify import certify_potential
 
 
 def blur(weight: float = 1e-3) -> Energy:
@@ -100,3 +103,47 @@ def test_without_strong_convexity_there_is_no_distance():
     energy = Energy(deepinv.physics.Inpainting((1, 5, 6), mask=0.5), TV())
     with pytest.raises(MissingPropertyError, match="strong convexity"):
         certify(energy, torch.zeros(1, 1, 5, 6), torch.zeros(1, 1, 5, 6))
+
+
+class Counted:
+    """A potential that counts what it is asked for, and has no averages to precondition with."""
+
+    def __init__(self, inner, calls: Counter) -> None:
+        self.inner, self.calls = inner, calls
+        self.bounds, self.constants, self.rounding = inner.bounds, inner.constants, inner.rounding
+
+    def value(self, x: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("no values are needed")
+
+    def grad(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls["gradients"] += x.shape[0]
+        return self.inner.grad(x)
+
+    def linearize(self, x: torch.Tensor) -> CountedHessian:
+        self.calls["linearizations"] += x.shape[0]
+        return CountedHessian(self.inner.linearize(x), self.calls)
+
+    def select(self, index: torch.Tensor) -> Counted:
+        return Counted(self.inner.select(index), self.calls)
+
+    def double(self) -> Counted:
+        return Counted(self.inner.double(), self.calls)
+
+
+class CountedHessian:
+    def __init__(self, inner, calls: Counter) -> None:
+        self.inner, self.calls = inner, calls
+
+    def __call__(self, v: torch.Tensor) -> torch.Tensor:
+        self.calls["hessian_products"] += v.shape[0]
+        return self.inner(v)
+
+    def select(self, index: torch.Tensor) -> CountedHessian:
+        return CountedHessian(self.inner.select(index), self.calls)
+
+
+def test_everything_is_counted():
+    y, calls = pairs(3).y, Counter()
+    found = certify_potential(Counted(denoising(tv(True)).at(y), calls), y + 0.1)
+    assert calls == {n: c for n, c in found.cost.to_dict().items() if c and n != "cg_steps"}
+    assert min(calls[n] for n in ("gradients", "linearizations", "hessian_products")) >= 3

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from ..core.errors import ConfigError
+from ..core.grants import Grants, check_needs
 from . import toml
 from .config import TAGS, Config
 from .mistakes import nearest, one_of_words, read_tables, translated
@@ -33,6 +34,7 @@ from .settings import (
     default_strategy,
     located,
     one_of,
+    tag_of,
 )
 
 _HEAD = """\
@@ -114,7 +116,15 @@ ENTRIES = {tag: _entry(tag) for tag in LEARNERS}
 _PLACES = {**TAGS, **ENTRIES}
 
 if TYPE_CHECKING:
-    Entry: TypeAlias = Built
+
+    class Entry(Built):
+        """What the sections of ``ENTRIES`` have in common."""
+
+        name: str | None
+        solver: str | None
+        hypergradient: Strategy | None
+        grid: dict[str, list[object]]
+
     RunSection: TypeAlias = Settings
 else:
     Entry = one_of(ENTRIES)
@@ -158,9 +168,9 @@ class Variant:
 
     learner: str
     name: str
-    grid: dict[str, Any]
+    grid: dict[str, object]
     section: Built
-    hypergradient: Any
+    hypergradient: Built | None
     solver: str
 
 
@@ -177,7 +187,7 @@ class Plan:
 
     config: CompareConfig
     variants: tuple[Variant, ...]
-    starts: Mapping[str, Any]
+    starts: Mapping[str, Built]
     tables: dict[str, Any] = field(repr=False)
 
     def learn_config(self, variant: Variant, start: str, seed: int) -> Config:
@@ -210,7 +220,9 @@ def example() -> str:
     )
 
 
-def load_comparison(path: str | Path, changes: Mapping[tuple[str, str], Any] | None = None) -> Plan:
+def load_comparison(
+    path: str | Path, changes: Mapping[tuple[str, str], object] | None = None
+) -> Plan:
     """Read and check the configuration of a comparison.
 
     Args:
@@ -235,7 +247,8 @@ def load_comparison(path: str | Path, changes: Mapping[tuple[str, str], Any] | N
         variants = tuple(
             v for number, entry in entries for v in _variants(entry, number, config.run.solver)
         )
-        plan = Plan(config, variants, _starts(config, tables), tables)
+        base = tables.get("regularizer", {"type": tag_of(config.regularizer)})
+        plan = Plan(config, variants, _starts(config, base), tables)
         _check(plan)
     except ConfigError as error:
         raise ConfigError(
@@ -244,9 +257,9 @@ def load_comparison(path: str | Path, changes: Mapping[tuple[str, str], Any] | N
     return plan
 
 
-def _variants(entry: Any, number: int, solver: str) -> Iterator[Variant]:
+def _variants(entry: Entry, number: int, solver: str) -> Iterator[Variant]:
     """Every combination of the values of an entry's grid."""
-    where, plain = f"learners({number})", LEARNERS[entry.type]
+    where, plain = f"learners({number})", LEARNERS[tag_of(entry)]
     known = [
         k
         for k, info in plain.model_fields.items()
@@ -269,8 +282,8 @@ def _variants(entry: Any, number: int, solver: str) -> Iterator[Variant]:
             )
     name = _name(entry)
     own = {key: getattr(entry, key) for key in plain.model_fields}
-    for values in product(*entry.grid.values()):
-        point = dict(zip(entry.grid, values, strict=True))
+    for chosen in product(*entry.grid.values()):
+        point = dict(zip(entry.grid, chosen, strict=True))
         try:
             section = plain.model_validate(own | point)
         except ValidationError as error:
@@ -292,17 +305,17 @@ def _variants(entry: Any, number: int, solver: str) -> Iterator[Variant]:
         )
 
 
-def _name(entry: Any) -> str:
+def _name(entry: Entry) -> str:
     """The name given, or one made of what is not left at its default."""
     if entry.name is not None:
-        return str(entry.name)
+        return entry.name
     parts = [_changed(entry, {"name", "hypergradient", "grid", *entry.grid})]
     if entry.hypergradient is not None:
         parts.append(_changed(entry.hypergradient, set()))
     return ", ".join(parts)
 
 
-def _changed(section: Any, left_out: set[str]) -> str:
+def _changed(section: Built, left_out: set[str]) -> str:
     """The type of a section and its settings that differ from the defaults."""
     found = []
     for key, info in type(section).model_fields.items():
@@ -313,10 +326,10 @@ def _changed(section: Any, left_out: set[str]) -> str:
             found += [f"{key}.{inner}" for inner in _changed(given, set()).split()]
         else:
             found.append(f"{key}={_short(given)}")
-    return " ".join([*([section.type] if hasattr(section, "type") else []), *found])
+    return " ".join([*([tag_of(section)] if hasattr(section, "type") else []), *found])
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return (
         f"{value:g}"
         if isinstance(value, float)
@@ -326,11 +339,10 @@ def _short(value: Any) -> str:
     )
 
 
-def _starts(config: CompareConfig, tables: dict[str, Any]) -> dict[str, Any]:
-    """The regularizer section of every start."""
+def _starts(config: CompareConfig, base: dict[str, object]) -> dict[str, Built]:
+    """The regularizer section of every start: ``base`` with what it replaces."""
     if not config.starts:
         return {"": config.regularizer}
-    base = tables.get("regularizer", {"type": getattr(config.regularizer, "type", None)})
     given = [{k: v for k, v in start.items() if k != "name"} for start in config.starts]
     try:
         sections = _Starts.model_validate({"starts": [base | changes for changes in given]}).starts
@@ -342,7 +354,7 @@ def _starts(config: CompareConfig, tables: dict[str, Any]) -> dict[str, Any]:
             expected=wrong.expected,
             remedy=wrong.remedy,
         ) from None
-    found: dict[str, Any] = {}
+    found: dict[str, Built] = {}
     for number, (start, changes, section) in enumerate(
         zip(config.starts, given, sections, strict=True), 1
     ):
@@ -370,6 +382,10 @@ def _twice(where: str, name: str, kind: str) -> ConfigError:
     )
 
 
+OF_MAPS = Grants.GRADIENT | Grants.ADAPTIVE | Grants.ESTIMATE | Grants.BOUND
+"""What a learner needs of the solution map; the rest is the objective's."""
+
+
 def _check(plan: Plan) -> None:
     """Refuse what the sections alone do not show: names and seeds that come twice, values that
     objects refuse.
@@ -383,8 +399,7 @@ def _check(plan: Plan) -> None:
                 expected="different numbers greater than or equal to 0",
             )
     names: dict[str, int] = {}
-    entries: list[Any] = list(plan.config.learners)
-    for number, entry in enumerate(entries, 1):
+    for number, entry in enumerate(plan.config.learners, 1):
         name = _name(entry)
         if name in names:
             raise _twice(f"learners({number})", name, "learner")
@@ -403,8 +418,13 @@ def _check(plan: Plan) -> None:
         check_method(section, variant.solver, where)
         own = variant.hypergradient
         given = default_strategy(section) if own is None else own.build(f"{where}.hypergradient")
-        with located(where):
-            learner.strategy(given)  # some learners refuse some strategies
+        with located(where):  # some learners refuse some strategies
+            check_needs(
+                type(learner).__name__,
+                learner.needs & OF_MAPS,
+                given.grants,
+                repr(given),
+            )
     for number, section in enumerate(plan.starts.values(), 1):
         build_regularizer(
             section,
@@ -414,10 +434,10 @@ def _check(plan: Plan) -> None:
         )
 
 
-def _lines(tables: Mapping[str, Any], name: str = "") -> Iterator[str]:
+def _lines(tables: Mapping[str, object], name: str = "") -> Iterator[str]:
     """TOML of nested tables: plain keys first, then tables, then arrays of tables."""
 
-    def tabular(given: Any) -> bool:
+    def tabular(given: object) -> TypeGuard[list[dict[str, object]]]:
         return (
             isinstance(given, list)
             and bool(given)

@@ -7,13 +7,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from ..core.objective import Row
 from .guard import say
 from .jobs import Job
 
@@ -35,7 +35,7 @@ class CompareProgress:
         self.budget = self.jobs[0].config.build_budget()
         self.done = sum(job.finished for job in self.jobs)
         self.failed = 0
-        self.running: dict[str, tuple[Job, dict[str, Any], float]] = {}
+        self.running: dict[str, tuple[Job, Row, float]] = {}
         self._said: dict[str, float] = {}
         self._live: Live | None = None
 
@@ -62,7 +62,7 @@ class CompareProgress:
         self._said[job.title] = time.monotonic()
         self._line(job, "started")
 
-    def update(self, job: Job, state: dict[str, Any]) -> None:
+    def update(self, job: Job, state: Row) -> None:
         """What a run reports; the same state for a second time is no news."""
         _, before, _ = self.running[job.title]
         if not state or state == before:
@@ -93,7 +93,7 @@ class CompareProgress:
         running = sum(self._part(state, now - since) for _, state, since in self.running.values())
         return min(1.0, (self.done + self.failed + running) / len(self.jobs))
 
-    def _part(self, state: dict[str, Any], waited: float) -> float:
+    def _part(self, state: Row, waited: float) -> float:
         """The part of one run that is done; measuring afterwards is the last tenth."""
         if state.get("phase") == "measuring":
             return 0.9 + 0.1 * state["done"] / state["of"]
@@ -111,12 +111,12 @@ class CompareProgress:
             say(self.console, f"[{self.done + self.failed}/{len(self.jobs)}] {job.title}: {text}")
 
     @staticmethod
-    def _result(outcome: dict[str, Any]) -> str:
+    def _result(outcome: Row) -> str:
         last = outcome["points"][-1]
         loss = "not known" if last["loss"] is None else f"{last['loss']:.6g}"
         return f"{outcome['steps']} steps, exact loss {loss}; {outcome['stop'][1]}"
 
-    def _words(self, state: dict[str, Any], waited: float = 0.0) -> tuple[str, str, str, str]:
+    def _words(self, state: Row, waited: float = 0.0) -> tuple[str, str, str, str]:
         """step, loss, work and seconds as text."""
         if not state:
             return "preparing", "", "", ""

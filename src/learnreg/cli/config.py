@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from ..core import objective
 from ..core.errors import ConfigError
+from ..core.maps import SolutionMap
+from ..runs import Budget
 from . import toml
 from .mistakes import one_of_words, read_tables, translated
 from .settings import (
@@ -23,6 +25,7 @@ from .settings import (
     BudgetSection,
     Data,
     Learner,
+    Part,
     Physics,
     Regularizer,
     Section,
@@ -33,6 +36,7 @@ from .settings import (
     check_method,
     check_strategy,
     leaves,
+    tag_of,
 )
 
 TAGS: dict[str, type[BaseModel]] = {**LEARNERS, **STRATEGIES, **REGULARIZERS, "Sum": Terms}
@@ -62,26 +66,28 @@ class Config(Section):
     budget: BudgetSection = BudgetSection.model_validate({"seconds": 120.0})
     run: Settings = Settings()
 
-    def build_regularizer(self) -> Any:
+    def build_regularizer(self) -> Part:
         """The start of the regularizer."""
         return build_regularizer(self.regularizer, channels=self.data.channels, seed=self.run.seed)
 
-    def build_learner(self) -> Any:
+    def build_learner(self) -> objective.Learner[objective.State]:
         """The learner."""
-        return self.learner.build("learner")
+        built: objective.Learner[objective.State] = self.learner.build("learner")
+        return built
 
-    def build_hypergradient(self) -> Any:
+    def build_hypergradient(self) -> SolutionMap | None:
         """The strategy, None for the default one."""
         return None if self.hypergradient is None else self.hypergradient.build("hypergradient")
 
-    def build_budget(self) -> Any:
+    def build_budget(self) -> Budget:
         """The Budget."""
-        return self.budget.build("budget")
+        built: Budget = self.budget.build("budget")
+        return built
 
     @property
     def name(self) -> str:
         """What is learned, for example ``TV + Tikhonov``."""
-        return " + ".join(part.type for part in leaves(self.regularizer))
+        return " + ".join(tag_of(part) for part in leaves(self.regularizer))
 
     def to_toml(self, comments: bool = False) -> str:
         """A file that ``load_config`` reads back to the same configuration."""
@@ -98,7 +104,9 @@ def example() -> str:
     return _HEAD.format(**names) + Config().to_toml(comments=True)
 
 
-def load_config(path: str | Path, changes: Mapping[tuple[str, str], Any] | None = None) -> Config:
+def load_config(
+    path: str | Path, changes: Mapping[tuple[str, str], object] | None = None
+) -> Config:
     """Read and check a configuration file.
 
     Args:

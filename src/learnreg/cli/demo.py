@@ -4,17 +4,22 @@ learned by MAID.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from torch import nn
+
+from ..core.results import Evaluation
 from ..data import pairs, save_image
 from ..data.images import load_natural
-from ..learners import MAID, Budget, Run, learn
-from ..learners.checkpoint import FILE
+from ..learners import MAID
 from ..problems import BilevelProblem, Energy
 from ..regularizers import TV, FoE, Regularizer
 from ..reports import Report
+from ..runs import Budget, Run, learn
+from ..runs.checkpoint import FILE
 from .guard import Interrupted, say
 from .memory import keep_large_blocks
 from .physics import build_physics
@@ -58,7 +63,7 @@ def run_demo(output: Path, seconds: float, seed: int, resume: bool, console: Con
         "TV": (TV(), TV_SHARE * seconds),
         "FoE": (FoE(filters=24, size=5), (1 - TV_SHARE) * seconds),
     }
-    results: dict[str, tuple[Run, Any]] = {}
+    results: dict[str, tuple[Run, Evaluation]] = {}
     for name, (regularizer, share) in jobs.items():
         problem = BilevelProblem(Energy(physics, regularizer), train)
         say(console, f"\nLearning {name}: {problem.describe()}")
@@ -111,7 +116,7 @@ def _learn(
     return run
 
 
-def _example(output: Path, source: str, physics: Any, seed: int) -> None:
+def _example(output: Path, source: str, physics: nn.Module, seed: int) -> None:
     """A whole held-out photograph with noise, to try ``reconstruct`` on."""
     from torch.nn.functional import interpolate
 
@@ -123,5 +128,5 @@ def _example(output: Path, source: str, physics: Any, seed: int) -> None:
     save_image(output / EXAMPLE, measure(photograph, physics, [source], seed)[0])
 
 
-def _listed(names: Any) -> str:
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ParamSpec
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+P = ParamSpec("P")
 
 ERROR, INTERRUPTED = 2, 130
 
@@ -20,14 +22,14 @@ class Interrupted(Exception):
     """Ctrl-C, together with the sentence that says what was kept."""
 
 
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
     """A command whose LearnregError becomes a message and exit code 2, and Ctrl-C exit code 130.
 
     The option ``debug`` of the command, if it is set, lets the error through with its traceback.
     """
 
     @functools.wraps(command)
-    def run(*args: Any, **options: Any) -> None:
+    def run(*args: P.args, **options: P.kwargs) -> None:
         try:
             command(*args, **options)
         except Interrupted as stop:

@@ -15,32 +15,19 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..core.errors import LearnregError
 from ..core.files import write_atomically
-from ..core.results import RunRecord
-from ..learners import Run, learn
-from ..learners.checkpoint import FILE
-from ..learners.trajectory import trajectory
-from ..reports.words import slug
+from ..core.objective import Row
+from ..core.words import slug
+from ..runs.compare import CURVE, Entry, Measure, measured_run, read_json
 from .compare_config import Plan
 from .config import Config
-from .learn import CHECKPOINT, COPY, limited_threads, prepare
+from .learn import COPY, limited_threads, prepare
 from .memory import keep_large_blocks
-from .settings import default_strategy
 
-JOB, CURVE, FAILURE, PROGRESS, LOG = (
-    "job.json",
-    "curve.json",
-    "failure.json",
-    "progress.json",
-    "log.txt",
-)
-HISTORY = "history.safetensors"
-SCHEDULE = ("step", "eps", "delta", "step_size")
-SCHEDULE_ROWS = 200
-"""A record may have many thousand rows; so many of them show how the accuracies went."""
+JOB, FAILURE, PROGRESS, LOG = "job.json", "failure.json", "progress.json", "log.txt"
 POLL, PATIENCE = 0.25, 30.0
 """Seconds between two looks at the processes, and until one that was told to stop is killed."""
 
@@ -59,7 +46,7 @@ class Job:
 
     learner: str
     name: str
-    grid: dict[str, Any]
+    grid: dict[str, object]
     start: str
     config: Config
     points: int
@@ -83,7 +70,7 @@ class Job:
     @property
     def finished(self) -> bool:
         """Whether the folder holds the results of this very job."""
-        return _read(self.folder / CURVE).get("identity") == self.identity
+        return read_json(self.folder / CURVE).get("identity") == self.identity
 
     @property
     def begun(self) -> bool:
@@ -107,10 +94,10 @@ class Job:
 
     @classmethod
     def load(cls, folder: Path) -> Job:
-        told = _read(folder / JOB)
+        told = read_json(folder / JOB)
         return cls(**{**told, "config": Config.model_validate(told["config"])}, folder=folder)
 
-    def outcome(self) -> dict[str, Any]:
+    def outcome(self) -> Row:
         """What the report needs: the content of ``curve.json``, or ``failure`` with the reason why
         there is none.
         """
@@ -122,8 +109,8 @@ class Job:
             "seed": self.seed,
         }
         if self.finished:
-            return _read(self.folder / CURVE) | named | {"failure": None}
-        failure = _read(self.folder / FAILURE).get("message", "the run was not finished")
+            return read_json(self.folder / CURVE) | named | {"failure": None}
+        failure = read_json(self.folder / FAILURE).get("message", "the run was not finished")
         return named | {"failure": failure}
 
 
@@ -162,7 +149,7 @@ def plan_jobs(plan: Plan, folder: Path) -> list[Job]:
 # --- one run --------------------------------------------------------------------------------------
 
 
-def attempt(job: Job, progress: Callable[[dict[str, Any]], None]) -> None:
+def attempt(job: Job, progress: Callable[[Row], None]) -> None:
     """``run_job``; an exception ends in ``failure.json`` and nowhere else.
 
     Raises:
@@ -177,7 +164,7 @@ def attempt(job: Job, progress: Callable[[dict[str, Any]], None]) -> None:
         write_atomically(job.folder / FAILURE, json.dumps(told, indent=1).encode())
 
 
-def run_job(job: Job, progress: Callable[[dict[str, Any]], None]) -> None:
+def run_job(job: Job, progress: Callable[[Row], None]) -> None:
     """Learn (going on from a checkpoint, if there is one), measure, and write ``curve.json``.
 
     Args:
@@ -190,69 +177,19 @@ def run_job(job: Job, progress: Callable[[dict[str, Any]], None]) -> None:
     config = job.config
     with limited_threads(config.run.threads):
         problem, test = prepare(config)
-        learner, given = config.build_learner(), config.build_hypergradient()
-        strategy = learner.strategy(given or default_strategy(config.regularizer))
-        if (job.folder / HISTORY).exists():
-            run = Run.load(job.folder, energy=problem.energy)
-        else:
-
-            def show(row: dict[str, Any]) -> None:
-                shown = {key: row.get(key) for key in ("step", "loss", "seconds")}
-                progress({"phase": "learning", **shown, "work": row["work"] / problem.size})
-
-            run = learn(
-                problem,
-                learner,
-                hypergradient=given,
-                budget=config.build_budget(),
-                seed=config.run.seed,
-                checkpoint=job.folder / CHECKPOINT,
-                resume=(job.folder / CHECKPOINT / FILE).exists(),
-                solver=config.run.solver,
-                progress=show,
-                name=job.name,
-            )
-            if run.stop.code == "interrupted":
-                raise KeyboardInterrupt
-            run.save(job.folder)
-        points = trajectory(
-            run,
-            problem,
-            test,
-            points=job.points,
-            relative=job.relative,
-            eps_test=config.run.eps_evaluate,
-            strategy=strategy,
-            progress=lambda done, total: progress(
-                {"phase": "measuring", "done": done, "of": total}
-            ),
+        entry = Entry(
+            job.name,
+            config.build_learner(),
+            config.build_hypergradient(),
+            config.run.solver,
+            config.build_budget(),
+            config.run.seed,
+            (problem, test),
+            Measure(job.points, job.relative, config.run.eps_evaluate),
+            job.folder,
         )
-        curve = {
-            "identity": job.identity,
-            "problem": run.record.problem,
-            "method": run.record.learner,
-            "strategy": repr(strategy),
-            "fixed": bool(getattr(strategy, "fixed", False)),
-            "solver": config.run.solver,
-            "images": problem.size,
-            "held_out": len(test),
-            "steps": run.record.rows[-1]["step"],
-            "stop": [run.stop.code, run.stop.sentence],
-            "points": points,
-            "schedule": _schedule(run.record),
-        }
+        curve = {"identity": job.identity, **measured_run(problem, test, entry, progress)}
         write_atomically(job.folder / CURVE, json.dumps(curve, indent=1, allow_nan=False).encode())
-
-
-def _schedule(record: RunRecord) -> dict[str, list[Any]]:
-    """Accuracies and step sizes, by column; evenly thinned out where there are many rows."""
-    count = len(record.rows)
-    kept = sorted({round(i * (count - 1) / (SCHEDULE_ROWS - 1)) for i in range(SCHEDULE_ROWS)})
-    return {key: [_finite(record.rows[k].get(key)) for k in kept] for key in SCHEDULE}
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and value - value != 0 else value
 
 
 # --- all of them ----------------------------------------------------------------------------------
@@ -263,7 +200,7 @@ class Watch(Protocol):
 
     def started(self, job: Job) -> None: ...
 
-    def update(self, job: Job, state: dict[str, Any]) -> None: ...
+    def update(self, job: Job, state: Row) -> None: ...
 
     def finished(self, job: Job) -> None: ...
 
@@ -298,7 +235,7 @@ def _run_in_processes(waiting: list[Job], processes: int, watch: Watch) -> None:
                 watch.started(job)
             time.sleep(POLL)
             for job, process in list(running):
-                watch.update(job, _read(job.folder / PROGRESS))
+                watch.update(job, read_json(job.folder / PROGRESS))
                 if process.poll() is not None:
                     running.remove((job, process))
                     _explain(job, process.returncode)
@@ -364,7 +301,7 @@ class _Reporter:
         self.path, self.parent = folder / PROGRESS, parent
         self.latest, self.phase = 0.0, ""
 
-    def __call__(self, state: dict[str, Any]) -> None:
+    def __call__(self, state: Row) -> None:
         if os.name != "nt" and os.getppid() != self.parent:
             raise KeyboardInterrupt
         now = time.monotonic()
@@ -390,17 +327,8 @@ def main(folder: str, parent: str) -> int:
 # --- small things ---------------------------------------------------------------------------------
 
 
-def _digest(content: Any) -> str:
+def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A table in JSON; an empty one if the file is not there or not whole."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from ..core.errors import InputError, SolveError
 from ..core.files import write_atomically
 from ..core.results import Evaluation
 from ..data import Pairs, pairs
-from ..learners import Run, learn
-from ..learners.checkpoint import FILE
 from ..problems import BilevelProblem, energy_for
 from ..reports import Report
+from ..runs import Run, learn
+from ..runs.checkpoint import FILE
 from .config import Config, load_config
 from .guard import Interrupted, say
 from .memory import keep_large_blocks

@@ -5,7 +5,7 @@ be accepted.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,6 @@ def nearest(word: str, known: list[str]) -> str:
     return f"Did you mean {lower[found[0]]!r}?" if found else ""
 
 
-def one_of_words(names: Any) -> str:
+def one_of_words(names: Iterable[str]) -> str:
     """``one of a, b, c``."""
     return f"one of {', '.join(names)}"

@@ -8,14 +8,14 @@ import math
 import time
 from collections import deque
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from ..learners import Budget
+from ..core.objective import Row
+from ..runs import Budget
 from .guard import say
 
 COLUMNS = {
@@ -43,7 +43,7 @@ class LearnProgress:
 
     def __init__(self, console: Console, budget: Budget, images: int) -> None:
         self.console, self.budget, self.images = console, budget, images
-        self.rows: deque[dict[str, Any]] = deque(maxlen=SHOWN)
+        self.rows: deque[Row] = deque(maxlen=SHOWN)
         self._since = time.perf_counter()
         self._live: Live | None = None
 
@@ -65,7 +65,7 @@ class LearnProgress:
         if self._live is not None:
             self._live.stop()
 
-    def __call__(self, row: dict[str, Any]) -> None:
+    def __call__(self, row: Row) -> None:
         """One more row of the record."""
         self.rows.append(row)
         self._since = time.perf_counter()
@@ -91,7 +91,7 @@ class LearnProgress:
         )
         return [(amount, limit, unit) for amount, limit, unit in used if limit is not None]
 
-    def _cells(self, row: dict[str, Any]) -> list[str]:
+    def _cells(self, row: Row) -> list[str]:
         """A row as text; what a step does not have is a dash."""
         formats = {
             "step": "d",
@@ -119,7 +119,7 @@ class LearnProgress:
         return Group(table if self.rows else "Solving the lower level at the start ...", bar)
 
 
-def _show(value: Any, spec: str) -> str:
+def _show(value: float | None, spec: str) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "-"
     return format(int(value) if spec == "d" else value, spec)

@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -20,12 +21,14 @@ from typing import (
     Literal,
     TypeAlias,
     Union,
+    cast,
     get_type_hints,
 )
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model
 
 from ..core.errors import ConfigError, InputError
+from ..core.maps import SolutionMap
 from ..hypergradients import Implicit, JacobianFree, JointPiggyback, Piggyback, Unrolled
 from ..learners import (
     DFO,
@@ -33,7 +36,6 @@ from ..learners import (
     HOAG,
     LBFGSB,
     MAID,
-    Budget,
     FixedAccuracy,
     GridSearch,
     OptunaSearch,
@@ -41,8 +43,12 @@ from ..learners import (
     Stochastic,
 )
 from ..learners.box import Ranges
-from ..regularizers import KNOWN, BlackBox, Scaled, Sum
+from ..regularizers import KNOWN, BlackBox, SaddleRegularizer, Scaled, Sum
+from ..regularizers import Regularizer as Differentiable
+from ..runs import Budget
 from ..solvers.select import check_solver
+
+Part: TypeAlias = Differentiable | SaddleRegularizer
 
 INHERITED = {
     "channels": "those of [data] when left out",
@@ -69,11 +75,11 @@ class Built(Section):
         refused: keys that others of its kind have, with what is said of them here.
     """
 
-    target: ClassVar[Callable[..., Any]]
+    target: ClassVar[Callable[..., object]]
     inherited: ClassVar[frozenset[str]] = frozenset()
     refused: ClassVar[dict[str, str]] = {}
 
-    def build(self, where: str = "", **inherited: Any) -> Any:
+    def build(self, where: str = "", **inherited: object) -> Any:
         """The object.
 
         Args:
@@ -106,7 +112,12 @@ class located:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if isinstance(error, InputError):
             key = error.what.removeprefix(self.where.rsplit(".", 1)[-1]).strip()
             raise ConfigError(
@@ -117,7 +128,9 @@ class located:
             ) from error
 
 
-def described(target: Callable[..., Any], tag: str | None = None, **extra: Any) -> type[Built]:
+def described(
+    target: Callable[..., object], tag: str | None = None, **extra: object
+) -> type[Built]:
     """The section of a class: one key per argument, with its type, default and description.
 
     Args:
@@ -146,13 +159,14 @@ def described(target: Callable[..., Any], tag: str | None = None, **extra: Any) 
         else:
             given = ... if default is inspect.Parameter.empty else default
             fields[name] = (hint, Field(given, description=comments.get(name)))
-    model = create_model(getattr(target, "__name__", "Section"), __base__=Built, **fields, **extra)
+    fields.update(extra)
+    model = create_model(getattr(target, "__name__", "Section"), __base__=Built, **fields)
     model.target, model.inherited = target, given_elsewhere
     model.__doc__ = (inspect.getdoc(target) or "").split("\n")[0].replace("``", "")
     return model
 
 
-def comments_of(target: Callable[..., Any]) -> dict[str, str]:
+def comments_of(target: Callable[..., object]) -> dict[str, str]:
     """The descriptions under ``Args:`` in a docstring, by argument.
 
     >>> comments_of(Budget)["steps"]
@@ -175,9 +189,9 @@ def comments_of(target: Callable[..., Any]) -> dict[str, str]:
 def one_of(sections: dict[str, type[Built]], default: str | None = None) -> Any:
     """A union of sections told apart by ``type``; a table with ``terms`` is a Sum."""
 
-    def choose(table: Any) -> str | None:
+    def choose(table: object) -> str | None:
         if isinstance(table, Built):
-            return str(getattr(table, "type", None))
+            return tag_of(table)
         if not isinstance(table, dict):
             return None
         chosen = table.get("type", "Sum" if "terms" in table else default)
@@ -296,9 +310,10 @@ class Terms(Built):
     scale: float = Field(default=1.0, gt=0, description="constant factor in front of the sum")
     terms: list[Term] = Field(min_length=1)
 
-    def build(self, where: str = "", **inherited: Any) -> Any:
+    def build(self, where: str = "", **inherited: object) -> Any:
+        # why a cast: saddle points are no terms
         terms = [
-            build_regularizer(t, f"{where}.terms({i})", **inherited)
+            cast(Differentiable, build_regularizer(t, f"{where}.terms({i})", **inherited))
             for i, t in enumerate(self.terms, 1)
         ]
         return scaled(self.scale, Sum(terms))
@@ -308,18 +323,24 @@ if not TYPE_CHECKING:
     Regularizer = one_of({**REGULARIZERS, "Sum": Terms})
 
 
-def scaled(factor: float, regularizer: Any) -> Any:
+def scaled(factor: float, regularizer: Part) -> Part:
     """``factor`` times the regularizer, which stays as it is for a factor of 1."""
-    return regularizer if factor == 1 else Scaled(factor, regularizer)
+    # why a cast: saddle points have no factor
+    return regularizer if factor == 1 else Scaled(factor, cast(Differentiable, regularizer))
 
 
-def build_regularizer(section: Any, where: str = "regularizer", **inherited: Any) -> Any:
+def build_regularizer(section: Built, where: str = "regularizer", **inherited: object) -> Part:
     """The regularizer of a section, its ``scale`` included."""
-    built = section.build(where, **inherited)
+    built: Part = section.build(where, **inherited)
     return built if isinstance(section, Terms) else scaled(getattr(section, "scale", 1.0), built)
 
 
-def leaves(section: Any) -> Iterator[Any]:
+def tag_of(section: Built) -> str:
+    """The ``type`` that has chosen a section."""
+    return str(getattr(section, "type", None))
+
+
+def leaves(section: Built) -> Iterator[Built]:
     """The plain regularizers of a section."""
     if isinstance(section, Terms):
         yield from section.terms
@@ -330,14 +351,16 @@ def leaves(section: Any) -> Iterator[Any]:
 # --- what goes together ---------------------------------------------------------------------------
 
 
-def default_strategy(regularizer: Any) -> Any:
+def default_strategy(regularizer: Built) -> SolutionMap:
     """The strategy that ``learn`` takes for the regularizer of a section when none is asked for."""
-    return STRATEGIES["piggyback" if regularizer.type in SADDLES else "implicit"]().build(
-        "hypergradient"
-    )
+    tag = "piggyback" if tag_of(regularizer) in SADDLES else "implicit"
+    built: SolutionMap = STRATEGIES[tag]().build("hypergradient")
+    return built
 
 
-def check_strategy(regularizer: Any, strategy: Any, where: str = "hypergradient") -> None:
+def check_strategy(
+    regularizer: Built, strategy: Built | None, where: str = "hypergradient"
+) -> None:
     """Refuse a strategy that cannot differentiate the lower level of a regularizer.
 
     Args:
@@ -347,18 +370,18 @@ def check_strategy(regularizer: Any, strategy: Any, where: str = "hypergradient"
     Raises:
         ConfigError: names the strategies that can.
     """
-    saddle = regularizer.type in SADDLES
-    if strategy is not None and saddle != (strategy.type in OF_SADDLES):
+    saddle = tag_of(regularizer) in SADDLES
+    if strategy is not None and saddle != (tag_of(strategy) in OF_SADDLES):
         names = ", ".join(tag for tag in STRATEGIES if (tag in OF_SADDLES) == saddle)
         raise ConfigError(
             f"[{where}] type",
-            given=f'"{strategy.type}" for {regularizer.type}',
+            given=f'"{tag_of(strategy)}" for {tag_of(regularizer)}',
             expected=f"one of {names}",
             remedy="Leave the section out for the first of them.",
         )
 
 
-def check_method(regularizer: Any, solver: str, where: str = "run") -> None:
+def check_method(regularizer: Built, solver: str, where: str = "run") -> None:
     """Refuse a lower-level solver that does not exist or cannot solve the lower level of a
     regularizer.
 
@@ -367,11 +390,11 @@ def check_method(regularizer: Any, solver: str, where: str = "run") -> None:
     """
     with located(where):
         check_solver(solver)
-    saddle = regularizer.type in SADDLES
+    saddle = tag_of(regularizer) in SADDLES
     if solver != "auto" and saddle != (solver == "pdhg"):
         raise ConfigError(
             f"[{where}] solver",
-            given=f'"{solver}" for {regularizer.type}',
+            given=f'"{solver}" for {tag_of(regularizer)}',
             expected='"pdhg"' if saddle else "a method for differentiable energies",
             remedy='Leave the choice to "auto".',
         )

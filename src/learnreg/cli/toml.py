@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 WIDTH = 116
 
@@ -24,7 +25,7 @@ def write(section: BaseModel, comments: bool) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
-def value(x: Any) -> str:
+def value(x: object) -> str:
     """One TOML value.
 
     >>> value(True), value(1e-5), value('a "b"')
@@ -61,7 +62,7 @@ def _table(name: str, section: BaseModel, comments: bool, brackets: str = "[]") 
     yield from inner
 
 
-def _notes(field: Any) -> str:
+def _notes(field: FieldInfo) -> str:
     """The description of a key, and the words that it accepts if there are only a few."""
     words = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     choice = " or ".join(value(w) for w in words) if len(words) > 1 else ""

@@ -183,6 +183,13 @@ def matched(step: Step, a: Tensor) -> Step:
     return step.to(a.dtype) if isinstance(step, Tensor) else step
 
 
+def clamped(a: Tensor, low: Step, high: Step) -> Tensor:
+    """The entries kept within [low, high]: two tensors, or two numbers."""
+    if isinstance(low, Tensor) and isinstance(high, Tensor):
+        return a.clamp(low, high)
+    return a.clamp(float(low), float(high))
+
+
 def slack(a: Tensor) -> float:
     """The relative rounding that membership in a domain forgives."""
     return ULPS * torch.finfo(a.dtype).eps

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from ..core.batch import dot
 from ..core.errors import InputError
 from ..core.ranges import check_positive
-from .base import Convex, Step, beyond, constant, matched, peak, refuse, slack, total
+from .base import Convex, Step, beyond, clamped, constant, matched, peak, refuse, slack, total
 from .tangent import Diagonal, pick
 
 
@@ -237,8 +236,7 @@ class Box(Convex):
 
     def prox_conjugate(self, s: Tensor, step: Step) -> Tensor:
         step = matched(step, s)
-        ends: Any = (step * self.lower, step * self.upper)
-        return s - s.clamp(*ends)
+        return s - clamped(s, step * self.lower, step * self.upper)
 
     def prox_tangent(self, a: Tensor, step: Step) -> Diagonal:
         return Diagonal(((a > self.lower) & (a < self.upper)).to(a.dtype))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.batch import expand
 from ..core.ranges import check_number, check_positive
-from .base import Convex, Step, beyond, matched, peak, refuse, slack, total
+from .base import Convex, Step, beyond, clamped, matched, peak, refuse, slack, total
 from .tangent import Diagonal
 
 
@@ -101,5 +100,4 @@ class Hinge(Convex):
 
 def _between(a: Tensor, bound: Step) -> Tensor:
     """The entries kept within [0, bound]."""
-    ends: Any = (torch.zeros_like(bound), bound) if isinstance(bound, Tensor) else (0.0, bound)
-    return a.clamp(*ends)
+    return clamped(a, torch.zeros_like(bound) if isinstance(bound, Tensor) else 0.0, bound)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from ..core.batch import expand
 from ..core.errors import InputError
 from ..core.ranges import check_number, check_positive
-from .base import Convex, Step, beyond, matched, peak, refuse, slack, total
+from .base import Convex, Step, beyond, clamped, matched, peak, refuse, slack, total
 from .functions import checked_data
 from .tangent import Diagonal, Radial, Tangent, inner, pick
 
@@ -114,10 +113,8 @@ class Norm(Convex):
         if self.isotropic:
             shrink = self._square(d).rsqrt_().mul_(step * self.scale).clamp_max_(cap)
             return torch.addcmul(a, d, shrink, value=-1)
-        bound: Any = step * self.scale
-        return a - (
-            d.clamp(-bound, bound) if not self.rounding else (d * cap).clamp_(-bound, bound)
-        )
+        bound = step * self.scale
+        return a - clamped(d * cap if self.rounding else d, -bound, bound)
 
     def prox_conjugate(self, s: Tensor, step: Step) -> Tensor:
         """The projection of (s - step centre) / (1 + step rounding) onto |s| <= scale."""

@@ -12,8 +12,10 @@ from .errors import (
     ModelFileError,
     SolveError,
 )
+from .grants import Grants
 from .measured import Measured
-from .protocols import Hessian, LinearSolver, Loss, Potential, Solver, Strategy
+from .objective import Learner, Objective, Value
+from .protocols import Hessian, Loss, Potential, Solver
 from .results import Evaluation, Hypergradient, LinearSolution, RunRecord, Solution, StopReason
 from .status import Status, summarize
 
@@ -26,17 +28,19 @@ __all__ = [
     "Cost",
     "Curvature",
     "Evaluation",
+    "Grants",
     "Hessian",
     "Hypergradient",
     "InputError",
     "Kind",
+    "Learner",
     "LearnregError",
     "LinearSolution",
-    "LinearSolver",
     "Loss",
     "Measured",
     "MissingPropertyError",
     "ModelFileError",
+    "Objective",
     "Potential",
     "RunRecord",
     "Solution",
@@ -44,6 +48,6 @@ __all__ = [
     "Solver",
     "Status",
     "StopReason",
-    "Strategy",
+    "Value",
     "summarize",
 ]

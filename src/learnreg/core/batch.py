@@ -2,28 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .errors import InputError
-from .ranges import shown
+from .ranges import Record, shown
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products per image: (b, ...), (b, ...) -> (b,)."""
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    found: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    return found
 
 
 def norm(a: Tensor) -> Tensor:
     """Euclidean norms per image: (b, ...) -> (b,)."""
-    return torch.linalg.vector_norm(a.flatten(1), dim=1)
+    found: Tensor = torch.linalg.vector_norm(a.flatten(1), dim=1)
+    return found
 
 
 def expand(scalars: Tensor, like: Tensor) -> Tensor:
     """Shape (b,) -> (b, 1, ..., 1), ready to multiply ``like`` of shape (b, ...)."""
     return scalars.view(-1, *([1] * (like.dim() - 1)))
+
+
+Batched = TypeVar("Batched", bound=Record)
+
+
+def select_fields(whole: Batched, index: Tensor, **others: object) -> Batched:
+    """The images ``index`` of a dataclass whose tensors are all (b, ...).
+
+    Args:
+        others: new values of fields that are no tensors; the rest of these stay.
+    """
+    chosen = {name: t[index] for name, t in vars(whole).items() if isinstance(t, Tensor)}
+    return replace(whole, **chosen, **others)
+
+
+def put_fields(whole: Batched, index: Tensor, part: Batched, **others: object) -> Batched:
+    """``whole`` with the images ``index`` of its tensors (b, ...) replaced by those of ``part``.
+
+    Args:
+        others: new values of fields that are no tensors; the rest of these stay.
+    """
+    own = vars(part)
+    new = {
+        name: t.index_copy(0, index, own[name])
+        for name, t in vars(whole).items()
+        if isinstance(t, Tensor)
+    }
+    return replace(whole, **new, **others)
 
 
 def per_image(value: float | Tensor, like: Tensor, what: str = "eps") -> Tensor:
@@ -49,7 +80,7 @@ def per_image(value: float | Tensor, like: Tensor, what: str = "eps") -> Tensor:
     return t.expand(like.shape[0]).clone()
 
 
-def _numbers(value: Any, what: str) -> Tensor:
+def _numbers(value: object, what: str) -> Tensor:
     """Real numbers of any form as a float64 tensor."""
     try:
         given = value.detach() if isinstance(value, Tensor) else torch.as_tensor(value)

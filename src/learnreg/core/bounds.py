@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -192,7 +193,24 @@ def _sum_kind(a: Tensor, kind_a: Kind, b: Tensor, kind_b: Kind) -> Kind:
     return min(kind_a, kind_b)
 
 
-def constants_of(f: object) -> Constants:
+class Bounded(Protocol):
+    """A batch of potentials with bounds that hold for all images."""
+
+    def bounds(self) -> Curvature: ...
+
+
+class _BoundedOneByOne(Protocol):
+    """One that knows those of every image as well."""
+
+    @property
+    def constants(self) -> object: ...
+
+
+def constants_of(f: Bounded) -> Constants:
     """The constants of a batch of potentials: its own, or those that hold for all images."""
-    own = getattr(f, "constants", None)  # a potential of the user's own may offer ``bounds`` alone
-    return own if isinstance(own, Constants) else Constants.of(f.bounds())  # type: ignore[attr-defined]
+    # asked in every step of some methods, where a look at the protocol would cost more than a step
+    try:
+        own = cast(_BoundedOneByOne, f).constants
+    except AttributeError:  # a potential of the user's own may offer ``bounds`` alone
+        own = None
+    return own if isinstance(own, Constants) else Constants.of(f.bounds())

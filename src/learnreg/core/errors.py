@@ -23,7 +23,9 @@ class InputError(LearnregError, ValueError):
         self.what, self.given, self.expected, self.remedy = what, given, expected, remedy
         super().__init__(f"{what}: given {given}; expected {expected}. {remedy}".rstrip())
 
-    def __reduce__(self):  # keyword-only arguments do not survive the default pickling
+    def __reduce__(
+        self,
+    ) -> tuple[object, ...]:  # keyword-only arguments do not survive the default pickling
         return (_rebuild, (type(self), self.what, self.given, self.expected, self.remedy))
 
 

@@ -5,22 +5,37 @@ there.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from .asking import offers
 from .errors import InputError, MissingPropertyError
-from .measured import Measured, tensors_of
+from .measured import Measured, Native, tensors_of
+from .offers import OfPictures
 from .ranges import check_object, shown
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+
+class _Pairs(Protocol):
+    """Images and what was measured of them."""
+
+    @property
+    def x(self) -> Tensor: ...
+    @property
+    def y(self) -> Native | Measured: ...
+
+
 AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 """Kinds of devices with a mixed-precision mode of their own."""
+
+MAP = ("solve", "pull", "view", "grants")
+"""What makes a solution map."""
 
 ROWS = 8
 """A measurement (k, h, w) with so many rows is a picture rather than k signals with h channels."""
@@ -45,7 +60,9 @@ def isolated(function: Callable[P, T]) -> Callable[P, T]:
                 return function(*args, **kwargs)
 
         with _out_of_inference(), without_autocast():
-            return function(*map(_own, args), **{k: _own(v) for k, v in kwargs.items()})
+            own = {k: _own(v) for k, v in kwargs.items()}
+            # why a cast: a list of arguments that were changed has no types of their own
+            return cast(Callable[..., T], function)(*map(_own, args), **own)
 
     return call
 
@@ -68,11 +85,11 @@ def _out_of_inference() -> Iterator[None]:
         yield
 
 
-def _lent(values: Any) -> bool:
+def _lent(values: Iterable[object]) -> bool:
     return any(isinstance(v, Tensor) and v.is_inference() for v in values)
 
 
-def _own(value: Any) -> Any:
+def _own(value: object) -> object:
     """A tensor of inference mode as an ordinary one."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
@@ -93,7 +110,7 @@ def refuse_transforms(what: str) -> None:
         )
 
 
-def check_energy(energy: Any, *methods: str) -> None:
+def check_energy(energy: object, *methods: str) -> None:
     """Refuse what is no lower level, the class of one among it.
 
     Raises:
@@ -108,7 +125,7 @@ def check_energy(energy: Any, *methods: str) -> None:
     )
 
 
-def check_parts(physics: Any, regularizer: Any, fidelity: Any) -> None:
+def check_parts(physics: object, regularizer: object, fidelity: object) -> None:
     """Refuse classes in the place of the objects that an energy is made of.
 
     Raises:
@@ -121,7 +138,7 @@ def check_parts(physics: Any, regularizer: Any, fidelity: Any) -> None:
             check_object(what, part, (), expected, remedy)
 
 
-def check_pairs(pairs: Any) -> None:
+def check_pairs(pairs: object) -> None:
     """Refuse what has no images and measurements.
 
     Raises:
@@ -129,6 +146,7 @@ def check_pairs(pairs: Any) -> None:
     """
     remedy = "For example data.pairs('natural', physics, size=96, split=(24, 8), seed=0)[0]."
     check_object("pairs", pairs, ("x", "y", "__len__"), "images .x and measurements .y", remedy)
+    pairs = cast(_Pairs, pairs)
     if not isinstance(pairs.x, Tensor):
         raise InputError(
             "x", given=shown(pairs.x), expected="a tensor", remedy="Pass torch tensors."
@@ -137,7 +155,7 @@ def check_pairs(pairs: Any) -> None:
         tensors_of(pairs.y)
 
 
-def check_problem(problem: Any) -> None:
+def check_problem(problem: object) -> None:
     """Refuse what is no bilevel problem.
 
     Raises:
@@ -147,7 +165,7 @@ def check_problem(problem: Any) -> None:
     check_object("problem", problem, ("energy", "pairs", "theta"), "a BilevelProblem", remedy)
 
 
-def check_strategy(strategy: Any, what: str = "strategy") -> None:
+def check_strategy(strategy: object, what: str = "strategy") -> None:
     """Refuse what cannot differentiate; None is the natural strategy.
 
     Raises:
@@ -155,10 +173,10 @@ def check_strategy(strategy: Any, what: str = "strategy") -> None:
     """
     if strategy is not None:
         expected = "a strategy such as Implicit(), or None"
-        check_object(what, strategy, ("gradient",), expected, f"Leave the choice to {what}=None.")
+        check_object(what, strategy, MAP, expected, f"Leave the choice to {what}=None.")
 
 
-def check_measured(y: Any, energy: Any, what: str = "y") -> None:
+def check_measured(y: object, energy: object, what: str = "y") -> None:
     """Refuse measurements on another device than the energy, and pictures without a batch
     dimension.
 
@@ -187,16 +205,29 @@ def check_measured(y: Any, energy: Any, what: str = "y") -> None:
         )
 
 
-def _devices(energy: Any) -> set[torch.device]:
+class _WithPhysics(Protocol):
+    """An energy that keeps its physics as a plain attribute."""
+
+    physics: object
+
+
+class _WithRegularizer(Protocol):
+    """An energy that keeps its regularizer as a plain attribute."""
+
+    regularizer: object
+
+
+def _devices(energy: object) -> set[torch.device]:
+    """Where the tensors of an energy are."""
     if not isinstance(energy, nn.Module):
         return set()
-    physics = getattr(energy, "physics", None)
+    physics = energy.physics if offers(energy, _WithPhysics) else None
     modules = [energy, physics] if isinstance(physics, nn.Module) else [energy]
     return {t.device for m in modules for t in (*m.parameters(), *m.buffers())}
 
 
-def _of_pictures(energy: Any) -> bool:
+def _of_pictures(energy: object) -> bool:
     """Whether the regularizer compares neighbours in two directions, as those of the library do."""
-    regularizer = getattr(energy, "regularizer", None)
-    parts = regularizer.modules() if isinstance(regularizer, nn.Module) else ()
-    return any(getattr(part, "pictures", False) for part in parts)
+    whole = energy.regularizer if offers(energy, _WithRegularizer) else energy
+    parts = whole.modules() if isinstance(whole, nn.Module) else ()
+    return any(offers(part, OfPictures) and part.pictures for part in parts)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+
+M = TypeVar("M", bound=nn.Module)
 
 NOISE = "noise_model"
 """Parameters of the noise that a physics adds say nothing of a lower level."""
@@ -51,7 +54,7 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
-def with_theta(module: nn.Module, theta: Tensor) -> nn.Module:
+def with_theta(module: M, theta: Tensor) -> M:
     """A deep copy of ``module`` with the trainable parameters set to ``theta`` (d,); ``module`` is
     not touched.
 

@@ -4,11 +4,19 @@ needed.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 from torch import Tensor
 
 from .bounds import Curvature
+from .cost import Cost
+from .measured import Measured, Native
+
+Blocks: TypeAlias = tuple[Tensor, ...]
+"""One variable of a saddle function in its blocks, (b, ...) each."""
+
+Work = TypeVar("Work", contravariant=True)
+Kept = TypeVar("Kept", bound="State")
 
 
 @runtime_checkable
@@ -48,12 +56,31 @@ class Potential(Protocol):
         """mu and L valid for every image and every x."""
         ...
 
-    def select(self, index: Tensor) -> Potential:
+    def select(self, index: Tensor) -> Self:
         """The potentials of the images ``index``."""
         ...
 
-    def double(self) -> Potential:
+    def double(self) -> Self:
         """The same potentials evaluated in float64, for the closing certificate."""
+        ...
+
+
+class Certificate(Protocol):
+    """How far packed points are from the solution, and which theorem says so."""
+
+    @property
+    def distance(self) -> Tensor:
+        """(b,), certified."""
+        ...
+
+    @property
+    def theorem(self) -> Tensor:
+        """(b,), as indices of the ``theorems`` of the saddle function."""
+        ...
+
+    @property
+    def gradient(self) -> Tensor:
+        """(b, n), of the Lagrangian; zero where there is none."""
         ...
 
 
@@ -70,13 +97,11 @@ class Saddle(Protocol):
         """Names of the certificates."""
         ...
 
-    def certify(self, z: Tensor) -> Any:
-        """Of a packed point: ``distance`` (b,), ``theorem`` (b,) as indices of ``theorems``,
-        ``gradient`` (b, n).
-        """
+    def certify(self, z: Tensor) -> Certificate:
+        """The certificate of a packed point (b, n)."""
         ...
 
-    def evidence(self, x: Any, p: Any, kx: Any, ktp: Any) -> Tensor:
+    def evidence(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> Tensor:
         """A distance (b,) that costs no application of K, from x, p, K x + b and K^T p."""
         ...
 
@@ -84,13 +109,13 @@ class Saddle(Protocol):
         """Distances (b,) below which rounding in the type of z is most of what is left."""
         ...
 
-    def start(self, x0: Tensor) -> tuple[Any, Any]:
+    def start(self, x0: Tensor) -> tuple[Blocks, Blocks]:
         """x and p to begin with."""
         ...
 
-    def pack(self, x: Any, p: Any) -> Tensor: ...
+    def pack(self, x: Blocks, p: Blocks) -> Tensor: ...
 
-    def unpack(self, z: Tensor) -> tuple[Any, Any]: ...
+    def unpack(self, z: Tensor) -> tuple[Blocks, Blocks]: ...
 
     def image(self, z: Tensor) -> Tensor:
         """What a packed point says about the image."""
@@ -100,35 +125,124 @@ class Saddle(Protocol):
         """mu of the image."""
         ...
 
-    def select(self, index: Tensor) -> Saddle: ...
+    def select(self, index: Tensor) -> Self: ...
 
-    def double(self) -> Saddle: ...
+    def double(self) -> Self: ...
 
 
-class Solver(Protocol):
+class Block(Protocol):
+    """A convex function of one block, as primal-dual steps ask for it; ``convex.Convex`` is one.
+
+    Methods whose names end in an underscore may write over their first argument.
+    """
+
+    @property
+    def strong(self) -> float:
+        """A proven modulus of strong convexity."""
+        ...
+
+    def grad(self, a: Tensor, /) -> Tensor: ...
+
+    def prox_(self, a: Tensor, step: Tensor, /) -> Tensor: ...
+
+    def prox_conjugate(self, s: Tensor, step: Tensor, /) -> Tensor: ...
+
+    def prox_conjugate_(self, s: Tensor, step: Tensor, /) -> Tensor: ...
+
+
+class SplitSaddle(Saddle, Protocol):
+    """A saddle function whose parts are known one by one, as primal-dual steps need them."""
+
+    @property
+    def primal(self) -> tuple[Block, ...]:
+        """g_i, one per block of x."""
+        ...
+
+    @property
+    def dual(self) -> tuple[Block, ...]:
+        """f_j, one per block of p; the saddle function has f_j*."""
+        ...
+
+    @property
+    def norms(self) -> tuple[tuple[float, ...], ...]:
+        """||K_ji||, a row for every j."""
+        ...
+
+    def moduli(self) -> list[float]:
+        """Strong convexity of the g_i and the f_j*, in the order of the blocks."""
+        ...
+
+    def apply(self, x: Blocks) -> Blocks:
+        """K x + b."""
+        ...
+
+    def adjoint(self, p: Blocks) -> Blocks:
+        """K^T p."""
+        ...
+
+    def pack(self, x: Blocks, p: Blocks, tempo: Tensor | None = None) -> Tensor:
+        """With what the solver wants to remember, (b,)."""
+        ...
+
+    def tempo(self, z: Tensor) -> Tensor:
+        """What a solver has left in a packed state, (b,); zero for nothing."""
+        ...
+
+
+class EnergyLike(Protocol):
+    """A lower level whose data are still to come: an Energy or a SaddleEnergy, or one's own."""
+
+    def at(self, y: Native | Measured, x: Tensor | None = None) -> Potential | Saddle:
+        """Tied to measurements (b, ...), for images like x."""
+        ...
+
+    def start(self, y: Native | Measured) -> Tensor:
+        """The images a solve starts from, (b, ...)."""
+        ...
+
+
+class State(Protocol):
+    """What a solver knows between two steps, as the loop sees it."""
+
+    @property
+    def point(self) -> Tensor:
+        """The candidate solution, (b, ...)."""
+        ...
+
+    @property
+    def evidence(self) -> Tensor:
+        """The gradient norm there, or another number that a certificate confirms, (b,)."""
+        ...
+
+    @property
+    def cost(self) -> Cost:
+        """What the call that made it has spent, summed over the images of the running batch."""
+        ...
+
+    def select(self, index: Tensor) -> Self:
+        """The images at positions ``index``."""
+        ...
+
+
+class Solver(Protocol[Work, Kept]):
     """One step of a lower-level algorithm; the loop is in ``solvers/iterate.py``.
 
-    The state offers ``point`` (b, ...), the candidate solution, ``evidence`` (b,), the gradient
-    norm there, ``cost``, what the call that made it has spent (a Cost, summed over the images of
-    the running batch), and ``select(index)``.
+    ``Work`` is what it works on, potentials or saddle functions, ``Kept`` its state.
     """
 
     @property
     def name(self) -> str: ...
 
-    def init(self, f: Potential, x0: Tensor) -> Any: ...
+    def init(self, f: Work, x0: Tensor, /) -> Kept: ...
 
-    def step(self, f: Potential, state: Any) -> Any: ...
-
-
-class LinearSolver(Protocol):
-    """Solves H q = b for a batch to an absolute residual per image."""
-
-    def __call__(
-        self, matvec: Hessian, b: Tensor, tol: Tensor, x0: Tensor | None = None
-    ) -> Any: ...
+    def step(self, f: Work, state: Kept, /) -> Kept: ...
 
 
+AnySolver: TypeAlias = Solver[Any, Any]
+"""Where solvers are chosen and handed on; what they work on is checked when one is chosen."""
+
+
+@runtime_checkable
 class Loss(Protocol):
     """Upper-level loss, one value per image."""
 
@@ -140,11 +254,3 @@ class Loss(Protocol):
     def grad(self, x: Tensor, x_true: Tensor) -> Tensor: ...
 
     def bracket(self, x: Tensor, x_true: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-class Strategy(Protocol):
-    """A way to differentiate the solution map: implicit, unrolled, piggyback..."""
-
-    def gradient(
-        self, problem: Any, energy: Any, solution: Any, delta: float, adjoint: Tensor | None = None
-    ) -> Any: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from .errors import SolveError
 from .status import Status, summarize
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Tensors, enums and non-finite floats as plain JSON values (NaN and Inf become null)."""
     if isinstance(value, Tensor):
         return _plain(value.detach().cpu().tolist())
@@ -30,6 +31,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def _plain_table(table: Mapping[str, object]) -> dict[str, Any]:
+    return {key: _plain(value) for key, value in table.items()}
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class Solution:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the images."""
-        return _plain(
+        return _plain_table(
             {
                 "error": self.error,
                 "kind": self.kind,
@@ -151,6 +156,10 @@ class LinearSolution:
         )
 
 
+SAFETY = 1.25
+"""Factor of estimated errors (the one used with dual-weighted residuals by the authors of MAID)."""
+
+
 @dataclass(frozen=True)
 class Hypergradient:
     """An inexact gradient of the upper-level loss with respect to theta, and how far off it can be.
@@ -164,7 +173,7 @@ class Hypergradient:
         estimated: estimate of ||z - grad f||, or None when it was not asked for.
         correction: (d,), what the polish took off z, an estimate of the error before it; None
             without an estimate.
-        adjoint: (b, ...), q, for warm starts.
+        adjoint: (b, ...), q, for warm starts; None where none can be used.
         residual: (b,), ||H q - b||, recomputed.
         status: one Status per image of the linear solve.
         cost: evaluations summed over images.
@@ -177,7 +186,7 @@ class Hypergradient:
     certified: float | None
     estimated: float | None
     correction: Tensor | None
-    adjoint: Tensor
+    adjoint: Tensor | None
     residual: Tensor
     status: tuple[Status, ...]
     cost: Cost
@@ -186,8 +195,18 @@ class Hypergradient:
     def norm(self) -> float:
         return float(torch.linalg.vector_norm(self.value))
 
+    def along(self, direction: Tensor, test: Literal["estimated", "certified"]) -> float:
+        """A bound or an estimate of |<d, z - grad f>| for a direction d (d,); 0 where the strategy
+        says nothing.
+        """
+        if test == "certified":
+            return (self.certified or 0.0) * float(direction.norm())
+        if self.correction is None:
+            return 0.0
+        return SAFETY * abs(float(self.correction @ direction))
+
     def to_dict(self) -> dict[str, Any]:
-        return _plain(
+        return _plain_table(
             {
                 "value": self.value,
                 "loss": self.loss,
@@ -264,7 +283,7 @@ class RunRecord:
         return [row.get(name) for row in self.rows]
 
     def to_dict(self) -> dict[str, Any]:
-        return _plain(asdict(self))
+        return _plain_table(asdict(self))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RunRecord:
@@ -345,7 +364,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the images."""
-        return _plain(
+        return _plain_table(
             {
                 "psnr": self.psnr,
                 "ssim": self.ssim,

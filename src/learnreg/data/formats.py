@@ -5,7 +5,6 @@ or as an error.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -89,7 +88,7 @@ def _read_tiff(path: Path) -> np.ndarray | None:
                 expected="a single page",
                 remedy="Save each page as a file of its own.",
             )
-        page: Any = tiff.pages[0]
+        page = tiff.pages.first
         if page.photometric not in (1, 2):  # MINISBLACK, RGB
             return None
         pixels = page.asarray()

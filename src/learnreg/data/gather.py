@@ -167,7 +167,7 @@ def _check_scale(scale: object) -> None:
         return
     number = plain(scale)
     real = isinstance(number, int | float) and not isinstance(number, bool)
-    if not (real and 0 < number <= 1):
+    if not (isinstance(number, int | float) and real and 0 < number <= 1):
         raise InputError(
             "scale",
             given=shown(scale),

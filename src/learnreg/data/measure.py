@@ -6,10 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FunctionType, MethodType
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..core.asking import offers
 from ..core.errors import InputError
 from .seeds import derive
 
@@ -84,6 +87,18 @@ def _seeded_globals(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+class _Random(Protocol):
+    """A noise model with a generator of its own."""
+
+    rng: object
+
+
+class _Noisy(Protocol):
+    """A physics whose noise is a function; one that is a module is found among its modules."""
+
+    noise_model: object
+
+
 @contextmanager
 def _lent_generators(physics: nn.Module) -> Iterator[Callable[[int], None]]:
     """A function that seeds all random generators inside ``physics``; on leaving they are as they
@@ -93,10 +108,8 @@ def _lent_generators(physics: nn.Module) -> Iterator[Callable[[int], None]]:
     data to another device), so it is given the lent one back before each seeding, and with its old
     state at the end.
     """
-    inside = [(module, getattr(module, "rng", None)) for module in _modules(physics, set())]
-    lent = [
-        (module, rng, rng.get_state()) for module, rng in inside if isinstance(rng, torch.Generator)
-    ]
+    inside = [m for m in _modules(physics, set()) if offers(m, _Random)]
+    lent = [(m, m.rng, m.rng.get_state()) for m in inside if isinstance(m.rng, torch.Generator)]
 
     def seed_all(seed: int) -> None:
         for module, rng, _ in lent:
@@ -119,6 +132,9 @@ def _modules(module: nn.Module, seen: set[int]) -> Iterator[nn.Module]:
             continue
         seen.add(id(part))
         yield part
-        for cell in getattr(getattr(part, "noise_model", None), "__closure__", None) or ():
+        noise = part.noise_model if offers(part, _Noisy) else None
+        function = noise.__func__ if isinstance(noise, MethodType) else noise
+        cells = function.__closure__ if isinstance(function, FunctionType) else None
+        for cell in cells or ():
             if isinstance(cell.cell_contents, nn.Module):
                 yield from _modules(cell.cell_contents, seen)

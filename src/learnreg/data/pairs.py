@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.batch import check_images
 from ..core.errors import InputError
-from ..core.measured import tensors_of
+from ..core.measured import Native, tensors_of
+from ..operators.pickling import picklable
+from ..operators.private import clone
 from .gather import SourceLike, gather
 from .measure import measure
 from .seeds import check_count, check_seed, generator
@@ -21,6 +22,8 @@ from .seeds import check_count, check_seed, generator
 if TYPE_CHECKING:
     from deepinv.physics import Physics
 
+
+Y = TypeVar("Y", bound=Native)
 
 MOST_CHANNELS = 7
 """Of signals (n, c, length): with more of them an image without its batch is meant."""
@@ -52,6 +55,13 @@ class Pairs:
     names: tuple[str, ...]
     seed: int | None = None
     params: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, object]:
+        """For pickle, which refuses the functions without a name in a physics."""
+        physics = self.physics
+        return vars(self) | {
+            "physics": picklable(physics) if isinstance(physics, nn.Module) else physics
+        }
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -188,9 +198,7 @@ class Pairs:
         params = {name: moved(t) for name, t in self.params.items()}
         if x is self.x and tensors_of(y)[0] is tensors_of(self.y)[0]:
             return self
-        physics = (
-            self.physics.clone() if hasattr(self.physics, "clone") else copy.deepcopy(self.physics)
-        )
+        physics = clone(self.physics)
         if device is not None:
             physics = physics.to(device)
         if dtype is not None:  # unlike .to(dtype), these two do not make complex buffers real
@@ -217,12 +225,15 @@ def _real(t: Tensor) -> Tensor:
     return torch.view_as_real(t) if t.is_complex() else t
 
 
-def _mapped(y: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def _mapped(y: Y, change: Callable[[Tensor], Tensor]) -> Y:
     """Measurements with every tensor changed; a list stays a list of its kind."""
-    return change(y) if isinstance(y, Tensor) else type(y)([change(t) for t in y])
+    # why a cast: a tensor becomes a tensor, and lists of tensors are made of a list
+    if isinstance(y, Tensor):
+        return cast(Y, change(y))
+    return cast(Callable[[list[Tensor]], Y], type(y))([change(t) for t in y])
 
 
-def _chosen(y: Any, where: Tensor) -> Any:
+def _chosen(y: Y, where: Tensor) -> Y:
     """The measurements of some images."""
     return _mapped(y, lambda t: t[where.to(t.device)])
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ from torch import Tensor
 from ..convex.tangent import Tangent
 from ..core.batch import norm
 from ..core.bounds import Bound, Curvature
-
-Blocks = tuple[Tensor, ...]
+from ..core.protocols import Blocks
+from .saddle_nouns import Tied
 
 
 class Residual(NamedTuple):
@@ -92,7 +92,7 @@ class AdjointSaddle:
         rebuild: makes the same problem in float64.
     """
 
-    f: Any
+    f: Tied
     primal: tuple[Curved, ...]
     dual: tuple[Curved, ...]
     rebuild: Callable[[], AdjointSaddle]
@@ -184,7 +184,7 @@ class AdjointSaddle:
         return self if slope is not None and slope.dtype == torch.float64 else self.rebuild()
 
 
-def linearized(f: Any, x: Blocks, p: Blocks, slope: Tensor) -> AdjointSaddle:
+def linearized(f: Tied, x: Blocks, p: Blocks, slope: Tensor) -> AdjointSaddle:
     """The linear problem at (x, p).
 
     Args:

@@ -6,10 +6,14 @@ q.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+
+from ..core.asking import offers
+from ..core.bounds import constants_of
+from ..core.maps import Certifying, Level, Upper
+from ..core.protocols import Potential
+from ..core.results import SAFETY
 
 
 def constants_bound(
@@ -69,7 +73,7 @@ def adjoint_bound(
 
 @torch.no_grad()
 def certified_error(
-    energy: Any,
+    energy: Level,
     x: Tensor,
     q: Tensor,
     eps: Tensor,
@@ -80,23 +84,46 @@ def certified_error(
     """``adjoint_bound`` with the constants that the energy offers around x (b, ...); None when one
     is missing.
     """
-    parts = [
-        energy.certificate("hessian_change", x, q, eps),
-        energy.certificate("mixed_change", x, q, eps),
-        energy.certificate("mixed_norm", x, eps),
-    ]
-    if any(p is None for p in parts):
+    if not offers(energy, Certifying):
         return None
-    hessian_change, mixed_change, mixed_norm = (p.to(eps) for p in parts)
+    hessian_change = energy.certificate("hessian_change", x, q, eps)
+    mixed_change = energy.certificate("mixed_change", x, q, eps)
+    mixed_norm = energy.certificate("mixed_norm", x, eps)
+    if hessian_change is None or mixed_change is None or mixed_norm is None:
+        return None
     return adjoint_bound(
         eps,
         delta,
         mu=mu,
         loss_smoothness=loss_smoothness,
-        hessian_change=hessian_change,
-        mixed_change=mixed_change,
-        mixed_norm=mixed_norm,
+        hessian_change=hessian_change.to(eps),
+        mixed_change=mixed_change.to(eps),
+        mixed_norm=mixed_norm.to(eps),
     )
+
+
+def pullback_error(
+    energy: Level,
+    potential: Potential,
+    x: Tensor,
+    q: Tensor,
+    eps: Tensor,
+    residual: Tensor,
+    upper: Upper,
+) -> Tensor | None:
+    """``certified_error`` (b,) of the derivative made with q; None where a constant is not proven.
+
+    Args:
+        eps: (b,), distance of x.
+        residual: (b,), ||H q - grad g||.
+    """
+    if not (potential.bounds().mu.certified and upper.smooth.certified):
+        return None
+    # an image that broke down has no bound
+    usable = torch.where(torch.isfinite(residual), residual, torch.inf)
+    mu = constants_of(potential).mu
+    bound = certified_error(energy, x, q, eps, usable, mu, upper.smooth.value)
+    return None if bound is None else torch.where(bound.isnan(), torch.inf, bound)
 
 
 def corrected_bracket(
@@ -125,10 +152,6 @@ def corrected_bracket(
     return centre - rho, centre + rho + 0.5 * smoothness * eps**2
 
 
-SAFETY = 1.25
-"""Factor of the estimate (the one used with dual-weighted residuals by the authors of MAID)."""
-
-
 def estimated_error(correction: Tensor) -> float:
     """Estimate of ||z - grad f|| from the change ``correction`` (d,) that a Newton polish of x~
     makes to z.
@@ -139,8 +162,3 @@ def estimated_error(correction: Tensor) -> float:
     bound.
     """
     return SAFETY * float(torch.linalg.vector_norm(correction))
-
-
-def estimated_along(correction: Tensor, direction: Tensor) -> float:
-    """Estimate of |<d, z - grad f>| for one direction d (d,)."""
-    return SAFETY * abs(float(correction @ direction))

@@ -5,26 +5,32 @@ purpose.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..core.asking import offers
 from ..core.batch import norm
-from ..core.bounds import constants_of
 from ..core.cost import Cost
 from ..core.errors import MissingPropertyError
+from ..core.grants import STEADY, Grants
+from ..core.maps import Ask, Level, Mixed, Posed, Pullback, Upper, View
+from ..core.measured import Measured
+from ..core.objective import ErrorWord
 from ..core.params import trainable
+from ..core.protocols import Hessian, Potential
 from ..core.ranges import check_flag, check_integer, check_object, tidy
-from ..core.results import Hypergradient, Solution
+from ..core.results import Solution
 from ..linear.cg import CG
 from ..linear.precondition import Preconditioner
 from ..solvers.select import adjoint_preconditioner
 from . import error_bound
+from .posed import ToAccuracy
 
 
 @dataclass(frozen=True)
-class Implicit:
+class Implicit(ToAccuracy):
     """Hypergradient by the implicit function theorem and conjugate gradients.
 
     Args:
@@ -55,124 +61,133 @@ class Implicit:
         check_integer("polish_steps", self.polish_steps, 1)
         check_integer("group", self.group, 1)
 
-    def gradient(
-        self,
-        problem: Any,
-        energy: Any,
-        solution: Solution,
-        delta: float,
-        adjoint: Tensor | None = None,
-    ) -> Hypergradient:
-        """The hypergradient of mean_i g(x_i) at the theta of ``energy``.
+    @property
+    def view(self) -> View:
+        """Differentiable lower levels."""
+        return "smooth"
 
-        Args:
-            problem: offers ``pairs.x``, ``pairs.y`` and ``loss``.
-            energy: the lower level at the theta in question.
-            solution: its solution x~ with ``error`` (b,).
-            delta: residual of the linear system per image, absolute.
-            adjoint: (b, ...), warm start for q.
+    @property
+    def grants(self) -> Grants:
+        """Everything: solved to an accuracy, with an error that can be estimated and bounded."""
+        return Grants.GRADIENT | Grants.ADAPTIVE | Grants.ESTIMATE | Grants.BOUND | STEADY
+
+    def pull(self, posed: Posed, solution: Solution, upper: Upper, ask: Ask) -> Pullback:
+        """See ``core.maps.SolutionMap``.
 
         Raises:
             MissingPropertyError: the lower level is a saddle point.
         """
-        refuse_saddle(energy, "Implicit")
-        x, y, x_true, loss = solution.value.detach(), problem.pairs.y, problem.pairs.x, problem.loss
-        potential = energy.at(y, x)
-        curvature, size = potential.bounds(), x.shape[0]
-        hessian = potential.linearize(x)
-        b = loss.grad(x, x_true)
+        estimate, certify = self._asked(ask.error)
+        level = smooth_level(posed.energy, "Implicit")
+        x = solution.value.detach()
+        potential = smooth_potential(posed, x)
+        hessian, slope = potential.linearize(x), upper.grad(x)
         P, spent = adjoint_preconditioner(potential, x)
-        system = self.linear(hessian, b, delta, adjoint, P)
-        q = system.value
-        z = -mixed_product(energy, x, y, q, self.group) / size
+
+        system = self.linear(hessian, slope, ask.delta, ask.warm, P)
+        q, size = system.value, x.shape[0]
+        theta = -mixed_product(level, x, posed.y, q, self.group)
         cost = spent + system.cost + Cost(mixed_products=size, linearizations=size)
-        mu, eps = curvature.mu, solution.error
-        moduli = constants_of(potential).mu
-        residual = torch.where(torch.isfinite(system.residual), system.residual, torch.inf)
-        lower, upper = loss.bracket(x, x_true, eps)
+
         certified = None
-        if self.certify and mu.certified:
-            bound = error_bound.certified_error(
-                energy, x, q, eps, residual, moduli, loss.smoothness
+        if certify:
+            certified = error_bound.pullback_error(
+                level, potential, x, q, solution.error, system.residual, upper
             )
-            certified = None if bound is None else float(bound.mean())
-        estimated = correction = None
-        if self.estimate:
-            polished, q, extra = self._polished(
-                energy, potential, hessian, P, x, y, x_true, q, system.residual, loss
-            )
-            correction, cost = z - polished, cost + extra
-            estimated, z = error_bound.estimated_error(correction), polished
-            if certified is not None:  # triangle inequality: the bound was for z before the polish
-                certified += float(torch.linalg.vector_norm(correction))
-        # ``residual`` is that of the linear solve asked for; a polished q only improves on it
-        return Hypergradient(
-            z,
-            float(loss.value(x.double(), x_true.double()).mean()),
-            (float(lower.mean()), float(upper.mean())),
-            mu.kind,
-            certified,
-            estimated,
-            correction,
+        correction = None
+        if estimate:
+            first = theta
+            at = _Linearized(level, potential, hessian, P, posed.y, x)
+            theta, q, extra = self._polished(at, upper, q, system.residual)
+            correction, cost = first - theta, cost + extra
+        return Pullback(
+            theta,
             q,
+            # that of the linear solve asked for; a polished q only improves on it
             system.residual,
             system.status,
             cost,
+            certified,
+            correction,
+            level.data_adjoint(x, posed.y, q) if ask.data else None,
         )
 
+    def _asked(self, error: ErrorWord | None) -> tuple[bool, bool]:
+        """Whether to estimate and whether to certify."""
+        if error is None:
+            return self.estimate, self.certify
+        return error == "estimate", error == "certify"
+
     def _polished(
-        self,
-        energy: Any,
-        potential: Any,
-        hessian: Any,
-        P: Preconditioner | None,
-        x: Tensor,
-        y: Tensor,
-        x_true: Tensor,
-        q: Tensor,
-        residual: Tensor,
-        loss: Any,
+        self, at: _Linearized, upper: Upper, q: Tensor, residual: Tensor
     ) -> tuple[Tensor, Tensor, Cost]:
-        """The hypergradient at x - w, w one truncated Newton step, and the q corrected there."""
+        """The derivative at x - w, w one truncated Newton step, and the q corrected there."""
         few = replace(self.linear, max_steps=self.polish_steps, restarts=0)
-        r = potential.grad(x)
-        tiny = torch.finfo(x.dtype).tiny
-        step = few(hessian, r, (0.02 * norm(r)).clamp_min(tiny), None, P)
-        moved = x - step.value
-        there = potential.linearize(moved)
-        b = loss.grad(moved, x_true)
-        corrected = few(there, b, (0.1 * residual).clamp_min(tiny), q, P)
-        size = x.shape[0]
-        z = -mixed_product(energy, moved, y, corrected.value, self.group) / size
+        r = at.potential.grad(at.x)
+        tiny = torch.finfo(at.x.dtype).tiny
+        step = few(at.hessian, r, (0.02 * norm(r)).clamp_min(tiny), None, at.preconditioner)
+
+        moved = at.x - step.value
+        there = at.potential.linearize(moved)
+        tolerance = (0.1 * residual).clamp_min(tiny)
+        corrected = few(there, upper.grad(moved), tolerance, q, at.preconditioner)
+        size = at.x.shape[0]
+        theta = -mixed_product(at.level, moved, at.y, corrected.value, self.group)
         extra = Cost(gradients=size, mixed_products=size, linearizations=size)
-        return z, corrected.value, step.cost + corrected.cost + extra
+        return theta, corrected.value, step.cost + corrected.cost + extra
 
 
-def refuse_saddle(energy: Any, who: str) -> None:
-    """Refuse a lower level without gradients.
+@dataclass(frozen=True, eq=False)
+class _Linearized:
+    """A lower level around its computed solution x."""
+
+    level: MixedLevel
+    potential: Potential
+    hessian: Hessian
+    preconditioner: Preconditioner | None
+    y: Tensor | Measured
+    x: Tensor
+
+
+class MixedLevel(Level, Mixed, Protocol):
+    """A smooth lower level with derivatives in theta and y."""
+
+
+def smooth_level(energy: Level, who: str) -> MixedLevel:
+    """The lower level as one with gradients.
 
     Raises:
         MissingPropertyError: a SaddleEnergy; names the strategy for it.
     """
-    if getattr(getattr(energy, "regularizer", None), "saddle", False):
+    if not offers(energy, Mixed):
         raise MissingPropertyError(
             "hypergradient",
             given=f"{who} for {type(energy).__name__}",
             expected="a differentiable Energy",
             remedy="Use Piggyback(), the strategy for saddle points.",
         )
+    return cast(MixedLevel, energy)
 
 
-def mixed_product(energy: Any, x: Tensor, y: Tensor, q: Tensor, group: int = 4) -> Tensor:
+def smooth_potential(posed: Posed, x: Tensor) -> Potential:
+    """The potentials of a smooth lower level around x."""
+    return cast(Potential, posed.at(x))
+
+
+def mixed_product(
+    level: MixedLevel, x: Tensor, y: Tensor | Measured, q: Tensor, group: int = 4
+) -> Tensor:
     """sum_i J_i^T q_i as one vector (d,): ONE reverse-mode call for all parameters per group of
     images.
     """
-    params = trainable(energy)
+    params = trainable(cast(nn.Module, level))
+    if not params:
+        return x.new_zeros(0)
     total: list[Tensor] | None = None
     for start in range(0, x.shape[0], group):
         part = slice(start, start + group)
         with torch.enable_grad():
-            scalar = energy.directional(x[part], y[part], q[part]).sum()
+            scalar = level.directional(x[part], y[part], q[part]).sum()
             found = torch.autograd.grad(scalar, params, allow_unused=True)
         grads = [
             torch.zeros_like(p) if g is None else g for g, p in zip(found, params, strict=True)
@@ -180,9 +195,3 @@ def mixed_product(energy: Any, x: Tensor, y: Tensor, q: Tensor, group: int = 4) 
         total = grads if total is None else [a + b for a, b in zip(total, grads, strict=True)]
     assert total is not None
     return torch.cat([g.reshape(-1) for g in total])
-
-
-def without_errors(strategy: Any) -> Any:
-    """The strategy with its error bounds switched off, where it has such switches."""
-    off = {name: False for name in ("estimate", "certify") if hasattr(strategy, name)}
-    return replace(strategy, **off) if off else strategy

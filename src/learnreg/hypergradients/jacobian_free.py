@@ -5,7 +5,6 @@ solve.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,16 +12,20 @@ from torch import Tensor
 from ..core.batch import expand, norm
 from ..core.bounds import Constants, constants_of
 from ..core.cost import Cost
+from ..core.grants import STEADY, Grants
+from ..core.maps import Ask, Posed, Pullback, Upper, View
+from ..core.protocols import Hessian
 from ..core.ranges import check_flag, check_number, check_positive, tidy
-from ..core.results import Hypergradient, Solution
+from ..core.results import Solution
 from ..core.status import Status
 from ..solvers.iterate import require_strong_convexity
 from . import error_bound
-from .implicit import mixed_product, refuse_saddle
+from .implicit import mixed_product, smooth_level, smooth_potential
+from .posed import ToAccuracy
 
 
 @dataclass(frozen=True)
-class JacobianFree:
+class JacobianFree(ToAccuracy):
     """z = -J^T q with q = tau sum_{j < terms} (I - tau H)^j b, the Neumann series of H^-1 b cut
     off.
 
@@ -64,62 +67,47 @@ class JacobianFree:
         check_flag("certify", self.certify)
         check_number("group", self.group, lambda v: v >= 1, "an integer >= 1", integer=True)
 
-    @torch.no_grad()
-    def gradient(
-        self,
-        problem: Any,
-        energy: Any,
-        solution: Solution,
-        delta: float,
-        adjoint: Tensor | None = None,
-    ) -> Hypergradient:
-        """The hypergradient of mean_i g(x_i) at the theta of ``energy``.
+    @property
+    def view(self) -> View:
+        """Differentiable lower levels."""
+        return "smooth"
 
-        Args:
-            problem: offers ``pairs.x``, ``pairs.y`` and ``loss``.
-            energy: the lower level at the theta in question.
-            solution: its solution x~ (b, ...) with ``error`` (b,).
-            delta: changes nothing but the status: an image whose residual exceeds it has
-                ``MAX_STEPS``.
-            adjoint: not used; the series starts from zero.
+    @property
+    def grants(self) -> Grants:
+        """Solved to an accuracy; the error is bounded, but by no number that delta makes small."""
+        return Grants.GRADIENT | Grants.ADAPTIVE | STEADY
+
+    @torch.no_grad()
+    def pull(self, posed: Posed, solution: Solution, upper: Upper, ask: Ask) -> Pullback:
+        """See ``core.maps.SolutionMap``.
+
+        ``ask.delta`` changes nothing but the status: an image whose residual exceeds it has
+        ``MAX_STEPS``. ``ask.warm`` is not used; the series starts from zero.
 
         Raises:
             MissingPropertyError: the lower level is not strongly convex, or L is unknown.
         """
-        x, y, x_true, loss = solution.value.detach(), problem.pairs.y, problem.pairs.x, problem.loss
-        refuse_saddle(energy, "JacobianFree")
-        potential = energy.at(y, x)
+        level, x = smooth_level(posed.energy, "JacobianFree"), solution.value.detach()
+        potential = smooth_potential(posed, x)
         require_strong_convexity(potential)
-        curvature, size, eps = potential.bounds(), x.shape[0], solution.error
-        constants = constants_of(potential)
-        b = loss.grad(x, x_true)
-        q, residual = self._series(potential.linearize(x), b, self._step(constants, x))
-        z = -mixed_product(energy, x, y, q, self.group) / size
-        lower, upper = loss.bracket(x, x_true, eps)
+        tau, size = self._step(constants_of(potential), x), x.shape[0]
+
+        q, residual = self._series(potential.linearize(x), upper.grad(x), tau)
+        theta = -mixed_product(level, x, posed.y, q, self.group)
         certified = None
-        if self.certify and curvature.mu.certified:
-            usable = torch.where(torch.isfinite(residual), residual, torch.inf)
-            bound = error_bound.certified_error(
-                energy, x, q, eps, usable, constants.mu, loss.smoothness
+        if self.certify and ask.error != "none":
+            certified = error_bound.pullback_error(
+                level, potential, x, q, solution.error, residual, upper
             )
-            certified = (
-                None
-                if bound is None
-                else float(torch.where(bound.isnan(), torch.inf, bound).mean())
-            )
-        cost = Cost(linearizations=size, hessian_products=self.terms * size, mixed_products=size)
-        return Hypergradient(
-            z,
-            float(loss.value(x.double(), x_true.double()).mean()),
-            (float(lower.mean()), float(upper.mean())),
-            curvature.mu.kind,
-            certified,
-            None,
-            None,
+        wanted = torch.as_tensor(ask.delta, device=residual.device).expand_as(residual)
+        return Pullback(
+            theta,
             q,
             residual,
-            tuple(_status(r, delta) for r in residual.tolist()),
-            cost,
+            tuple(_status(*pair) for pair in zip(residual.tolist(), wanted.tolist(), strict=True)),
+            Cost(linearizations=size, hessian_products=self.terms * size, mixed_products=size),
+            certified,
+            data=level.data_adjoint(x, posed.y, q) if ask.data else None,
         )
 
     def _step(self, constants: Constants, like: Tensor) -> Tensor:
@@ -127,7 +115,7 @@ class JacobianFree:
         tau = 2 / (constants.L + constants.mu) if self.step is None else self.step
         return expand(torch.as_tensor(tau, dtype=like.dtype, device=like.device).reshape(-1), like)
 
-    def _series(self, hessian: Any, b: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    def _series(self, hessian: Hessian, b: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
         """q and ||b - H q|| (b,) in float64, by q += tau (b - H q): every term shows the true
         residual on its way.
         """

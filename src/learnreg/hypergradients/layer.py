@@ -1,80 +1,87 @@
-"""Reconstructor: a deepinv model, forward a certified solve, backward implicit."""
+"""Reconstructor: a deepinv model, forward a solution map, backward its pullback."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 from deepinv.models import Reconstructor as DeepinvReconstructor
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
+from ..core.asking import offers
 from ..core.batch import norm, per_image
 from ..core.errors import MissingPropertyError, SolveError
+from ..core.grants import Grants, check_needs
 from ..core.guards import check_energy, check_strategy, isolated
-from ..core.measured import Measured, Native
+from ..core.maps import Ask, Cotangent, Level, Limits, Posed, Pullback, SolutionMap
+from ..core.measured import Measured, Native, measured
 from ..core.params import trainable
-from ..core.status import summarize
-from ..linear.cg import CG
-from ..solvers.select import adjoint_preconditioner, check_solver
-from ..solvers.solve import as_data, solve
-from .implicit import Implicit
+from ..core.results import Solution
+from ..core.status import Status, summarize
+from ..solvers.select import check_solver
+from ..solvers.solve import as_data
+from .choose import check_map, natural_map
+from .evaluate import checked_pull
 from .once import once
-from .piggyback import Piggyback, natural_strategy
-from .saddle_layer import SaddleSolve
+
+REMEMBERED = 4
+"""Of so many physics handed to ``forward`` what was found out about them is kept: their spectra and
+checks.
+"""
 
 
 class Reconstructor(DeepinvReconstructor):
     """x~(y) = argmin_x h(x; theta, y) up to eps, differentiable in theta and y, once.
 
-    Forward: ``solve`` to the certified distance eps. Backward: the implicit function theorem, one
-    CG solve per image to a relative residual, memory independent of the number of iterations.
+    Forward: the solution map, a solve to the certified distance eps unless another is chosen.
+    Backward: its pullback; with ``Implicit`` the implicit function theorem, one CG solve per image
+    to a relative residual, memory independent of the number of iterations. ``Unrolled(K,
+    step=tau)`` makes it a network of K steps, ``JacobianFree()`` one with a cheap backward pass.
+    These are what they are called: without ``step`` an unrolled network changes its step sizes with
+    theta and is differentiated at frozen ones, the gradients of ``JacobianFree`` are cut off, and
+    those of ``JointPiggyback`` are as far as its steps have come. Only ``Implicit`` and
+    ``Piggyback`` give the derivative of the minimizer to an accuracy.
     Parameters are those of the energy (regularizer, data term and physics), so torch.optim,
-    Lightning and deepinv.Trainer work. A derivative of the derivative raises torch's error of a
-    function that is differentiable once.
-
-    A SaddleEnergy works as well: its backward pass solves the linear saddle point of ``Piggyback``.
+    Lightning and deepinv.Trainer work. A derivative of the derivative is refused.
 
     Args:
         energy: the lower level.
-        eps: distance per image.
+        eps: distance per image; maps of a fixed number of steps have no use for it.
         solver: as in ``solve``.
-        hypergradient: its linear solver is used backwards; ``Implicit()`` or, for a SaddleEnergy,
-            ``Piggyback()`` when None.
+        hypergradient: the solution map; ``Implicit()`` or, for a SaddleEnergy, ``Piggyback()`` when
+            None.
         relative_delta: residual of the backward system relative to the incoming gradient.
 
     Raises:
-        MissingPropertyError: a strategy that does not belong to the energy.
+        MissingPropertyError: a solution map that does not belong to the energy.
         InputError: eps or relative_delta not positive; in ``forward`` also bad measurements.
         SolveError: in ``forward``, when an image misses eps.
     """
 
     def __init__(
         self,
-        energy: Any,
-        eps: float,
+        energy: nn.Module,
+        eps: float = 1e-2,
         *,
         solver: str = "auto",
-        hypergradient: Implicit | Piggyback | None = None,
+        hypergradient: SolutionMap | None = None,
         relative_delta: float = 1e-3,
     ) -> None:
         super().__init__()
         check_energy(energy)
         check_solver(solver)
-        if isinstance(hypergradient, type):
-            check_strategy(hypergradient, "hypergradient")
+        check_strategy(hypergradient, "hypergradient")
         per_image(eps, torch.zeros(1, 1))
         per_image(relative_delta, torch.zeros(1, 1), "relative_delta")
+        if hypergradient is not None:
+            check_map(hypergradient, energy)
         self.energy, self.eps, self.solver = energy, eps, solver
-        self.strategy: Any = hypergradient or natural_strategy(energy)
-        if type(self.strategy) is not type(natural_strategy(energy)):
-            raise MissingPropertyError(
-                "hypergradient",
-                given=f"{type(self.strategy).__name__} for {type(energy).__name__}",
-                expected=type(natural_strategy(energy)).__name__,
-                remedy="Leave the choice to hypergradient=None.",
-            )
+        self.strategy: SolutionMap = hypergradient or natural_map(energy)
         self.relative_delta = relative_delta
+        self._recent = Recent()
 
     @isolated
     def forward(
@@ -82,7 +89,6 @@ class Reconstructor(DeepinvReconstructor):
         y: Native | Measured,
         physics: nn.Module | None = None,
         params: Mapping[str, Tensor] | None = None,
-        **kwargs: Any,
     ) -> Tensor:
         """(b, ...) -> (b, c, h, w). Mixed precision is off in here, forwards and backwards.
 
@@ -90,98 +96,184 @@ class Reconstructor(DeepinvReconstructor):
             y: measurements, real or complex, or a TensorList.
             physics: replaces the one of the energy when given, as ``deepinv.Trainer`` does; its
                 tensors may hold one slice per image.
-            params: tensors of the operator per image, as in ``solve``.
+            params: tensors of the operator per image, as in ``solve``; they are not differentiated.
+
+        Raises:
+            MissingPropertyError: a gradient asked for that the solution map does not grant, or with
+                respect to ``params``.
         """
         if isinstance(y, Tensor) and y.dtype in (torch.float16, torch.bfloat16):
             y = y.float()  # what layers before this one make under autocast
-        energy = self.energy if physics is None else self.energy.with_physics(physics)
-        data = as_data(y, params)
+        energy = self._energy(physics)
+        data = as_data(y, params, energy)
+        self._check_gradients(data)
+        learned = trainable(energy)
         if isinstance(data, Tensor):
-            return self._solved(data, energy, Layer(energy, None))
+            return _Solve.apply(data, _Layer(self, energy), *learned)
 
         # complex numbers and lists become one real tensor, whose gradient autograd takes back
-        layout = energy.layout(data)
-        real = self._solved(layout.data_in(data.y), energy, Layer(energy, data, layout))
+        layout = cast(WithLayout, energy).layout(data)
+        real = _Solve.apply(
+            layout.data_in(data.y), _Layer(self, energy, data.params, layout), *learned
+        )
         return layout.image_out(real)
 
-    def _solved(self, y: Tensor, energy: Any, layer: Layer) -> Tensor:
-        params = trainable(energy)
-        if isinstance(self.strategy, Piggyback):
-            return SaddleSolve.apply(y, layer, self, *params)
-        return _ImplicitSolve.apply(y, layer, self, *params)
+    def _check_gradients(self, data: Tensor | Measured) -> None:
+        """Refuse derivatives that would silently be missing.
+
+        Raises:
+            MissingPropertyError: says of what.
+        """
+        given = measured(data)
+        if not torch.is_grad_enabled():
+            return
+        lost = [name for name, t in given.params.items() if t.requires_grad]
+        if lost:
+            raise MissingPropertyError(
+                "params",
+                given=f"{', '.join(lost)} that require a gradient",
+                expected="tensors without one: they are data",
+                remedy="Hold what is learned as a parameter of the physics.",
+            )
+        if any(t.requires_grad for t in given.tensors):
+            who, words = type(self).__name__, repr(self.strategy)
+            check_needs(who, Grants.DATA, self.strategy.grants, words)
+
+    def _energy(self, physics: nn.Module | None) -> nn.Module:
+        """The energy with another physics, or the one of an earlier call with that physics."""
+        if physics is None:
+            return self.energy
+        return self._recent.of(self.energy, physics)
 
 
-class Layer:
-    """An energy, and how real measurements become those that it takes.
+class Recent:
+    """The latest physics handed in, with what was found out about them: spectra and checks.
 
-    Args:
-        energy: the lower level.
-        data: the measurements as they came, None for plain ones.
-        layout: of the measurements.
+    That is compared with their present values before every use, so a physics that changes between
+    calls is looked at again.
     """
 
-    def __init__(self, energy: Any, data: Measured | None, layout: Any = None) -> None:
-        self.energy, self.layout = energy, layout
-        self.params = {} if data is None else data.params
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, tuple[nn.Module, object]] = OrderedDict()
 
-    def native(self, y: Tensor) -> Any:
-        """The measurements for the energy."""
-        if self.layout is None:
-            return y
-        return Measured(self.layout.data_out(y), self.params)
+    def of(self, energy: nn.Module, physics: nn.Module) -> nn.Module:
+        """``energy.with_physics(physics)``, which knows what an earlier one has found out."""
+        other = cast(WithPhysics, energy).with_physics(physics)
+        found = self._kept.pop(id(physics), None)
+        if found is not None and offers(other, WithOperator):
+            other.use_operator(found[1])
+        operator = other.operator if offers(other, WithOperator) else None
+        self._kept[id(physics)] = physics, operator
+        while len(self._kept) > REMEMBERED:
+            self._kept.popitem(last=False)
+        return other
 
-    def solve(self, y: Tensor, eps: float, solver: str) -> Any:
-        """The certified solution, with images as the physics has them (see ``real``)."""
-        return solve(self.energy, self.native(y.detach()), eps, solver=solver)
+    def __deepcopy__(self, memo: dict[int, object]) -> Recent:
+        return Recent()
 
-    def real(self, x: Tensor) -> Tensor:
-        """An image of ``solve`` as real channels."""
-        return x if self.layout is None else self.layout.image_in(x)
+    def __reduce__(self) -> tuple[type[Recent], tuple[()]]:
+        return Recent, ()
 
 
-class _ImplicitSolve(torch.autograd.Function):
-    """x~ with the derivative of the exact solution map, evaluated at x~."""
+class WithOperator(Protocol):
+    """An energy with a door to its physics that others may use."""
+
+    @property
+    def operator(self) -> object: ...
+
+    def use_operator(self, operator: object) -> None: ...
+
+
+class WithPhysics(Protocol):
+    """An energy whose physics can be replaced."""
+
+    def with_physics(self, physics: nn.Module) -> nn.Module: ...
+
+
+class Layout(Protocol):
+    """How a physics' measurements and images become real tensors, and back."""
+
+    def data_in(self, y: Native) -> Tensor: ...
+
+    def data_out(self, y: Tensor) -> Native: ...
+
+    def image_out(self, x: Tensor) -> Tensor: ...
+
+
+class WithLayout(Protocol):
+    """An energy that knows the layout of its measurements."""
+
+    def layout(self, y: Native | Measured) -> Layout: ...
+
+
+class _Layer:
+    """One call of a Reconstructor: its settings, and how real measurements become those that the
+    energy takes.
+    """
+
+    def __init__(
+        self,
+        model: Reconstructor,
+        energy: nn.Module,
+        params: Mapping[str, Tensor] | None = None,
+        layout: Layout | None = None,
+    ) -> None:
+        self.energy, self.params, self.layout = energy, dict(params or {}), layout
+        self.eps, self.solver, self.relative = model.eps, model.solver, model.relative_delta
+        self.strategy = model.strategy
+
+    def posed(self, y: Tensor) -> Posed:
+        """The lower level for real measurements."""
+        native = y if self.layout is None else Measured(self.layout.data_out(y), self.params)
+        return Posed(cast(Level, self.energy), native)
+
+    def solve(self, y: Tensor) -> Solution:
+        """The reconstructions; an image that missed eps is an error."""
+        posed, limits = self.posed(y.detach()), Limits(self.solver)
+        return self.strategy.solve(posed, self.eps, None, limits).raise_if_failed()
+
+
+class _Solve(torch.autograd.Function):
+    """x~ with the derivative of the solution map, evaluated at x~."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, layer: Layer, model: Reconstructor, *params: Tensor) -> Tensor:
-        solution = layer.solve(y, model.eps, model.solver)
-        x = layer.real(solution.value).clone()
-        ctx.save_for_backward(y, x, *params)
-        ctx.layer, ctx.linear, ctx.relative = layer, model.strategy.linear, model.relative_delta
-        return x
+    def forward(ctx: FunctionCtx, y: Tensor, layer: _Layer, *params: Tensor) -> Tensor:
+        solution = layer.solve(y)
+        # saved parameters make autograd refuse a backward pass after they have changed in place
+        ctx.save_for_backward(y, *params)
+        ctx.layer, ctx.solution = layer, solution  # type: ignore[attr-defined]
+        return solution.value.clone()
 
     @staticmethod
     @isolated
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        upstream = grads[0]
-        given, x, *params = ctx.saved_tensors
-        y, x, sources = given.detach(), x.detach(), (upstream, given, *params)
-        upstream = upstream.detach()
-        energy, data = ctx.layer.energy, ctx.layer.native(y)
-        q = backward_solve(energy, data, x, upstream, ctx.linear, ctx.relative)
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        given, *params = ctx.saved_tensors  # type: ignore[attr-defined]
+        layer, solution = ctx.layer, ctx.solution  # type: ignore[attr-defined]
+        for_data, _, *needs = ctx.needs_input_grad  # type: ignore[attr-defined]
+        sources = (grads[0], given, *params)
+        upstream = grads[0].detach()
 
-        needs = ctx.needs_input_grad[3:]
-        wanted = [p for p, need in zip(params, needs, strict=True) if need]
-        to_theta: list[Tensor | None] = [None] * len(params)
-        if wanted:
-            with torch.enable_grad():
-                scalar = -energy.directional(x, data, q).sum()
-            found = iter(torch.autograd.grad(scalar, wanted, allow_unused=True))
-            to_theta = [next(found) if need else None for need in needs]
+        tiny = torch.finfo(upstream.dtype).tiny
+        delta = (layer.relative * norm(upstream)).clamp_min(tiny)
+        posed, ask = layer.posed(given.detach()), Ask(delta, error="none", data=for_data)
+        count = sum(p.numel() for p in params)
+        pull = checked_pull(layer.strategy, posed, solution, Cotangent(upstream), ask, count)
+        _check_exact(layer.strategy, pull)
 
-        to_y = energy.data_adjoint(x, data, q) if ctx.needs_input_grad[0] else None
-        return once((to_y, None, None, *to_theta), sources)
+        pieces = pull.theta.split([p.numel() for p in params])
+        to_theta = [
+            g.view_as(p) if need else None for g, p, need in zip(pieces, params, needs, strict=True)
+        ]
+        return once((pull.data, None, *to_theta), sources)
 
 
-def backward_solve(
-    energy: Any, y: Any, x: Tensor, upstream: Tensor, linear: CG, relative: float
-) -> Tensor:
-    """q with ||H q - upstream|| <= relative ||upstream|| per image."""
-    floor = torch.finfo(x.dtype).tiny
-    potential = energy.at(y, x)
-    P, _ = adjoint_preconditioner(potential, x)
-    tolerance = (relative * norm(upstream)).clamp_min(floor)
-    system = linear(potential.linearize(x), upstream, tolerance, None, P)
-    if not system.ok:
-        raise SolveError(f"backward pass: {summarize(system.status)}", system)
-    return system.value
+def _check_exact(strategy: SolutionMap, pull: Pullback) -> None:
+    """Refuse a derivative that is not what was asked for.
+
+    Raises:
+        SolveError: an image with NaN or, of maps that solve a linear system, one that missed delta.
+    """
+    exact = Grants.BOUND in strategy.grants
+    bad = [s for s in pull.status if s is Status.NOT_FINITE or (exact and not s.ok)]
+    if bad:
+        raise SolveError(f"backward pass: {summarize(pull.status)}", pull)

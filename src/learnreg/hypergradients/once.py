@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from ..core.errors import MissingPropertyError
 
@@ -19,11 +18,11 @@ class _Once(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, *sources: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, value: Tensor, *sources: Tensor) -> Tensor:
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[object, ...]:
         raise MissingPropertyError(
             "Reconstructor",
             given="a second derivative",
@@ -32,7 +31,9 @@ class _Once(torch.autograd.Function):
         )
 
 
-def once(values: tuple[Any, ...], sources: tuple[Tensor, ...]) -> tuple[Any, ...]:
+def once(
+    values: tuple[Tensor | None, ...], sources: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
     """The results of a backward pass, for good where no graph of them is recorded."""
     if not torch.is_grad_enabled():
         return values

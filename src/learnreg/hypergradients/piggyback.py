@@ -13,25 +13,26 @@ J. Math. Data Sci. 4, 2022).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.batch import norm
 from ..core.certificates import distance_from_residuals
 from ..core.cost import Cost
-from ..core.errors import InputError, MissingPropertyError
+from ..core.errors import InputError
+from ..core.grants import STEADY, Grants
+from ..core.maps import Ask, Cotangent, Limits, Posed, Pullback, Upper, View
 from ..core.params import trainable
-from ..core.ranges import check_flag, check_number, check_positive, shown, tidy
-from ..core.results import Hypergradient, Solution
+from ..core.protocols import Blocks, SplitSaddle
+from ..core.ranges import check_flag, check_integer, check_positive, shown, tidy
+from ..core.results import Solution
 from ..core.status import Status
-from ..solvers.iterate import is_saddle
 from ..solvers.pdhg import PDHG, block_steps
 from ..solvers.solve import solve_potential
-from . import error_bound
-from .adjoint_saddle import Blocks, linearized
-from .implicit import Implicit
+from .adjoint_saddle import linearized
+from .posed import ToAccuracy
 from .saddle_bound import (
     SaddleConstants,
     adjoint_distances,
@@ -40,10 +41,11 @@ from .saddle_bound import (
     length,
     omega,
 )
+from .saddle_nouns import Tied, as_saddle, solved_state, tied_saddle
 
 
 @dataclass(frozen=True)
-class Piggyback:
+class Piggyback(ToAccuracy):
     """The hypergradient of a saddle point by the two-phase piggyback method, with its error.
 
     Args:
@@ -76,140 +78,97 @@ class Piggyback:
             )
         check_flag("estimate", self.estimate)
         check_flag("certify", self.certify)
-        check_number("max_steps", self.max_steps, lambda v: v >= 1, "an integer >= 1", integer=True)
-        check_number("group", self.group, lambda v: v >= 1, "an integer >= 1", integer=True)
+        check_integer("max_steps", self.max_steps, 1)
+        check_integer("group", self.group, 1)
+
+    @property
+    def view(self) -> View:
+        """Saddle points."""
+        return "saddle"
+
+    @property
+    def grants(self) -> Grants:
+        """Everything: solved to an accuracy, with an error that can be estimated and bounded."""
+        return Grants.GRADIENT | Grants.ADAPTIVE | Grants.ESTIMATE | Grants.BOUND | STEADY
 
     @torch.no_grad()
-    def gradient(
-        self,
-        problem: Any,
-        energy: Any,
-        solution: Solution,
-        delta: float,
-        adjoint: Tensor | None = None,
-    ) -> Hypergradient:
-        """The hypergradient of mean_i g(x_i) at the theta of ``energy``.
-
-        Args:
-            problem: offers ``pairs.x``, ``pairs.y`` and ``loss``.
-            energy: a SaddleEnergy at the theta in question.
-            solution: its solution with ``state``.
-            delta: residual norm of the linear problem per image, absolute.
-            adjoint: (b, n), warm start; minus the packed (X, Y) of an earlier call.
+    def pull(self, posed: Posed, solution: Solution, upper: Upper, ask: Ask) -> Pullback:
+        """See ``core.maps.SolutionMap``; the adjoint is minus the packed (X, Y).
 
         Raises:
             MissingPropertyError: the lower level is no saddle point.
         """
-        state = saddle_state(energy, solution, "Piggyback")
-        f = energy.at(problem.pairs.y, state)
-        found = self._adjoint(problem, f, state, delta, None if adjoint is None else -adjoint)
-        z, size = self._mixed(energy, f, state, found.value), state.shape[0]
+        estimate = self.estimate if ask.error is None else ask.error == "estimate"
+        certify = self.certify if ask.error is None else ask.error == "certify"
+        state = solved_state(posed, solution, "Piggyback")
+        f = tied_saddle(posed, state, "Piggyback")
+        found = self._adjoint(f, upper, state, ask.delta, None if ask.warm is None else -ask.warm)
+
+        theta, size = mixed_saddle(f, state, found.value, self.group), state.shape[0]
         cost = found.cost + Cost(mixed_products=size, linearizations=size)
-        certified = self._certified(problem, f, state, solution, found) if self.certify else None
-        estimated = correction = None
-        if self.estimate:
-            polished, found, extra = self._polished(
-                problem, energy, f, state, solution, delta, found.value
-            )
-            correction, cost = z - polished, cost + extra
-            estimated, z = error_bound.estimated_error(correction), polished
-            if certified is not None:  # the bound was for z before the polish
-                certified += float(torch.linalg.vector_norm(correction))
-        x, x_true, loss = solution.value, problem.pairs.x, problem.loss
-        lower, upper = loss.bracket(x, x_true, solution.error)
-        return Hypergradient(
-            z,
-            float(loss.value(x.double(), x_true.double()).mean()),
-            (float(lower.mean()), float(upper.mean())),
-            f.bounds().mu.kind,
-            certified,
-            estimated,
-            correction,
+        certified = self._certified(f, upper, state, solution, found) if certify else None
+        correction = None
+        if estimate:
+            first = theta
+            theta, found, extra = self._polished(f, upper, state, solution, ask.delta, found.value)
+            correction, cost = first - theta, cost + extra
+        return Pullback(
+            theta,
             -found.value,
             found.error,
             found.status,
             cost,
+            certified,
+            correction,
+            f.to_data(found.value) if ask.data else None,
         )
 
     def _adjoint(
-        self, problem: Any, f: Any, state: Tensor, delta: float, start: Tensor | None
+        self, f: Tied, upper: Upper, state: Tensor, delta: float | Tensor, start: Tensor | None
     ) -> Solution:
         """(X, Y) packed, its residual as ``error`` and ``gradient``."""
         x, p = f.unpack(state)
-        linear = linearized(f, x, p, problem.loss.grad(x[0], problem.pairs.x))
+        linear = linearized(f, x, p, upper.grad(x[0]))
         first = torch.zeros_like(state) if start is None else start.to(state)
         return solve_potential(linear, delta, first, self.solver, max_steps=self.max_steps)
 
-    def _mixed(self, energy: Any, f: Any, state: Tensor, adjoint: Tensor) -> Tensor:
-        """z (d,), the mean over images: one reverse-mode call per group."""
-        return mixed_saddle(energy, f, state, adjoint, self.group) / state.shape[0]
-
     def _polished(
         self,
-        problem: Any,
-        energy: Any,
-        f: Any,
+        f: Tied,
+        upper: Upper,
         state: Tensor,
         solution: Solution,
-        delta: float,
+        delta: float | Tensor,
         adjoint: Tensor,
     ) -> tuple[Tensor, Solution, Cost]:
-        """z at a third of the distance and of the residual, its adjoint, and what it cost."""
-        better = solve_potential(f, solution.error / 3, state)
+        """The derivative at a third of the distance and of the residual, its adjoint, and what it
+        cost.
+        """
+        better = solve_potential(as_saddle(f), solution.error / 3, state)
         assert better.state is not None
-        found = self._adjoint(problem, f, better.state, delta / 3, adjoint)
+        found = self._adjoint(f, upper, better.state, delta / 3, adjoint)
         size = state.shape[0]
         cost = better.cost + found.cost + Cost(mixed_products=size, linearizations=size)
-        return self._mixed(energy, f, better.state, found.value), found, cost
+        return mixed_saddle(f, better.state, found.value, self.group), found, cost
 
     def _certified(
-        self, problem: Any, f: Any, state: Tensor, solution: Solution, found: Solution
-    ) -> float | None:
-        """The smaller of the two proven bounds, mean over images; None where a constant is
-        missing.
-        """
+        self, f: Tied, upper: Upper, state: Tensor, solution: Solution, found: Solution
+    ) -> Tensor | None:
+        """The smaller of the two proven bounds per image (b,); None where a constant is missing."""
         if trainable(f.operator.physics):  # nobody knows how K changes with these parameters
             return None
         kappa, beta = f.energy.regularizer.sensitivity(solution.value)
-        if not (f.smooth and kappa < float("inf") and beta < float("inf")):
+        known = kappa < float("inf") and beta < float("inf") and upper.smooth.certified
+        if not (f.smooth and known):
             return None
-        bound = saddle_error(
-            f,
-            state,
-            solution,
-            found,
-            problem.loss.smoothness,
-            problem.loss.grad(solution.value, problem.pairs.x),
-            kappa,
-            beta,
-        )
-        return None if bound is None else float(bound.mean())
+        slope = upper.grad(solution.value)
+        return saddle_error(f, state, solution, found, upper.smooth.value, slope, kappa, beta)
 
 
-def saddle_state(energy: Any, solution: Solution, who: str) -> Tensor:
-    """All variables of a solution.
-
-    Raises:
-        MissingPropertyError: the lower level is no saddle point.
-    """
-    if solution.state is None or not getattr(energy.regularizer, "saddle", False):
-        raise _no_saddle(who, energy)
-    return solution.state
-
-
-def _no_saddle(who: str, what: Any) -> MissingPropertyError:
-    return MissingPropertyError(
-        "hypergradient",
-        given=f"{who} for {type(what).__name__}",
-        expected="a SaddleEnergy",
-        remedy="Use Implicit() for a differentiable Energy.",
-    )
-
-
-def mixed_saddle(energy: Any, f: Any, state: Tensor, adjoint: Tensor, group: int) -> Tensor:
+def mixed_saddle(f: Tied, state: Tensor, adjoint: Tensor, group: int) -> Tensor:
     """d/dtheta [ <K x + b, Y> + <K X, p> ], summed over images, as one vector (d,)."""
-    regularizer, first = energy.regularizer, 1 if f.data else 0
-    params = trainable(energy)
+    regularizer, first = f.energy.regularizer, 1 if f.data else 0
+    params = trainable(cast(nn.Module, f.energy))
     learns_operator = f.data and bool(trainable(f.operator.physics))
     (x, p), (X, Y) = f.unpack(state), f.unpack(adjoint)
     total = torch.zeros(sum(q.numel() for q in params), dtype=state.dtype, device=state.device)
@@ -217,29 +176,27 @@ def mixed_saddle(energy: Any, f: Any, state: Tensor, adjoint: Tensor, group: int
         part = slice(start, start + group)
         with torch.enable_grad():
             rows, moved = (regularizer.linear(*(t[part] for t in blocks)) for blocks in (x, X))
-            scalar = sum((a * b[part]).sum() for a, b in zip(rows, Y[first:], strict=True))
-            scalar = scalar + sum(
-                (a * b[part]).sum() for a, b in zip(moved, p[first:], strict=True)
-            )
-            for b, q in zip(regularizer.offset(x[0][part]) or (), Y[first:], strict=False):
-                scalar = scalar if b is None else scalar + (b * q[part]).sum()
+            scalar = state.new_zeros(())
+            for a, b in (*zip(rows, Y[first:], strict=True), *zip(moved, p[first:], strict=True)):
+                scalar = scalar + (a * b[part]).sum()
+            for row, q in zip(regularizer.offset(x[0][part]) or (), Y[first:], strict=False):
+                scalar = scalar if row is None else scalar + (row * q[part]).sum()
             if learns_operator:
                 everyone = torch.arange(state.shape[0], device=state.device)
                 operator = f.operator.select(everyone[part])
                 scalar = scalar + (operator.forward(x[0][part]) * Y[0][part]).sum()
                 scalar = scalar + (operator.forward(X[0][part]) * p[0][part]).sum()
-            found = torch.autograd.grad(scalar, params, allow_unused=True)
-        total += torch.cat(
-            [
-                torch.zeros_like(q).reshape(-1) if g is None else g.reshape(-1)
-                for g, q in zip(found, params, strict=True)
-            ]
-        )
+            found = torch.autograd.grad(scalar, params, allow_unused=True) if params else ()
+        parts = [
+            torch.zeros_like(q).reshape(-1) if g is None else g.reshape(-1)
+            for g, q in zip(found, params, strict=True)
+        ]
+        total = total + torch.cat(parts) if parts else total
     return total
 
 
 def saddle_error(
-    f: Any,
+    f: Tied,
     state: Tensor,
     solution: Solution,
     found: Solution,
@@ -282,7 +239,7 @@ def saddle_error(
 
 
 def _constants(
-    f: Any,
+    f: Tied,
     eps: list[Tensor],
     sizes: list[Tensor],
     residual: tuple[Blocks, Blocks],
@@ -350,34 +307,54 @@ class JointPiggyback:
     steps: int = 100
     balance: float = 1.0
     group: int = 8
-    fixed: ClassVar[bool] = True
-    joint: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         tidy(self)
-        check_number("steps", self.steps, lambda v: v >= 1, "an integer >= 1", integer=True)
+        check_integer("steps", self.steps, 1)
         check_positive("balance", self.balance)
-        check_number("group", self.group, lambda v: v >= 1, "an integer >= 1", integer=True)
+        check_integer("group", self.group, 1)
+
+    @property
+    def view(self) -> View:
+        """Saddle points."""
+        return "saddle"
+
+    @property
+    def grants(self) -> Grants:
+        """Gradients, and no accuracy."""
+        return Grants.GRADIENT | Grants.DATA
 
     @torch.no_grad()
-    def reconstruct(self, f: Any, start: Tensor, problem: Any) -> Solution:
+    def solve(
+        self,
+        posed: Posed,
+        eps: float | Tensor,
+        start: Tensor | None,
+        limits: Limits,
+        upper: Upper | None = None,
+    ) -> Solution:
         """The steps from ``start``: images, or the state (b, 2 n) of an earlier call.
 
         Returns:
             Solution with ``state`` the packed (x, p) and (X, Y) side by side; ``error`` is the
-            certified distance.
+            certified distance. Without an upper loss (X, Y) stays zero, and ``pull`` makes the
+            steps again.
 
         Raises:
             MissingPropertyError: the lower level is no saddle point.
         """
-        if not is_saddle(f):
-            raise _no_saddle("JointPiggyback", f)
-        if start.dim() == 2:
-            z, w = start.tensor_split(2, dim=1)
+        first = posed.energy.start(posed.y) if start is None else start
+        f = tied_saddle(posed, first, "JointPiggyback")
+        if first.dim() == 2:
+            z, w = first.tensor_split(2, dim=1)
         else:
-            z = f.pack(*f.start(start))
+            z = f.pack(*f.start(first))
             w = torch.zeros_like(z)
-        z, w = self._run(f, z, w, problem)
+        unasked = Cotangent(f.image(torch.zeros_like(z)))
+        return self._finished(f, *self._run(f, z, w, upper or unasked))
+
+    def _finished(self, f: Tied, z: Tensor, w: Tensor) -> Solution:
+        """The result of the steps."""
         certificate = f.double().certify(z.double())
         size = z.shape[0]
         status = tuple(
@@ -397,15 +374,15 @@ class JointPiggyback:
             torch.cat([z, w], dim=1),
         )
 
-    def _run(self, f: Any, z: Tensor, w: Tensor, problem: Any) -> tuple[Tensor, Tensor]:
+    def _run(self, f: Tied, z: Tensor, w: Tensor, upper: Upper) -> tuple[Tensor, Tensor]:
         """Both recursions; x, p and the adjoint X, Y with the same tau and sigma."""
-        rule = block_steps(f, "basic", self.balance)
+        rule = block_steps(cast(SplitSaddle, f), "basic", self.balance)
         tau, sigma = [self.balance * a for a in rule.primal], [a / self.balance for a in rule.dual]
         (x, p), (X, Y) = f.unpack(z), f.unpack(w)
         kx, kX = f.apply(x), f.linear(X)
         ahead, ahead_X = kx, kX
         for _ in range(self.steps):
-            slope = problem.loss.grad(x[0], problem.pairs.x)
+            slope = upper.grad(x[0])
             inputs = [q + s * a for q, s, a in zip(p, sigma, ahead, strict=True)]
             p = tuple(
                 phi.prox_conjugate(a, s) for phi, a, s in zip(f.dual, inputs, sigma, strict=True)
@@ -428,40 +405,25 @@ class JointPiggyback:
         return f.pack(x, p), f.pack(X, Y)
 
     @torch.no_grad()
-    def gradient(
-        self,
-        problem: Any,
-        energy: Any,
-        solution: Solution,
-        delta: float,
-        adjoint: Tensor | None = None,
-    ) -> Hypergradient:
-        """The hypergradient that the steps have arrived at; delta and adjoint play no part."""
-        z, w = saddle_state(energy, solution, "JointPiggyback").tensor_split(2, dim=1)
-        f, size = energy.at(problem.pairs.y, z), z.shape[0]
-        value = mixed_saddle(energy, f, z, w, self.group) / size
-        x, x_true, loss = solution.value, problem.pairs.x, problem.loss
-        lower, upper = loss.bracket(x, x_true, solution.error)
-        unknown = torch.full((size,), float("nan"), dtype=torch.float64, device=z.device)
-        return Hypergradient(
-            value,
-            float(loss.value(x.double(), x_true.double()).mean()),
-            (float(lower.mean()), float(upper.mean())),
-            f.bounds().mu.kind,
-            None,
-            None,
-            None,
-            -w,
-            unknown,
+    def pull(self, posed: Posed, solution: Solution, upper: Upper, ask: Ask) -> Pullback:
+        """The derivative that the steps have arrived at; ``ask`` only says whether to
+        differentiate in the data.
+
+        A cotangent that ``solve`` did not know (autograd's) is taken along the same steps, from
+        the data.
+        """
+        state, cost = solved_state(posed, solution, "JointPiggyback"), Cost()
+        if isinstance(upper, Cotangent):
+            again = self.solve(posed, 1.0, None, Limits(), upper)
+            assert again.state is not None
+            state, cost = again.state, again.cost
+        z, w = state.tensor_split(2, dim=1)
+        f, size = tied_saddle(posed, z, "JointPiggyback"), z.shape[0]
+        return Pullback(
+            mixed_saddle(f, z, w, self.group),
+            None,  # the adjoint goes on in the state
+            torch.full((size,), float("nan"), dtype=torch.float64, device=z.device),
             solution.status,
-            Cost(mixed_products=size),
+            cost + Cost(mixed_products=size),
+            data=f.to_data(w) if ask.data else None,
         )
-
-
-def natural_strategy(energy: Any) -> Any:
-    """The strategy that suits a lower level when none is asked for."""
-    return (
-        Piggyback()
-        if getattr(getattr(energy, "regularizer", None), "saddle", False)
-        else Implicit()
-    )

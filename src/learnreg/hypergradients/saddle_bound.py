@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..convex import Convex
 from ..core.batch import norm
 from ..core.certificates import distance_from_residuals
 from ..core.errors import MissingPropertyError
@@ -105,8 +105,8 @@ def omega(
 
 
 def adjoint_distances(
-    primal: Sequence[Any],
-    dual: Sequence[Any],
+    primal: Sequence[Convex],
+    dual: Sequence[Convex],
     x: Sequence[Tensor],
     p: Sequence[Tensor],
     X: Sequence[Tensor],
@@ -148,7 +148,7 @@ def adjoint_distances(
     return distance_from_residuals(sizes, moduli)
 
 
-def conjugate_change(f: Any) -> float:
+def conjugate_change(f: Convex) -> float:
     """A Lipschitz constant of the Hessian of f*: L_{Hf} / mu^3 with mu the strong convexity of f.
 
     Proof: Hess f*(s) = (Hess f)^-1 at grad f*(s); the inverse changes by at most L_{Hf} ||da|| /

@@ -16,22 +16,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..core.batch import expand, norm
+from ..core.asking import offers
+from ..core.batch import dot, expand, norm
 from ..core.bounds import constants_of
 from ..core.certificates import distance_from_gradient
 from ..core.cost import Cost
 from ..core.errors import MissingPropertyError
+from ..core.grants import STEADY, Grants
+from ..core.maps import Ask, Limits, Posed, Pullback, Upper, View
+from ..core.params import trainable
 from ..core.protocols import Potential
-from ..core.ranges import check_choice, check_number, check_positive, tidy
-from ..core.results import Hypergradient, Solution
+from ..core.ranges import check_choice, check_integer, check_positive, tidy
+from ..core.results import Solution
 from ..core.status import Status
 from ..solvers.iterate import require_strong_convexity, rounding_of
-from .implicit import mixed_product, refuse_saddle
+from .implicit import MixedLevel, mixed_product, smooth_level, smooth_potential
+from .posed import solved
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,9 @@ class Unrolled:
     - ``start="data"``: x_0 = A^T y. The lower level *is* the map of K steps: the reconstruction is
       x_K, whatever eps asks for, and z is the gradient of the mean loss of x_K. This is the
       baseline of learning by unrolling. Learners that certify a decrease or adapt their accuracy
-      refuse it (``fixed`` is True). What was trained is the reconstruction by K steps,
-      ``reconstruct(energy.at(y), energy.start(y))``; a solve to eps is another one.
+      refuse it (it does not grant ADAPTIVE). What was trained is the reconstruction by K steps,
+      ``lr.Reconstructor(energy, hypergradient=Unrolled(K))``; a solve to eps is another one. The
+      dependence of A^T y on a learned operator and on y is part of the derivative.
     - ``start="solution"``: x_0 = x~, held constant: truncated unrolling through the last K
       iterations (Shaban, Cheng, Hatch, Boots, AISTATS 2019, arXiv 1810.10667), for every learner.
       The reconstruction is the certified x~; z tends to the implicit hypergradient as K grows.
@@ -90,49 +96,59 @@ class Unrolled:
 
     def __post_init__(self) -> None:
         tidy(self)
-        for name in ("steps", "group"):
-            check_number(
-                name, getattr(self, name), lambda v: v >= 1, "an integer >= 1", integer=True
-            )
-        check_number(
-            "segment",
-            self.segment,
-            lambda v: v >= 1,
-            "an integer >= 1 or None",
-            integer=True,
-            optional=True,
-        )
+        check_integer("steps", self.steps, 1)
+        check_integer("group", self.group, 1)
+        check_integer("segment", self.segment, 1, optional=True)
         check_positive("step", self.step, optional=True)
         check_choice("start", self.start, ("data", "solution"))
         check_choice("method", self.method, ("gd", "agd"))
 
     @property
-    def fixed(self) -> bool:
-        """Whether the reconstruction is x_K as well, so that no accuracy can be asked for."""
-        return self.start == "data"
+    def view(self) -> View:
+        """Differentiable lower levels."""
+        return "smooth"
+
+    @property
+    def grants(self) -> Grants:
+        """ADAPTIVE where the reconstruction is the certified x~, and not x_K."""
+        adaptive = Grants.ADAPTIVE if self.start == "solution" else Grants.NONE
+        return Grants.GRADIENT | STEADY | adaptive
 
     @torch.no_grad()
-    def reconstruct(self, potential: Potential, x0: Tensor) -> Solution:
-        """x_K, and how far it is from the minimizer.
+    def solve(
+        self,
+        posed: Posed,
+        eps: float | Tensor,
+        start: Tensor | None,
+        limits: Limits,
+        upper: Upper | None = None,
+    ) -> Solution:
+        """x~ to the distance eps, or x_K from A^T y and how far it is from the minimizer.
 
-        Args:
-            potential: h(.; theta, y), one per image.
-            x0: (b, ...), the start: A^T y for the map that ``gradient`` differentiates.
+        Neither eps nor a warm start may change the map that is differentiated, so that
+        ``start="data"`` has no use for them.
 
         Returns:
-            Solution with ``value`` x_K (b, ...) and its certified distance ``error`` (b,). The
-            status is CONVERGED for every finite image, since steps are all that was asked for, else
-            NOT_FINITE (with the start as value).
+            Solution; for x_K the status is CONVERGED for every finite image, since steps are all
+            that was asked for, else NOT_FINITE (with the start as value).
 
         Raises:
             MissingPropertyError: the lower level is a saddle point, or not strongly convex, or L is
                 unknown.
         """
-        refuse_saddle(getattr(potential, "energy", None), "Unrolled")
+        smooth_level(posed.energy, "Unrolled")
+        if self.start == "solution":
+            return solved(posed, eps, start, limits)
+        first = posed.energy.start(posed.y)
+        return self._iterated(smooth_potential(posed, first), first)
+
+    def _iterated(self, potential: Potential, x0: Tensor) -> Solution:
+        """x_K from x0."""
         recursion = self._recursion(potential)
         at = _At(x0, x0)
         for _ in range(self.steps):
             at = recursion.advance(at)
+
         closing = recursion.close(at.x)
         finite = torch.isfinite(norm(closing))
         size = torch.where(finite, norm(closing), torch.inf)
@@ -150,57 +166,37 @@ class Unrolled:
         )
 
     @torch.no_grad()
-    def gradient(
-        self,
-        problem: Any,
-        energy: Any,
-        solution: Solution,
-        delta: float,
-        adjoint: Tensor | None = None,
-    ) -> Hypergradient:
-        """The derivative of mean_i g(x_K,i) at the theta of ``energy``.
+    def pull(self, posed: Posed, solution: Solution, upper: Upper, ask: Ask) -> Pullback:
+        """See ``core.maps.SolutionMap``; there is no linear system, and no error is known.
 
-        ``start="data"`` repeats the forward pass although ``solution`` usually is x_K: the iterates
-        on the way are needed, and those of the last segment serve the backward pass at once.
-
-        Args:
-            problem: offers ``pairs.x``, ``pairs.y`` and ``loss``.
-            energy: the lower level at the theta in question.
-            solution: x~ (b, ...) with ``error`` (b,), the start of ``start="solution"``;
-                ``start="data"`` ignores it.
-            delta, adjoint: not used, there is no linear system.
-
-        Returns:
-            Hypergradient; ``loss`` and ``bracket`` are those of x_K for ``start="data"`` and of x~
-            else, ``adjoint`` is tau sum_k l_{k+1}, which tends to H^-1 grad g, and ``residual`` is
-            NaN.
+        ``start="data"`` repeats the forward pass: the iterates on the way are needed, and those of
+        the last segment serve the backward pass at once. The adjoint is tau sum_k l_{k+1}, which
+        tends to H^-1 grad g.
 
         Raises:
             MissingPropertyError: the lower level is not strongly convex, or L is unknown.
         """
-        y, x_true, loss = problem.pairs.y, problem.pairs.x, problem.loss
-        x0 = energy.start(y) if self.fixed else solution.value.detach()
-        refuse_saddle(energy, "Unrolled")
-        potential = energy.at(y, x0)
-        recursion, mu = self._recursion(potential), potential.bounds().mu
+        level = smooth_level(posed.energy, "Unrolled")
+        from_data = self.start == "data"
+        x0 = level.start(posed.y) if from_data else solution.value.detach()
+        potential = smooth_potential(posed, x0)
+        recursion = self._recursion(potential)
+
         end, points = self._forward(recursion, x0)
-        z, q = self._backward(recursion, energy, y, points, loss.grad(end, x_true))
-        x, error = solution.value, solution.error
-        if self.fixed:
-            x, error = end, self._distance(potential, end, norm(recursion.close(end)))
-        lower, upper = loss.bracket(x, x_true, error)
-        return Hypergradient(
-            z,
-            float(loss.value(x.double(), x_true.double()).mean()),
-            (float(lower.mean()), float(upper.mean())),
-            mu.kind,
-            None,
-            None,
-            None,
+        back = _Backward(self, recursion, level, posed, ask.data, from_data)
+        theta, q, to_data, first = back.run(points, upper.grad(end))
+        if first is not None:  # x_0 is made from the data, by an operator that may be learned
+            more_theta, more_data = _through_start(posed, potential, first)
+            theta = theta + more_theta
+            to_data = None if to_data is None else to_data + more_data
+        unknown = torch.full((x0.shape[0],), torch.nan, dtype=torch.float64, device=x0.device)
+        return Pullback(
+            theta,
             q,
-            torch.full_like(error, torch.nan),
+            unknown,
             _statuses(torch.isfinite(norm(q))),
             recursion.cost,
+            data=to_data,
         )
 
     @staticmethod
@@ -235,24 +231,110 @@ class Unrolled:
         last = recursion.points(at, rest + 1)
         return recursion.step(last[-1]), _backwards(recursion, kept, length, last)
 
-    def _backward(
-        self, recursion: _Recursion, energy: Any, y: Tensor, points: Iterator[Tensor], slope: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The mean derivative (d,) and tau sum_k l_{k+1} (b, ...) from ``slope`` = grad g(x_K)."""
-        tau, beta, size = recursion.tau, recursion.beta, slope.shape[0]
+
+class _Backward:
+    """The reverse pass of ``unrolling`` from the slope at x_K.
+
+    Args:
+        of: steps and groups.
+        recursion: made the forward pass.
+        data: also differentiate with respect to the measurements.
+        to_start: also hand over l_0.
+    """
+
+    def __init__(
+        self,
+        of: Unrolled,
+        recursion: _Recursion,
+        level: MixedLevel,
+        posed: Posed,
+        data: bool,
+        to_start: bool,
+    ) -> None:
+        self.of, self.recursion, self.level, self.posed = of, recursion, level, posed
+        self.data, self.to_start = data, to_start and (data or learns_start(level))
+
+    def run(
+        self, points: Iterator[Tensor], slope: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The derivative (d,), tau sum_k l_{k+1} (b, ...), that in the data, and l_0."""
+        tau, beta, size = self.recursion.tau, self.recursion.beta, slope.shape[0]
         to_theta: Tensor | None = None
+        to_data: Tensor | None = None
         total, later = torch.zeros_like(slope), torch.zeros_like(slope)
-        for k, z in zip(reversed(range(self.steps)), points, strict=True):
-            mixed = mixed_product(energy, z, y, slope, self.group)
-            recursion.cost += Cost(mixed_products=size)
+        for k, z in zip(reversed(range(self.of.steps)), points, strict=True):
+            mixed = mixed_product(self.level, z, self.posed.y, slope, self.of.group)
+            self.recursion.cost += Cost(mixed_products=size)
             to_theta = mixed if to_theta is None else to_theta + mixed
+            if self.data:
+                part = tau * self.level.data_adjoint(z, self.posed.y, slope)
+                to_data = part if to_data is None else to_data + part
             total = total + slope
-            if k == 0:  # x_0 does not depend on theta
+            if k == 0 and not self.to_start:
                 break
-            back = slope - tau * recursion.curved(z, slope)
-            slope, later = (1 + beta) * back - beta * later, back
+            back = slope - tau * self.recursion.curved(z, slope)
+            # z_0 is x_0 itself, for x_{-1} = x_0
+            slope, later = (1 + beta if k else 1.0) * back - beta * later, back
         assert to_theta is not None
-        return -tau / size * to_theta, tau * total
+        return -tau * to_theta, tau * total, to_data, slope if self.to_start else None
+
+
+class _OfData(Protocol):
+    """Potentials that know their operator and real measurements."""
+
+    @property
+    def operator(self) -> _Operator: ...
+
+    @property
+    def y(self) -> Tensor: ...
+
+
+class _Operator(Protocol):
+    """A and A^T of a batch."""
+
+    @property
+    def is_identity(self) -> bool: ...
+
+    def forward(self, x: Tensor) -> Tensor: ...
+
+    def adjoint(self, y: Tensor) -> Tensor: ...
+
+
+def learns_start(level: MixedLevel) -> bool:
+    """Whether A^T y depends on theta."""
+    physics = dict(level.named_children()).get("physics") if isinstance(level, nn.Module) else None
+    return physics is not None and bool(trainable(physics))
+
+
+def _through_start(posed: Posed, potential: Potential, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """The derivatives of <slope, x_0> in theta (d,) and in the real measurements, with x_0 = t A^T
+    y and the t that fits the data best.
+
+    Raises:
+        MissingPropertyError: a lower level of another kind, whose start nobody can differentiate.
+    """
+    if not offers(potential, _OfData):
+        raise MissingPropertyError(
+            "hypergradient",
+            given=f"the derivative of the start of a {type(posed.energy).__name__} in its data",
+            expected="an Energy, whose start is A^T y",
+            remedy="Use Unrolled(start='solution') or Implicit().",
+        )
+    params = trainable(posed.energy) if isinstance(posed.energy, nn.Module) else []
+    with torch.enable_grad():
+        y = potential.y.detach().requires_grad_()
+        image = y if potential.operator.is_identity else potential.operator.adjoint(y)
+        if not potential.operator.is_identity:
+            again = potential.operator.forward(image)
+            t = dot(image, image) / dot(again, again)
+            image = image * expand(torch.where(torch.isfinite(t), t, 1.0), image)
+        found = torch.autograd.grad((slope * image).sum(), [y, *params], allow_unused=True)
+    to_theta = [
+        torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1)
+        for g, p in zip(found[1:], params, strict=True)
+    ]
+    zero = slope.new_zeros(0)
+    return torch.cat(to_theta) if to_theta else zero, found[0]
 
 
 class _At(NamedTuple):
@@ -325,21 +407,3 @@ def _statuses(finite: Tensor) -> tuple[Status, ...]:
     should.
     """
     return tuple(Status.CONVERGED if f else Status.NOT_FINITE for f in finite.tolist())
-
-
-def refuse_fixed(learner_name: str, strategy: Any) -> None:
-    """Refuse a strategy whose lower level is a fixed number of steps; for learners that rely on its
-    accuracy.
-
-    Raises:
-        MissingPropertyError: ``strategy.fixed`` is True.
-    """
-    if getattr(strategy, "fixed", False):
-        raise MissingPropertyError(
-            "hypergradient",
-            given=repr(strategy),
-            expected=f"a strategy whose lower level is solved as accurately as {learner_name} "
-            "asks for",
-            remedy="Use start='solution', or a learner that needs no accuracy, such as a "
-            "stochastic one.",
-        )

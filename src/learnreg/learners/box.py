@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.objective import Objective
 from ..core.ranges import plain, shown
 
 Ranges: TypeAlias = list[float] | dict[str, list[float]] | None
@@ -39,7 +40,7 @@ class Box:
         return torch.minimum(torch.maximum(theta, self.lower.to(theta)), self.upper.to(theta))
 
 
-def check_ranges(name: str, ranges: Any) -> None:
+def check_ranges(name: str, ranges: object) -> None:
     """Refuse what is no box at all; whether the names fit is known when the problem is
     (``box_of``).
 
@@ -63,8 +64,8 @@ def check_ranges(name: str, ranges: Any) -> None:
             )
 
 
-def box_of(ranges: Ranges, problem: Any) -> Box:
-    """The box for the theta of ``problem``.
+def box_of(ranges: Ranges, objective: Objective) -> Box:
+    """The box for the theta of ``objective``.
 
     Args:
         ranges: names are those of the parameters, with or without their index: ``log_weight``,
@@ -73,8 +74,8 @@ def box_of(ranges: Ranges, problem: Any) -> Box:
     Raises:
         InputError: a name that no parameter has, or a start outside the box.
     """
-    theta = problem.theta.double()
-    names = [n.removeprefix("regularizer.") for n in problem.parameter_names]
+    theta = objective.theta.double()
+    names = objective.names
     lower, upper = torch.full_like(theta, -math.inf), torch.full_like(theta, math.inf)
     for key, (low, high) in (
         ({None: ranges} if not isinstance(ranges, dict) else ranges).items() if ranges else ()

@@ -15,17 +15,25 @@ are the certified ends of the bracket of f.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..core.objective import (
+    ErrorWord,
+    Halt,
+    Objective,
+    Row,
+    Value,
+    checked,
+    rounding_floor,
+    row_of,
+)
 from ..core.results import Hypergradient, StopReason
 from ..core.status import Status
-from ..hypergradients.error_bound import estimated_along
 from .accuracy import Accuracy, Adaptive, Fixed
 from .curvature import CurvaturePairs, diagonal_metric, mean_squares
-from .lower_level import LowerLevel, Point
-from .state import DescentState, Halt, checked, rounding_floor
 
 LARGEST_CUT = 0.02
 """A single tightening never divides eps by more than 50: one wrong prediction cannot force a very
@@ -51,9 +59,44 @@ class DescentRules:
     trials: int
     rounds: int
     memory: int
-    test: str
+    test: Literal["estimated", "certified"]
     gradient_tolerance: float
     smallest_eps: float
+    error: ErrorWord
+
+
+@dataclass(frozen=True)
+class DescentState:
+    """Of MAID and its fixed-accuracy baseline.
+
+    Attributes:
+        point: theta_k with its lower-level solution.
+        adjoint: (b, ...), the latest q, or None before the first hypergradient.
+        eps, delta: present accuracies.
+        step_size: the first trial of the next line search.
+        pairs: curvature of the upper level.
+        last: (2, d), theta_{k-1} and z_{k-1}, or None.
+        squares: (d,), running mean of the squared hypergradients in units, or None.
+        info: what the record shows of the step that led here.
+    """
+
+    point: Value
+    adjoint: Tensor | None
+    eps: float
+    delta: float
+    step_size: float | None
+    pairs: CurvaturePairs
+    last: Tensor | None
+    squares: Tensor | None
+    info: Row
+
+    @property
+    def theta(self) -> Tensor:
+        return self.point.theta
+
+    def row(self) -> Row:
+        """The point, and how the step was made."""
+        return row_of(self.point, self.info)
 
 
 @dataclass
@@ -64,23 +107,23 @@ class _Effort:
     refinements: int = 0
 
 
-def descend(rules: DescentRules, lower: LowerLevel, state: DescentState) -> DescentState:
+def descend(rules: DescentRules, objective: Objective, state: DescentState) -> DescentState:
     """One accepted step, or Halt with the reason why there can be none."""
     effort = _Effort()
     allowed, failed = rules.trials, 0
     while failed < rules.rounds:
-        state, z, error = _gradient(rules, lower, state)
-        units = lower.problem.units.to(z.value) if rules.memory else torch.ones_like(z.value)
+        state, z, error = _gradient(rules, objective, state)
+        units = objective.units.to(z.value) if rules.memory else torch.ones_like(z.value)
         state = _learn_curvature(rules, state, z, units)
         aim = _direction(rules, state, z, units)
         vague = z.norm == 0 or (rules.memory and error > FOR_CURVATURE * z.norm)
         if aim is None or (isinstance(rules.accuracy, Adaptive) and vague):
-            state = _sharpen(rules, lower, state, z, effort)
+            state = _sharpen(rules, objective, state, z, effort)
             continue
         direction, slope = aim
         first = _first_step(state, direction, units, rules)
-        state = _tighten_early(rules, lower, state, first * slope, effort)
-        found = _search(rules, lower, state, direction, slope, first, allowed, effort)
+        state = _tighten_early(rules, objective, state, first * slope, effort)
+        found = _search(rules, objective, state, direction, slope, first, allowed, effort)
         if isinstance(found, tuple):
             state, new, alpha = found
             return _accept(rules, state, new, alpha, z, effort)
@@ -96,7 +139,7 @@ def descend(rules: DescentRules, lower: LowerLevel, state: DescentState) -> Desc
             )
         factor = rules.accuracy.tighten
         state = replace(
-            _tighten(rules, lower, state, factor, effort),
+            _tighten(rules, objective, state, factor, effort),
             delta=state.delta * factor,
             pairs=CurvaturePairs.empty(state.point.theta),
             last=None,
@@ -110,7 +153,7 @@ def descend(rules: DescentRules, lower: LowerLevel, state: DescentState) -> Desc
 
 def _decrease(state: DescentState) -> str:
     """What an accepted step needs, by how the brackets are known."""
-    certified = state.point.solution.kind.certifies
+    certified = state.point.certified
     return "a certified decrease" if certified else "a decrease beyond the estimated errors"
 
 
@@ -118,11 +161,11 @@ def _decrease(state: DescentState) -> str:
 
 
 def _gradient(
-    rules: DescentRules, lower: LowerLevel, state: DescentState
+    rules: DescentRules, objective: Objective, state: DescentState
 ) -> tuple[DescentState, Hypergradient, float]:
     """The hypergradient at theta_k with the present accuracies, and its error."""
-    point = checked(lower.refine(state.point, state.eps))
-    z = lower.gradient(point, state.delta, state.adjoint)
+    point = checked(objective.refine(state.point, state.eps))
+    z = objective.gradient(point, state.delta, state.adjoint, rules.error)
     state = replace(state, point=point, adjoint=z.adjoint)
     error = z.certified if rules.test == "certified" else z.estimated
     if error is None and rules.test == "certified":
@@ -164,16 +207,20 @@ def _gradient(
 
 
 def _sharpen(
-    rules: DescentRules, lower: LowerLevel, state: DescentState, z: Hypergradient, effort: _Effort
+    rules: DescentRules,
+    objective: Objective,
+    state: DescentState,
+    z: Hypergradient,
+    effort: _Effort,
 ) -> DescentState:
     """Tighten what z suffers from: delta if the residual outweighs the distance, eps the other way,
     else both.
     """
     assert isinstance(rules.accuracy, Adaptive)
     factor = rules.accuracy.tighten
-    distance, residual = float(state.point.solution.error.mean()), float(z.residual.mean())
+    distance, residual = float(state.point.error.mean()), float(z.residual.mean())
     if residual <= 4 * distance:
-        state = _tighten(rules, lower, state, factor, effort)
+        state = _tighten(rules, objective, state, factor, effort)
     elif any(s is Status.ROUNDING_FLOOR for s in z.status):
         raise rounding_floor(
             state.theta.dtype,
@@ -220,19 +267,9 @@ def _direction(
     for pairs in (state.pairs, CurvaturePairs.empty(z.value)):
         d = pairs.direction(z.value, diagonal_metric(state.squares, units))
         slope = float(d @ z.value)
-        if (
-            isinstance(rules.accuracy, Fixed)
-            or _error_along(rules, z, d) <= (1 - rules.eta) * slope
-        ):
+        if isinstance(rules.accuracy, Fixed) or z.along(d, rules.test) <= (1 - rules.eta) * slope:
             return d, slope
     return None
-
-
-def _error_along(rules: DescentRules, z: Hypergradient, d: Tensor) -> float:
-    """Bound or estimate of |<d, z - grad f>|."""
-    if rules.test == "certified":
-        return (z.certified or 0.0) * float(d.norm())
-    return 0.0 if z.correction is None else estimated_along(z.correction, d)
 
 
 def _first_step(
@@ -255,14 +292,14 @@ def _first_step(
 
 def _search(
     rules: DescentRules,
-    lower: LowerLevel,
+    objective: Objective,
     state: DescentState,
     direction: Tensor,
     slope: float,
     first: float,
     allowed: int,
     effort: _Effort,
-) -> tuple[DescentState, Point, float] | DescentState:
+) -> tuple[DescentState, Value, float] | DescentState:
     """Backtrack until a trial has a certified decrease: (state, new point, alpha); the state alone
     when none has.
     """
@@ -273,7 +310,7 @@ def _search(
         scale = max(abs(state.point.loss), 1e-300)
         if alpha * slope <= 1e-13 * scale:
             break
-        new = lower.trial(theta, _trial_eps(rules, state, alpha * slope), state.point)
+        new = objective.trial(theta, _trial_eps(rules, state, alpha * slope), state.point)
         if new is None:
             alpha *= rules.rho
             continue
@@ -288,15 +325,15 @@ def _search(
             if gain <= max(1e-2 * slack, 0.1 * alpha * slope) and new.eps <= state.eps:
                 break  # undecided and not promising: a shorter step is cheaper than more accuracy
             if new.eps > state.eps and not new.at_floor:
-                new = lower.refine(new, max(state.eps, new.eps * _cut(rules, gain, slack)))
+                new = objective.refine(new, max(state.eps, new.eps * _cut(rules, gain, slack)))
             else:
-                state = _tighten(rules, lower, state, _cut(rules, gain, slack), effort)
-                new = checked(lower.refine(new, state.eps))
+                state = _tighten(rules, objective, state, _cut(rules, gain, slack), effort)
+                new = checked(objective.refine(new, state.eps))
         alpha *= rules.rho if new.failed else _shrink(rules, state, new, alpha * slope)
     return state
 
 
-def _shrink(rules: DescentRules, state: DescentState, new: Point, predicted: float) -> float:
+def _shrink(rules: DescentRules, state: DescentState, new: Value, predicted: float) -> float:
     """Factor for the next trial: the minimizer of the parabola through both values and the slope,
     in [0.1, rho].
     """
@@ -325,22 +362,27 @@ def _cut(rules: DescentRules, gain: float, slack: float) -> float:
 
 
 def _tighten_early(
-    rules: DescentRules, lower: LowerLevel, state: DescentState, decrease: float, effort: _Effort
+    rules: DescentRules, objective: Objective, state: DescentState, decrease: float, effort: _Effort
 ) -> DescentState:
     """Before a search that could not succeed: the bracket at theta_k alone is wider than the
     largest decrease.
     """
     if isinstance(rules.accuracy, Fixed) or state.point.width <= 0.5 * decrease:
         return state
-    return _tighten(rules, lower, state, _cut(rules, 0.5 * decrease, state.point.width), effort)
+    return _tighten(rules, objective, state, _cut(rules, 0.5 * decrease, state.point.width), effort)
 
 
 def _tighten(
-    rules: DescentRules, lower: LowerLevel, state: DescentState, factor: float, effort: _Effort
+    rules: DescentRules, objective: Objective, state: DescentState, factor: float, effort: _Effort
 ) -> DescentState:
     """eps times ``factor`` and theta_k solved again; delta stays, because no bracket depends on
     it.
     """
+    if not (state.point.width > 0 or bool((state.point.error > 0).any())):  # nothing to tighten
+        raise rounding_floor(
+            state.theta.dtype,
+            "the loss is exact up to rounding, and no trial step decreases it by more than that",
+        )
     effort.refinements += 1
     eps = state.eps * factor
     if eps < rules.smallest_eps:
@@ -350,18 +392,18 @@ def _tighten(
             )
         )
     if state.point.at_floor:
-        reached = float(state.point.solution.error.max())
+        reached = float(state.point.error.max())
         raise rounding_floor(
             state.theta.dtype,
             f"the lower level cannot be solved more accurately than {reached:.1e}",
         )
-    return replace(state, eps=eps, point=checked(lower.refine(state.point, eps)))
+    return replace(state, eps=eps, point=checked(objective.refine(state.point, eps)))
 
 
 def _accept(
     rules: DescentRules,
     state: DescentState,
-    new: Point,
+    new: Value,
     alpha: float,
     z: Hypergradient,
     effort: _Effort,

@@ -31,31 +31,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.errors import InputError, MissingPropertyError
+from ..core.grants import Grants
+from ..core.objective import Halt, Objective, Row, Value, checked, rounding_floor
 from ..core.ranges import check_choice, check_fraction, check_number, check_positive, tidy
 from ..core.results import StopReason
-from ..core.status import Status
-from ..hypergradients.unrolled import refuse_fixed
 from .box import Ranges, check_ranges
 from .dfo_state import DFOState
 from .interpolation import (
     Sample,
     Scaling,
-    by_pixel,
     distances,
     gauss_newton,
     lagrange,
     nearest,
     sample,
 )
-from .lower_level import LowerLevel, Point
-from .state import Halt, Packed, checked, rounding_floor
 from .trust_region import constrained_step, longest_step
 
 SHORT = 0.5
@@ -157,56 +154,55 @@ class DFO:
             f"a number in (0, min(eta1, 1 - eta2) / 2 = {limit:g})",
         )
         check_fraction("gamma_dec", self.gamma_dec)
-        for name in ("gamma_inc", "gamma_inc_bar"):
-            check_number(name, getattr(self, name), lambda v: v > 1, "a number > 1")
+        check_number("gamma_inc", self.gamma_inc, lambda v: v > 1, "a number > 1")
+        check_number("gamma_inc_bar", self.gamma_inc_bar, lambda v: v > 1, "a number > 1")
 
-    def strategy(self, given: Any) -> Any:
-        """Nothing is differentiated; dynamic accuracy needs a lower level that has one."""
-        if self.eps is None:
-            refuse_fixed("DFO with dynamic accuracy", given)
-        return given
+    state: ClassVar[type[DFOState]] = DFOState
 
-    def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> DFOState:
+    @property
+    def needs(self) -> Grants:
+        """Nothing is differentiated; dynamic accuracy needs an objective that has one."""
+        dynamic = Grants.ADAPTIVE if self.eps is None else Grants.NONE
+        return Grants.LOSS | Grants.BRACKET | Grants.RESIDUALS | dynamic
+
+    def init(self, objective: Objective, theta: Tensor, seed: int = 0) -> DFOState:
         """Evaluate at theta_0; nothing is drawn at random.
 
         Raises:
             InputError: theta_0 outside the box, or a radius that does not fit into it.
         """
-        scaling = Scaling.of(self.box, lower.problem)
+        scaling = Scaling.of(self.box, objective)
         down, up = scaling.room(scaling.to_u(theta))
         if bool((np.maximum(-down, up) < self.radius0).any()):
             raise InputError(
                 "radius0", given=self.radius0, expected="at most 0.5, half the width of the box"
             )
-        eps = self._eps(lower, self.model_error * self.radius0**2)
-        point = continued(lower, lower.solve(theta, eps, lower.start(theta)), eps)
+        eps = self._eps(objective, self.model_error * self.radius0**2)
+        point = continued(objective, objective.evaluate(theta, eps), eps)
         pixels = self.residuals == "pixels" or (
-            self.residuals == "auto" and by_pixel(lower.problem, point) is not None
+            self.residuals == "auto" and point.residuals(True) is not None
         )
-        first = sample(lower.problem, scaling, point, pixels)
+        first = sample(objective, scaling, point, pixels)
         info = _info(first, self.radius0, 1, "start")
         return DFOState((first,), 0, self.radius0, self.radius0, False, False, pixels, info)
 
-    def restore(self, lower: LowerLevel, packed: Packed) -> DFOState:
-        """The state of a checkpoint."""
-        return DFOState.restore(lower, packed, Scaling.of(self.box, lower.problem))
-
-    def step(self, lower: LowerLevel, state: DFOState) -> DFOState:
+    def step(self, objective: Objective, state: DFOState) -> DFOState:
         """One evaluation; raises Halt when the radius is as small as asked for."""
         checked(state.center.point)
-        scaling = Scaling.of(self.box, lower.problem)
+        scaling = Scaling.of(self.box, objective)
         state, task = self._plan(scaling, state)
-        eps = self._eps(lower, task.tolerance)
-        point: Point | None
+        eps = self._eps(objective, task.tolerance)
+        point: Value | None
         if task.phase == "accuracy":
-            point = solved(lower, lower.refine(state.samples[task.index].point, eps), eps)
+            assert task.place is not None
+            point = solved(objective, objective.refine(state.samples[task.place].point, eps), eps)
         else:
             theta, near = (
                 scaling.to_theta(task.u, state.theta),
                 nearest(state.samples, task.u).point,
             )
-            point = _attempt(lower, theta, eps, near, hopeful=task.phase != "trial")
-        new = None if point is None else sample(lower.problem, scaling, point, state.pixels)
+            point = _attempt(objective, theta, eps, near, hopeful=task.phase != "trial")
+        new = None if point is None else sample(objective, scaling, point, state.pixels)
         before = state.center
         state = (
             _taken_up(state, task, new)
@@ -214,20 +210,16 @@ class DFO:
             else self._judged(state, task, new)
         )
         certified = (
-            state.center.high < before.low and state.center.point.solution.kind.certifies
+            state.center.high < before.low and state.center.point.certified
             if state.center.point.theta is not before.point.theta
             else None
         )
         info = _info(state.center, state.radius, state.info["evaluations"] + 1, task.phase)
         return replace(state, info=info | {"certified": certified})
 
-    def _eps(self, lower: LowerLevel, tolerance: float) -> float:
+    def _eps(self, objective: Objective, tolerance: float) -> float:
         """The distance that gives every residual its tolerance."""
-        return (
-            self.eps
-            if self.eps is not None
-            else tolerance / math.sqrt(lower.problem.loss.smoothness)
-        )
+        return self.eps if self.eps is not None else objective.distance_for(tolerance)
 
     def _plan(self, scaling: Scaling, state: DFOState) -> tuple[DFOState, Task]:
         """What to evaluate next, and the state with all changes of the radius that lead there."""
@@ -255,7 +247,7 @@ class DFO:
                 radius = max(state.least, self.gamma_dec * state.radius)
                 state = replace(state, radius=radius, repair=True, exhausted=radius <= state.least)
                 continue
-            allowed, images = self.eta1_accuracy * predicted, center.point.solution.error.numel()
+            allowed, images = self.eta1_accuracy * predicted, len(center.point.error)
             if self.eps is None and center.uncertainty > allowed:
                 tolerance = self.tolerance(center.value, images, MARGIN * allowed, state.radius)
                 if (
@@ -282,7 +274,7 @@ class DFO:
         """The predicted decrease below which a model of samples as exact as rho asks for tells too
         little.
         """
-        t, n = self.model_error * least**2, center.point.solution.error.numel()
+        t, n = self.model_error * least**2, len(center.point.error)
         hidden = 2 * t * math.sqrt(n * center.value) + n * t * t if self.eps is None else 0.0
         return max(UNRESOLVED * hidden, NEGLIGIBLE * center.value)
 
@@ -365,13 +357,13 @@ class DFO:
 
 
 class Task(NamedTuple):
-    """An evaluation to be made: of sample ``index`` again (accuracy), in its place (geometry), or
+    """An evaluation to be made: of sample ``place`` again (accuracy), in its place (geometry), or
     of a new u.
     """
 
     phase: str
     tolerance: float
-    index: Any
+    place: int | None
     u: np.ndarray
     predicted: float = math.nan
 
@@ -396,7 +388,7 @@ def _taken_up(state: DFOState, task: Task, new: Sample) -> DFOState:
     """Samples after an evaluation that was no trial; theta_k changes only to what is certainly
     better.
     """
-    index = len(state.samples) if task.index is None else task.index
+    index = len(state.samples) if task.place is None else task.place
     best = index if new.high < state.center.low else state.best
     return replace(state, samples=_with(state.samples, index, new), best=best)
 
@@ -405,42 +397,41 @@ def _with(samples: tuple[Sample, ...], index: int, new: Sample) -> tuple[Sample,
     return (*samples[:index], new, *samples[index + 1 :])
 
 
-def continued(lower: LowerLevel, point: Point, eps: float) -> Point:
+def continued(objective: Objective, point: Value, eps: float) -> Value:
     """The point, gone on with where a solve has reached its step limit."""
     for _ in range(CONTINUATIONS):
-        if Status.MAX_STEPS not in point.solution.status:
+        if not point.limited:
             break
-        point = lower.refine(point, eps)
+        point = objective.refine(point, eps)
     return point
 
 
-def solved(lower: LowerLevel, point: Point, eps: float) -> Point:
+def solved(objective: Objective, point: Value, eps: float) -> Value:
     """The point solved to eps, or Halt with the reason why it cannot be."""
-    point = checked(continued(lower, point, eps))
-    if point.at_floor and float(point.solution.error.max()) > eps:
+    point = checked(continued(objective, point, eps))
+    if point.at_floor and float(point.error.max()) > eps:
         raise rounding_floor(
             point.theta.dtype,
-            "the lower level cannot be solved more accurately than "
-            f"{float(point.solution.error.max()):.1e}",
+            f"the lower level cannot be solved more accurately than {float(point.error.max()):.1e}",
         )
     return point
 
 
 def _attempt(
-    lower: LowerLevel, theta: Tensor, eps: float, near: Point, hopeful: bool
-) -> Point | None:
+    objective: Objective, theta: Tensor, eps: float, near: Value, hopeful: bool
+) -> Value | None:
     """A new theta, from the solution of ``near``; None where no constants or no numbers are finite,
     unless hopeful.
     """
     try:
-        return solved(lower, lower.solve(theta, eps, near.solution.warm), eps)
+        return solved(objective, objective.evaluate(theta, eps, near), eps)
     except (MissingPropertyError, Halt) as error:
         if hopeful or (isinstance(error, Halt) and error.reason.code != "not_finite"):
             raise
         return None
 
 
-def _info(center: Sample, radius: float, evaluations: int, phase: str) -> dict[str, Any]:
+def _info(center: Sample, radius: float, evaluations: int, phase: str) -> Row:
     return {
         "eps": center.point.eps,
         "delta": None,

@@ -4,17 +4,12 @@ solution, and radii.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from .interpolation import Sample, Scaling, sample
-from .lower_level import LowerLevel
-from .state import Packed, double_point, pack_point, point_row, restore_point
-
-SAVED = ("best", "radius", "least", "repair", "exhausted", "pixels", "info")
-"""Fields of a DFOState that a checkpoint keeps as they are."""
+from ..core.objective import Row, row_of
+from .interpolation import Sample
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class DFOState:
     repair: bool
     exhausted: bool
     pixels: bool
-    info: dict[str, Any]
+    info: Row
 
     @property
     def center(self) -> Sample:
@@ -49,33 +44,6 @@ class DFOState:
     def theta(self) -> Tensor:
         return self.center.point.theta
 
-    def row(self, problem: Any) -> dict[str, Any]:
+    def row(self) -> Row:
         """theta_k, and what was evaluated."""
-        return point_row(self.center.point, problem, self.info)
-
-    def pack(self) -> Packed:
-        """For a checkpoint."""
-        packed = Packed(
-            {}, {"samples": len(self.samples), **{name: getattr(self, name) for name in SAVED}}
-        )
-        for j, s in enumerate(self.samples):
-            packed = packed.holding(str(j), pack_point(s.point))
-        return packed
-
-    @classmethod
-    def restore(cls, lower: LowerLevel, packed: Packed, scaling: Scaling) -> Self:
-        """The inverse of ``pack``."""
-        samples = []
-        for j in range(packed.numbers["samples"]):
-            point = restore_point(lower, packed.part(str(j)))
-            samples.append(sample(lower.problem, scaling, point, packed.numbers["pixels"]))
-        return cls(tuple(samples), **{name: packed.numbers[name] for name in SAVED})
-
-    def double(self, lower: LowerLevel) -> DFOState:
-        """The same state for a float64 lower level; u, residuals and errors are in float64
-        already.
-        """
-        return replace(
-            self,
-            samples=tuple(replace(s, point=double_point(s.point, lower)) for s in self.samples),
-        )
+        return row_of(self.center.point, self.info)

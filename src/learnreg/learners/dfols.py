@@ -10,24 +10,23 @@ so no decrease is certified.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from types import ModuleType
+from typing import ClassVar, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..core.errors import MissingPropertyError
+from ..core.grants import Grants
+from ..core.objective import Halt, Objective, Row, Value, checked, row_of
+from ..core.packing import transient
 from ..core.ranges import check_number, check_positive, tidy
 from ..core.results import StopReason
-from ..hypergradients.unrolled import refuse_fixed
 from .box import Ranges, check_ranges
 from .dfo import continued, solved
 from .interpolation import Scaling, sample
 from .inverted import Evaluate, Inverted
-from .lower_level import LowerLevel, Point
-from .state import Halt, Packed, checked, double_point, pack_point, point_row, restore_point
 
 SETTINGS = {
     "restarts.use_restarts": False,
@@ -42,6 +41,35 @@ LEAST, FREE = 1e-15, 1e20
 
 NO_LIMIT = 10_000
 """Evaluations, for which DFO-LS sets memory aside; the budget of the run decides."""
+
+
+@dataclass(frozen=True)
+class DFOLSState:
+    """Between two evaluations.
+
+    Attributes:
+        best: the point of least loss, as evaluated.
+        latest: the last point that was evaluated.
+        questions: (k, n + 1), everything that DFO-LS has asked.
+        answers: (k, m), the residuals that it was told.
+        info: what the record shows.
+        dialogue: the running DFO-LS, not part of a checkpoint.
+    """
+
+    best: Value
+    latest: Value
+    questions: np.ndarray
+    answers: np.ndarray
+    info: Row
+    dialogue: Inverted[np.ndarray] | None = cast(None, transient())
+
+    @property
+    def theta(self) -> Tensor:
+        return self.best.theta
+
+    def row(self) -> Row:
+        """The best point so far."""
+        return row_of(self.best, self.info)
 
 
 @dataclass(frozen=True)
@@ -80,35 +108,33 @@ class DFOLS:
         check_positive("eps", self.eps, optional=True)
         check_positive("model_error", self.model_error)
 
-    def strategy(self, given: Any) -> Any:
-        """Nothing is differentiated; dynamic accuracy needs a lower level that has one."""
-        if self.eps is None:
-            refuse_fixed("DFOLS with dynamic accuracy", given)
-        return given
+    state: ClassVar[type[DFOLSState]] = DFOLSState
 
-    def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> DFOLSState:
+    @property
+    def needs(self) -> Grants:
+        """Nothing is differentiated; dynamic accuracy needs an objective that has one."""
+        dynamic = Grants.ADAPTIVE if self.eps is None else Grants.NONE
+        return Grants.LOSS | Grants.RESIDUALS | dynamic
+
+    def init(self, objective: Objective, theta: Tensor, seed: int = 0) -> DFOLSState:
         """Evaluate at theta_0, which DFO-LS asks for first.
 
         Raises:
             MissingPropertyError: DFO-LS is not installed.
         """
         _package()
-        scaling = Scaling.of(self.box, lower.problem)
+        scaling = Scaling.of(self.box, objective)
         first = np.append(scaling.to_u(theta), self.model_error * self.radius0**2)
-        eps = self._eps(lower, float(first[-1]))
-        point = continued(lower, lower.solve(theta, eps, lower.start(theta)), eps)
-        log = ((first, sample(lower.problem, scaling, point, False).residuals),)
-        return DFOLSState(point, point, log, _info(point, 1, None))
+        eps = self._eps(objective, float(first[-1]))
+        point = continued(objective, objective.evaluate(theta, eps), eps)
+        residuals = sample(objective, scaling, point, False).residuals
+        return DFOLSState(point, point, first[None], residuals[None], _info(point, 1, None))
 
-    def restore(self, lower: LowerLevel, packed: Packed) -> DFOLSState:
-        """The state of a checkpoint."""
-        return DFOLSState.restore(lower, packed)
-
-    def step(self, lower: LowerLevel, state: DFOLSState) -> DFOLSState:
+    def step(self, objective: Objective, state: DFOLSState) -> DFOLSState:
         """The evaluation that DFO-LS asks for next; raises Halt when it has ended."""
         checked(state.latest)
-        scaling = Scaling.of(self.box, lower.problem)
-        dialogue = self._dialogue(lower, scaling, state)
+        scaling = Scaling.of(self.box, objective)
+        dialogue = self._dialogue(scaling, state)
         question = dialogue.ask()
         if question is None:
             raise Halt(StopReason("radius", f"DFO-LS ended: {dialogue.result.msg}"))
@@ -117,34 +143,35 @@ class DFOLS:
             (state.best, state.latest),
             key=lambda p: np.linalg.norm(scaling.to_u(p.theta) - question[:-1]),
         )
-        eps = self._eps(lower, float(question[-1]))
-        point = solved(lower, lower.solve(theta, eps, near.solution.warm), eps)
-        residuals = sample(lower.problem, scaling, point, False).residuals
+        eps = self._eps(objective, float(question[-1]))
+        point = solved(objective, objective.evaluate(theta, eps, near), eps)
+        residuals = sample(objective, scaling, point, False).residuals
         best = point if point.loss < state.best.loss else state.best
         dialogue.tell(residuals.copy())
-        log = (*state.log, (question, residuals))
-        return DFOLSState(best, point, log, _info(best, len(log), float(question[-1])), dialogue)
+        questions = np.concatenate([state.questions, question[None]])
+        answers = np.concatenate([state.answers, residuals[None]])
+        info = _info(best, len(questions), float(question[-1]))
+        return DFOLSState(best, point, questions, answers, info, dialogue)
 
-    def _eps(self, lower: LowerLevel, tolerance: float) -> float:
+    def _eps(self, objective: Objective, tolerance: float) -> float:
         """The distance that gives every residual its tolerance (``interpolation.sample``)."""
-        return (
-            self.eps
-            if self.eps is not None
-            else tolerance / math.sqrt(lower.problem.loss.smoothness)
-        )
+        return self.eps if self.eps is not None else objective.distance_for(tolerance)
 
-    def _dialogue(self, lower: LowerLevel, scaling: Scaling, state: DFOLSState) -> Inverted:
+    def _dialogue(self, scaling: Scaling, state: DFOLSState) -> Inverted[np.ndarray]:
         """DFO-LS where the state left it: the one that is running, or a new one that is told
         everything again.
         """
-        if state.dialogue is not None and state.dialogue.told == len(state.log):
+        if state.dialogue is not None and state.dialogue.told == len(state.questions):
             return state.dialogue
-        start = state.log[0][0][:-1]
+        start = state.questions[0][:-1]
         down, up = scaling.room(start)
-        dialogue = Inverted(
+        dialogue: Inverted[np.ndarray] = Inverted(
             lambda evaluate, accept: self._run(evaluate, start, (start + down, start + up))
         )
-        if not dialogue.replay((question, residuals.copy()) for question, residuals in state.log):
+        if not dialogue.replay(
+            (question, residuals.copy())
+            for question, residuals in zip(state.questions, state.answers, strict=True)
+        ):
             raise Halt(
                 StopReason(
                     "radius",
@@ -155,8 +182,11 @@ class DFOLS:
         return dialogue
 
     def _run(
-        self, evaluate: Evaluate, start: np.ndarray, bounds: tuple[np.ndarray, np.ndarray]
-    ) -> Any:
+        self,
+        evaluate: Evaluate[np.ndarray],
+        start: np.ndarray,
+        bounds: tuple[np.ndarray, np.ndarray],
+    ) -> object:
         """DFO-LS itself; a question is u with its tolerance as the last entry."""
         tolerance = self.model_error * self.radius0**2
 
@@ -180,7 +210,7 @@ class DFOLS:
         )
 
 
-def _package() -> Any:
+def _package() -> ModuleType:
     """DFO-LS.
 
     Raises:
@@ -195,10 +225,10 @@ def _package() -> Any:
             expected="DFO-LS >= 1.5 (GPL), an optional extra",
             remedy='Run pip install "learnreg[dfols]", or use DFO, which needs no package.',
         ) from error
-    return dfols
+    return cast(ModuleType, dfols)
 
 
-def _info(best: Point, evaluations: int, tolerance: float | None) -> dict[str, Any]:
+def _info(best: Value, evaluations: int, tolerance: float | None) -> Row:
     return {
         "eps": best.eps,
         "delta": None,
@@ -208,55 +238,3 @@ def _info(best: Point, evaluations: int, tolerance: float | None) -> dict[str, A
         "evaluations": evaluations,
         "tolerance": tolerance,
     }
-
-
-@dataclass(frozen=True)
-class DFOLSState:
-    """Between two evaluations.
-
-    Attributes:
-        best: the point of least loss, as evaluated.
-        latest: the last point that was evaluated.
-        log: questions (n + 1,) and residuals (m,), everything that DFO-LS knows.
-        info: what the record shows.
-        dialogue: the running DFO-LS, not part of a checkpoint.
-    """
-
-    best: Point
-    latest: Point
-    log: tuple[tuple[np.ndarray, np.ndarray], ...]
-    info: dict[str, Any]
-    dialogue: Inverted | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def theta(self) -> Tensor:
-        return self.best.theta
-
-    def row(self, problem: Any) -> dict[str, Any]:
-        """The best point so far."""
-        return point_row(self.best, problem, self.info)
-
-    def pack(self) -> Packed:
-        """For a checkpoint."""
-        tensors = {
-            "questions": torch.from_numpy(np.stack([q for q, _ in self.log])),
-            "residuals": torch.from_numpy(np.stack([r for _, r in self.log])),
-        }
-        packed = Packed(tensors, {"info": self.info}).holding("best", pack_point(self.best))
-        return packed.holding("latest", pack_point(self.latest))
-
-    @classmethod
-    def restore(cls, lower: LowerLevel, packed: Packed) -> Self:
-        """The inverse of ``pack``."""
-        tensors, numbers = packed
-        best, latest = (restore_point(lower, packed.part(name)) for name in ("best", "latest"))
-        rows = zip(
-            tensors["questions"].cpu().numpy(), tensors["residuals"].cpu().numpy(), strict=True
-        )
-        return cls(best, latest, tuple(rows), numbers["info"])
-
-    def double(self, lower: LowerLevel) -> DFOLSState:
-        """The same state for a float64 lower level."""
-        return replace(
-            self, best=double_point(self.best, lower), latest=double_point(self.latest, lower)
-        )

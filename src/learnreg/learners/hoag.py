@@ -6,33 +6,57 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from ..core.grants import Grants
+from ..core.objective import Halt, Objective, Row, Value, row_of, settled
 from ..core.ranges import check_choice, check_fraction, check_number, check_positive, tidy
 from ..core.results import StopReason
-from ..hypergradients.implicit import without_errors
-from ..hypergradients.unrolled import refuse_fixed
 from .box import Ranges, box_of, check_ranges
-from .lower_level import LowerLevel, Point, first_point
-from .state import (
-    Halt,
-    Packed,
-    double_point,
-    doubled,
-    pack_point,
-    point_row,
-    restore_point,
-    settled,
-)
 
 SMALLEST_EPS = 1e-12
 """No schedule goes below (Pedregosa's code has the same floor)."""
 
 GROWTH_REJECTED = 1.2
 """A step after which the loss is this many times larger is undone."""
+
+
+@dataclass(frozen=True)
+class HOAGState:
+    """Between two passes.
+
+    Attributes:
+        point: theta_k with its solution.
+        adjoint: (b, ...), the latest q.
+        eps, delta: present accuracies.
+        eps0, ratio: where the schedule started, and delta / eps.
+        k: passes so far.
+        curvature: L, None before the first move.
+        last: theta_{k-1} with its solution, None where there is no move to judge.
+        info: what the record shows.
+    """
+
+    point: Value
+    adjoint: Tensor | None
+    eps: float
+    delta: float
+    eps0: float
+    ratio: float
+    k: int
+    curvature: float | None
+    last: Value | None
+    info: Row
+
+    @property
+    def theta(self) -> Tensor:
+        return self.point.theta
+
+    def row(self) -> Row:
+        """The point, and how the pass went."""
+        return row_of(self.point, self.info)
 
 
 @dataclass(frozen=True)
@@ -80,17 +104,16 @@ class HOAG:
     def __post_init__(self) -> None:
         tidy(self)
         check_choice("schedule", self.schedule, ("quadratic", "cubic", "geometric"))
-        for name in ("eps0", "delta0", "alpha0"):
-            check_positive(name, getattr(self, name), optional=True)
+        check_positive("eps0", self.eps0, optional=True)
+        check_positive("delta0", self.delta0, optional=True)
+        check_positive("alpha0", self.alpha0, optional=True)
         check_fraction("ratio", self.ratio)
         check_number("constant", self.constant, lambda v: v >= 0, "a number >= 0")
         check_ranges("box", self.box)
         check_positive("gradient_tolerance", self.gradient_tolerance)
 
-    def strategy(self, given: Any) -> Any:
-        """No error of z is needed: nothing would react to it."""
-        refuse_fixed("HOAG", given)
-        return without_errors(given)
+    needs: ClassVar[Grants] = Grants.LOSS | Grants.GRADIENT | Grants.ADAPTIVE
+    state: ClassVar[type[HOAGState]] = HOAGState
 
     def factor(self, k: int) -> float:
         """eps_k / eps_0 of the schedule."""
@@ -99,10 +122,11 @@ class HOAG:
             self.ratio**k if self.schedule == "geometric" else (k + 1.0) ** -powers[self.schedule]
         )
 
-    def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> HOAGState:
+    def init(self, objective: Objective, theta: Tensor, seed: int = 0) -> HOAGState:
         """Solve at theta_0 to eps_0; nothing is drawn at random."""
-        box_of(self.box, lower.problem)
-        point, delta = first_point(lower, theta, self.eps0, self.delta0)
+        box_of(self.box, objective)
+        eps, delta = objective.accuracies(theta, self.eps0, self.delta0)
+        point = objective.evaluate(theta, eps)
         info = {
             "eps": point.eps,
             "delta": delta,
@@ -114,21 +138,17 @@ class HOAG:
             point, None, point.eps, delta, point.eps, delta / point.eps, 0, None, None, info
         )
 
-    def restore(self, lower: LowerLevel, packed: Packed) -> HOAGState:
-        """The state of a checkpoint."""
-        return HOAGState.restore(lower, packed)
-
-    def step(self, lower: LowerLevel, state: HOAGState) -> HOAGState:
+    def step(self, objective: Objective, state: HOAGState) -> HOAGState:
         """One pass: judge the last move, then move once or undo."""
         later = max(min(state.eps, state.eps0 * self.factor(state.k + 1)), SMALLEST_EPS)
-        state = replace(state, point=settled(lower.refine(state.point, state.eps)))
+        state = replace(state, point=settled(objective.refine(state.point, state.eps)))
         curvature = state.curvature
         if state.last is not None and curvature is not None:
             verdict = self._judge(state, curvature, later)
             if verdict == "undo":
-                return _undone(lower, state, state.last, curvature, later)
+                return _undone(objective, state, state.last, curvature, later)
             curvature = 0.95 * curvature if verdict == "lengthen" else curvature
-        z = lower.gradient(state.point, state.delta, state.adjoint)
+        z = objective.gradient(state.point, state.delta, state.adjoint, "none")
         if not torch.isfinite(z.value).all():
             raise Halt(StopReason("not_finite", "NaN or Inf appeared in the hypergradient"))
         state = replace(state, adjoint=z.adjoint)
@@ -136,15 +156,15 @@ class HOAG:
             z.norm == 0 and later > SMALLEST_EPS
         ):  # q = 0 may have met delta, which says nothing about theta
             return _after(
-                state, settled(lower.refine(state.point, later)), later, curvature, None, z.norm
+                state, settled(objective.refine(state.point, later)), later, curvature, None, z.norm
             )
         if z.norm <= self.gradient_tolerance:
             raise Halt(StopReason("stationary", f"the inexact hypergradient has norm {z.norm:.2e}"))
         curvature = curvature or self._first_curvature(z.norm, z.value.numel())
-        theta = box_of(self.box, lower.problem).project(state.theta - z.value / curvature)
-        point = lower.trial(theta, later, state.point)
+        theta = box_of(self.box, objective).project(state.theta - z.value / curvature)
+        point = objective.trial(theta, later, state.point)
         if point is None:
-            return _undone(lower, state, state.point, curvature, later, z.norm)
+            return _undone(objective, state, state.point, curvature, later, z.norm)
         return _after(state, settled(point), later, curvature, state.point, z.norm)
 
     def _first_curvature(self, norm: float, d: int) -> float:
@@ -166,82 +186,12 @@ class HOAG:
         return "undo" if now >= GROWTH_REJECTED * before else "keep"
 
 
-@dataclass(frozen=True)
-class HOAGState:
-    """Between two passes.
-
-    Attributes:
-        point: theta_k with its solution.
-        adjoint: (b, ...), the latest q.
-        eps, delta: present accuracies.
-        eps0, ratio: where the schedule started, and delta / eps.
-        k: passes so far.
-        curvature: L, None before the first move.
-        last: theta_{k-1} with its solution, None where there is no move to judge.
-        info: what the record shows.
-    """
-
-    point: Point
-    adjoint: Tensor | None
-    eps: float
-    delta: float
-    eps0: float
-    ratio: float
-    k: int
-    curvature: float | None
-    last: Point | None
-    info: dict[str, Any]
-
-    @property
-    def theta(self) -> Tensor:
-        return self.point.theta
-
-    def row(self, problem: Any) -> dict[str, Any]:
-        """The point, and how the pass went."""
-        return point_row(self.point, problem, self.info)
-
-    def pack(self) -> Packed:
-        """For a checkpoint."""
-        tensors, numbers = pack_point(self.point)
-        if self.adjoint is not None:
-            tensors["adjoint"] = self.adjoint
-        names = ("eps", "delta", "eps0", "ratio", "k", "curvature", "info")
-        numbers |= {name: getattr(self, name) for name in names}
-        packed = Packed(tensors, numbers)
-        return packed if self.last is None else packed.holding("last", pack_point(self.last))
-
-    @classmethod
-    def restore(cls, lower: LowerLevel, packed: Packed) -> Self:
-        """The inverse of ``pack``."""
-        t, n = packed
-        last = restore_point(lower, packed.part("last")) if "last" in n else None
-        return cls(
-            restore_point(lower, packed),
-            t.get("adjoint"),
-            n["eps"],
-            n["delta"],
-            n["eps0"],
-            n["ratio"],
-            n["k"],
-            n["curvature"],
-            last,
-            n["info"],
-        )
-
-    def double(self, lower: LowerLevel) -> HOAGState:
-        """The same state for a float64 lower level."""
-        last = None if self.last is None else double_point(self.last, lower)
-        return replace(
-            self, point=double_point(self.point, lower), adjoint=doubled(self.adjoint), last=last
-        )
-
-
 def _after(
     state: HOAGState,
-    point: Point,
+    point: Value,
     eps: float,
     curvature: float | None,
-    last: Point | None,
+    last: Value | None,
     norm: float | None,
     undone: bool = False,
 ) -> HOAGState:
@@ -267,9 +217,9 @@ def _after(
 
 
 def _undone(
-    lower: LowerLevel,
+    objective: Objective,
     state: HOAGState,
-    point: Point,
+    point: Value,
     curvature: float,
     later: float,
     norm: float | None = None,
@@ -277,5 +227,5 @@ def _undone(
     """Back at ``point``, where theta was before the move, more accurately."""
     eps = max(0.5 * later, SMALLEST_EPS)
     return _after(
-        state, settled(lower.refine(point, eps)), eps, 2 * curvature, None, norm, undone=True
+        state, settled(objective.refine(point, eps)), eps, 2 * curvature, None, norm, undone=True
     )

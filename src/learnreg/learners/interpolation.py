@@ -8,19 +8,17 @@ volume of the simplex changes when u takes the place of u_j.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.batch import dot
-from ..core.errors import InputError, MissingPropertyError
+from ..core.errors import MissingPropertyError
+from ..core.objective import Objective, Value
 from .box import Box, Ranges, box_of
-from .lower_level import Point
 
 
 @dataclass(frozen=True)
@@ -38,13 +36,13 @@ class Scaling:
     width: Tensor
 
     @classmethod
-    def of(cls, ranges: Ranges, problem: Any) -> Scaling:
-        """For the theta of ``problem``.
+    def of(cls, ranges: Ranges, objective: Objective) -> Scaling:
+        """For the theta of ``objective``.
 
         Raises:
             InputError: a name that no parameter has, or a start outside the box.
         """
-        box, units = box_of(ranges, problem), problem.units.double()
+        box, units = box_of(ranges, objective), objective.units.double()
         closed = torch.isfinite(box.lower) & torch.isfinite(box.upper)
         return cls(
             box,
@@ -83,7 +81,7 @@ class Sample:
         value, low, high: F~ and a certified bracket of F.
     """
 
-    point: Point
+    point: Value
     u: np.ndarray
     residuals: np.ndarray
     error: float
@@ -97,56 +95,24 @@ class Sample:
         return max(self.high - self.value, self.value - self.low)
 
 
-def sample(problem: Any, scaling: Scaling, point: Point, pixels: bool) -> Sample:
-    """Residuals r_i = sqrt(2 g_i), and sqrt(2 n p) of the penalty, so that F = sum_i r_i^2 = 2 n f
-    for n images.
-
-    With ``pixels`` an image has the entries of grad g as its residuals, whose squares must sum to 2
-    g: those of x - x_true for the squared error.
-
-    The residual of an image is off by at most sqrt(L_g) ||x~_i - x_i||, L_g the Lipschitz constant
-    of grad g. Proof: g >= 0 falls by at least ||grad g||^2 / (2 L_g) in a gradient step, so ||grad
-    g||^2 <= 2 L_g g; hence the gradient of sqrt(2 g), that is grad g / sqrt(2 g), is at most
-    sqrt(L_g) long where g > 0, and along a segment sqrt(2 g) changes by at most sqrt(L_g) times its
-    length (parts where g = 0 add nothing).
+def sample(objective: Objective, scaling: Scaling, point: Value, pixels: bool) -> Sample:
+    """A value with its residuals (``core.objective.Value.residuals``).
 
     Raises:
         InputError: a loss below zero.
         MissingPropertyError: ``pixels`` with a loss that is not half the square of its gradient.
     """
-    solution, loss, size = point.solution, problem.loss, problem.size
-    values = loss.value(solution.value.double(), problem.pairs.x.double())
-    if bool((values < 0).any()):
-        raise InputError(
-            "loss",
-            given=f"the value {float(values.min()):.3g}",
-            expected="values >= 0",
-            remedy="Gauss-Newton models its square root; use MAID, which needs no such form.",
-        )
-    residuals = by_pixel(problem, point) if pixels else (2 * values).sqrt().cpu().numpy()
-    if residuals is None:
+    found = point.residuals(pixels)
+    if found is None:
         raise MissingPropertyError(
             "residuals",
             given="'pixels' with a loss that is not 1/2 ||x - x_true||^2",
             expected="the squared error",
             remedy="Use residuals='images'.",
         )
-    if problem.penalty is not None:
-        residuals = np.append(residuals, math.sqrt(2 * size * problem.penalty_at(point.theta)[0]))
-    error = math.sqrt(loss.smoothness) * float(solution.error.max())
-    value, low, high = (2 * size * v for v in (point.loss, point.lower, point.upper))
-    return Sample(point, scaling.to_u(point.theta), residuals, error, value, low, high)
-
-
-def by_pixel(problem: Any, point: Point) -> np.ndarray | None:
-    """The entries of all grad g_i; None for a loss that is not half the square of its gradient."""
-    x, x_true = point.solution.value.double(), problem.pairs.x.double()
-    gradient = problem.loss.grad(x, x_true)
-    if not torch.allclose(
-        0.5 * dot(gradient, gradient), problem.loss.value(x, x_true), rtol=1e-9, atol=0.0
-    ):
-        return None
-    return gradient.flatten().cpu().numpy()
+    value, low, high = (2 * objective.size * v for v in (point.loss, point.lower, point.upper))
+    residuals = found.values.cpu().numpy()
+    return Sample(point, scaling.to_u(point.theta), residuals, found.error, value, low, high)
 
 
 class Model(NamedTuple):

@@ -8,12 +8,14 @@ import weakref
 from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-Evaluate = Callable[[np.ndarray], Any]
-Run = Callable[[Evaluate, Callable[[np.ndarray], None]], Any]
+Answer = TypeVar("Answer")
+
+Evaluate: TypeAlias = Callable[[np.ndarray], Answer]
+Run: TypeAlias = Callable[[Evaluate[Answer], Callable[[np.ndarray], None]], object]
 
 
 class _Question(NamedTuple):
@@ -39,7 +41,10 @@ class _Closed(BaseException):
     """Ends the optimizer's thread; nobody waits for it any more."""
 
 
-class Inverted:
+_Event: TypeAlias = _Question | _Accepted | _Finished
+
+
+class Inverted(Generic[Answer]):
     """A callback-style optimizer as a dialogue.
 
     The optimizer runs in a daemon thread of its own, but never at the same time as the caller: one
@@ -58,15 +63,15 @@ class Inverted:
         result: what ``run`` returned, once ``ask`` gives None.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run[Answer]) -> None:
         self.accepted: np.ndarray | None = None
         self.moves = self.told = 0
         self.result: Any = None
         self._pending: np.ndarray | None = None
         self._finished = False
-        self._events: SimpleQueue[Any] = SimpleQueue()
-        self._answers: SimpleQueue[Any] = SimpleQueue()
-        self._close = weakref.finalize(self, self._answers.put, _Closed)
+        self._events: SimpleQueue[_Event] = SimpleQueue()
+        self._answers: SimpleQueue[Answer | _Closed] = SimpleQueue()
+        self._close = weakref.finalize(self, self._answers.put, _Closed())
         Thread(target=_work, args=(run, self._events, self._answers), daemon=True).start()
 
     def ask(self) -> np.ndarray | None:
@@ -88,14 +93,14 @@ class Inverted:
                     raise event.error
         return self._pending
 
-    def tell(self, answer: Any) -> None:
+    def tell(self, answer: Answer) -> None:
         """The value at the point that ``ask`` gave."""
         if self._pending is None:
             raise RuntimeError("tell without a question: call ask first")
         self._pending, self.told = None, self.told + 1
         self._answers.put(answer)
 
-    def replay(self, log: Iterable[tuple[np.ndarray, Any]]) -> bool:
+    def replay(self, log: Iterable[tuple[np.ndarray, Answer]]) -> bool:
         """Tell the answers of an earlier dialogue; False where the optimizer now asks for something
         else.
         """
@@ -111,14 +116,18 @@ class Inverted:
         self._close()
 
 
-def _work(run: Run, events: SimpleQueue[Any], answers: SimpleQueue[Any]) -> None:
+def _work(
+    run: Run[Answer],
+    events: SimpleQueue[_Event],
+    answers: SimpleQueue[Answer | _Closed],
+) -> None:
     """The life of the thread; it holds no reference to the Inverted, which can so be collected."""
 
-    def evaluate(x: np.ndarray) -> Any:
+    def evaluate(x: np.ndarray) -> Answer:
         events.put(_Question(np.array(x, dtype=np.float64, copy=True)))
         answer = answers.get()
-        if answer is _Closed:
-            raise _Closed
+        if isinstance(answer, _Closed):
+            raise answer
         return answer
 
     def accept(x: np.ndarray) -> None:

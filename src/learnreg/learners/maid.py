@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ..core.errors import InputError, MissingPropertyError
-from ..core.protocols import Strategy
+from ..core.errors import InputError
+from ..core.grants import Grants
+from ..core.objective import Objective
 from ..core.ranges import check_choice, check_fraction, check_number, check_positive, shown, tidy
-from ..hypergradients.implicit import Implicit
-from ..hypergradients.piggyback import Piggyback
-from ..hypergradients.unrolled import refuse_fixed
 from .accuracy import Accuracy, Adaptive, Fixed
 from .curvature import CurvaturePairs
-from .descent import DescentRules, descend
-from .lower_level import LowerLevel, first_point
-from .state import DescentState
+from .descent import DescentRules, DescentState, descend
+
+CERTIFYING = Grants.LOSS | Grants.GRADIENT | Grants.BRACKET | Grants.ADAPTIVE
+"""What a certified decrease needs."""
 
 
 def _check_descent(learner: MAID | FixedAccuracy) -> None:
@@ -85,8 +84,8 @@ class MAID:
 
     def __post_init__(self) -> None:
         tidy(self)
-        for name in ("eps0", "delta0"):
-            check_positive(name, getattr(self, name), optional=True)
+        check_positive("eps0", self.eps0, optional=True)
+        check_positive("delta0", self.delta0, optional=True)
         _check_descent(self)
         check_number("rounds", self.rounds, lambda v: v >= 1, "an integer >= 1", integer=True)
         check_positive("gradient_tolerance", self.gradient_tolerance)
@@ -101,40 +100,23 @@ class MAID:
                 "delta) keeps one accuracy.",
             )
 
-    def strategy(self, given: Strategy) -> Strategy:
-        """The hypergradient strategy with the error that the test needs switched on.
+    state: ClassVar[type[DescentState]] = DescentState
 
-        Others than ``Implicit`` and ``Piggyback`` are taken as they are. They do not estimate their
-        error, so that every direction passes the descent test; the decrease is certified all the
-        same.
-
-        Raises:
-            MissingPropertyError: a fixed number of lower-level steps, or no error that tightening
-                could make small enough for ``test="certified"``.
+    @property
+    def needs(self) -> Grants:
+        """An error of z that tightening makes small, for ``test="certified"``. An estimate is taken
+        where there is one; without it every direction passes the descent test, and the decrease is
+        certified all the same.
         """
-        if isinstance(given, Implicit | Piggyback):
-            return replace(
-                given, estimate=self.test == "estimated", certify=self.test == "certified"
-            )
-        refuse_fixed("MAID", given)
-        if self.test == "certified":
-            raise MissingPropertyError(
-                "hypergradient",
-                given=repr(given),
-                expected="an error bound that eps and delta make as small as the test asks for",
-                remedy="Use Implicit(), or MAID(test='estimated').",
-            )
-        return given
+        return CERTIFYING | (Grants.BOUND if self.test == "certified" else Grants.NONE)
 
-    restore = staticmethod(DescentState.restore)
-
-    def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> DescentState:
+    def init(self, objective: Objective, theta: Tensor, seed: int = 0) -> DescentState:
         """Solve at theta_0 to eps0; nothing is drawn at random."""
-        return first_state(lower, theta, self.eps0, self.delta0, self.alpha0)
+        return first_state(objective, theta, self.eps0, self.delta0, self.alpha0)
 
-    def step(self, lower: LowerLevel, state: DescentState) -> DescentState:
+    def step(self, objective: Objective, state: DescentState) -> DescentState:
         """One accepted step; raises Halt with the reason when there can be none."""
-        return descend(self._rules(self.accuracy), lower, state)
+        return descend(self._rules(self.accuracy), objective, state)
 
     def _rules(self, accuracy: Accuracy) -> DescentRules:
         return DescentRules(
@@ -149,6 +131,7 @@ class MAID:
             self.test,
             self.gradient_tolerance,
             self.smallest_eps,
+            "certify" if self.test == "certified" else "estimate",
         )
 
 
@@ -181,27 +164,14 @@ class FixedAccuracy:
         check_positive("delta", self.delta)
         _check_descent(self)
 
-    def strategy(self, given: Strategy) -> Strategy:
-        """No error of z is needed: nothing would react to it.
+    needs: ClassVar[Grants] = CERTIFYING
+    state: ClassVar[type[DescentState]] = DescentState
 
-        Raises:
-            MissingPropertyError: a fixed number of lower-level steps, with which no decrease can be
-                certified.
-        """
-        refuse_fixed("FixedAccuracy", given)
-        return (
-            replace(given, estimate=False, certify=False)
-            if isinstance(given, Implicit | Piggyback)
-            else given
-        )
-
-    restore = staticmethod(DescentState.restore)
-
-    def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> DescentState:
+    def init(self, objective: Objective, theta: Tensor, seed: int = 0) -> DescentState:
         """Solve at theta_0; nothing is drawn at random."""
-        return first_state(lower, theta, self.eps, self.delta, self.alpha0)
+        return first_state(objective, theta, self.eps, self.delta, self.alpha0)
 
-    def step(self, lower: LowerLevel, state: DescentState) -> DescentState:
+    def step(self, objective: Objective, state: DescentState) -> DescentState:
         """One accepted step."""
         rules = DescentRules(
             Fixed(),
@@ -215,16 +185,17 @@ class FixedAccuracy:
             "estimated",
             1e-12,
             1e-300,
+            "none",  # nothing would react to it
         )
-        return descend(rules, lower, state)
+        return descend(rules, objective, state)
 
 
 def first_state(
-    lower: LowerLevel, theta: Tensor, eps: float | None, delta: float | None, alpha: float | None
+    objective: Objective, theta: Tensor, eps: float | None, delta: float | None, alpha: float | None
 ) -> DescentState:
     """The start of a descent; accuracies that are not given are derived at theta_0."""
-    point, delta = first_point(lower, theta, eps, delta)
-    eps = point.eps
+    eps, delta = objective.accuracies(theta, eps, delta)
+    point = objective.evaluate(theta, eps)
     info = {
         "eps": eps,
         "delta": delta,

@@ -4,29 +4,104 @@ steps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self, TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.grants import Grants
+from ..core.objective import Halt, Objective, Row, Value, row_of, settled
+from ..core.packing import transient
 from ..core.ranges import check_number, check_positive, tidy
-from ..core.results import StopReason
-from ..hypergradients.implicit import without_errors
+from ..core.results import Hypergradient, StopReason
 from .box import Ranges, box_of, check_ranges
 from .inverted import Evaluate, Inverted
-from .lower_level import LowerLevel, Point
-from .state import (
-    Halt,
-    Packed,
-    double_point,
-    doubled,
-    pack_point,
-    point_row,
-    restore_point,
-    settled,
-)
+
+_Answer: TypeAlias = tuple[float, np.ndarray]
+"""Value and gradient, as SciPy takes them."""
+
+
+@dataclass(frozen=True)
+class _Log:
+    """Everything that SciPy was told, in units: with it a run can be brought back to where it was.
+
+    Attributes:
+        units: (d,) float64, theta is units times a point; those of the start, also where the run
+            goes on in float64.
+        start: (d,) float64.
+        points, gradients: (m, d) float64.
+        values: (m,) float64.
+    """
+
+    units: Tensor
+    start: Tensor
+    points: Tensor
+    values: Tensor
+    gradients: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("units", "start", "points", "values", "gradients"):  # SciPy lives on the host
+            object.__setattr__(self, name, vars(self)[name].cpu())
+
+    @classmethod
+    def empty(cls, objective: Objective) -> Self:
+        units = objective.units.double().cpu()
+        none = torch.zeros(0, units.numel(), dtype=torch.float64)
+        return cls(
+            units,
+            objective.theta.double().cpu() / units,
+            none,
+            torch.zeros(0, dtype=torch.float64),
+            none,
+        )
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def add(self, point: Tensor, value: float, gradient: Tensor) -> _Log:
+        values = torch.cat([self.values, torch.tensor([value], dtype=torch.float64)])
+        return replace(
+            self,
+            points=torch.cat([self.points, point[None]]),
+            values=values,
+            gradients=torch.cat([self.gradients, gradient[None]]),
+        )
+
+    def rows(self) -> Iterator[tuple[np.ndarray, float, np.ndarray]]:
+        """(point, value, gradient) in the order in which they were asked for."""
+        return zip(self.points.numpy(), self.values.tolist(), self.gradients.numpy(), strict=True)
+
+
+@dataclass(frozen=True)
+class LBFGSBState:
+    """Between two moves.
+
+    Attributes:
+        point: theta_k with its solution.
+        adjoint: (b, ...), the latest q.
+        log: what SciPy knows.
+        moves: how often it has moved.
+        info: what the record shows.
+        dialogue: the running SciPy, not part of a checkpoint.
+    """
+
+    point: Value
+    adjoint: Tensor | None
+    log: _Log
+    moves: int
+    info: Row
+    dialogue: Inverted[_Answer] | None = cast(None, transient())
+
+    @property
+    def theta(self) -> Tensor:
+        return self.point.theta
+
+    def row(self) -> Row:
+        """The point, and how the step was made."""
+        return row_of(self.point, self.info)
 
 
 @dataclass(frozen=True)
@@ -66,17 +141,18 @@ class LBFGSB:
         check_positive("delta", self.delta)
         check_number("memory", self.memory, lambda v: v >= 1, "an integer >= 1", integer=True)
         check_ranges("box", self.box)
-        for name in ("loss_tolerance", "gradient_tolerance"):
-            check_number(name, getattr(self, name), lambda v: v >= 0, "a number >= 0")
+        check_number("loss_tolerance", self.loss_tolerance, lambda v: v >= 0, "a number >= 0")
+        check_number(
+            "gradient_tolerance", self.gradient_tolerance, lambda v: v >= 0, "a number >= 0"
+        )
 
-    def strategy(self, given: Any) -> Any:
-        """No error of z is needed: nothing would react to it."""
-        return without_errors(given)
+    needs: ClassVar[Grants] = Grants.LOSS | Grants.GRADIENT
+    state: ClassVar[type[LBFGSBState]] = LBFGSBState
 
-    def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> LBFGSBState:
+    def init(self, objective: Objective, theta: Tensor, seed: int = 0) -> LBFGSBState:
         """Solve at theta_0; nothing is drawn at random."""
-        box_of(self.box, lower.problem)
-        point = lower.solve(theta, self.eps, lower.start(theta))
+        box_of(self.box, objective)
+        point = objective.evaluate(theta, self.eps)
         info = {
             "eps": self.eps,
             "delta": self.delta,
@@ -84,20 +160,16 @@ class LBFGSB:
             "trials": 0,
             "gradient_norm": None,
         }
-        return LBFGSBState(point, None, _Log.empty(lower.problem), 0, info)
+        return LBFGSBState(point, None, _Log.empty(objective), 0, info)
 
-    def restore(self, lower: LowerLevel, packed: Packed) -> LBFGSBState:
-        """The state of a checkpoint."""
-        return LBFGSBState.restore(lower, packed)
-
-    def step(self, lower: LowerLevel, state: LBFGSBState) -> LBFGSBState:
+    def step(self, objective: Objective, state: LBFGSBState) -> LBFGSBState:
         """Evaluate until SciPy moves to another theta."""
         units, log, adjoint = state.log.units, state.log, state.adjoint
-        dialogue = self._dialogue(lower, state)
+        dialogue = self._dialogue(objective, state)
         latest, trials, norm = state.point, 0, None
         while (x := dialogue.ask()) is not None and dialogue.moves <= state.moves:
             theta = (torch.from_numpy(x) * units).to(state.theta) if len(log) else state.theta
-            found = self._evaluate(lower, theta, latest, adjoint)
+            found = self._evaluate(objective, theta, latest, adjoint)
             trials += 1
             if found is None:
                 if not len(log):
@@ -132,7 +204,7 @@ class LBFGSB:
         assert dialogue.accepted is not None
         theta = (torch.from_numpy(dialogue.accepted) * units).to(state.theta)
         if not torch.equal(theta, latest.theta):  # SciPy went back to an earlier point
-            latest = settled(lower.solve(theta, self.eps, latest.solution.warm))
+            latest = settled(objective.evaluate(theta, self.eps, latest))
         move = float(((theta - state.theta).cpu().double() / units).norm())
         info = {
             "eps": self.eps,
@@ -144,24 +216,24 @@ class LBFGSB:
         return LBFGSBState(latest, adjoint, log, state.moves + 1, info, dialogue)
 
     def _evaluate(
-        self, lower: LowerLevel, theta: Tensor, near: Point, adjoint: Tensor | None
-    ) -> Any:
-        """(Point, Hypergradient) at theta; None where the lower level cannot be solved."""
+        self, objective: Objective, theta: Tensor, near: Value, adjoint: Tensor | None
+    ) -> tuple[Value, Hypergradient] | None:
+        """(Value, Hypergradient) at theta; None where the lower level cannot be solved."""
         same = torch.equal(theta, near.theta)
-        point = lower.refine(near, self.eps) if same else lower.trial(theta, self.eps, near)
+        point = objective.refine(near, self.eps) if same else objective.trial(theta, self.eps, near)
         if point is None or point.failed:
             return None
-        z = lower.gradient(settled(point), self.delta, adjoint)
+        z = objective.gradient(settled(point), self.delta, adjoint, "none")
         return (point, z) if torch.isfinite(z.value).all() else None
 
-    def _dialogue(self, lower: LowerLevel, state: LBFGSBState) -> Inverted:
+    def _dialogue(self, objective: Objective, state: LBFGSBState) -> Inverted[_Answer]:
         """SciPy at the point where the state left it: the one that is running, or a new one that is
         told the log.
         """
         running = state.dialogue
         if running is not None and running.told == len(state.log) and running.moves >= state.moves:
             return running
-        box, units = box_of(self.box, lower.problem), state.log.units
+        box, units = box_of(self.box, objective), state.log.units
         bounds = list(
             zip((box.lower.cpu() / units).tolist(), (box.upper.cpu() / units).tolist(), strict=True)
         )
@@ -174,7 +246,7 @@ class LBFGSB:
             "maxfun": 10**9,
         }
 
-        def run(evaluate: Evaluate, accept: Any) -> Any:
+        def run(evaluate: Evaluate[_Answer], accept: Callable[[np.ndarray], None]) -> object:
             from scipy.optimize import minimize
 
             return minimize(
@@ -207,109 +279,11 @@ def _wall(x: np.ndarray, log: _Log, origin: np.ndarray | None) -> tuple[float, T
     promised to fall, so that no line search accepts x, and the next trial is a quarter of the way
     there.
     """
-    known: Any = (
-        [] if origin is None else (log.points == torch.from_numpy(origin)).all(dim=1).nonzero()
-    )
-    k = int(known[-1]) if len(known) else 0
+    k = 0
+    if origin is not None:
+        known = (log.points == torch.from_numpy(origin)).all(dim=1).nonzero()
+        k = int(known[-1]) if len(known) else 0
     away, slope = torch.from_numpy(x) - log.points[k], log.gradients[k]
     fall, length = float(slope @ away), float(away @ away)
     curvature = 2 * max(abs(fall), 1e-12 * float(log.values[k])) / max(length, 1e-300)
     return float(log.values[k]) + fall + curvature * length, slope + 2 * curvature * away
-
-
-@dataclass(frozen=True)
-class _Log:
-    """Everything that SciPy was told, in units: with it a run can be brought back to where it was.
-
-    Attributes:
-        units: (d,) float64, theta is units times a point; those of the start, also where the run
-            goes on in float64.
-        start: (d,) float64.
-        points, gradients: (m, d) float64.
-        values: (m,) float64.
-    """
-
-    units: Tensor
-    start: Tensor
-    points: Tensor
-    values: Tensor
-    gradients: Tensor
-
-    @classmethod
-    def empty(cls, problem: Any) -> Self:
-        units = problem.units.double().cpu()
-        none = torch.zeros(0, units.numel(), dtype=torch.float64)
-        return cls(
-            units,
-            problem.theta.double().cpu() / units,
-            none,
-            torch.zeros(0, dtype=torch.float64),
-            none,
-        )
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def add(self, point: Tensor, value: float, gradient: Tensor) -> _Log:
-        values = torch.cat([self.values, torch.tensor([value], dtype=torch.float64)])
-        return replace(
-            self,
-            points=torch.cat([self.points, point[None]]),
-            values=values,
-            gradients=torch.cat([self.gradients, gradient[None]]),
-        )
-
-    def rows(self) -> Any:
-        """(point, value, gradient) in the order in which they were asked for."""
-        return zip(self.points.numpy(), self.values.tolist(), self.gradients.numpy(), strict=True)
-
-
-LOGGED = tuple(f.name for f in fields(_Log))
-
-
-@dataclass(frozen=True)
-class LBFGSBState:
-    """Between two moves.
-
-    Attributes:
-        point: theta_k with its solution.
-        adjoint: (b, ...), the latest q.
-        log: what SciPy knows.
-        moves: how often it has moved.
-        info: what the record shows.
-        dialogue: the running SciPy, not part of a checkpoint.
-    """
-
-    point: Point
-    adjoint: Tensor | None
-    log: _Log
-    moves: int
-    info: dict[str, Any]
-    dialogue: Inverted | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def theta(self) -> Tensor:
-        return self.point.theta
-
-    def row(self, problem: Any) -> dict[str, Any]:
-        """The point, and how the step was made."""
-        return point_row(self.point, problem, self.info)
-
-    def pack(self) -> Packed:
-        """For a checkpoint."""
-        tensors, numbers = pack_point(self.point)
-        tensors |= {f"log.{k}": getattr(self.log, k) for k in LOGGED}
-        if self.adjoint is not None:
-            tensors["adjoint"] = self.adjoint
-        return Packed(tensors, numbers | {"moves": self.moves, "info": self.info})
-
-    @classmethod
-    def restore(cls, lower: LowerLevel, packed: Packed) -> Self:
-        """The inverse of ``pack``."""
-        t, n = packed
-        log = _Log(*(t[f"log.{k}"].cpu() for k in LOGGED))
-        return cls(restore_point(lower, packed), t.get("adjoint"), log, n["moves"], n["info"])
-
-    def double(self, lower: LowerLevel) -> LBFGSBState:
-        """The same state for a float64 lower level."""
-        return replace(self, point=double_point(self.point, lower), adjoint=doubled(self.adjoint))

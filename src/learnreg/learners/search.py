@@ -7,20 +7,25 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Self
+from types import ModuleType
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.grants import Grants
+from ..core.objective import Halt, Objective, Row, Value, row_of, settled
+from ..core.packing import transient
 from ..core.ranges import check_number, check_positive, tidy
 from ..core.results import StopReason
-from ..hypergradients.unrolled import refuse_fixed
 from .box import Box, Ranges, box_of, check_ranges
-from .lower_level import LowerLevel, Point
-from .state import Halt, Packed, double_point, pack_point, point_row, restore_point, settled
 
 LARGEST_GRID = 10**6
+
+
+NEEDS = Grants.LOSS | Grants.ADAPTIVE
+"""Of every search: losses of different theta are compared."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,11 @@ class SearchState:
         study: a running Optuna study, not part of a checkpoint.
     """
 
-    point: Point
+    point: Value
     seed: int
     losses: Tensor
-    info: dict[str, Any]
-    study: Any = None
+    info: Row
+    study: Any = transient()  # an optuna.Study; its class is not there to be named
 
     @property
     def theta(self) -> Tensor:
@@ -50,26 +55,9 @@ class SearchState:
         """How many points were evaluated."""
         return len(self.losses)
 
-    def row(self, problem: Any) -> dict[str, Any]:
+    def row(self) -> Row:
         """The best point, and the loss of the latest one."""
-        return point_row(self.point, problem, self.info)
-
-    def pack(self) -> Packed:
-        """For a checkpoint."""
-        tensors, numbers = pack_point(self.point)
-        return Packed(
-            tensors | {"losses": self.losses}, numbers | {"seed": self.seed, "info": self.info}
-        )
-
-    @classmethod
-    def restore(cls, lower: LowerLevel, packed: Packed) -> Self:
-        """The inverse of ``pack``."""
-        t, n = packed
-        return cls(restore_point(lower, packed), n["seed"], t["losses"].cpu(), n["info"])
-
-    def double(self, lower: LowerLevel) -> SearchState:
-        """The same state for a float64 lower level."""
-        return replace(self, point=double_point(self.point, lower))
+        return row_of(self.point, self.info)
 
 
 @dataclass(frozen=True)
@@ -99,12 +87,10 @@ class GridSearch:
         _check(self)
         check_number("points", self.points, lambda v: v >= 2, "an integer >= 2", integer=True)
 
-    def strategy(self, given: Any) -> Any:
-        """No hypergradient is needed."""
-        refuse_fixed("GridSearch", given)
-        return given
+    needs: ClassVar[Grants] = NEEDS
+    state: ClassVar[type[SearchState]] = SearchState
 
-    def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> SearchState:
+    def init(self, objective: Objective, theta: Tensor, seed: int = 0) -> SearchState:
         """Solve at theta_0."""
         if self.points ** theta.numel() > LARGEST_GRID:
             raise InputError(
@@ -113,13 +99,11 @@ class GridSearch:
                 expected=f"at most {LARGEST_GRID} points in total",
                 remedy="Use a learner with gradients for so many parameters.",
             )
-        return _first(self, lower, theta, seed)
+        return _first(self, objective, theta, seed)
 
-    restore = staticmethod(SearchState.restore)
-
-    def step(self, lower: LowerLevel, state: SearchState) -> SearchState:
+    def step(self, objective: Objective, state: SearchState) -> SearchState:
         """Evaluate the next point of the grid."""
-        d, box = state.theta.numel(), box_of(self.box, lower.problem)
+        d, box = state.theta.numel(), box_of(self.box, objective)
         order = _permutation(self.points**d, state.seed)
         if state.tried >= len(order):
             raise Halt(StopReason("grid", f"all {len(order)} points of the grid were evaluated"))
@@ -127,7 +111,7 @@ class GridSearch:
         digits = torch.tensor(
             [number // self.points**i % self.points for i in range(d)], dtype=torch.float64
         )
-        return _tried(self.eps, lower, state, _inside(box, digits / (self.points - 1)))
+        return _tried(self.eps, objective, state, _inside(box, digits / (self.points - 1)))
 
 
 @dataclass(frozen=True)
@@ -149,22 +133,18 @@ class RandomSearch:
         tidy(self)
         _check(self)
 
-    def strategy(self, given: Any) -> Any:
-        """No hypergradient is needed."""
-        refuse_fixed("RandomSearch", given)
-        return given
+    needs: ClassVar[Grants] = NEEDS
+    state: ClassVar[type[SearchState]] = SearchState
 
-    def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> SearchState:
+    def init(self, objective: Objective, theta: Tensor, seed: int = 0) -> SearchState:
         """Solve at theta_0."""
-        return _first(self, lower, theta, seed)
+        return _first(self, objective, theta, seed)
 
-    restore = staticmethod(SearchState.restore)
-
-    def step(self, lower: LowerLevel, state: SearchState) -> SearchState:
+    def step(self, objective: Objective, state: SearchState) -> SearchState:
         """Evaluate one more point, which depends on the seed and its number only."""
         generator = torch.Generator().manual_seed((state.seed * 1_000_003 + state.tried) % 2**63)
         share = torch.rand(state.theta.numel(), generator=generator, dtype=torch.float64)
-        return _tried(self.eps, lower, state, _inside(box_of(self.box, lower.problem), share))
+        return _tried(self.eps, objective, state, _inside(box_of(self.box, objective), share))
 
 
 @dataclass(frozen=True)
@@ -187,21 +167,17 @@ class OptunaSearch:
         tidy(self)
         _check(self)
 
-    def strategy(self, given: Any) -> Any:
-        """No hypergradient is needed."""
-        refuse_fixed("OptunaSearch", given)
+    needs: ClassVar[Grants] = NEEDS
+    state: ClassVar[type[SearchState]] = SearchState
+
+    def init(self, objective: Objective, theta: Tensor, seed: int = 0) -> SearchState:
+        """Solve at theta_0; refused where Optuna is not installed."""
         _optuna()
-        return given
+        return _first(self, objective, theta, seed)
 
-    def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> SearchState:
-        """Solve at theta_0."""
-        return _first(self, lower, theta, seed)
-
-    restore = staticmethod(SearchState.restore)
-
-    def step(self, lower: LowerLevel, state: SearchState) -> SearchState:
+    def step(self, objective: Objective, state: SearchState) -> SearchState:
         """Evaluate the next proposal; a study that is not at hand is told its history first."""
-        optuna, box = _optuna(), box_of(self.box, lower.problem)
+        optuna, box = _optuna(), box_of(self.box, objective)
         study = (
             state.study
             if state.study is not None and len(state.study.trials) == state.tried
@@ -221,7 +197,7 @@ class OptunaSearch:
         theta = torch.tensor(
             [trial.params[str(i)] for i in range(len(ranges))], dtype=torch.float64
         )
-        found = _tried(self.eps, lower, replace(state, study=study), theta)
+        found = _tried(self.eps, objective, replace(state, study=study), theta)
         study.tell(trial, float(found.losses[-1]))
         return found
 
@@ -232,7 +208,7 @@ def _permutation(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
-def _optuna() -> Any:
+def _optuna() -> ModuleType:
     try:
         import optuna
     except ImportError as error:
@@ -243,7 +219,7 @@ def _optuna() -> Any:
             remedy="Install it: pip install 'learnreg[optuna]'.",
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
+    return cast(ModuleType, optuna)
 
 
 def _check(learner: GridSearch | RandomSearch | OptunaSearch) -> None:
@@ -265,20 +241,23 @@ def _inside(box: Box, share: Tensor) -> Tensor:
 
 
 def _first(
-    learner: GridSearch | RandomSearch | OptunaSearch, lower: LowerLevel, theta: Tensor, seed: int
+    learner: GridSearch | RandomSearch | OptunaSearch,
+    objective: Objective,
+    theta: Tensor,
+    seed: int,
 ) -> SearchState:
     """theta_0, the best point so far."""
-    if not box_of(learner.box, lower.problem).bounded:
+    if not box_of(learner.box, objective).bounded:
         raise InputError(
             "box",
             given="a parameter without finite bounds",
             expected="[lower, upper] for every parameter",
         )
-    point = lower.solve(theta, learner.eps, lower.start(theta))
+    point = objective.evaluate(theta, learner.eps)
     return SearchState(point, seed, torch.zeros(0, dtype=torch.float64), _info(point, None))
 
 
-def _info(point: Point, loss: float | None) -> dict[str, Any]:
+def _info(point: Value, loss: float | None) -> Row:
     return {
         "eps": point.eps,
         "delta": None,
@@ -288,16 +267,16 @@ def _info(point: Point, loss: float | None) -> dict[str, Any]:
     }
 
 
-def _tried(eps: float, lower: LowerLevel, state: SearchState, theta: Tensor) -> SearchState:
+def _tried(eps: float, objective: Objective, state: SearchState, theta: Tensor) -> SearchState:
     """The state with one more theta; a theta at which the lower level cannot be solved has an
     infinite loss.
     """
-    point = lower.trial(theta.to(state.theta), eps, state.point)
+    point = objective.trial(theta.to(state.theta), eps, state.point)
     loss = math.inf if point is None else settled(point).loss
     best = state.point
     if point is not None and (best.failed or loss < best.loss):
         best = point
-    losses = torch.cat([state.losses, torch.tensor([loss], dtype=torch.float64)])
+    losses = torch.cat([state.losses.cpu(), torch.tensor([loss], dtype=torch.float64)])
     return replace(
         state, point=best, losses=losses, info=_info(best, loss if math.isfinite(loss) else None)
     )

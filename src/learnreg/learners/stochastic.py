@@ -8,19 +8,18 @@ import math
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from ..core.errors import InputError, MissingPropertyError
+from ..core.grants import Grants
+from ..core.meter import OutOfBudget
+from ..core.objective import Halt, Objective, Row, Value, settled
 from ..core.ranges import check_choice, check_number, check_positive, shown, tidy
 from ..core.results import StopReason
-from ..hypergradients.implicit import without_errors
-from ..metrics import data_psnr
 from .box import Ranges, box_of, check_ranges
-from .lower_level import LowerLevel, OutOfBudget, Point, first_accuracies
-from .state import Halt, Packed, settled
 from .warm_starts import InMemory, OnDisk, WarmStarts
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -37,6 +36,75 @@ FIRST_MOVE = {"sgd": 0.05, "adam": 0.1}
 """First move relative to theta (SGD), or per parameter in units (Adam), when no step size is
 given.
 """
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What each image looked like when it was last visited.
+
+    Attributes:
+        loss, psnr: (images,) float64.
+    """
+
+    loss: Tensor
+    psnr: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("loss", "psnr"):  # kept on the host, for the record
+            object.__setattr__(self, name, vars(self)[name].cpu())
+
+    @classmethod
+    def empty(cls, size: int) -> Self:
+        unknown = torch.full((size,), math.nan, dtype=torch.float64)
+        return cls(unknown, unknown)
+
+    def updated(self, index: Tensor, point: Value) -> Seen:
+        """With the images ``index``, as they are at ``point``."""
+        loss, quality, found = self.loss.clone(), self.psnr.clone(), point.per_image()
+        loss[index], quality[index] = found.loss.cpu(), found.psnr.cpu()
+        return Seen(loss, quality)
+
+    def mean_loss(self, objective: Objective, theta: Tensor) -> float:
+        """Over images, with the penalty at theta."""
+        return float(self.loss.mean()) + objective.penalty(theta)
+
+    def mean_psnr(self) -> float | None:
+        """Over images; None without ground truth."""
+        mean = float(self.psnr.mean())
+        return mean if math.isfinite(mean) else None
+
+
+@dataclass(frozen=True)
+class StochasticState:
+    """Between two rows of the record.
+
+    Attributes:
+        theta: (d,).
+        k: mini-batch steps so far.
+        alpha0, eps0, delta0: where the schedules start; alpha0 is None before the first step if it
+            is derived there.
+        seed: of the order of the images.
+        memory: what the optimizer remembers, in units.
+        solutions, adjoints: warm starts of x and q, one per image.
+        seen: latest loss and PSNR of every image.
+        info: what the record shows.
+    """
+
+    theta: Tensor
+    k: int
+    alpha0: float | None
+    eps0: float
+    delta0: float
+    seed: int
+    memory: dict[str, Tensor]
+    solutions: WarmStarts
+    adjoints: WarmStarts
+    seen: Seen
+    info: Row
+
+    def row(self) -> Row:
+        """How the latest mini-batch went, and the running means."""
+        return self.info
 
 
 @dataclass(frozen=True)
@@ -95,10 +163,11 @@ class Stochastic:
         tidy(self)
         check_choice("optimizer", self.optimizer, tuple(FIRST_MOVE))
         check_number("batch", self.batch, lambda v: v >= 1, "an integer >= 1", integer=True)
-        for name in ("alpha0", "eps0", "delta0"):
-            check_positive(name, getattr(self, name), optional=True)
-        for name in ("step_exponent", "accuracy_exponent"):
-            check_number(name, getattr(self, name), lambda v: v >= 0, "a number >= 0")
+        check_positive("alpha0", self.alpha0, optional=True)
+        check_positive("eps0", self.eps0, optional=True)
+        check_positive("delta0", self.delta0, optional=True)
+        check_number("step_exponent", self.step_exponent, lambda v: v >= 0, "a number >= 0")
+        check_number("accuracy_exponent", self.accuracy_exponent, lambda v: v >= 0, "a number >= 0")
         check_number("momentum", self.momentum, lambda v: 0 <= v < 1, "a number in [0, 1)")
         if self.momentum and self.optimizer != "sgd":
             raise InputError(
@@ -132,46 +201,41 @@ class Stochastic:
         check_choice("preset", name, tuple(PRESETS))
         return cls(**{**PRESETS[name], **changes})
 
-    def strategy(self, given: Any) -> Any:
-        """No error of z is needed: nothing would react to it."""
-        return without_errors(given)
+    needs: ClassVar[Grants] = Grants.LOSS | Grants.GRADIENT | Grants.SUBSETS
+    state: ClassVar[type[StochasticState]] = StochasticState
 
     def schedule(self, k: int, start: float, exponent: float) -> float:
         """start (k + 1)^-exponent."""
         return start * (k + 1.0) ** -exponent
 
-    def init(self, lower: LowerLevel, theta: Tensor, seed: int = 0) -> StochasticState:
+    def init(self, objective: Objective, theta: Tensor, seed: int = 0) -> StochasticState:
         """Solve every image at theta_0, a batch at a time: that is its first warm start, and the
         loss of row 0.
         """
-        problem = lower.problem
-        box_of(self.box, problem)
-        size, batch = problem.size, min(self.batch, problem.size)
-        eps, delta = first_accuracies(
-            lower.on(problem.select(torch.arange(batch))), theta, self.eps0, self.delta0
-        )
-        store: WarmStarts | None = None
-        seen = _Seen.empty(size)
+        box_of(self.box, objective)
+        size, batch = objective.size, min(self.batch, objective.size)
+        first = objective.subset(torch.arange(batch))
+        eps, delta = first.accuracies(theta, self.eps0, self.delta0)
+        store: WarmStarts = InMemory.empty(size)
+        seen = Seen.empty(size)
         low = high = 0.0
         for part in torch.arange(size).split(batch):
-            here = lower.on(problem.select(part.to(problem.pairs.x.device)))
-            point = here.solve(theta, eps, here.start(theta))
-            store = (store or self._empty(size, point)).put(part.tolist(), point.solution.warm)
-            seen = seen.updated(part, point, here.problem)
+            point = objective.subset(part).evaluate(theta, eps)
+            store = self._kept(store, "solutions", part.tolist(), point.warm)
+            seen = seen.updated(part, point)
             low, high = low + point.lower * len(part) / size, high + point.upper * len(part) / size
-        assert store is not None
-        info = {
-            "loss": seen.mean_loss(problem, theta),
+
+        info: Row = {
+            "loss": seen.mean_loss(objective, theta),
             "lower": low,
             "upper": high,
-            "psnr": float(seen.psnr.mean()),
+            "psnr": seen.mean_psnr(),
             "eps": eps,
             "delta": delta,
             "step_size": None,
             "gradient_norm": None,
             "batches": 0,
         }
-        adjoints = InMemory.empty(size) if self.store is None else _second(store)
         return StochasticState(
             theta,
             0,
@@ -181,32 +245,31 @@ class Stochastic:
             seed,
             {},
             store.recorded(),
-            adjoints.recorded(),
+            InMemory.empty(size),
             seen,
             info,
         )
 
-    def restore(self, lower: LowerLevel, packed: Packed) -> StochasticState:
-        """The state of a checkpoint."""
-        return StochasticState.restore(packed)
+    def _kept(
+        self, store: WarmStarts, what: str, index: list[int], values: Tensor | None
+    ) -> WarmStarts:
+        """The store with values for some images; the first values say how large a file must be."""
+        if values is None:
+            return store
+        if self.store is not None and isinstance(store, InMemory):
+            path = Path(self.store) / f"{what}.pages"
+            store = OnDisk.empty(path, (len(store.entries), *values.shape[1:]), values.dtype)
+        return store.put(index, values)
 
-    def _empty(self, size: int, point: Point) -> WarmStarts:
-        value = point.solution.warm
-        if self.store is None:
-            return InMemory.empty(size)
-        return OnDisk.empty(
-            Path(self.store) / "solutions.pages", (size, *value.shape[1:]), value.dtype
-        )
-
-    def step(self, lower: LowerLevel, state: StochasticState) -> StochasticState:
+    def step(self, objective: Objective, state: StochasticState) -> StochasticState:
         """Mini-batch steps up to the next multiple of ``record``; fewer when the budget ends, but
         not none.
         """
-        size, before = lower.problem.size, state.k
+        size, before = objective.size, state.k
         length = self.record or size // min(self.batch, size)
         try:
             for _ in range(length - before % length):
-                state = self._mini_batch(lower, state)
+                state = self._mini_batch(objective, state)
         except OutOfBudget:
             if state.k == before:
                 raise
@@ -214,18 +277,16 @@ class Stochastic:
             state, solutions=state.solutions.recorded(), adjoints=state.adjoints.recorded()
         )
 
-    def _mini_batch(self, lower: LowerLevel, state: StochasticState) -> StochasticState:
+    def _mini_batch(self, objective: Objective, state: StochasticState) -> StochasticState:
         """One step of the optimizer."""
-        problem, k = lower.problem, state.k
-        index = drawn(k, problem.size, min(self.batch, problem.size), state.seed)
-        chosen = index.tolist()
-        here = lower.on(problem.select(index.to(problem.pairs.x.device)))
+        k, size = state.k, objective.size
+        index = drawn(k, size, min(self.batch, size), state.seed)
+        chosen, here = index.tolist(), objective.subset(index)
         eps, delta = (
             self.schedule(k, start, self.accuracy_exponent) for start in (state.eps0, state.delta0)
         )
-        x0 = state.solutions.take(chosen, torch.zeros_like(here.problem.pairs.x))
         try:
-            point = settled(here.solve(state.theta, eps, x0))
+            point = settled(here.evaluate(state.theta, eps, _on(here, state.solutions, chosen)))
         except MissingPropertyError as error:
             raise Halt(
                 StopReason(
@@ -234,41 +295,37 @@ class Stochastic:
                     f"any more ({error}); a smaller alpha0 or a box would help",
                 )
             ) from error
-        joint = getattr(
-            here.strategy, "joint", False
-        )  # then the adjoint is a part of the solution's state
-        z = here.gradient(
-            point, delta, None if joint else state.adjoints.take(chosen, torch.zeros_like(x0))
-        )
+        z = here.gradient(point, delta, _on(here, state.adjoints, chosen), "none")
         if not torch.isfinite(z.value).all():
             raise Halt(StopReason("not_finite", "NaN or Inf appeared in the hypergradient"))
-        units = problem.units.to(z.value)
+
+        units = objective.units.to(z.value)
         alpha0 = state.alpha0 or self._first_step(state.theta / units, units * z.value)
         alpha = self.schedule(k, alpha0 or 1.0, self.step_exponent)
         theta, memory = self._moved(state.theta / units, units * z.value, alpha, state.memory)
-        seen = state.seen.updated(index, point, here.problem)
-        info = {
-            "loss": seen.mean_loss(problem, state.theta),
+        seen = state.seen.updated(index, point)
+        info: Row = {
+            "loss": seen.mean_loss(objective, state.theta),
             "lower": None,
             "upper": None,
-            "psnr": float(seen.psnr.mean()),
+            "psnr": seen.mean_psnr(),
             "eps": eps,
             "delta": delta,
             "step_size": alpha if alpha0 else None,
             "gradient_norm": z.norm,
             "batches": k + 1,
         }
-        moved = (
-            units * theta if self.box is None else box_of(self.box, problem).project(units * theta)
-        )
+        moved = units * theta
+        if self.box is not None:
+            moved = box_of(self.box, objective).project(moved)
         return replace(
             state,
             theta=moved,
             k=k + 1,
             alpha0=alpha0,
             memory=memory,
-            solutions=state.solutions.put(chosen, point.solution.warm),
-            adjoints=state.adjoints if joint else state.adjoints.put(chosen, z.adjoint),
+            solutions=self._kept(state.solutions, "solutions", chosen, point.warm),
+            adjoints=self._kept(state.adjoints, "adjoints", chosen, z.adjoint),
             seen=seen,
             info=info,
         )
@@ -315,122 +372,7 @@ def drawn(k: int, size: int, batch: int, seed: int) -> Tensor:
     return torch.randperm(size, generator=generator)[part * batch : (part + 1) * batch]
 
 
-def _second(store: WarmStarts) -> OnDisk:
-    """A file like that of ``store`` for the adjoints."""
-    assert isinstance(store, OnDisk)
-    return OnDisk.empty(
-        store.pages.path.with_name("adjoints.pages"), store.pages.shape, store.pages.dtype
-    )
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What each image looked like when it was last visited.
-
-    Attributes:
-        loss, psnr: (images,) float64.
-    """
-
-    loss: Tensor
-    psnr: Tensor
-
-    @classmethod
-    def empty(cls, size: int) -> Self:
-        return cls(
-            torch.full((size,), math.nan, dtype=torch.float64),
-            torch.full((size,), math.nan, dtype=torch.float64),
-        )
-
-    def updated(self, index: Tensor, point: Point, part: Any) -> _Seen:
-        """With the images ``index``, as they are at ``point``."""
-        x, x_true = point.solution.value, part.pairs.x
-        loss, quality = self.loss.clone(), self.psnr.clone()
-        loss[index] = part.loss.value(x.double(), x_true.double()).cpu()
-        quality[index] = data_psnr(x, x_true).double().cpu()
-        return _Seen(loss, quality)
-
-    def mean_loss(self, problem: Any, theta: Tensor) -> float:
-        """Over images, with the penalty at theta."""
-        return float(self.loss.mean()) + problem.penalty_at(theta)[0]
-
-
-@dataclass(frozen=True)
-class StochasticState:
-    """Between two rows of the record.
-
-    Attributes:
-        theta: (d,).
-        k: mini-batch steps so far.
-        alpha0, eps0, delta0: where the schedules start; alpha0 is None before the first step if it
-            is derived there.
-        seed: of the order of the images.
-        memory: what the optimizer remembers, in units.
-        solutions, adjoints: warm starts of x and q, one per image.
-        seen: latest loss and PSNR of every image.
-        info: what the record shows.
-    """
-
-    theta: Tensor
-    k: int
-    alpha0: float | None
-    eps0: float
-    delta0: float
-    seed: int
-    memory: dict[str, Tensor]
-    solutions: WarmStarts
-    adjoints: WarmStarts
-    seen: _Seen
-    info: dict[str, Any]
-
-    def row(self, problem: Any) -> dict[str, Any]:
-        """How the latest mini-batch went, and the running means."""
-        return self.info
-
-    def pack(self) -> Packed:
-        """For a checkpoint."""
-        tensors = {"theta": self.theta, "seen.loss": self.seen.loss, "seen.psnr": self.seen.psnr}
-        numbers: dict[str, Any] = {
-            k: getattr(self, k) for k in ("k", "alpha0", "eps0", "delta0", "seed", "info")
-        }
-        packed = Packed(tensors, numbers).holding("memory", Packed(self.memory, {}))
-        return packed.holding("solutions", self.solutions.pack()).holding(
-            "adjoints", self.adjoints.pack()
-        )
-
-    @classmethod
-    def restore(cls, packed: Packed) -> Self:
-        """The inverse of ``pack``."""
-        t, n = packed
-
-        def store(name: str) -> WarmStarts:
-            kept = packed.part(name)
-            return OnDisk.restore(kept) if "path" in kept.numbers else InMemory.restore(kept)
-
-        seen = _Seen(t["seen.loss"].cpu(), t["seen.psnr"].cpu())
-        return cls(
-            t["theta"],
-            n["k"],
-            n["alpha0"],
-            n["eps0"],
-            n["delta0"],
-            n["seed"],
-            packed.part("memory").tensors,
-            store("solutions"),
-            store("adjoints"),
-            seen,
-            n["info"],
-        )
-
-    def double(self, lower: LowerLevel) -> StochasticState:
-        """The same state for a float64 lower level."""
-        memory = {
-            k: v.double() if v.is_floating_point() and v.dim() else v
-            for k, v in self.memory.items()
-        }
-        return replace(
-            self,
-            theta=self.theta.double(),
-            memory=memory,
-            solutions=self.solutions.double(),
-            adjoints=self.adjoints.double(),
-        )
+def _on(objective: Objective, store: WarmStarts, index: list[int]) -> Tensor | None:
+    """What the store knows of some images, where the objective is."""
+    found = store.take(index)
+    return None if found is None else found.to(objective.device)

@@ -10,48 +10,56 @@ from __future__ import annotations
 
 import math
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.errors import CheckpointError
-from .state import Packed
+from ..core.packing import Packed
 
 
-class WarmStarts(Protocol):
+class WarmStarts(ABC):
     """One tensor per image, or none yet."""
 
-    def take(self, index: list[int], default: Tensor) -> Tensor:
-        """The tensors of the images ``index`` (k,) as (k, ...); rows of ``default`` for those that
-        have none.
+    @abstractmethod
+    def take(self, index: list[int], default: Tensor | None = None) -> Tensor | None:
+        """The tensors of the images ``index`` (k,) as (k, ...).
+
+        Rows of ``default``, or zeros without one, for those that have none; None where nobody has
+        one and there is no default.
         """
-        ...
 
-    def put(self, index: list[int], values: Tensor) -> WarmStarts:
+    @abstractmethod
+    def put(self, index: list[int], values: Tensor) -> Self:
         """With ``values`` (k, ...) for the images ``index``."""
-        ...
 
-    def recorded(self) -> WarmStarts:
+    @abstractmethod
+    def recorded(self) -> Self:
         """The same store; what it holds now must outlive the next calls of ``put``."""
-        ...
 
+    @abstractmethod
     def pack(self) -> Packed:
         """For a checkpoint; what the store holds now must outlive the next checkpoint being
         written.
         """
-        ...
 
-    def double(self) -> WarmStarts:
+    @abstractmethod
+    def double(self) -> Self:
         """In float64."""
-        ...
+
+    @classmethod
+    def unpack(cls, packed: Packed) -> WarmStarts:
+        """The inverse of ``pack``, whichever store it was."""
+        return OnDisk.restore(packed) if "path" in packed.numbers else InMemory.restore(packed)
 
 
 @dataclass(frozen=True)
-class InMemory:
+class InMemory(WarmStarts):
     """A list of tensors; stores share those that did not change."""
 
     entries: tuple[Tensor | None, ...]
@@ -61,10 +69,13 @@ class InMemory:
         """Nothing known of ``size`` images."""
         return cls((None,) * size)
 
-    def take(self, index: list[int], default: Tensor) -> Tensor:
+    def take(self, index: list[int], default: Tensor | None = None) -> Tensor | None:
         """See WarmStarts."""
         found = [self.entries[i] for i in index]
-        return torch.stack([d if f is None else f for f, d in zip(found, default, strict=True)])
+        rows = _defaults(next((f for f in found if f is not None), None), default, len(found))
+        if rows is None:
+            return None
+        return torch.stack([d if f is None else f for f, d in zip(found, rows, strict=True)])
 
     def put(self, index: list[int], values: Tensor) -> InMemory:
         """See WarmStarts."""
@@ -87,16 +98,22 @@ class InMemory:
     @classmethod
     def restore(cls, packed: Packed) -> InMemory:
         """The inverse of ``pack``."""
-        entries: list[Tensor | None] = [None] * packed.numbers["size"]
-        for i, value in zip(
-            packed.numbers["known"], packed.tensors.get("entries", ()), strict=True
-        ):
+        numbers = cast("dict[str, Any]", packed.numbers)
+        entries: list[Tensor | None] = [None] * numbers["size"]
+        for i, value in zip(numbers["known"], packed.tensors.get("entries", ()), strict=True):
             entries[i] = value.clone()
         return cls(tuple(entries))
 
     def double(self) -> InMemory:
         """In float64."""
         return InMemory(tuple(None if e is None else e.double() for e in self.entries))
+
+
+def _defaults(like: Tensor | None, default: Tensor | None, count: int) -> Tensor | None:
+    """What stands for images that have no tensor: (count, ...)."""
+    if default is not None or like is None:
+        return default
+    return like.new_zeros(count, *like.shape)
 
 
 SLOTS, ABSENT = 3, -1
@@ -155,7 +172,7 @@ class _Pages:
 
 
 @dataclass(frozen=True)
-class OnDisk:
+class OnDisk(WarmStarts):
     """A memory-mapped file; this value says which of an image's three places is valid.
 
     ``put`` writes to the place that neither the latest checkpoint nor the latest recorded state
@@ -177,15 +194,20 @@ class OnDisk:
         none = np.full(shape[0], ABSENT, np.int8)
         return cls(_Pages(path, shape, dtype), none, none)
 
-    def take(self, index: list[int], default: Tensor) -> Tensor:
+    def take(self, index: list[int], default: Tensor | None = None) -> Tensor | None:
         """See WarmStarts; only the images asked for are read."""
-        rows = [
-            default[k]
+        found = [
+            None
             if self.places[i] == ABSENT
-            else torch.from_numpy(np.array(self.pages.data[self.places[i], i])).to(default)
-            for k, i in enumerate(index)
+            else torch.from_numpy(np.array(self.pages.data[self.places[i], i]))
+            for i in index
         ]
-        return torch.stack(rows)
+        rows = _defaults(next((f for f in found if f is not None), None), default, len(found))
+        if rows is None:
+            return None
+        return torch.stack(
+            [d if f is None else f.to(rows) for f, d in zip(found, rows, strict=True)]
+        )
 
     def put(self, index: list[int], values: Tensor) -> OnDisk:
         """See WarmStarts."""
@@ -206,7 +228,7 @@ class OnDisk:
         """Where everything is; the file is flushed."""
         self.pages.data.flush()
         self.pages.checkpoint = self.places
-        numbers: dict[str, Any] = {
+        numbers: dict[str, object] = {
             "path": str(self.pages.path),
             "name": self.pages.name,
             "shape": list(self.pages.shape),
@@ -221,8 +243,8 @@ class OnDisk:
         Raises:
             CheckpointError: the file is gone, or another run has written there.
         """
-        n = packed.numbers
-        dtype = getattr(torch, n["dtype"].removeprefix("torch."))
+        n = cast("dict[str, Any]", packed.numbers)
+        dtype = {str(d): d for d in (torch.float32, torch.float64)}[n["dtype"]]
         pages = _Pages(Path(n["path"]), tuple(n["shape"]), dtype, n["name"])
         places = packed.tensors["places"].cpu().numpy()
         pages.checkpoint = places

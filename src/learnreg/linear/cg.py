@@ -115,13 +115,14 @@ def _recursion(
         h = op(p)
         used, since = used + index.numel(), since + 1
         curvature = dot(p, h)
-        indefinite |= ~((curvature > 0) & (rz > 0) | frozen) & torch.isfinite(
-            curvature
-        )  # H, or the preconditioner
+        # of H, or of the preconditioner
+        positive = (curvature > 0) & (rz > 0)
+        indefinite |= ~(positive | frozen) & torch.isfinite(curvature)
         alpha = torch.where(indefinite | frozen, 0.0, rz / curvature)
         x = torch.addcmul(x, expand(alpha, x), p)
         r = torch.addcmul(r, expand(-alpha, r), h)
         size = norm(r)
+
         if interval > 1:
             frozen = frozen | indefinite | (size <= tol)
         if since == interval:
@@ -140,6 +141,7 @@ def _recursion(
                     t[kept] for t in (index, tol, x, r, p, rz, indefinite, frozen)
                 )
                 op, preconditioner = op.select(kept), narrowed(preconditioner, kept)
+
         z = r if preconditioner is None else preconditioner(r)
         new = dot(r, z)
         p = torch.addcmul(z, expand(new / rz, p), p)

@@ -71,7 +71,6 @@ def preconditioner(mean: MeanCurvature, kind: Kind = "scaled") -> ImagePrecondit
 
 def _floored(t: Tensor) -> Tensor:
     largest = t.flatten(1).amax(dim=1)
-    largest = torch.where(
-        largest > 0, largest, 1.0
-    )  # an image of which nothing is known: any number will do
+    # an image of which nothing is known: any number will do
+    largest = torch.where(largest > 0, largest, 1.0)
     return torch.maximum(t, SMALLEST * expand(largest, t))

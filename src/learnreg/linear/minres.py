@@ -143,17 +143,15 @@ def _recursion(
     fitted = torch.zeros_like(indefinite)
     while True:
         size = norm(state.r).double()
-        finite = torch.isfinite(size) & torch.isfinite(
-            state.beta
-        )  # an infinite beta may pass as fitted, with r intact
+        # an infinite beta may pass as fitted, with r intact
+        finite = torch.isfinite(size) & torch.isfinite(state.beta)
         code[index[fitted]], code[index[indefinite]], code[index[~finite]] = (
             FLOOR,
             INDEFINITE,
             NOT_FINITE,
         )
-        drifted = (
-            state.eta.abs() <= state.gap
-        )  # r is smaller than its distance from the truth: no use in going on
+        # r is smaller than its distance from the truth: no use in going on
+        drifted = state.eta.abs() <= state.gap
         stop = (size <= tol) | drifted | ~finite | indefinite | fitted | (steps[index] >= max_steps)
         if bool(stop.any()):
             keep = ~stop
@@ -163,6 +161,7 @@ def _recursion(
             index, tol, state = index[keep], tol[keep], _State(*(t[keep] for t in state))
             kept = torch.nonzero(keep).flatten()
             op, preconditioner = op.select(kept), narrowed(preconditioner, kept)
+
         state, indefinite, fitted = _step(state, op, preconditioner)
         used += index.numel()
         steps[index] += 1

@@ -75,11 +75,12 @@ def restarted(
             r = b[active] - op(q[active])
             products += active.numel()
         fresh = False
+
         true, last = norm(r).double(), residual[active]
         done, finite = true <= tol[active], torch.isfinite(true)
-        running = (
-            ~done & finite & (code[active] == MAX_STEPS) & (steps[active] < max_steps)
-        )  # no verdict yet
+        # no verdict yet
+        running = ~done & finite & (code[active] == MAX_STEPS) & (steps[active] < max_steps)
+        # a residual that has not halved since the last look falls no further: rounding
         stalled = running & (steps[active] > 0) & (~(true < 0.5 * last) | (run > restarts))
         worse = stalled & (true > last)
         q[active[worse]] = before[active[worse]]
@@ -89,12 +90,14 @@ def restarted(
             NOT_FINITE,
             FLOOR,
         )
+
         keep = running & ~stalled
         active = active[keep]
         if active.numel() == 0:
             break
         if not bool(keep.all()):
             op, r = matvec.select(active), r[keep]
+
         helper = preconditioner if active.numel() == size else narrowed(preconditioner, active)
         before = q.clone()
         used = recursion(op, r, tol[active], active, q, steps, code, helper, max_steps)

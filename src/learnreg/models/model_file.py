@@ -4,16 +4,18 @@ file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..core.asking import offers
 from ..core.errors import ModelFileError
 from ..core.files import load_tensors, save_tensors
+from ..core.offers import Specified
 from ..core.params import named_trainable
 from ..operators.physics import describe_physics, physics_from_description
 from ..operators.private import clone
@@ -37,7 +39,7 @@ OTHERS = ("fidelity", "physics")
 
 
 def save_model(
-    path: str | Path, energy: Energy | SaddleEnergy, notes: dict[str, Any] | None = None
+    path: str | Path, energy: Energy | SaddleEnergy, notes: Mapping[str, object] | None = None
 ) -> Path:
     """Write a trained energy.
 
@@ -50,7 +52,7 @@ def save_model(
     regularizer = energy.regularizer
     spec = (
         regularizer.spec()
-        if hasattr(regularizer, "spec")
+        if offers(regularizer, Specified)
         else {"type": type(regularizer).__qualname__}
     )
     header = {
@@ -59,7 +61,7 @@ def save_model(
         "regularizer": spec,
         **_describe_data_term(energy),
         "physics": describe_physics(energy.physics),
-        "notes": notes or {},
+        "notes": dict(notes or {}),
     }
     tensors = dict(regularizer.state_dict()) | learned_tensors(energy)
     save_tensors(Path(path), tensors, header)
@@ -71,11 +73,12 @@ def learned_tensors(energy: Energy | SaddleEnergy) -> dict[str, torch.Tensor]:
 
     Weights of a data term are data of its own and are kept as well.
     """
+    parts = {"fidelity": energy.fidelity, "physics": energy.physics}
     found = {
         f"{part}:{name}": t.detach()
-        for part in OTHERS
-        if isinstance(getattr(energy, part), nn.Module)
-        for name, t in named_trainable(getattr(energy, part))
+        for part, module in parts.items()
+        if isinstance(module, nn.Module)
+        for name, t in named_trainable(module)
     }
     if isinstance(energy.fidelity, WeightedL2):
         found["fidelity:weights"] = energy.fidelity.weights.detach()
@@ -135,7 +138,7 @@ def load_model(
         ) from error
 
 
-def _describe_data_term(energy: Energy | SaddleEnergy) -> dict[str, Any]:
+def _describe_data_term(energy: Energy | SaddleEnergy) -> dict[str, object]:
     """The keys of the header for the data term; L2 of an Energy has the one that files always
     had.
     """
@@ -144,7 +147,7 @@ def _describe_data_term(energy: Energy | SaddleEnergy) -> dict[str, Any]:
         return {"sigma": fidelity.sigma}
     kind = type(fidelity).__name__
     named = FIDELITIES.get(kind) is type(fidelity)
-    told = asdict(fidelity) if named else {}
+    told: dict[str, object] = asdict(fidelity) if named and is_dataclass(fidelity) else {}
     tikhonov = energy.tikhonov if isinstance(energy, SaddleEnergy) else 0.0
     return {"fidelity": {"type": kind, **told}, "tikhonov": tikhonov}
 
@@ -181,7 +184,7 @@ def _with_learned(module: nn.Module, tensors: dict[str, torch.Tensor], what: str
 
 def _data_term(
     header: dict[str, Any], tensors: dict[str, torch.Tensor], given: object | None
-) -> tuple[Any, float]:
+) -> tuple[object, float]:
     """Data term and tikhonov of a header; ``given`` replaces what a file cannot describe."""
     tikhonov = header["tikhonov"] if "fidelity" in header else 0.0
     if isinstance(given, nn.Module):
@@ -234,4 +237,5 @@ def _filled(module: nn.Module, tensors: dict[str, torch.Tensor], path: str) -> n
 
 def model_notes(path: str | Path) -> dict[str, Any]:
     """The remarks stored with a model."""
-    return load_tensors(Path(path), FORMAT)[1].get("notes", {})
+    notes: dict[str, Any] = load_tensors(Path(path), FORMAT)[1].get("notes", {})
+    return notes

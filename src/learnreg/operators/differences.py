@@ -13,11 +13,6 @@ from torch import Tensor
 
 from ..core.errors import InputError
 
-NORM_SQUARED = 8.0
-"""||D||^2 <= 8 in two dimensions: each one-dimensional difference has ||d||^2 < 4 (Chambolle 2004,
-Theorem 3.1).
-"""
-
 MOST_AXES = 3
 """Signals, images, volumes."""
 
@@ -56,10 +51,11 @@ def gradient(x: Tensor) -> Tensor:
     """
     if x.requires_grad and torch.is_grad_enabled():
         return plain_differences(x)
-    out = x.new_zeros(x.shape[0], x.dim() - 2, *x.shape[1:])
-    for k in range(x.dim() - 2):
-        first, second = _neighbours(x, k + 2)
-        torch.sub(second, first, out=_neighbours(out[:, k], k + 2)[0])
+    x, out = x.contiguous(), x.new_empty(x.shape[0], x.dim() - 2, *x.shape[1:])
+    for axis in range(2, x.dim()):
+        before, after, found = _lines(x, axis, out[:, axis - 2])
+        torch.sub(after, before, out=found)
+        out[:, axis - 2].select(axis, -1).zero_()
     return out
 
 
@@ -79,44 +75,28 @@ def gradient_adjoint(p: Tensor) -> Tensor:
 def differences(x: Tensor) -> tuple[Tensor, ...]:
     """Backward signs, one array per axis: x[i] - x[i + e_k], each like x, zero at missing
     neighbours.
-
-    The subtractions run over whole images as one line, which is faster than over rows of a stack;
-    what they write across an edge is overwritten.
     """
-    x = x.contiguous()
-    if x.dim() != 4:
-        return tuple(_along_a_line(x, axis) for axis in range(2, x.dim()))
-    w, flat = x.shape[-1], x.flatten(1)
-    rows, columns = torch.empty_like(x), torch.empty_like(x)
-    torch.sub(flat[:, :-w], flat[:, w:], out=rows.flatten(1)[:, :-w])
-    torch.sub(flat[:, :-1], flat[:, 1:], out=columns.flatten(1)[:, :-1])
-    rows[..., -1, :] = 0
-    columns[..., -1] = 0
-    return rows, columns
+    x, parts = x.contiguous(), []
+    for axis in range(2, x.dim()):
+        out = torch.empty_like(x)
+        before, after, found = _lines(x, axis, out)
+        torch.sub(before, after, out=found)
+        out.select(axis, -1).zero_()
+        parts.append(out)
+    return tuple(parts)
 
 
 def differences_adjoint(first: Tensor, *others: Tensor) -> Tensor:
     """The adjoint of ``differences`` for contiguous arguments that are zero where the neighbour is
     missing.
     """
-    if len(others) != 1:
-        return _adjoint_along_lines((first, *others))
-    (columns,), w = others, first.shape[-1]
-    out = first + columns
-    flat = out.flatten(1)
-    flat[:, w:] -= first.flatten(1)[:, :-w]
-    flat[:, 1:] -= columns.flatten(1)[:, :-1]
-    return out
-
-
-def _adjoint_along_lines(parts: tuple[Tensor, ...]) -> Tensor:
-    """``differences_adjoint`` for any number of axes."""
-    out = parts[0].clone()
-    for d in parts[1:]:
+    out = first + others[0] if others else first.clone()
+    for d in others[1:]:
         out += d
+
     flat = out.flatten(1)
-    for axis, d in enumerate(parts, start=2):
-        step = math.prod(d.shape[axis + 1 :])
+    for axis, d in enumerate((first, *others), start=2):
+        step = _step(d, axis)
         flat[:, step:] -= d.flatten(1)[:, :-step]
     return out
 
@@ -129,16 +109,6 @@ def plain_differences(x: Tensor) -> Tensor:
         missing = torch.zeros_like(x.narrow(axis, 0, 1))
         parts.append(torch.cat([second - first, missing], dim=axis))
     return torch.stack(parts, dim=1)
-
-
-def spread(c: Tensor) -> Tensor:
-    """The diagonal of gradient_adjoint(c * gradient(.)): (b, axes, c, *axes) -> (b, c, *axes)."""
-    out = c.new_zeros(c.shape[0], *c.shape[2:])
-    for k in range(c.shape[1]):
-        across = _neighbours(c[:, k], k + 2)[0]
-        for part in reversed(_neighbours(out, k + 2)):
-            part += across
-    return out
 
 
 def symbols(x: Tensor) -> tuple[Tensor, ...]:
@@ -165,9 +135,17 @@ def _neighbours(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     return x.narrow(axis, 0, count), x.narrow(axis, 1, count)
 
 
-def _along_a_line(x: Tensor, axis: int) -> Tensor:
-    """x[i] - x[i + e] along one axis of a contiguous x."""
-    step, flat, out = math.prod(x.shape[axis + 1 :]), x.flatten(1), torch.empty_like(x)
-    torch.sub(flat[:, :-step], flat[:, step:], out=out.flatten(1)[:, :-step])
-    out.select(axis, -1).zero_()
-    return out
+def _step(x: Tensor, axis: int) -> int:
+    """How far apart neighbours along ``axis`` are in the line of all pixels of an image."""
+    return math.prod(x.shape[axis + 1 :])
+
+
+def _lines(x: Tensor, axis: int, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Views (b, n) of a contiguous x and its neighbours along ``axis``, over whole images as one
+    line, and of the part of ``out`` where their difference belongs.
+
+    That is faster than over rows of a stack; what is written across an edge, where the neighbour is
+    missing, has to be overwritten.
+    """
+    step, flat = _step(x, axis), x.flatten(1)
+    return flat[:, :-step], flat[:, step:], out.flatten(1)[:, :-step]

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .convolutions import Padding, pad, pad_adjoint, symbol_bound
+from .differences import gradient
 
 CHUNK_BYTES = 2**21
 """Copies of shifted components are made for as many components at a time as fit here: they stay in
@@ -35,20 +36,15 @@ DENSE_PIXELS = 300
 def scaled_gradient(x: Tensor, scale: Tensor) -> Tensor:
     """scale * gradient(x), (b, c, h, w) -> (b, 2, c, h, w), zero where the neighbour is missing.
 
-    The two components are written into one buffer, each in one pass over images taken as one line;
-    what a pass writes across an edge is overwritten.
-
     Args:
         scale: a tensor without dimensions.
     """
-    if torch.is_grad_enabled():
-        rows, columns = x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
-        return torch.stack([F.pad(rows, (0, 0, 0, 1)), F.pad(columns, (0, 1))], dim=1) * scale
-    w, flat = x.shape[-1], (x * scale).flatten(1)
-    out = x.new_empty(x.shape[0], 2, *x.shape[1:])
-    torch.sub(flat[:, w:], flat[:, :-w], out=out[:, 0].flatten(1)[:, :-w])
-    torch.sub(flat[:, 1:], flat[:, :-1], out=out[:, 1].flatten(1)[:, :-1])
-    return clear_missing_(out)
+    if not torch.is_grad_enabled():
+        return gradient(x * scale)
+
+    # why not plain_differences: autograd would add up the parts of x in another order
+    rows, columns = x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
+    return torch.stack([F.pad(rows, (0, 0, 0, 1)), F.pad(columns, (0, 1))], dim=1) * scale
 
 
 def scaled_gradient_adjoint(p: Tensor, scale: Tensor) -> Tensor:

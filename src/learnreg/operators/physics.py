@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,10 +14,12 @@ from ..core.curvature import MeanCurvature
 from ..core.errors import AdjointError, InputError, MissingPropertyError, ModelFileError
 from ..core.measured import Native, tensors_of
 from .checks import probe
+from .foreign import LinearPhysicsLike
 from .layout import Layout, layout_of
 from .private import (
     batched_names,
     is_narrow,
+    noise_of,
     of_images,
     same,
     snapshot,
@@ -86,10 +88,10 @@ class LinearMap:
                 remedy="Gradients of ||A x - y||^2 need A^T; derive your operator from "
                 "deepinv.physics.LinearPhysics.",
             )
-        self.physics: Any = physics
+        self.physics = cast(LinearPhysicsLike, physics)
         self.trusted = trusted
         # an adjoint that deepinv makes by autograd is one of float32 only: we make our own
-        missing = getattr(physics, "A_adj", True) is None
+        missing = vars(physics).get("A_adj", True) is None
         self.by_autograd = missing and type(physics).A_adjoint is LinearPhysics.A_adjoint
         # a subclass may override A, and an instance may carry an A of its own
         own = vars(physics)
@@ -161,7 +163,7 @@ class LinearMap:
                 "or pass the parameters of the operator, params={...}.",
             ) from error
 
-    def transpose(self, physics: Any, y: Native) -> Tensor:
+    def transpose(self, physics: LinearPhysicsLike, y: Native) -> Tensor:
         """A^T y by the adjoint of the physics, or by autograd where it has none of its own."""
         if not (self.by_autograd and isinstance(y, Tensor)):
             return physics.A_adjoint(y)
@@ -185,9 +187,7 @@ class LinearMap:
         }
         # names of the noise model (sigma, gain) say nothing of A
         noise = {name.rsplit(".", 1)[-1] for name in known if name.startswith("noise_model.")}
-        unknown = sorted(
-            name for name in params if name not in known | noise and not hasattr(self.physics, name)
-        )
+        unknown = sorted(set(params) - known.union(noise, dir(self.physics)))
         if unknown:
             raise InputError(
                 "params",
@@ -394,12 +394,12 @@ class LinearMap:
         """
         return 2.0 if self.is_identity else 4.0 if self.is_mask else 30.0
 
-    def __getstate__(self) -> dict[str, object]:
+    def __getstate__(self) -> tuple[LinearPhysicsLike, bool]:
         """The physics alone: what was found out is found out again."""
-        return {"physics": self.physics, "trusted": self.trusted}
+        return self.physics, self.trusted
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["physics"], trusted=state["trusted"])  # type: ignore[misc]
+    def __setstate__(self, state: tuple[LinearPhysicsLike, bool]) -> None:
+        self.__init__(state[0], trusted=state[1])  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"LinearMap({type(self.physics).__name__})"
@@ -434,8 +434,7 @@ class TiedMap:
     ) -> None:
         self.map, self.layout, self.count = map, layout, count
         self.names, self.index = names, index
-        # deepinv has no types: A and A_adjoint are looked up at the call
-        self.physics: Any = map.physics
+        self.physics = map.physics
         if names and index is not None:
             self.physics = of_images(map.physics, index, count, names)
         self._plain = layout.plain
@@ -566,7 +565,7 @@ def describe_physics(physics: torch.nn.Module) -> dict[str, object]:
     """What a model file stores of a physics: everything for Gaussian denoising, only the name of
     any other.
     """
-    sigma = getattr(getattr(physics, "noise_model", None), "sigma", None)
+    sigma = noise_of(physics).get("sigma")
     description: dict[str, object] = {"type": type(physics).__name__}
     if sigma is not None:
         description["sigma"] = float(torch.as_tensor(sigma).flatten()[0])
@@ -596,4 +595,5 @@ def physics_from_description(description: dict[str, object]) -> torch.nn.Module:
             expected="physics=...",
             remedy="Pass the deepinv physics it was trained for to load_model(path, physics=...).",
         )
-    return Denoising(GaussianNoise(sigma))
+    physics: torch.nn.Module = Denoising(GaussianNoise(sigma))
+    return physics

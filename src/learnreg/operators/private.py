@@ -8,38 +8,47 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from .foreign import LinearPhysicsLike
+
+M = TypeVar("M", bound=nn.Module)
 
 DEPTH = 4
 """How deep plain attributes of a physics are looked into for changes."""
 
 
-def clone(physics: nn.Module) -> nn.Module:
+def clone(physics: M) -> M:
     """A deep copy; deepinv's own method also copies random generators."""
     from deepinv.physics import Physics
 
     with torch.inference_mode(False), torch.no_grad():
-        copied = physics.clone() if isinstance(physics, Physics) else copy.deepcopy(physics)
+        copied: M = physics.clone() if isinstance(physics, Physics) else copy.deepcopy(physics)
     return without_inference(copied)
 
 
-def without_inference(module: nn.Module) -> nn.Module:
+def without_inference(module: M) -> M:
     """``module`` with its inference tensors replaced by ordinary ones, in place."""
     for part in module.modules():
-        tables: list[dict[str, Any]] = [part._parameters, part._buffers]
-        for tensors in tables:
-            for name, t in tensors.items():
-                if t is not None and t.is_inference():
-                    with torch.inference_mode(False):
-                        plain = t.clone()
-                    tensors[name] = nn.Parameter(plain) if isinstance(t, nn.Parameter) else plain
+        for name, p in part._parameters.items():
+            if p is not None and p.is_inference():
+                part._parameters[name] = nn.Parameter(_ordinary(p))
+        for name, t in part._buffers.items():
+            if t is not None and t.is_inference():
+                part._buffers[name] = _ordinary(t)
     return module
 
 
-def widened(physics: nn.Module) -> nn.Module:
+def _ordinary(t: Tensor) -> Tensor:
+    with torch.inference_mode(False):
+        return t.clone()
+
+
+def widened(physics: M) -> M:
     """A copy with its tensors in float64.
 
     deepinv's tomography also keeps a dtype, and an adjoint made for it.
@@ -54,7 +63,8 @@ def widened(physics: nn.Module) -> nn.Module:
         for name, value in own.items():  # tensors that were never registered
             if isinstance(value, Tensor):
                 own[name] = promoted(value)
-    return wide._apply(promoted)
+    wide._apply(promoted)  # type: ignore[no-untyped-call]  # torch has no types here
+    return wide
 
 
 def promoted(t: Tensor) -> Tensor:
@@ -65,6 +75,16 @@ def promoted(t: Tensor) -> Tensor:
     if t.is_complex():
         return t.to(torch.complex128)
     return t.to(torch.float64) if t.is_floating_point() else t
+
+
+def noise_of(physics: nn.Module) -> Mapping[str, object]:
+    """What the noise model of a physics keeps, by name; nothing where it has none."""
+    own = dict(physics.named_children())
+    noise = own.get("noise_model", vars(physics).get("noise_model"))
+    if not isinstance(noise, nn.Module):
+        return _attributes(noise)
+    tensors = (*noise.named_parameters(recurse=False), *noise.named_buffers(recurse=False))
+    return {**vars(noise), **dict(tensors)}
 
 
 def is_narrow(physics: nn.Module) -> bool:
@@ -80,7 +100,7 @@ def is_narrow(physics: nn.Module) -> bool:
     )
 
 
-def of_images(physics: nn.Module, index: Tensor, count: int, names: frozenset[str]) -> nn.Module:
+def of_images(physics: M, index: Tensor, count: int, names: frozenset[str]) -> M:
     """A shallow copy whose tensors ``names``, one slice per image, are those of ``index``."""
     return _replaced(
         physics,
@@ -88,9 +108,9 @@ def of_images(physics: nn.Module, index: Tensor, count: int, names: frozenset[st
     )
 
 
-def with_tensors(physics: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+def with_tensors(physics: LinearPhysicsLike, tensors: Mapping[str, Tensor]) -> LinearPhysicsLike:
     """A copy updated with parameters, as ``physics.update(**tensors)`` would do it."""
-    copied: Any = clone(physics)
+    copied = clone(physics)
     copied.update(**tensors)
     return copied
 
@@ -101,9 +121,7 @@ def batched_names(physics: nn.Module, count: int) -> frozenset[str]:
     return frozenset(name for name, t in named if t.dim() > 1 and t.shape[0] == count)
 
 
-def _replaced(
-    module: nn.Module, change: Callable[[str, Tensor], Tensor], prefix: str = ""
-) -> nn.Module:
+def _replaced(module: M, change: Callable[[str, Tensor], Tensor], prefix: str = "") -> M:
     """A copy that shares everything but the tables of tensors, which hold what ``change`` gives."""
     copied = copy.copy(module)
     state = copied.__dict__ = dict(module.__dict__)
@@ -179,7 +197,7 @@ def _marks(value: object, depth: int) -> Iterator[object]:
         yield _Seen(value)
     elif isinstance(value, bool | int | float | complex | str | bytes | type(None) | torch.dtype):
         yield value
-    elif type(value).__module__ == "numpy" and hasattr(value, "tobytes"):
+    elif isinstance(value, np.ndarray | np.generic):
         yield value.tobytes()
     elif depth and isinstance(value, Mapping):
         yield len(value)
@@ -190,11 +208,17 @@ def _marks(value: object, depth: int) -> Iterator[object]:
         yield len(value)
         for item in value:
             yield from _marks(item, depth - 1)
-    elif depth and hasattr(value, "__dict__") and not isinstance(value, nn.Module | type):
-        yield id(value)
-        if not callable(value):
-            for key, item in vars(value).items():
-                yield key
-                yield from _marks(item, depth - 1)
     else:
         yield id(value)
+        if depth and not callable(value):
+            for key, item in _attributes(value).items():
+                yield key
+                yield from _marks(item, depth - 1)
+
+
+def _attributes(value: object) -> Mapping[str, object]:
+    """What an object keeps; nothing for one with slots, or of a language that is not Python."""
+    try:
+        return vars(value)
+    except TypeError:
+        return {}

@@ -4,14 +4,17 @@ from .bilevel import BilevelProblem
 from .build import energy_for
 from .energy import Energy, EnergyAt
 from .fidelity import KL, L1, L2, Foreign, Huber, Poisson, WeightedL2
-from .losses import ScaledSquaredError, SquaredError
+from .losses import Custom, ScaledSquaredError, SquaredError, WeightedSquaredError
+from .measurement_losses import SURE, Whiteness
 from .saddle import SaddleAt, SaddleEnergy
 
 __all__ = [
     "KL",
     "L1",
     "L2",
+    "SURE",
     "BilevelProblem",
+    "Custom",
     "Energy",
     "EnergyAt",
     "Foreign",
@@ -22,5 +25,7 @@ __all__ = [
     "ScaledSquaredError",
     "SquaredError",
     "WeightedL2",
+    "WeightedSquaredError",
+    "Whiteness",
     "energy_for",
 ]

@@ -4,43 +4,54 @@ theta, y_i).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..core.asking import offers
 from ..core.batch import check_images
-from ..core.errors import InputError, MissingPropertyError
+from ..core.errors import InputError
 from ..core.guards import check_energy, check_measured, check_pairs
-from ..core.measured import Measured, real_channels
+from ..core.maps import Upper
+from ..core.measured import Measured, measured, real_channels
+from ..core.offers import Units
 from ..core.params import flatten, names, trainable
-from ..core.protocols import Loss
-from .losses import as_loss
+from .losses import PairLoss, as_loss, tied_loss
+from .measurement_losses import MeasurementLoss
+from .penalty import value_and_slope
+from .tied import Tied
 
 
 class PairsLike(Protocol):
     """Anything with ground truth ``x`` (n, ...) and measurements ``y`` (n, ...)."""
 
     @property
-    def x(self) -> Tensor: ...
+    def x(self) -> Tensor | None: ...
 
     @property
-    def y(self) -> Tensor: ...
+    def y(self) -> Any: ...
 
     def __len__(self) -> int: ...
 
 
 @dataclass(eq=False)
 class _Images:
-    """Ground truth and measurements, nothing else."""
+    """Ground truth, if there is any, and measurements; nothing else."""
 
-    x: Tensor
-    y: Any
+    x: Tensor | None
+    y: Tensor | Measured
 
     def __len__(self) -> int:
-        return self.x.shape[0]
+        return len(measured(self.y))
+
+
+class WithParams(Protocol):
+    """Pairs with parameters of the operator for every image."""
+
+    params: Mapping[str, Tensor]
 
 
 def _data(pairs: PairsLike) -> Measured:
@@ -48,7 +59,13 @@ def _data(pairs: PairsLike) -> Measured:
     y = pairs.y
     if isinstance(y, Measured):
         return y
-    return Measured(y, getattr(pairs, "params", None) or {})
+    return Measured(y, (pairs.params or {}) if offers(pairs, WithParams) else {})
+
+
+def _plain(data: Measured) -> Tensor | Measured:
+    """A real tensor as it is, anything else as Measured."""
+    plain = isinstance(data.y, Tensor) and not data.y.is_complex() and not data.params
+    return cast(Tensor, data.y) if plain else data
 
 
 class BilevelProblem:
@@ -56,8 +73,11 @@ class BilevelProblem:
 
     Args:
         energy: the lower level, with trainable parameters.
-        pairs: training pairs ``.x`` (n, c, h, w) and ``.y``.
-        loss: g per image; ``SquaredError()`` when None.
+        pairs: training pairs ``.x`` (n, c, h, w) and ``.y``; for a loss of measurements also the
+            measurements alone.
+        loss: g per image: ``SquaredError()`` when None, another loss with known constants, any
+            function of (x, x_true) that autograd can differentiate (see ``Custom``), or a loss of
+            measurements, which needs no ground truth (``SURE``, ``Whiteness``).
         penalty: p, from theta (d,) to a scalar >= 0 that autograd can differentiate; none when
             None.
 
@@ -65,28 +85,22 @@ class BilevelProblem:
         InputError: no images, images and measurements of different number, or nothing to learn.
     """
 
+    energy: Any  # a Level; of the class that was handed in
+    loss: Any
+    pairs: Any
+    copies: int = 1  # how often the loss looks at every image
+    _upper: Upper
+
     def __init__(
         self,
-        energy: Any,
-        pairs: PairsLike,
-        loss: Loss | None = None,
+        energy: object,
+        pairs: PairsLike | Tensor | Measured,
+        loss: object | None = None,
         penalty: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         check_energy(energy, "at", "start", "parameters")
-        check_pairs(pairs)
-        if len(pairs) == 0 or pairs.x.shape[0] != len(_data(pairs)):
-            raise InputError(
-                "pairs",
-                given=f"{pairs.x.shape[0]} images and {len(_data(pairs))} measurements",
-                expected="the same positive number of both",
-            )
-        data = _data(pairs)
-        x = real_channels(pairs.x) if pairs.x.is_complex() else pairs.x
-        check_images(x, "x")
-        for tensor in data.tensors:
-            check_images(torch.view_as_real(tensor) if tensor.is_complex() else tensor, "y")
-            check_measured(tensor, energy)
-        if not trainable(energy):
+        self.energy, self.penalty = energy, penalty
+        if not trainable(cast(nn.Module, energy)):
             raise InputError(
                 "energy",
                 given="no trainable parameter",
@@ -94,91 +108,130 @@ class BilevelProblem:
                 remedy="Set requires_grad=True on parameters of the regularizer, the data term or "
                 "the physics.",
             )
-        plain = isinstance(data.y, Tensor) and not data.y.is_complex() and not data.params
-        as_given = plain and x is pairs.x
-        self.energy, self.loss, self.penalty = energy, as_loss(loss), penalty
-        self.pairs: PairsLike = pairs if as_given else _Images(x, data.y if plain else data)
+        if isinstance(loss, MeasurementLoss) and not isinstance(loss, type):
+            self._without_truth(loss, pairs)
+        else:
+            self._with_truth(as_loss(loss), pairs)
+
+    def _with_truth(self, loss: PairLoss, pairs: PairsLike | Tensor | Measured) -> None:
+        check_pairs(pairs)
+        assert not isinstance(pairs, Tensor | Measured) and pairs.x is not None
+        data = _data(pairs)
+        if len(pairs) == 0 or pairs.x.shape[0] != len(data):
+            raise InputError(
+                "pairs",
+                given=f"{pairs.x.shape[0]} images and {len(data)} measurements",
+                expected="the same positive number of both",
+            )
+        x = real_channels(pairs.x) if pairs.x.is_complex() else pairs.x
+        check_images(x, "x")
+        self._check_data(data)
+        plain = _plain(data)
+        as_given = isinstance(plain, Tensor) and x is pairs.x
+        self.loss = loss
+        self.pairs = pairs if as_given else _Images(x, plain)
+        self._upper = tied_loss(loss, x, pairs.x.is_complex())
+
+    def _without_truth(self, loss: MeasurementLoss, pairs: PairsLike | Tensor | Measured) -> None:
+        if not isinstance(self.energy, Tied):
+            raise InputError(
+                "loss",
+                given=f"{type(loss).__name__} for {type(self.energy).__name__}",
+                expected="an Energy or SaddleEnergy, whose operator it knows",
+                remedy="Use a loss of (x, x_true).",
+            )
+        alone = isinstance(pairs, Tensor | Measured)
+        data = measured(pairs) if isinstance(pairs, Tensor | Measured) else _data(pairs)
+        self._check_data(data)
+        tying = loss.tie_to(self.energy, _plain(data))
+        x = None if isinstance(pairs, Tensor | Measured) or alone else pairs.x
+        if x is not None:
+            x = torch.cat([real_channels(x) if x.is_complex() else x] * tying.copies)
+        self.loss, self._upper, self.copies = loss, tying.upper, tying.copies
+        self.pairs = _Images(x, tying.data)
+
+    def _check_data(self, data: Measured) -> None:
+        for tensor in data.tensors:
+            check_images(torch.view_as_real(tensor) if tensor.is_complex() else tensor, "y")
+            check_measured(tensor, self.energy)
 
     @property
     def theta(self) -> Tensor:
         """The present parameters of the energy as one vector (d,), in the dtype of the data."""
-        return flatten(trainable(self.energy)).to(
-            dtype=self.pairs.x.dtype, device=self.pairs.x.device
+        return flatten(trainable(cast(nn.Module, self.energy))).to(
+            dtype=self.dtype, device=self.device
         )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The real type of the images."""
+        return measured(self.pairs.y).dtype if self.pairs.x is None else self.pairs.x.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the measurements are."""
+        return measured(self.pairs.y).device if self.pairs.x is None else self.pairs.x.device
+
+    @property
+    def data(self) -> Tensor | Measured:
+        """The measurements of all lower levels."""
+        return self.pairs.y
+
+    @property
+    def truth(self) -> Tensor | None:
+        """Ground truth (n, c, ...), real; None where there is none."""
+        return self.pairs.x
+
+    @property
+    def upper(self) -> Upper:
+        """The upper loss of all images."""
+        return self._upper
 
     @property
     def units(self) -> Tensor:
         """A natural step of every entry of theta (d,); ones where nobody says."""
         ones = torch.ones_like(self.theta)
-        method = getattr(getattr(self.energy, "regularizer", None), "units", None)
-        if method is None:
+        regularizer = self.energy.regularizer if isinstance(self.energy, Tied) else None
+        if not offers(regularizer, Units):
             return ones
-        own = method().to(ones)
+        own = regularizer.units().to(ones)
         # parameters of data term and physics stand behind those of the regularizer
         return torch.cat([own, ones[own.numel() :]])
 
     @property
     def size(self) -> int:
-        """Number of images."""
-        return self.pairs.x.shape[0]
+        """Number of lower levels: images, or copies of them that the loss looks at."""
+        return len(measured(self.pairs.y))
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
-        return tuple(names(self.energy))
+        return tuple(names(cast(nn.Module, self.energy)))
 
-    def to(self, dtype: torch.dtype) -> BilevelProblem:
+    def to(self, dtype: torch.dtype) -> Self:
         """The same problem with data in another floating-point type."""
-        return self._on(self.pairs.x.to(dtype), self.pairs.y.to(dtype))
+        x = None if self.pairs.x is None else self.pairs.x.to(dtype)
+        return self._on(x, self.pairs.y.to(dtype), self.upper.to(dtype))
 
-    def select(self, index: Tensor) -> BilevelProblem:
+    def select(self, index: Tensor) -> Self:
         """The problem of the images ``index`` (k,): f is then their mean."""
-        return self._on(self.pairs.x[index], self.pairs.y[index])
+        x = None if self.pairs.x is None else self.pairs.x[index]
+        return self._on(x, self.pairs.y[index], self.upper.select(index))
 
-    def _on(self, x: Tensor, y: Tensor) -> BilevelProblem:
+    def _on(self, x: Tensor | None, y: Tensor | Measured, upper: Upper) -> Self:
         """With other images, which come from those that were checked."""
-        other = BilevelProblem.__new__(BilevelProblem)
-        other.energy, other.pairs, other.loss, other.penalty = (
-            self.energy,
-            _Images(x, y),
-            self.loss,
-            self.penalty,
-        )
+        other = type(self).__new__(type(self))
+        other.energy, other.loss, other.penalty = self.energy, self.loss, self.penalty
+        other.pairs, other._upper, other.copies = _Images(x, y), upper, self.copies
         return other
 
     def penalty_at(self, theta: Tensor) -> tuple[float, Tensor]:
-        """p(theta) and its gradient (d,); zero without a penalty.
-
-        Raises:
-            InputError: a penalty that is no scalar >= 0, or cannot be differentiated.
-            MissingPropertyError: one that is not finite at theta.
-        """
-        if self.penalty is None:
-            return 0.0, torch.zeros_like(theta)
-        with torch.enable_grad():
-            at = theta.detach().clone().requires_grad_()
-            value = self.penalty(at)
-            usable = isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad
-            if not usable or value < 0:
-                raise InputError(
-                    "penalty",
-                    given=value,
-                    expected="a finite scalar >= 0 that depends on theta",
-                    remedy="Compute it from theta with torch operations.",
-                )
-            if not torch.isfinite(
-                value
-            ):  # learners take such a theta for one that cannot be solved
-                raise MissingPropertyError(
-                    "penalty",
-                    given=value.item(),
-                    expected="a finite scalar >= 0",
-                    remedy="Start where it is finite.",
-                )
-            (gradient,) = torch.autograd.grad(value.squeeze(), at)
-        return float(value.detach()), gradient
+        """p(theta) and its gradient (d,), see ``penalty.value_and_slope``."""
+        return value_and_slope(self.penalty, theta)
 
     def describe(self) -> str:
-        shape = "x".join(str(s) for s in self.pairs.x.shape[1:])
+        like = measured(self.pairs.y).tensors[0] if self.pairs.x is None else self.pairs.x
+        shape = "x".join(str(s) for s in like.shape[1:])
         count = self.theta.numel()
         plural = "" if count == 1 else "s"
-        return f"{self.energy.describe()}, {count} parameter{plural}, {self.size} images of {shape}"
+        images = self.size // self.copies
+        return f"{self.energy.describe()}, {count} parameter{plural}, {images} images of {shape}"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from ..core.errors import InputError
+from ..core.offers import is_saddle
 from .energy import Energy
 from .saddle import SaddleEnergy
 
 
 def energy_for(
-    physics: nn.Module, regularizer: nn.Module, fidelity: Any = None, tikhonov: float = 0.0
+    physics: nn.Module,
+    regularizer: nn.Module,
+    fidelity: object | None = None,
+    tikhonov: float = 0.0,
 ) -> Energy | SaddleEnergy:
     """A SaddleEnergy for a saddle regularizer (one whose ``saddle`` is True), an Energy for any
     other.
@@ -24,7 +26,7 @@ def energy_for(
     Raises:
         InputError: what they refuse; ``tikhonov`` for a differentiable regularizer.
     """
-    if getattr(regularizer, "saddle", False):
+    if is_saddle(regularizer):
         return SaddleEnergy(physics, regularizer, fidelity, tikhonov)
     if tikhonov:
         raise InputError(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..core.asking import offers
 from ..core.batch import check_images, dot, norm
 from ..core.bounds import Bound, Constants, Curvature, Kind
 from ..core.cost import Cost
@@ -16,24 +16,55 @@ from ..core.curvature import MeanCurvature
 from ..core.errors import InputError, MissingPropertyError
 from ..core.guards import check_parts
 from ..core.measured import Measured, Native, measured
+from ..core.offers import (
+    Averaged,
+    BoundsPerShape,
+    CurvatureNear,
+    DualVariable,
+    HessianLipschitz,
+    MixedLipschitz,
+    certificate_of,
+    effort_of,
+    is_saddle,
+    offers_averages,
+)
 from ..core.protocols import Hessian
+from ..core.ranges import absent
 from ..operators.physics import TiedMap
 from .data_functions import DataFunction, weight_like
 from .fidelity import L2, DataTerm, WeightedL2, as_data_term, data_constants
-from .tied import Tied
+from .tied import ModuleLike, Tied
+
+NEEDED = ("value", "grad", "linearize", "directional", "bounds")
+"""Methods of a regularizer that an Energy refuses to do without."""
+
+DUAL = ("dual_start", "dual_linearize", "dual_update")
+"""Methods that make a dual variable, for the primal-dual Newton method."""
 
 
-class RegularizerLike(Protocol):
-    """What an Energy needs of a regularizer; any ``nn.Module`` that offers it will do."""
+class RegularizerLike(ModuleLike):
+    """What an Energy needs of a regularizer; any ``nn.Module`` that offers it will do.
 
-    def value(self, x: Tensor) -> Tensor: ...
-    def grad(self, x: Tensor) -> Tensor: ...
-    def linearize(self, x: Tensor) -> Hessian: ...
-    def directional(self, x: Tensor, v: Tensor) -> Tensor: ...
-    def bounds(self) -> Curvature: ...
+    What it may offer beyond that is in ``core.offers``.
+    """
+
+    def value(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def grad(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def linearize(self, x: Tensor) -> Hessian:
+        raise NotImplementedError
+
+    def directional(self, x: Tensor, v: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def bounds(self) -> Curvature:
+        raise NotImplementedError
 
 
-class Energy(Tied):
+class Energy(Tied[RegularizerLike, DataTerm]):
     """h(x; theta, y) = D(Ax, y) + R(x; theta), one value per image.
 
     Theta are all trainable parameters: of the regularizer, of the data term and of the physics.
@@ -51,9 +82,11 @@ class Energy(Tied):
         AdjointError: at the first use of an image shape, if the adjoint fails the dot test.
     """
 
-    def __init__(self, physics: nn.Module, regularizer: nn.Module, fidelity: Any = None) -> None:
+    def __init__(
+        self, physics: nn.Module, regularizer: nn.Module, fidelity: object | None = None
+    ) -> None:
         check_parts(physics, regularizer, fidelity)
-        if getattr(regularizer, "saddle", False):
+        if is_saddle(regularizer):
             raise InputError(
                 "regularizer",
                 given=f"{type(regularizer).__name__}, which has no gradient",
@@ -68,8 +101,7 @@ class Energy(Tied):
                 expected="a smooth data term: L2, WeightedL2, Huber, KL",
                 remedy="Use SaddleEnergy and a saddle regularizer such as ExactTV.",
             )
-        needed = ("value", "grad", "linearize", "directional", "bounds")
-        missing = [m for m in needed if not hasattr(regularizer, m)]
+        missing = absent(regularizer, NEEDED)
         if missing and not isinstance(regularizer, type):
             raise InputError(
                 "regularizer",
@@ -104,13 +136,13 @@ class Energy(Tied):
 
     def _of_regularizer(self, x: Tensor) -> Constants:
         """mu and L of R for images like x."""
-        method = getattr(self.regularizer, "bounds_for", None)
-        bounds = self.regularizer.bounds() if method is None else method(x)
-        near = getattr(self.regularizer, "curvature_near", None)
-        if near is None or math.isfinite(bounds.mu.value + bounds.L.value):
+        r = self.regularizer
+        bounds = r.bounds_for(x) if offers(r, BoundsPerShape) else r.bounds()
+        declared = math.isfinite(bounds.mu.value + bounds.L.value)
+        if declared or not offers(r, CurvatureNear):
             return Constants.of(bounds, x.device)
         # what nobody declared is estimated around the start, and called an estimate
-        mu, L = near(x)
+        mu, L = r.curvature_near(x)
         return Constants(mu, L, Kind.ESTIMATE, Kind.ESTIMATE)
 
     def value(self, x: Tensor, y: Native | Measured) -> Tensor:
@@ -161,24 +193,33 @@ class Energy(Tied):
                 y = self.operator.for_dtype(like.dtype).physics.A(like)
         return self.at(y, like).bounds()
 
-    def certificate(self, name: str, *args: Any) -> Any:
-        """``hessian_change``, ``mixed_change`` ... of the energy, None where nobody knows them.
-
-        A quadratic data term free of theta adds nothing to those of the regularizer.
+    @property
+    def _of_regularizer_alone(self) -> bool:
+        """Whether changes of Hessian and mixed derivative are those of the regularizer: a quadratic
+        data term free of theta adds nothing.
         """
-        plain = isinstance(self.fidelity, L2 | WeightedL2) and not self.learns_data
-        method = getattr(self.regularizer, name, None)
-        if method is None or (name != "mean_curvature" and not plain):
-            return None
-        return method(*args)
+        return isinstance(self.fidelity, L2 | WeightedL2) and not self.learns_data
+
+    def certificate(self, name: str, *args: Tensor) -> Tensor | None:
+        """``hessian_change``, ``mixed_change`` or ``mixed_norm`` of the energy (b,), None where
+        nobody knows them.
+        """
+        method = certificate_of(self.regularizer, name) if self._of_regularizer_alone else None
+        return None if method is None else method(*args)
 
     def hessian_lipschitz(self) -> Bound:
         """Lipschitz constant of the Hessian in x."""
-        return self.certificate("hessian_lipschitz") or Bound.unknown()
+        r = self.regularizer
+        if self._of_regularizer_alone and offers(r, HessianLipschitz):
+            return r.hessian_lipschitz() or Bound.unknown()
+        return Bound.unknown()
 
     def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
         """Lipschitz constant of the mixed derivative on images with |x| <= reach."""
-        return self.certificate("mixed_lipschitz", reach) or Bound.unknown()
+        r = self.regularizer
+        if self._of_regularizer_alone and offers(r, MixedLipschitz):
+            return r.mixed_lipschitz(reach) or Bound.unknown()
+        return Bound.unknown()
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +268,7 @@ class EnergyAt:
         return self.data.y
 
     @property
-    def regularizer(self) -> Any:
+    def regularizer(self) -> RegularizerLike:
         return self.energy.regularizer
 
     def first(self) -> Tensor:
@@ -270,20 +311,20 @@ class EnergyAt:
     @property
     def averages(self) -> bool:
         """Whether ``mean_curvature`` has an answer."""
-        offered = hasattr(self.regularizer, "mean_curvature")
-        if not getattr(self.regularizer, "averages", offered):
+        if not offers_averages(self.regularizer):
             return False
         return self.operator.mean_curvature(self.back) is not None
 
     @torch.no_grad()
     def mean_curvature(self, x: Tensor) -> MeanCurvature | None:
         """Averages of the Hessian around x, for preconditioners; None where they are not known."""
-        of_map = self.operator.mean_curvature(x)
-        if of_map is None:
+        of_map, r = self.operator.mean_curvature(x), self.regularizer
+        if of_map is None or not offers(r, Averaged):
             return None
-        of_regularizer = self.energy.certificate("mean_curvature", x)
+        of_regularizer = r.mean_curvature(x)
         if of_regularizer is None:
             return None
+
         weight = weight_like(self.data.mean_weight(), x)
         if isinstance(weight, float):
             of_data = of_map if weight == 1 else of_map * weight
@@ -296,28 +337,31 @@ class EnergyAt:
         """The slopes of the regularizer's potentials at x as variables of their own (see
         ``solvers.newton``).
         """
-        return self._dual("dual_start")(x)
+        return self._dual.dual_start(x)
 
     @torch.no_grad()
     def dual_linearize(self, x: Tensor, dual: tuple[Tensor, ...]) -> _Total:
         """The Hessian of the primal-dual Newton method."""
-        return self._total(x, self._dual("dual_linearize")(x, dual))
+        return self._total(x, self._dual.dual_linearize(x, dual))
 
     @torch.no_grad()
     def dual_update(self, x: Tensor, dual: tuple[Tensor, ...], move: Tensor) -> tuple[Tensor, ...]:
         """The dual variable after x has moved by ``move``."""
-        return self._dual("dual_update")(x, dual, move)
+        return self._dual.dual_update(x, dual, move)
 
-    def _dual(self, name: str) -> Any:
-        method = getattr(self.regularizer, name, None)
-        if method is None:
-            raise MissingPropertyError(
-                "regularizer",
-                given=f"{type(self.regularizer).__name__} without {name}",
-                expected="a dual variable",
-                remedy="Use solver='newton' or solver='lbfgs', which need none.",
-            )
-        return method
+    @property
+    def _dual(self) -> DualVariable:
+        """The regularizer as one with a dual variable."""
+        r = self.regularizer
+        if offers(r, DualVariable):
+            return r
+        first, *_ = absent(r, DUAL) or DUAL
+        raise MissingPropertyError(
+            "regularizer",
+            given=f"{type(r).__name__} without {first}",
+            expected="a dual variable",
+            remedy="Use solver='newton' or solver='lbfgs', which need none.",
+        )
 
     def noise(self) -> float:
         """Rounding of a gradient over machine epsilon times ||x||, measured.
@@ -352,7 +396,7 @@ class EnergyAt:
         """What a gradient costs, in operations on one vector of pixels; a rough number that steers
         ``auto``.
         """
-        return self.operator.effort + float(getattr(self.regularizer, "effort", 10.0))
+        return self.operator.effort + effort_of(self.regularizer)
 
     def bounds(self) -> Curvature:
         """mu and L that hold for every image."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -316,7 +316,7 @@ class Foreign(nn.Module):
         if isinstance(function, type) or not callable(function):
             raise InputError(
                 "function",
-                given=getattr(function, "__name__", type(function).__name__),
+                given=(function if isinstance(function, type) else type(function)).__name__,
                 expected="a callable (a, y) -> one value per image",
             )
         mu = check_number("mu", mu, lambda v: True, "a number", optional=True)
@@ -367,13 +367,28 @@ def _translated(fidelity: object) -> DataTerm | SaddleDataTerm:
     )
 
 
-def _poisson(fidelity: nn.Module) -> DataTerm:
+class _Counted(Protocol):
+    """What deepinv's likelihood of counts keeps; deepinv has no types."""
+
+    gain: Tensor | float
+    bkg: Tensor | float
+    denormalize: bool
+
+
+class _Likelihood(Protocol):
+    """deepinv's ``PoissonLikelihood``."""
+
+    @property
+    def d(self) -> _Counted: ...
+
+
+def _poisson(fidelity: _Likelihood) -> DataTerm:
     """deepinv's Poisson likelihood: x / gain + bkg against y, or y / gain.
 
     Raises:
         InputError: no background, for which the likelihood is not smooth.
     """
-    distance: Any = fidelity.d
+    distance = fidelity.d
     gain, background = float(distance.gain), float(distance.bkg)
     if not background > 0:
         raise InputError(
@@ -393,12 +408,27 @@ class _ScaledCounts(KL):
         return super().tie(y / self.gain)
 
 
+class _Function(Protocol):
+    """The distance of a deepinv ``DataFidelity``."""
+
+    def fn(self, a: Tensor, y: Tensor) -> Tensor: ...
+
+
+class _Foreign(Protocol):
+    """A deepinv ``DataFidelity``."""
+
+    @property
+    def d(self) -> _Function: ...
+
+
 class _Distance(nn.Module):
     """d(a, y) of a deepinv DataFidelity."""
 
-    def __init__(self, fidelity: nn.Module) -> None:
+    fidelity: _Foreign
+
+    def __init__(self, fidelity: _Foreign) -> None:
         super().__init__()
-        self.fidelity: Any = fidelity
+        self.fidelity = fidelity
 
     def forward(self, a: Tensor, y: Tensor) -> Tensor:
         return self.fidelity.d.fn(a, y)

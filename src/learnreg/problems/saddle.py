@@ -9,8 +9,9 @@ no derivative of g or f.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +24,13 @@ from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
 from ..core.guards import check_parts
 from ..core.measured import Measured, Native, measured
+from ..core.offers import effort_of
 from ..core.params import trainable
-from ..core.ranges import check_number
-from ..operators.physics import TiedMap
+from ..core.protocols import Blocks
+from ..core.ranges import absent, check_number
+from ..operators.physics import LinearMap, TiedMap
 from .fidelity import L2, SaddleDataTerm, WeightedL2, as_data_term
-from .tied import Tied
-
-Blocks = tuple[Tensor, ...]
+from .tied import ModuleLike, Tied
 
 THEOREMS = ("gap", "residual", "kkt")
 """Names of the certificates, in the order of their codes."""
@@ -37,7 +38,49 @@ THEOREMS = ("gap", "residual", "kkt")
 NEEDED = ("auxiliary", "primal", "dual", "dual_start", "linear", "adjoint", "offset", "norms")
 
 
-class SaddleEnergy(Tied):
+class SaddleRegularizerLike(ModuleLike):
+    """What a SaddleEnergy needs of a regularizer: see ``regularizers.SaddleRegularizer``, which has
+    defaults for all but ``dual``, ``linear``, ``adjoint`` and ``norms``.
+    """
+
+    def auxiliary(self, u: Tensor) -> Blocks:
+        raise NotImplementedError
+
+    def primal(self, u: Tensor) -> tuple[Convex, ...]:
+        raise NotImplementedError
+
+    def dual(self, u: Tensor) -> tuple[Convex, ...]:
+        raise NotImplementedError
+
+    def dual_start(self, u: Tensor) -> Blocks:
+        raise NotImplementedError
+
+    def linear(self, u: Tensor, *v: Tensor) -> Blocks:
+        raise NotImplementedError
+
+    def adjoint(self, *p: Tensor) -> Blocks:
+        raise NotImplementedError
+
+    def offset(self, u: Tensor) -> tuple[Tensor | None, ...] | None:
+        raise NotImplementedError
+
+    def norms(self, u: Tensor) -> Sequence[Sequence[float]]:
+        raise NotImplementedError
+
+    def majorants(self, u: Tensor) -> Sequence[Tensor]:
+        raise NotImplementedError
+
+    def finite(self, x: Blocks) -> Blocks | None:
+        raise NotImplementedError
+
+    def feasible(self, x: Blocks, p: Blocks) -> Blocks | None:
+        raise NotImplementedError
+
+    def sensitivity(self, u: Tensor) -> tuple[float, float]:
+        raise NotImplementedError
+
+
+class SaddleEnergy(Tied[SaddleRegularizerLike, SaddleDataTerm]):
     """h(u; theta, y) = D(Au, y) + tikhonov/2 ||u||^2 + R(u; theta) with R the partial optimum of a
     saddle function.
 
@@ -55,15 +98,19 @@ class SaddleEnergy(Tied):
         InputError: not a physics, or a regularizer that lacks a method (the message names it).
     """
 
+    saddle: ClassVar[bool] = True
+
+    tikhonov: float
+
     def __init__(
         self,
         physics: nn.Module,
         regularizer: nn.Module,
-        fidelity: Any = None,
+        fidelity: object | None = None,
         tikhonov: float = 0.0,
     ) -> None:
         check_parts(physics, regularizer, fidelity)
-        missing = [m for m in NEEDED if not hasattr(regularizer, m)]
+        missing = absent(regularizer, NEEDED)
         if missing:
             raise InputError(
                 "regularizer",
@@ -90,7 +137,12 @@ class SaddleEnergy(Tied):
             )
         self.tikhonov = float(tikhonov)
 
-    def _like(self, regularizer: nn.Module, operator: Any, fidelity: Any) -> SaddleEnergy:
+    def _like(
+        self,
+        regularizer: SaddleRegularizerLike,
+        operator: LinearMap,
+        fidelity: SaddleDataTerm,
+    ) -> Self:
         clone = super()._like(regularizer, operator, fidelity)
         clone.tikhonov = self.tikhonov
         return clone
@@ -152,7 +204,7 @@ class SaddleAt:
     shapes: tuple[tuple[torch.Size, ...], tuple[torch.Size, ...]]
     norms: tuple[tuple[float, ...], ...]
     back: Tensor
-    fidelity: Any
+    fidelity: SaddleDataTerm
     spent: Cost = Cost()
 
     def first(self) -> Tensor:
@@ -451,7 +503,7 @@ class SaddleAt:
     @property
     def effort(self) -> float:
         """What one step costs, in operations on one vector of pixels; rough."""
-        return self.operator.effort + float(getattr(self.energy.regularizer, "effort", 10.0))
+        return self.operator.effort + effort_of(self.energy.regularizer)
 
 
 def _tie(
@@ -460,7 +512,7 @@ def _tie(
     y: Tensor,
     u: Tensor,
     back: Tensor,
-    fidelity: Any,
+    fidelity: SaddleDataTerm,
 ) -> SaddleAt:
     """The functions and constants of images like u (b, c, h, w)."""
     regularizer = energy.regularizer
@@ -468,13 +520,12 @@ def _tie(
         like = u[:1]
         # theta enters through K alone, so an operator that learns needs a row of its own
         learns = bool(trainable(operator.physics))
-        of_image = None if learns else fidelity.of_image(operator, y, u, energy.tikhonov)
-        data = of_image is None
-        first: Any = of_image
+        first = None if learns else fidelity.of_image(operator, y, u, energy.tikhonov)
+        data = first is None
         rows, dual, offset = [], list(regularizer.dual(u)), regularizer.offset(u)
         auxiliary, starts = regularizer.auxiliary(like), regularizer.dual_start(like)
         shapes = [s.shape[1:] for s in starts]
-        if data:
+        if first is None:
             first = fidelity.rest(energy.tikhonov)
             dual.insert(0, fidelity.of_data(y))
             rows.append((math.sqrt(float(operator.spectrum(u).L.max())), *[0.0] * len(auxiliary)))
@@ -505,7 +556,7 @@ def _tie(
         )
 
 
-def _of_images(fidelity: Any, index: Tensor) -> Any:
+def _of_images(fidelity: SaddleDataTerm, index: Tensor) -> SaddleDataTerm:
     """The data term of some images: weights per image follow them."""
     if isinstance(fidelity, WeightedL2) and fidelity.weights.shape[0] > 1:
         return WeightedL2(fidelity.weights.detach()[index])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Self
+from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,29 @@ from ..core.measured import Measured, Native, measured
 from ..core.params import check_theta, set_theta, trainable
 from ..operators.layout import Layout
 from ..operators.physics import LinearMap, TiedMap
+from ..operators.pickling import picklable
 from ..operators.private import clone, promoted
 from .fidelity import WeightedL2
 
 
-class Tied(nn.Module):
+class ModuleLike(nn.Module):
+    """A regularizer as type checkers see it: nothing is made of this class or of those derived from
+    it, since any ``nn.Module`` with the methods will do.
+    """
+
+    def spec(self) -> dict[str, object]:
+        # why here, where it is an offer: the command line reads that of loaded models
+        raise NotImplementedError
+
+
+R = TypeVar("R", bound=ModuleLike)
+"""The regularizer of an energy: an ``nn.Module`` with the methods that this energy needs."""
+
+D = TypeVar("D")
+"""Its data term."""
+
+
+class Tied(nn.Module, Generic[R, D]):
     """A physics tied to a regularizer and a data term; theta is all that requires a gradient.
 
     The three are submodules: ``to(device)`` moves all of them, and theta lists the parameters of
@@ -32,7 +50,14 @@ class Tied(nn.Module):
         InputError: a class in the place of an object.
     """
 
-    def __init__(self, physics: nn.Module, regularizer: nn.Module, fidelity: Any) -> None:
+    saddle: ClassVar[bool] = False
+    """Whether the lower level is a saddle point; nobody else has to look into the regularizer."""
+
+    regularizer: R
+    fidelity: D
+    physics: nn.Module
+
+    def __init__(self, physics: nn.Module, regularizer: nn.Module, fidelity: D) -> None:
         super().__init__()
         if isinstance(regularizer, type) or not isinstance(regularizer, nn.Module):
             given = regularizer if isinstance(regularizer, type) else type(regularizer)
@@ -45,8 +70,9 @@ class Tied(nn.Module):
                 remedy="For example lr.regularizers.TV().",
             )
         self._operator = LinearMap(physics)
-        self.regularizer: Any = regularizer
-        self.fidelity: Any = fidelity
+        # why a cast: a module that also has the methods of R, which a subclass has checked
+        self.regularizer = cast(R, regularizer)
+        self.fidelity = fidelity
         self.physics = physics
 
     @property
@@ -55,6 +81,22 @@ class Tied(nn.Module):
         if self._operator.physics is not self.physics:  # replaced by an assignment
             self._operator = LinearMap(self.physics)
         return self._operator
+
+    def use_operator(self, operator: object) -> None:
+        """Take over what was found out about the same physics."""
+        if isinstance(operator, LinearMap) and operator.physics is self.physics:
+            self._operator = operator
+
+    def __getstate__(self) -> dict[str, object]:
+        """For pickle and deep copies: what was found out about the physics is found out again."""
+        state = {key: value for key, value in vars(self).items() if key != "_operator"}
+        modules = vars(self)["_modules"]
+        state["_modules"] = modules | {"physics": picklable(self.physics)}
+        return state
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no types here
+        self._operator = LinearMap(self.physics)
 
     @property
     def learns_data(self) -> bool:
@@ -72,12 +114,12 @@ class Tied(nn.Module):
         What holds no part of theta is shared, but for the regularizer.
         """
         check_theta(self, theta)
-        memo: dict[int, Any] = {}
+        memo: dict[int, object] = {}
         fixed = not trainable(self.physics)
         regularizer = copy.deepcopy(self.regularizer, memo)
         regularizer = regularizer.to(dtype=theta.dtype, device=theta.device)
         fidelity = self.fidelity
-        if self.learns_fidelity:
+        if isinstance(fidelity, nn.Module) and self.learns_fidelity:
             fidelity = copy.deepcopy(fidelity, memo).to(dtype=theta.dtype, device=theta.device)
         if fixed:
             other = self._like(regularizer, self.operator, fidelity)
@@ -119,7 +161,7 @@ class Tied(nn.Module):
             fidelity = copy.deepcopy(fidelity).to(torch.float64)
         return self._like(regularizer, self.operator.double(), fidelity)
 
-    def _like(self, regularizer: nn.Module, operator: LinearMap, fidelity: Any) -> Self:
+    def _like(self, regularizer: R, operator: LinearMap, fidelity: D) -> Self:
         other = type(self).__new__(type(self))
         nn.Module.__init__(other)
         other._operator, other.regularizer, other.fidelity = operator, regularizer, fidelity
@@ -138,7 +180,7 @@ class Tied(nn.Module):
             operator = operator.with_params(own)
         return operator.tied(data.y, x)
 
-    def data_term(self, y: Native | Measured) -> Any:
+    def data_term(self, y: Native | Measured) -> D | WeightedL2:
         """The data term, with its own parameters per image where the measurements bring them.
 
         Raises:
@@ -176,3 +218,7 @@ class Tied(nn.Module):
 
 DATA_PARAMETERS = frozenset({"weights"})
 """Parameters per image that belong to the data term."""
+
+
+AnyTied: TypeAlias = Tied[Any, Any]
+"""Where an energy is one of either kind."""

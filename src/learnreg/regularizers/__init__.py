@@ -4,7 +4,8 @@ saddle points.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
 
 from ..core.errors import InputError, ModelFileError
 from .base import LinearizedHessian, Regularizer, Scaled, Sum
@@ -81,20 +82,20 @@ def _place(cls: type) -> tuple[str, str]:
     return cls.__module__, cls.__qualname__
 
 
-def from_spec(spec: dict[str, Any]) -> Any:
+def from_spec(spec: Mapping[str, object]) -> Regularizer | SaddleRegularizer:
     """Rebuild a regularizer from its ``spec()``; its parameters are start values until theta is
     set.
 
     Raises:
         ModelFileError: an unknown type or arguments that do not fit it.
     """
-    arguments = dict(spec)
+    arguments: dict[str, Any] = dict(spec)
     kind = arguments.pop("type", None)
     try:
         if kind == "Sum":
-            return Sum([from_spec(t) for t in arguments["terms"]])
+            return Sum([_term(t) for t in arguments["terms"]])
         if kind == "Scaled":
-            return Scaled(arguments["factor"], from_spec(arguments["regularizer"]))
+            return Scaled(arguments["factor"], _term(arguments["regularizer"]))
         return KNOWN[kind](**arguments)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(
@@ -104,6 +105,12 @@ def from_spec(spec: dict[str, Any]) -> Any:
             remedy="For a regularizer of your own use register, or pass an instance as "
             "load_model(path, regularizer=...).",
         ) from error
+
+
+def _term(spec: Mapping[str, object]) -> Regularizer:
+    """One term of a sum."""
+    # why a cast: only sums of such terms have a spec
+    return cast(Regularizer, from_spec(spec))
 
 
 __all__ = [

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from ..core.asking import offers
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
 from ..core.errors import InputError, MissingPropertyError
+from ..core.offers import CurvatureNear
 from ..core.protocols import Hessian
 from ..core.ranges import check_number, check_positive
 from .described import Described
@@ -186,9 +188,10 @@ def _total(parts: Sequence[Tensor | None]) -> Tensor | None:
 def _near(r: Regularizer, x: Tensor) -> tuple[Tensor, Tensor]:
     """mu and L (b,) float64 of one term: its bounds, or what they are around x."""
     bounds = r.bounds_for(x)
-    method = getattr(r, "curvature_near", None)
-    if method is not None and not math.isfinite(bounds.mu.value + bounds.L.value):
-        return method(x)
+    declared = math.isfinite(bounds.mu.value + bounds.L.value)
+    if offers(r, CurvatureNear) and not declared:
+        return r.curvature_near(x)
+
     like = torch.ones(x.shape[0], dtype=torch.float64, device=x.device)
     return bounds.mu.value * like, bounds.L.value * like
 
@@ -300,7 +303,7 @@ class Sum(Regularizer):
     def units(self) -> Tensor:
         return torch.cat([r.units() for r in self._parts()])
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         return {"type": "Sum", "terms": [r.spec() for r in self._parts()]}
 
     def filters(self) -> dict[str, Tensor] | None:
@@ -394,7 +397,7 @@ class Scaled(Regularizer):
     def units(self) -> Tensor:
         return self.regularizer.units()
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         return {"type": "Scaled", "factor": self.factor, "regularizer": self.regularizer.spec()}
 
     def filters(self) -> dict[str, Tensor] | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..core.asking import offers
 from ..core.batch import dot
 from ..core.bounds import Bound, Curvature
 from ..core.errors import InputError
@@ -37,6 +38,13 @@ class AutogradHessian:
         return AutogradHessian(self.box, self.x[index])
 
 
+class _Prior(Protocol):
+    """A prior of deepinv says whether it has a value."""
+
+    @property
+    def explicit_prior(self) -> bool: ...
+
+
 class BlackBox(Regularizer):
     """R(x) = module(x), one value per image, for a ``deepinv.optim.Prior`` or a network; theta are
     the module's trainable parameters.
@@ -63,7 +71,7 @@ class BlackBox(Regularizer):
                 expected="an nn.Module with one value per image",
                 remedy="Wrap a function as deepinv.optim.Prior(g=function).",
             )
-        if not getattr(module, "explicit_prior", True):
+        if offers(module, _Prior) and not module.explicit_prior:
             raise InputError(
                 "module",
                 given=f"{type(module).__name__}, an implicit prior, which has no value",
@@ -157,7 +165,7 @@ class BlackBox(Regularizer):
         check_number("iterations", iterations, lambda v: v >= 1, "a positive integer", integer=True)
         return extreme_eigenvalues(self.linearize(x), x.detach(), iterations)
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         """Names the module; ``load_model(path, regularizer=...)`` has to be given it again."""
         return {
             "type": "BlackBox",

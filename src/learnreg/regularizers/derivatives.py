@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,21 @@ class Smooth(Protocol):
 
 
 R = TypeVar("R", bound=Smooth)
+
+
+class Context(Protocol):
+    """What torch hands to ``forward`` and ``backward`` of a function of autograd."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+class _Of(Context, Protocol):
+    """The context of a function of a regularizer."""
+
+    regularizer: Smooth
 
 
 def differentiable_value(evaluate: Callable[[R, Tensor], Tensor]) -> Callable[[R, Tensor], Tensor]:
@@ -67,13 +82,15 @@ class _Value(torch.autograd.Function):
     """R(x), with the gradient in closed form as its derivative."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, regularizer: Any, evaluate: Any, *theta: Tensor) -> Tensor:
+    def forward(
+        ctx: _Of, x: Tensor, regularizer: R, evaluate: Callable[[R, Tensor], Tensor], *theta: Tensor
+    ) -> Tensor:
         ctx.regularizer = regularizer
         ctx.save_for_backward(x, *theta)
         return evaluate(regularizer, x)
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Of, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (g,), (x, *theta), again = outer, ctx.saved_tensors, torch.is_grad_enabled()
         in_x = expand(g, x) * ctx.regularizer.grad(x) if ctx.needs_input_grad[0] else None
         if not any(ctx.needs_input_grad[3:]):
@@ -88,13 +105,15 @@ class _Gradient(torch.autograd.Function):
     """The gradient of R at x, with Hessian and mixed products as its derivatives."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, regularizer: Any, evaluate: Any, *theta: Tensor) -> Tensor:
+    def forward(
+        ctx: _Of, x: Tensor, regularizer: R, evaluate: Callable[[R, Tensor], Tensor], *theta: Tensor
+    ) -> Tensor:
         ctx.regularizer = regularizer
         ctx.save_for_backward(x, *theta)
         return evaluate(regularizer, x)
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Of, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (v,), (x, *theta), r = outer, ctx.saved_tensors, ctx.regularizer
         if torch.is_grad_enabled():  # a third derivative is asked for
             (gradient,) = torch.autograd.grad(r.formula(x).sum(), x, create_graph=True)

@@ -4,8 +4,6 @@ not.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +13,7 @@ class Described(nn.Module):
     it.
     """
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         """JSON-able constructor arguments with the class name under ``type``; the model file stores
         it.
         """

@@ -5,13 +5,12 @@ are.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..convex import Norm
-from ..core.ranges import plain_arguments
+from ..core.ranges import check_flag, plain_arguments
 from ..operators.fields import (
     gradient_norm,
     laplacian_symbol,
@@ -19,7 +18,7 @@ from ..operators.fields import (
     scaled_gradient_adjoint,
 )
 from .base import positive
-from .saddle import SaddleRegularizer, flag, images, non_negative, weight_of
+from .saddle import SaddleRegularizer, images, non_negative, weight_of
 
 
 class ExactTV(SaddleRegularizer):
@@ -47,7 +46,7 @@ class ExactTV(SaddleRegularizer):
         super().__init__()
         self.log_weight = nn.Parameter(torch.tensor(math.log(positive("weight", weight))))
         self.isotropic, self.rounding = (
-            flag("isotropic", isotropic),
+            check_flag("isotropic", isotropic),
             non_negative("rounding", rounding),
         )
 
@@ -85,7 +84,7 @@ class ExactTV(SaddleRegularizer):
         """dK = dtheta w D, hence kappa = w ||D||; there is no offset."""
         return self.norms(u)[0][0], 0.0
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         return {"type": "ExactTV", "isotropic": self.isotropic, "rounding": self.rounding}
 
     def extra_repr(self) -> str:

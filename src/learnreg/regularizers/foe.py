@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from . import profiles
 from .base import LinearizedHessian, Regularizer, positive
 from .derivatives import differentiable_gradient, differentiable_value
 from .foe_mixed import MixedProduct
+
+T = TypeVar("T")
 
 Init = Literal["dct", "random"]
 
@@ -120,7 +122,8 @@ class FoE(Regularizer):
             torch.full((filters,), math.log(smoothing - least_smoothing))
         )
         self.kernels = nn.Parameter(kernels)
-        self._cache: dict[str, Any] = {}
+        self._cache: dict[str, object] = {}
+        self._cached_at: list[Tensor] = []
 
     # --- theta made ready -------------------------------------------------------------------------
 
@@ -147,22 +150,24 @@ class FoE(Regularizer):
         kernels, weights, smoothings = self._differentiable()
         return kernels.detach(), weights.detach(), smoothings.detach()
 
-    def _remember(self, name: str, make: Any) -> Any:
+    def _remember(self, name: str, make: Callable[[], T]) -> T:
         """``make()``, kept until a parameter changes; made anew on a GPU, where comparing would
         stall the queue.
         """
         if self.kernels.is_cuda:
             return make()
-        now, then = [p.detach() for p in self.parameters()], self._cache.get("theta")
+        now, then = [p.detach() for p in self.parameters()], self._cached_at
         # by value: fused optimizers and writes through ``.data`` leave no trace in version counters
-        if then is None or not all(
+        if not then or not all(
             a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(now, then, strict=True)
         ):
             self._cache.clear()
-            self._cache["theta"] = [p.clone() for p in now]
+            self._cached_at = [p.clone() for p in now]
         if name not in self._cache:
             self._cache[name] = make()
-        return self._cache[name]
+
+        # why a cast: a name stands for one type of value
+        return cast(T, self._cache[name])
 
     def _bank(self) -> Bank:
         def make() -> Bank:
@@ -330,7 +335,7 @@ class FoE(Regularizer):
         kernels, weights, smoothings = self.effective()
         return {"kernels": kernels, "weights": weights, "smoothings": smoothings}
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         k, c, s, _ = self.kernels.shape
         return {
             "type": "FoE",

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..operators.convolutions import Padding, pad, tiles, windows
+from .derivatives import Context
+
+
+class _Kernels(Context, Protocol):
+    """The context, with the shape of the kernels."""
+
+    shape: torch.Size
 
 
 class MixedProduct(torch.autograd.Function):
@@ -24,7 +31,7 @@ class MixedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Kernels,
         x: Tensor,
         v: Tensor,
         kernels: Tensor,
@@ -47,7 +54,7 @@ class MixedProduct(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Kernels, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (g,), (kernels, w, nu) = grads, ctx.saved_tensors
         return None, None, (g @ kernels).view(ctx.shape), g @ w, g @ nu, None, None
 

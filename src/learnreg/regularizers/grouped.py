@@ -1,20 +1,77 @@
-"""What total variations share: which differences meet in one potential, radial Hessians, averages.
+"""What total variations share: parameters and bounds, which differences meet in one potential,
+radial Hessians, averages.
 
 Differences are (b, axes, c, *axes); ``over`` are the dimensions that one potential takes together.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
 from ..core.errors import InputError
-from ..operators.differences import gradient, gradient_adjoint, symbols
+from ..core.ranges import check_flag
+from ..operators.differences import (
+    gradient,
+    gradient_adjoint,
+    norm_squared,
+    spatial_axes,
+    symbols,
+)
+from .base import Regularizer, positive
 
 Channels = Literal["separate", "joint"]
+
+
+class SmoothedTV(Regularizer):
+    """w sum_p phi(|(Dx)_p|) with a phi that bends over lengths of nu:  theta = (log w, log nu).
+
+    The Hessian is at most w ||D||^2 / nu, since phi'' <= 1 / nu.
+    """
+
+    pictures = True
+
+    def __init__(
+        self, weight: float, smoothing: float, isotropic: bool, channels: Channels
+    ) -> None:
+        super().__init__()
+        self.log_weight = nn.Parameter(torch.tensor(math.log(positive("weight", weight))))
+        self.log_smoothing = nn.Parameter(torch.tensor(math.log(positive("smoothing", smoothing))))
+        self.isotropic = check_flag("isotropic", isotropic)
+        self.channels = checked_channels(channels)
+
+    def _scales(self) -> tuple[Tensor, Tensor]:
+        """w and nu as detached scalars."""
+        return self.log_weight.detach().exp(), self.log_smoothing.detach().exp()
+
+    @property
+    def _over(self) -> tuple[int, ...]:
+        """Dimensions of (b, axes, c, *axes) that meet in one potential."""
+        return groups(self.isotropic, self.channels)
+
+    def _strength(self, axes: int) -> float:
+        """S = w ||D||^2 / nu, the bound of the Hessian."""
+        return norm_squared(axes) * float(
+            (self.log_weight.detach().double() - self.log_smoothing.detach().double()).exp()
+        )
+
+    def bounds(self, axes: int = 2) -> Curvature:
+        """mu = 0 <= Hessian <= w ||D||^2 / nu for images, and for signals, where it is less.
+
+        Args:
+            axes: 3 for volumes; ``bounds_for(x)`` counts them.
+        """
+        return Curvature(Bound.exact(0.0), Bound.proven(self._strength(axes)))
+
+    def bounds_for(self, x: Tensor) -> Curvature:
+        # a subclass that bounds itself knows nothing of axes
+        own = type(self).bounds is not SmoothedTV.bounds
+        return self.bounds() if own else self.bounds(spatial_axes(x))
 
 
 def checked_channels(channels: Channels) -> Channels:

@@ -6,28 +6,24 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
 from ..core.ranges import plain_arguments
 from ..operators.differences import (
     gradient,
     gradient_adjoint,
-    norm_squared,
     plain_differences,
     spatial_axes,
 )
-from .base import LinearizedHessian, Regularizer, positive
+from .base import LinearizedHessian
 from .derivatives import differentiable_gradient, differentiable_value
 from .grouped import (
     Channels,
-    checked_channels,
+    SmoothedTV,
     flat_averages,
-    groups,
     kept_short,
     radial_product,
     size,
@@ -35,7 +31,7 @@ from .grouped import (
 )
 
 
-class HuberTV(Regularizer):
+class HuberTV(SmoothedTV):
     """R(x) = w sum_p H(|(Dx)_p|),  H(t) = t^2 / (2 nu) for t <= nu, t - nu / 2 beyond;  theta =
     (log w, log nu).
 
@@ -57,25 +53,11 @@ class HuberTV(Regularizer):
         InputError: weight or smoothing not positive, a word that is neither of the two.
     """
 
-    pictures = True
-
     @plain_arguments
     def __init__(
         self, weight: float = 0.05, smoothing: float = 0.02, channels: Channels = "separate"
     ) -> None:
-        super().__init__()
-        self.log_weight = nn.Parameter(torch.tensor(math.log(positive("weight", weight))))
-        self.log_smoothing = nn.Parameter(torch.tensor(math.log(positive("smoothing", smoothing))))
-        self.channels = checked_channels(channels)
-
-    def _scales(self) -> tuple[Tensor, Tensor]:
-        """w and nu as detached scalars."""
-        return self.log_weight.detach().exp(), self.log_smoothing.detach().exp()
-
-    @property
-    def _over(self) -> tuple[int, ...]:
-        """Dimensions of (b, axes, c, *axes) that meet in one potential."""
-        return groups(True, self.channels)
+        super().__init__(weight, smoothing, True, channels)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """u = Dx / nu (b, axes, ...) and m = max(1, |u|), 1 in the place of what meets in one
@@ -135,20 +117,6 @@ class HuberTV(Regularizer):
         m = square(u, self._over).clamp_min(1.0).sqrt()
         return self.log_weight.exp() * (u / m * gradient(v)).flatten(1).sum(dim=1)
 
-    def bounds(self, axes: int = 2) -> Curvature:
-        """mu = 0 <= Hessian <= w ||D||^2 / nu for images, and for signals, where it is less.
-
-        Args:
-            axes: 3 for volumes; ``bounds_for(x)`` counts them.
-        """
-        strength = (self.log_weight.detach().double() - self.log_smoothing.detach().double()).exp()
-        return Curvature(Bound.exact(0.0), Bound.proven(norm_squared(axes) * float(strength)))
-
-    def bounds_for(self, x: Tensor) -> Curvature:
-        # a subclass that bounds itself knows nothing of axes
-        own = type(self).bounds is not HuberTV.bounds
-        return self.bounds() if own else self.bounds(spatial_axes(x))
-
     def mean_curvature(self, x: Tensor) -> MeanCurvature:
         """Weights (w / nu) / max(1, |u|), those of the majorant, averaged; the diagonal as for
         ``TV``.
@@ -157,7 +125,7 @@ class HuberTV(Regularizer):
         u, m = self._split(x)
         return flat_averages((w / nu / m).expand_as(u), x)
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         return {"type": "HuberTV", "channels": self.channels}
 
     def extra_repr(self) -> str:

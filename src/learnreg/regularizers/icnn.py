@@ -6,19 +6,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Self, get_args
+from typing import Self, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..convex import Convex, Epigraph, Hinge, Squares, Zero
 from ..core.errors import InputError, MissingPropertyError
-from ..core.ranges import check_choice, check_integer, check_number, plain_arguments
+from ..core.ranges import check_choice, check_flag, check_integer, check_number, plain_arguments
 from ..operators.convolutions import Padding, adjoint_kernels, correlate, correlate_adjoint
 from ..operators.fields import window_norm
 from . import icnn_layers as layer
 from .base import positive
-from .saddle import SaddleRegularizer, flag, images, non_negative
+from .saddle import SaddleRegularizer, images, non_negative
+
+
+class Settings(TypedDict, total=False):
+    """What ``from_weights`` passes on to the constructor."""
+
+    head_size: int
+    pooling: int
+    slope: float
+    rounding: float
+    curvature: float
+    image_size: Sequence[int] | None
+    zero_mean: bool
+    padding: Padding
 
 
 class ICNN(SaddleRegularizer):
@@ -109,7 +122,7 @@ class ICNN(SaddleRegularizer):
             non_negative("rounding", rounding),
             non_negative("curvature", curvature),
         )
-        self.zero_mean, self.image_size = flag("zero_mean", zero_mean), _sides(image_size)
+        self.zero_mean, self.image_size = check_flag("zero_mean", zero_mean), _sides(image_size)
         self.weight = positive("weight", 0.3 * pooling**2 / units if weight is None else weight)
         head = (
             (head_size,) * 2
@@ -139,7 +152,11 @@ class ICNN(SaddleRegularizer):
 
     @classmethod
     def from_weights(
-        cls, weights: Sequence[Tensor], biases: Sequence[Tensor], last: Tensor, **settings: Any
+        cls,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        last: Tensor,
+        **settings: Unpack[Settings],
     ) -> Self:
         """A network with given weights, for example published ones.
 
@@ -178,6 +195,8 @@ class ICNN(SaddleRegularizer):
                 remedy="Leave out units without weight.",
             )
         first, head = weights[0].shape, weights[-1].shape
+        if settings.get("image_size") is None:
+            settings = {"head_size": head[-1], **settings}
         made = cls(
             first[0],
             first[-1],
@@ -185,9 +204,7 @@ class ICNN(SaddleRegularizer):
             units=head[0],
             in_channels=first[1],
             weight=float(last.mean()),
-            **{"head_size": head[-1], **settings}
-            if settings.get("image_size") is None
-            else settings,
+            **settings,
         )
         values = [weights[0], last.log(), *(w.sqrt() for w in weights[1:]), *biases]
         if [p.shape for p in made.parameters()] != [v.shape for v in values]:
@@ -334,10 +351,10 @@ class ICNN(SaddleRegularizer):
         h, w = self._check(u).shape[-2:]
         s, n = self.kernels.shape[-1], self.roots[-1].shape[-1]
         copies = window_norm(s, self.padding, h, w)
-        kappa = [copies, *(2 * s * float(r.abs().max()) for r in list(self.roots)[:-1])]
+        kappa = [copies, *(2 * s * float(r.detach().abs().max()) for r in list(self.roots)[:-1])]
         last = self.log_weights.exp().detach()
         spread = 1 if self.image_size is not None else n
-        by_root = 2 * spread * float((self.roots[-1] * last.view(-1, 1, 1, 1)).abs().max())
+        by_root = 2 * spread * float((self.roots[-1].detach() * last.view(-1, 1, 1, 1)).abs().max())
         by_weight = self.norms(u)[-1][-1] * self.pooling
         kappa.append(math.hypot(by_root, by_weight) / self.pooling)
         positions = (
@@ -492,7 +509,7 @@ class ICNN(SaddleRegularizer):
             influence = influence @ self._hidden(k).sum(dim=(-2, -1))
         return {"kernels": self._first(), "weights": influence}
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         k, c, s, _ = self.kernels.shape
         units, _, n, _ = self.roots[-1].shape
         return {

@@ -5,7 +5,7 @@ length is bounded.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -211,7 +211,7 @@ class LearnedTV(SaddleRegularizer):
             "weights": self.log_weight.detach().exp().expand(kernels.shape[0]).clone(),
         }
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         return {
             "type": "LearnedTV",
             "filters": self.coordinates.shape[1],

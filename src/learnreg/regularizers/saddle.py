@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..convex import Convex
 from ..core.errors import InputError, MissingPropertyError
-from ..core.ranges import check_flag, check_number
+from ..core.ranges import check_number
 from .described import Described
 
 
@@ -26,7 +26,7 @@ class SaddleRegularizer(Described):
     ``auxiliary`` and ``primal`` too. The other methods have defaults.
     """
 
-    saddle = True
+    saddle: ClassVar[bool] = True
 
     @property
     def effort(self) -> float:
@@ -175,17 +175,7 @@ def weight_of(log_weight: Tensor) -> float:
     return float(log_weight.detach().double().exp())
 
 
-def flag(name: str, value: Any) -> bool:
-    """``value`` if it is a truth value.
-
-    Raises:
-        InputError: otherwise, naming the argument.
-    """
-    check_flag(name, value)
-    return value
-
-
-def non_negative(name: str, value: Any) -> float:
+def non_negative(name: str, value: object) -> float:
     """``value`` if it is a finite number >= 0.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -142,7 +141,7 @@ class TGV(SaddleRegularizer):
         (gradient, identity), (_, second) = self.norms(u)
         return max(math.hypot(gradient, identity), second), 0.0
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         return {"type": "TGV", "rounding": self.rounding, "curvature": self.curvature}
 
     def extra_repr(self) -> str:

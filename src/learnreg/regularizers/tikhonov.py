@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +93,7 @@ class Tikhonov(Regularizer):
     def mixed_norm(self, x: Tensor, radius: Tensor) -> Tensor:
         return self.mixed_lipschitz().value * (x.double().flatten(1).norm(dim=1) + radius)
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         return {
             "type": "Tikhonov",
             "weight": math.exp(self.log_weight.item()),

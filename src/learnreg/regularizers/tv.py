@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.batch import expand, norm
-from ..core.bounds import Bound, Curvature
+from ..core.bounds import Bound
 from ..core.curvature import MeanCurvature
-from ..core.ranges import check_flag, plain_arguments
+from ..core.ranges import plain_arguments
 from ..operators.differences import (
     differences,
     differences_adjoint,
@@ -24,13 +23,12 @@ from ..operators.differences import (
     spatial_axes,
 )
 from . import profiles
-from .base import LinearizedHessian, Regularizer, positive
+from .base import LinearizedHessian
 from .derivatives import differentiable_gradient, differentiable_value
 from .grouped import (
     Channels,
-    checked_channels,
+    SmoothedTV,
     flat_averages,
-    groups,
     kept_short,
     radial_product,
     size,
@@ -40,7 +38,7 @@ from .grouped import (
 )
 
 
-class TV(Regularizer):
+class TV(SmoothedTV):
     """R(x) = w sum_p [ phi(|(Dx)_p|) - nu ],  phi(t) = sqrt(t^2 + nu^2),  w = e^{theta_0},  nu =
     e^{theta_1}.
 
@@ -62,8 +60,6 @@ class TV(Regularizer):
         InputError: weight or smoothing not positive, a word that is neither of the two.
     """
 
-    pictures = True
-
     @plain_arguments
     def __init__(
         self,
@@ -72,20 +68,7 @@ class TV(Regularizer):
         isotropic: bool = True,
         channels: Channels = "separate",
     ) -> None:
-        super().__init__()
-        self.log_weight = nn.Parameter(torch.tensor(math.log(positive("weight", weight))))
-        self.log_smoothing = nn.Parameter(torch.tensor(math.log(positive("smoothing", smoothing))))
-        check_flag("isotropic", isotropic)
-        self.isotropic, self.channels = isotropic, checked_channels(channels)
-
-    def _scales(self) -> tuple[Tensor, Tensor]:
-        """w and nu as detached scalars."""
-        return self.log_weight.detach().exp(), self.log_smoothing.detach().exp()
-
-    @property
-    def _over(self) -> tuple[int, ...]:
-        """Dimensions of (b, axes, c, *axes) that meet in one potential."""
-        return groups(self.isotropic, self.channels)
+        super().__init__(weight, smoothing, isotropic, channels)
 
     def _differences(self, x: Tensor) -> Tensor:
         """gradient(x), once x looks like images."""
@@ -239,25 +222,6 @@ class TV(Regularizer):
         """
         return math.sqrt(1.0 + axes) if self.isotropic else math.sqrt(2.0)
 
-    def _strength(self, axes: int) -> float:
-        """S = w ||D||^2 / nu, the bound of the Hessian."""
-        return norm_squared(axes) * float(
-            (self.log_weight.detach().double() - self.log_smoothing.detach().double()).exp()
-        )
-
-    def bounds(self, axes: int = 2) -> Curvature:
-        """mu = 0 <= Hessian <= w ||D||^2 / nu for images, and for signals, where it is less.
-
-        Args:
-            axes: 3 for volumes; ``bounds_for(x)`` counts them.
-        """
-        return Curvature(Bound.exact(0.0), Bound.proven(self._strength(axes)))
-
-    def bounds_for(self, x: Tensor) -> Curvature:
-        # a subclass that bounds itself knows nothing of axes
-        own = type(self).bounds is not TV.bounds
-        return self.bounds() if own else self.bounds(spatial_axes(x))
-
     def hessian_lipschitz(self, axes: int = 2) -> Bound:
         """L_H <= w ||D||^2 row max|s'''| / nu^2: the change of curvature at one pixel sees one row
         of D.
@@ -314,7 +278,7 @@ class TV(Regularizer):
         first, second = (norm(gradient_adjoint(w * u * inverse**power)) for power in (1, 3))
         return torch.hypot(first, second) + self.mixed_lipschitz(axes=axes).value * radius
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         return {"type": "TV", "isotropic": self.isotropic, "channels": self.channels}
 
     def extra_repr(self) -> str:

@@ -14,9 +14,10 @@ from typing import Any
 
 from ..core import InputError, ModelFileError
 from ..core.files import write_atomically
+from ..core.words import slug
 from .folder import made
 from .pairing import NEAR, ComparedRun, Lead, Spread, Summary, best_losses, lead, summaries
-from .words import show, slug
+from .words import show
 
 FORMAT, VERSION, FILE = "learnreg-comparison", 1, "comparison.json"
 UNITS = {"work": "evaluations per image", "steps": "accepted steps"}
@@ -41,7 +42,7 @@ class Comparison:
     """
 
     def __init__(
-        self, runs: Sequence[ComparedRun], settings: Mapping[str, Any] | None = None
+        self, runs: Sequence[ComparedRun], settings: Mapping[str, object] | None = None
     ) -> None:
         if not runs:
             raise InputError("runs", given="none", expected="at least one")
@@ -53,18 +54,22 @@ class Comparison:
                 given=f"{twice} for a second time",
                 expected="one run per learner, start and seed",
             )
-        self.runs, self.settings = tuple(runs), dict(settings or {})
+        self.runs = tuple(runs)
+        self.settings: dict[str, Any] = dict(settings or {})
         self.best = best_losses(self.runs)
 
     @classmethod
     def of(
-        cls, outcomes: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None = None
+        cls, outcomes: Sequence[Mapping[str, Any]], settings: Mapping[str, object] | None = None
     ) -> Comparison:
         """From tables with the fields of ``ComparedRun``; other keys are passed over."""
-        return cls(
-            [ComparedRun(**{k: v for k, v in o.items() if k in _FIELDS}) for o in outcomes],
-            settings,
-        )
+        runs = []
+        for outcome in outcomes:
+            found = {k: v for k, v in outcome.items() if k in _FIELDS}
+            if outcome.get("fixed"):  # what earlier versions called it
+                found.setdefault("adaptive", False)
+            runs.append(ComparedRun(**found))
+        return cls(runs, settings)
 
     # --- what the numbers say ---------------------------------------------------------------------
 
@@ -215,14 +220,14 @@ class Comparison:
                 "afterwards by "
                 "the same numbers, which favours it; its row in the table pools them all."
             )
-        fixed = [
+        stepped = [
             name
             for name in self.learners
-            if any(run.fixed for run in self.runs if run.learner == name)
+            if any(not run.adaptive for run in self.runs if run.learner == name)
         ]
-        if fixed:
+        if stepped:
             notes.append(
-                f"{_listed(fixed)} learned for a reconstruction of a fixed number of steps. The "
+                f"{_listed(stepped)} learned for a reconstruction of a fixed number of steps. The "
                 "exact loss "
                 "here is that of the exact minimizer at the same parameters, which is another "
                 "function"
@@ -235,10 +240,14 @@ class Comparison:
                 )
             )
         if (seeds := len(self.seeds)) > 1:
+            images = (
+                "All seeds have the same images; a seed decides what a learner draws at random."
+                if s.get("same_images")
+                else "Each seed is another problem with other images, so losses are compared "
+                "within a seed and start."
+            )
             notes.append(
-                "Each seed is another problem with other images, so losses are compared within a "
-                "seed and "
-                f"start. Two equally good learners would come in the same order with all {seeds} "
+                f"{images} Two equally good learners would come in the same order with all {seeds} "
                 "seeds by "
                 f"chance once in {2 ** (seeds - 1)} times."
             )

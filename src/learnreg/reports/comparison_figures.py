@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from .figures import (
     COLORS,
@@ -18,6 +18,7 @@ from .figures import (
     Figure,
     FuncFormatter,
     Line2D,
+    LineStyleType,
     MaxNLocator,
     log_axis,
     log_ticks,
@@ -27,15 +28,19 @@ from .figures import (
 )
 from .pairing import NEAR, ComparedRun, Instance, Spread, gap
 
+Color: TypeAlias = str | tuple[float, float, float]
+
 MORE = (*COLORS, "#4cb6d6", "#d45f96", "#8a6244", "#5a6b7b")
 COSTS = {"work": "energy evaluations per training image", "seconds": "seconds"}
 STEPS = 80
 """Places at which the median of several curves is taken."""
+
+
 LEAST_CONTRAST = 1.1
 """Losses of a heat map that differ by no more than this factor do not use all of its colours."""
 
 
-def styles(runs: Sequence[ComparedRun]) -> dict[str, tuple[str, Any]]:
+def styles(runs: Sequence[ComparedRun]) -> dict[str, tuple[str, LineStyleType]]:
     """(colour, line style) of every learner; the style changes when the colours are used up."""
     names = list(dict.fromkeys(run.learner for run in runs))
     return {
@@ -258,8 +263,8 @@ def heat_maps(runs: Sequence[ComparedRun]) -> dict[str, Figure]:
 class _Cell(NamedTuple):
     """One combination of two settings: its values, and the final losses of its runs."""
 
-    down: Any
-    across: Any
+    down: object
+    across: object
     runs: int
     loss: Spread | None
 
@@ -285,7 +290,7 @@ def _cells(runs: Sequence[ComparedRun], down: str | None, across: str) -> list[l
     ]
 
 
-def _cell(runs: Sequence[ComparedRun], down: Any, across: Any) -> _Cell:
+def _cell(runs: Sequence[ComparedRun], down: object, across: object) -> _Cell:
     return _Cell(down, across, len(runs), Spread.of(run.final["loss"] for run in runs if run.final))
 
 
@@ -301,7 +306,8 @@ def _heat_map(
     axis.set_ylim(len(cells), 0)
     for r, row in enumerate(cells):
         for c, cell in enumerate(row):
-            color, ink, words = FAINT, "#a8331f", "failed" if cell.runs else "none"
+            color: Color = FAINT
+            ink, words = "#a8331f", "failed" if cell.runs else "none"
             if cell.loss is not None:
                 share = math.log(max(cell.loss.mean, low) / low) / math.log(high / low)
                 color, ink = _shade(share)
@@ -358,7 +364,7 @@ def _at(curve: Sequence[tuple[float, float]], x: float, logarithmic: bool) -> fl
     return curve[-1][1] if x >= curve[-1][0] else curve[0][1]
 
 
-def _legend(figure: Figure, look: Mapping[str, tuple[str, Any]]) -> None:
+def _legend(figure: Figure, look: Mapping[str, tuple[str, LineStyleType]]) -> None:
     """The learners, above all panels."""
     handles = [
         Line2D([], [], color=color, linestyle=style, linewidth=2.2)
@@ -377,21 +383,20 @@ def _legend(figure: Figure, look: Mapping[str, tuple[str, Any]]) -> None:
         text.set_parse_math(False)
 
 
-def _sorted(values: Iterable[Any]) -> list[Any]:
+def _sorted(values: Iterable[object]) -> list[object]:
     """Each value once (some are lists): numbers by size, others as words."""
-    found: list[Any] = []
+    found: list[object] = []
     for value in values:
         found += [] if value in found else [value]
-    return (
-        sorted(found) if all(isinstance(v, int | float) for v in found) else sorted(found, key=str)
-    )
+    numbers = [value for value in found if isinstance(value, int | float)]
+    return [*sorted(numbers)] if len(numbers) == len(found) else sorted(found, key=str)
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else shortened(str(value), 20)
 
 
-def _shade(share: float) -> tuple[Any, str]:
+def _shade(share: float) -> tuple[Color, str]:
     """Colour of a cell and of the words in it: deep blue for the lowest loss, pale for the
     highest.
     """

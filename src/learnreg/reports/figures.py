@@ -11,13 +11,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure as Figure
 from matplotlib.image import imsave
-from matplotlib.lines import Line2D
+from matplotlib.lines import Line2D as Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter as FuncFormatter
+from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import MaxNLocator as MaxNLocator
+from matplotlib.typing import LineStyleType as LineStyleType
 from torch import Tensor
 
 from ..core import Evaluation, RunRecord
@@ -76,7 +81,7 @@ def filter_png(kernel: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def displayable(image: Tensor) -> Any:
+def displayable(image: Tensor) -> np.ndarray:
     """(c, h, w) as it is drawn: in colour for c = 3, the modulus for c = 2 (complex), else channel
     0.
     """
@@ -336,7 +341,7 @@ def cells(evaluations: Mapping[str, Evaluation], i: int) -> list[dict[str, str]]
 
 def filter_cells(
     kernels: Tensor, weights: Tensor, smoothings: Tensor | None = None
-) -> list[dict[str, Any]]:
+) -> list[dict[str, str | float | None]]:
     """Filters as the page shows them, from the heaviest to the lightest."""
     return [
         {
@@ -362,12 +367,12 @@ def _columns(evaluations: Mapping[str, Evaluation], i: int) -> Iterable[tuple[st
         yield shortened(name, 24), f"{evaluation.psnr[i]:.2f} dB", evaluation.reconstruction[i]
 
 
-def _tile(kernel: Tensor) -> tuple[Any, float]:
+def _tile(kernel: Tensor) -> tuple[np.ndarray, float]:
     tile = torch.cat(list(kernel.detach().cpu().float()), dim=-1)
     return tile.numpy(), float(tile.abs().max()) or 1.0
 
 
-def _finite(value: Any) -> float:
+def _finite(value: float | None) -> float:
     return float(value) if value is not None and math.isfinite(value) else math.nan
 
 
@@ -431,7 +436,7 @@ def log_axis(axis: Axes, values: Sequence[float]) -> None:
     log_ticks(axis.yaxis, values)
 
 
-def log_ticks(axis: Any, values: Sequence[float]) -> None:
+def log_ticks(axis: Axis, values: Sequence[float]) -> None:
     positive = [v for v in values if v > 0]
     decades = math.log10(max(positive) / min(positive)) if positive else 1.0
     subs = (1, 1.5, 2, 3, 5, 7) if decades < 1.2 else (1, 2, 5) if decades < 2.5 else (1,)
@@ -448,7 +453,7 @@ def readable(value: float, _position: int | None = None) -> str:
     return f"$10^{{{power}}}$" if abs(head - 1) < 1e-6 else f"${head:.3g}\\cdot10^{{{power}}}$"
 
 
-def draw_key(axis: Axes, lines: Mapping[str, tuple[str, Any]]) -> None:
+def draw_key(axis: Axes, lines: Mapping[str, tuple[str, LineStyleType]]) -> None:
     handles = [
         Line2D([], [], color=color, linestyle=style, linewidth=1.4)
         for color, style in lines.values()

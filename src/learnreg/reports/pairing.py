@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from statistics import mean, median, stdev
 from typing import Any, TypeAlias
 
+from ..core.objective import Row
+
 NEAR = 0.01
 """A run has arrived when its loss is within this fraction of the best one of its instance."""
 
@@ -36,18 +38,18 @@ class ComparedRun:
         steps: accepted ones.
         stop: (code, sentence) of why it ended.
         problem, method, strategy, solver: sentences.
-        fixed: whether the learner minimizes the loss of a fixed number of lower-level steps, not
-            the exact one.
+        adaptive: whether the lower level was solved to an accuracy; else the learner minimizes the
+            loss of a number of lower-level steps, not the exact one.
         images, held_out: numbers of training and of held-out images.
     """
 
     learner: str
     name: str
-    grid: Mapping[str, Any]
+    grid: Mapping[str, object]
     start: str
     seed: int
     failure: str | None = None
-    points: Sequence[Mapping[str, Any]] = ()
+    points: Sequence[Row] = ()
     schedule: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     steps: int | None = None
     stop: Sequence[str] = ("", "")
@@ -55,7 +57,7 @@ class ComparedRun:
     method: str = ""
     strategy: str = ""
     solver: str = ""
-    fixed: bool = False
+    adaptive: bool = True
     images: int | None = None
     held_out: int | None = None
 
@@ -68,7 +70,7 @@ class ComparedRun:
         return ", ".join(part for part in (self.name, self.start, f"seed {self.seed}") if part)
 
     @property
-    def final(self) -> Mapping[str, Any] | None:
+    def final(self) -> Row | None:
         """The last evaluated step, if its loss is known."""
         return self.points[-1] if self.points and self.points[-1]["loss"] is not None else None
 
@@ -257,7 +259,7 @@ def lead(runs: Sequence[ComparedRun], best: Mapping[Instance, float]) -> Lead | 
     Points of one grid are compared with each other where there is one learner only. None unless two
     of those to be compared have a final loss on every instance.
     """
-    finals: dict[str, dict[Instance, Mapping[str, Any]]] = {}
+    finals: dict[str, dict[Instance, Row]] = {}
     learner = {run.name: run.learner for run in runs}
     for run in runs:
         if run.final is not None and run.final["loss"] > 0:
@@ -276,7 +278,7 @@ def lead(runs: Sequence[ComparedRun], best: Mapping[Instance, float]) -> Lead | 
     return Lead(ranked[0], others[0], differences, sum(_overlap(one[i], two[i]) for i in one))
 
 
-def _overlap(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
+def _overlap(one: Row, two: Row) -> bool:
     """Whether the two losses cannot be told apart; brackets that are not known leave everything
     open.
     """

@@ -28,9 +28,12 @@ from ..core import (
     StopReason,
     summarize,
 )
+from ..core.asking import offers
 from ..core.files import write_atomically
+from ..core.objective import Row
+from ..core.words import slug
 from .folder import made
-from .words import evidence, reason, sentence, show, slug
+from .words import evidence, reason, sentence, show
 
 FORMAT, VERSION = "learnreg-run", 1
 _AGAIN = "Save the report again from its run, or restore run.json and run.safetensors together."
@@ -47,6 +50,13 @@ class LearnedRun(Protocol):
     def stop(self) -> StopReason: ...
     @property
     def theta(self) -> Tensor: ...
+
+
+class _Filtered(Protocol):
+    """A run that knows the filters it has learned."""
+
+    @property
+    def filters(self) -> Mapping[str, Tensor] | None: ...
 
 
 @dataclass(frozen=True)
@@ -119,7 +129,7 @@ class Report:
                     remedy="Evaluate all runs on the same pairs.",
                 )
         self.runs = {
-            name: SavedRun(name, run.record, run.stop, run.theta, getattr(run, "filters", None))
+            name: SavedRun(name, run.record, run.stop, run.theta, _filters(run))
             for name, (run, _) in methods.items()
         }
         self.evaluations = {name: evaluation for name, (_, evaluation) in methods.items()}
@@ -128,19 +138,16 @@ class Report:
     def _first(self) -> Evaluation:
         return next(iter(self.evaluations.values()))
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Row]:
         """One row for the noisy input and one per method; what does not apply or is not known is
         None.
         """
 
-        def row(
-            name: str, evaluation: Evaluation, suffix: str = "", **learned: Any
-        ) -> dict[str, Any]:
-            values = {
-                k: getattr(evaluation, how)(f"{metric}{suffix}")
-                for metric in ("psnr", "ssim")
-                for k, how in ((metric, "mean"), (f"{metric}_spread", "spread"))
-            }
+        def row(name: str, evaluation: Evaluation, suffix: str = "", **learned: object) -> Row:
+            values = {}
+            for metric in ("psnr", "ssim"):
+                values[metric] = evaluation.mean(f"{metric}{suffix}")
+                values[f"{metric}_spread"] = evaluation.spread(f"{metric}{suffix}")
             return {
                 "name": name,
                 **values,
@@ -221,7 +228,7 @@ class Report:
 
     __repr__ = __str__
 
-    def pm(self, row: Mapping[str, Any], key: str, digits: int) -> str:
+    def pm(self, row: Row, key: str, digits: int) -> str:
         """Mean ± spread over the held-out images; one image has no spread."""
         single = len(self._first.psnr) == 1
         return show(row[key], digits) + (
@@ -291,7 +298,7 @@ class Report:
         ]  # keeps the page light
         files_ = {f"{name}.png": figures.png(plot) for name, plot in plots.items()}
         files_["reconstructions.png"] = figures.png(figures.pictures(self.evaluations, chosen))
-        banks: dict[str, list[dict[str, Any]]] = {}
+        banks: dict[str, list[dict[str, str | float | None]]] = {}
         for number, (name, run) in enumerate(self.runs.items()):
             if run.filters:
                 file = f"filters_{slug(name)}.png"
@@ -389,7 +396,12 @@ class Report:
             ) from error
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _filters(run: LearnedRun) -> Mapping[str, Tensor] | None:
+    """What a run says of its filters."""
+    return run.filters if offers(run, _Filtered) else None
+
+
+def _flat(data: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as (dotted name, printed value)."""
     pairs: list[tuple[str, str]] = []
     for key, value in data.items():
@@ -403,7 +415,7 @@ def _pedigree(records: Mapping[str, RunRecord]) -> str:
     rows = [row for r in records.values() for row in r.rows if row.get("upper") is not None]
     kinds = {row.get("kind") for row in rows}
     if kinds in ({"certified"}, {"estimated"}):
-        return kinds.pop()
+        return str(kinds.pop())
     return "certified at some steps and estimated at others" if "certified" in kinds else ""
 
 

@@ -5,14 +5,13 @@ error.
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from .words import show
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, **values: object) -> str:
     """The page of a template, for example ``page.html.j2``, with these values."""
     environment = Environment(
         autoescape=True,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from typing import Any
 
 from ..core import StopReason
 
 
-def show(value: Any, digits: int | None = None) -> str:
+def show(value: object, digits: int | None = None) -> str:
     """A value as it is printed; None, NaN and Inf are "not known".
 
     >>> show(12345.678, 1), show(None), show(1e-05), show(True)
@@ -23,11 +21,6 @@ def show(value: Any, digits: int | None = None) -> str:
     if isinstance(value, int | float) and digits is not None:
         return f"{value:,.{digits}f}"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def slug(name: str) -> str:
-    """A name as part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "method"
 
 
 def sentence(text: str) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.batch import dot, expand, norm
+from ..core.batch import dot, expand, norm, select_fields
 from ..core.bounds import constants_of
 from ..core.cost import Cost
 from ..core.protocols import Potential
@@ -29,25 +29,21 @@ from ..core.ranges import check_number, tidy
 @dataclass
 class AGDState:
     """``point`` is y_k, where the gradient ``g`` is known; ``x`` is the last x_k; the rest is
-    (b,).
+    (b,): the local L, and mu and L as proven, in the type of the images.
     """
 
     point: Tensor
     g: Tensor
     x: Tensor
     L: Tensor
+    mu: Tensor
+    most: Tensor
     evidence: Tensor
     cost: Cost
 
     def select(self, index: Tensor) -> AGDState:
-        return AGDState(
-            self.point[index],
-            self.g[index],
-            self.x[index],
-            self.L[index],
-            self.evidence[index],
-            self.cost,
-        )
+        """The images ``index`` of the running batch."""
+        return select_fields(self, index)
 
 
 @dataclass(frozen=True)
@@ -71,29 +67,22 @@ class AGD:
 
     def init(self, f: Potential, x0: Tensor) -> AGDState:
         """One gradient at x0."""
-        constants = constants_of(f)
+        constants, size = constants_of(f), x0.shape[0]
         start = torch.maximum(constants.mu, self.optimism * constants.L)
+        L, mu, most = (c.to(x0).expand(size).clone() for c in (start, constants.mu, constants.L))
         g = f.grad(x0)
-        return AGDState(
-            x0,
-            g,
-            x0,
-            start.to(x0).expand(x0.shape[0]).clone(),
-            norm(g),
-            Cost(gradients=x0.shape[0]),
-        )
+        return AGDState(x0, g, x0, L, mu, most, norm(g), Cost(gradients=size))
 
     def step(self, f: Potential, state: AGDState) -> AGDState:
         """One gradient step with momentum."""
-        constants = constants_of(f)
-        mu, L = constants.mu.to(state.L), constants.L.to(state.L)
         x = state.point - state.g / expand(state.L, state.g)
         move = x - state.x
-        root = torch.sqrt(mu / state.L)
+        root = torch.sqrt(state.mu / state.L)
         beta = (1 - root) / (1 + root)
         beta = torch.where(dot(state.g, move) > 0, 0.0, beta)
         point = torch.addcmul(x, move, expand(beta, move))
         g = f.grad(point)
         ratio = norm(g - state.g) / norm(point - state.point)
-        raised = torch.where(ratio > state.L, torch.minimum(1.05 * ratio, L), state.L)
-        return AGDState(point, g, x, raised, norm(g), Cost(gradients=x.shape[0]))
+        raised = torch.where(ratio > state.L, torch.minimum(1.05 * ratio, state.most), state.L)
+        cost = Cost(gradients=x.shape[0])
+        return AGDState(point, g, x, raised, state.mu, state.most, norm(g), cost)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,15 +14,16 @@ from ..core.batch import check_images, norm
 from ..core.bounds import Kind, constants_of
 from ..core.certificates import distance_from_gradient
 from ..core.cost import Cost
-from ..core.errors import InputError, MissingPropertyError
+from ..core.errors import InputError
 from ..core.guards import check_energy, check_measured, isolated
 from ..core.measured import Measured, Native
-from ..core.protocols import Potential
+from ..core.protocols import EnergyLike, Potential
 from ..core.ranges import check_fraction
 from ..linear.cg import cg
-from .iterate import is_saddle, require_strong_convexity, rounding_of
+from .closing import rounding_of
 from .lbfgs import averaged
 from .solve import as_data, as_real, solve_potential
+from .views import require_strong_convexity, view_of
 
 ESTIMATE_RESIDUAL = 0.1
 """Relative residual of the Newton system behind the estimate, then up to 12 % off
@@ -68,7 +68,7 @@ class Distance:
 
 @isolated
 def certify(
-    energy: Any,
+    energy: EnergyLike,
     y: Native | Measured,
     x: Tensor,
     *,
@@ -105,15 +105,7 @@ def certify(
         raise InputError(
             "x", given=f"{x.shape[0]} images", expected=f"{len(data)}, one per measurement"
         )
-    potential = energy.at(data, x)
-    if is_saddle(potential):
-        raise MissingPropertyError(
-            "energy",
-            given=f"{type(energy).__name__}, which has no gradient",
-            expected="a differentiable Energy",
-            remedy="Solve it: s = solve(energy, y, eps); x is within ||x - s.value|| + s.error of "
-            "the minimizer.",
-        )
+    potential = view_of(energy.at(data, x)).require_gradient(type(energy).__name__)
     return certify_potential(potential, x, sharpness)
 
 
@@ -126,10 +118,12 @@ def certify_potential(f: Potential, x: Tensor, sharpness: float = 0.1) -> Distan
     g = f.grad(wide)
     plain = distance_from_gradient(norm(g) + rounding_of(f, wide), constants_of(f).mu)
     estimated, cost = _newton_length(f, wide, g)
+
     nearer, moved, error = wide, torch.zeros_like(plain), plain
     for _ in range(ROUNDS):
         if bool((error <= sharpness * moved).all()):
             break
+        # half of what is asked for, since x' moves as well; at first a tenth of the plain bound
         wanted = torch.where(moved > 0, 0.5 * sharpness * moved, 0.1 * plain).clamp(max=0.9 * error)
         better = solve_potential(
             f, wanted.clamp_min(1e-14 * norm(wide) + 1e-300), nearer, max_steps=20000
@@ -138,6 +132,7 @@ def certify_potential(f: Potential, x: Tensor, sharpness: float = 0.1) -> Distan
         moved = norm(wide - nearer)
         if not better.ok:
             break
+
     certified = torch.minimum(moved + error, plain)
     return Distance(
         certified, (moved - error).clamp_min(0), plain, estimated, mu.kind, nearer.to(x.dtype), cost

@@ -12,14 +12,16 @@ The line search is that of ``linesearch``: gradients only, one trial a step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..core.batch import dot, expand, norm
+from ..core.asking import offers
+from ..core.batch import dot, expand, norm, select_fields
 from ..core.bounds import constants_of
 from ..core.cost import Cost
+from ..core.offers import Averaged
 from ..core.protocols import Potential
 from ..core.ranges import check_number, tidy
 from ..linear.circulant import ImagePreconditioner, preconditioner
@@ -56,14 +58,9 @@ class LBFGSState:
 
     def select(self, index: Tensor) -> LBFGSState:
         """The images ``index`` of the running batch."""
-        names = ("point", "g", "d", "slope", "alpha", "evidence", "best", "waiting", "rejected")
         pairs = tuple((s[index], y[index], rho[index]) for s, y, rho in self.pairs)
-        return replace(
-            self,
-            **{n: getattr(self, n)[index] for n in names},
-            pairs=pairs,
-            P=None if self.P is None else self.P.select(index),
-        )
+        P = None if self.P is None else self.P.select(index)
+        return select_fields(self, index, pairs=pairs, P=P)
 
 
 @dataclass(frozen=True)
@@ -117,6 +114,7 @@ class LBFGS:
         g = f.grad(trial)
         slope = dot(g, state.d)
         accepted = accepts(slope, state.slope, state.waiting)
+
         count, cost, P = state.count + 1, Cost(gradients=trial.shape[0]), state.P
         keep = expand(accepted, trial)
         pair = _pair(move, g - state.g, accepted)
@@ -124,6 +122,7 @@ class LBFGS:
         if P is not None and count % self.refresh == 0:
             P, extra = averaged(f, point)
             cost += extra
+
         rejected = torch.where(accepted, 0, state.rejected + 1)
         hopeless = rejected >= REJECTIONS
         pairs = tuple(
@@ -134,6 +133,7 @@ class LBFGS:
         d = torch.where(expand(anew, g), -_apply(pairs, P, g, None if P else _blind(f, g)), state.d)
         size = norm(g)
         best, waiting = watch(size, state.best, state.waiting)
+
         # after the history has been dropped the search goes on at the length it had come down to
         cut = shorter(state.alpha, slope, state.slope, rejected)
         same_length = cut * norm(state.d) / norm(d).clamp_min(torch.finfo(d.dtype).tiny)
@@ -166,11 +166,10 @@ def _blind(f: Potential, g: Tensor) -> Tensor:
 
 def averaged(f: Potential, x: Tensor) -> tuple[ImagePreconditioner | None, Cost]:
     """The preconditioner at x and what it cost; None where the potential offers no averages."""
-    offer = getattr(f, "mean_curvature", None)
-    mean = None if offer is None else offer(x)
-    return (
-        (None, Cost()) if mean is None else (preconditioner(mean), Cost(linearizations=x.shape[0]))
-    )
+    mean = f.mean_curvature(x) if offers(f, Averaged) else None
+    if mean is None:
+        return None, Cost()
+    return preconditioner(mean), Cost(linearizations=x.shape[0])
 
 
 def _pair(s: Tensor, y: Tensor, accepted: Tensor) -> Pair:

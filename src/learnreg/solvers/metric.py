@@ -18,14 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..core.asking import offers
 from ..core.batch import expand, norm
-
-Blocks = tuple[Tensor, ...]
+from ..core.protocols import Blocks, SplitSaddle
+from .offers import Majorized
 
 MOVES = 0.5
 """S_j is drawn to this multiple of the ratio of the moves (0.3 and 1 are slower by up to a third;
@@ -90,7 +91,10 @@ class Metric:
 
     @staticmethod
     def of(
-        symbols: tuple[Tensor, ...], norms: Any, curvature: float, dual: Sequence[Tensor]
+        symbols: tuple[Tensor, ...],
+        norms: tuple[tuple[float, ...], ...],
+        curvature: float,
+        dual: Sequence[Tensor],
     ) -> Metric:
         """The metric of dual steps: M = n sum_j S_j symbol_j, 1 / tau_i = n sum_j S_j ||K_ji||^2
         for n primal blocks.
@@ -113,15 +117,14 @@ class Metric:
         return Metric(symbols, norms, curvature, tuple(dual), primal, inverse)
 
     @staticmethod
-    def first(f: Any, p: Blocks, kx: Blocks) -> Metric | None:
+    def first(f: SplitSaddle, p: Blocks, kx: Blocks) -> Metric | None:
         """The metric to begin with: S_j = |p_j| / |K_j x|, for p_j = 0 with the slope of f_j at K_j
         x in its place.
 
         None where f offers none: it tells by ``majorants`` the symbols, or None where a metric is
         not worth it.
         """
-        offer = getattr(f, "majorants", None)
-        symbols = None if offer is None else offer()
+        symbols = f.majorants() if offers(f, Majorized) else None
         if symbols is None:
             return None
         dual = []
@@ -132,7 +135,7 @@ class Metric:
             dual.append(torch.where(_usable(ratio), ratio, 1 / max(*row, 1e-30)))
         return Metric.of(symbols, f.norms, f.primal[0].strong, dual)
 
-    def step(self, f: Any, at: Point) -> Point:
+    def step(self, f: SplitSaddle, at: Point) -> Point:
         """One iteration without relaxation: x first, then p at 2 x+ - x."""
         slope = torch.fft.rfft2(at.ktp[0] + f.primal[0].grad(at.x[0]))
         image = at.x[0] - torch.fft.irfft2(slope.mul_(self.inverse), s=at.x[0].shape[-2:])

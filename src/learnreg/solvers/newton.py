@@ -17,14 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..core.batch import dot, expand, norm
+from ..core.asking import offers
+from ..core.batch import dot, expand, norm, select_fields
 from ..core.cost import Cost
 from ..core.errors import MissingPropertyError
+from ..core.offers import DualVariable
 from ..core.protocols import Hessian, Potential
 from ..core.ranges import check_fraction, check_number, tidy
 from ..linear.cg import cg
@@ -35,6 +37,10 @@ TRIALS = 12
 """Trials of one line search; the last is taken as it is, and an image that does not improve ends as
 stalled.
 """
+
+
+class DualPotential(Potential, DualVariable, Protocol):
+    """A potential with the slopes of its kinks as variables of their own."""
 
 
 @dataclass
@@ -51,12 +57,7 @@ class NewtonState:
 
     def select(self, index: Tensor) -> NewtonState:
         """The images ``index`` of the running batch."""
-        names = ("point", "g", "evidence", "best", "waiting")
-        return replace(
-            self,
-            **{n: getattr(self, n)[index] for n in names},
-            dual=tuple(p[index] for p in self.dual),
-        )
+        return select_fields(self, index, dual=tuple(p[index] for p in self.dual))
 
 
 @dataclass(frozen=True)
@@ -113,19 +114,18 @@ class PrimalDualNewton:
         tidy(self)
         _check(self)
 
-    def init(self, f: Any, x0: Tensor) -> NewtonState:
+    def init(self, f: DualPotential, x0: Tensor) -> NewtonState:
         """One gradient, and p = s'(u), at x0."""
-        missing = [m for m in ("dual_start", "dual_linearize", "dual_update") if not hasattr(f, m)]
-        if missing:
+        if not offers(f, DualVariable):
             raise MissingPropertyError(
                 "energy",
-                given=f"no {', '.join(missing)}",
+                given=f"a {type(f).__name__} with no dual_start, dual_linearize, dual_update",
                 expected="a dual variable",
                 remedy="Use solver='newton' or solver='lbfgs', which need none.",
             )
         return _start(f, x0, f.dual_start(x0))
 
-    def step(self, f: Any, state: NewtonState) -> NewtonState:
+    def step(self, f: DualPotential, state: NewtonState) -> NewtonState:
         """One Newton step of x, and p by its linearized equation."""
         moved, move = _step(self, f, state, lambda x: f.dual_linearize(x, state.dual))
         cost = moved.cost + Cost(linearizations=move.shape[0])
@@ -157,7 +157,9 @@ def _step(
     x, g = state.point, state.g
     P, spent = averaged(f, x)
     tol = (settings.forcing * norm(g)).double().clamp_min(torch.finfo(g.dtype).tiny)
+    # no restarts: a direction that is off by rounding is as good a direction
     solved = cg(linearize(x), -g, tol, None, P, max_steps=settings.inner_steps, restarts=0)
+
     d = solved.value
     first = dot(g, d)
     found = _search(f, x, d, first, state.waiting)

@@ -32,13 +32,13 @@ gradient norm there, it costs nothing more, and since it no longer improves the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ..core.batch import dot, expand, norm
+from ..core.batch import dot, expand, norm, put_fields, select_fields
 from ..core.bounds import constants_of
 from ..core.cost import Cost
 from ..core.protocols import Potential
@@ -77,7 +77,7 @@ class NmAPGState:
 
     def select(self, index: Tensor) -> NmAPGState:
         """The images ``index`` of the running batch."""
-        return _selected(self, index)
+        return select_fields(self, index)
 
 
 @dataclass
@@ -94,7 +94,7 @@ class _Move:
     cost: Cost
 
     def select(self, index: Tensor) -> _Move:
-        return _selected(self, index)
+        return select_fields(self, index)
 
 
 @dataclass
@@ -372,18 +372,6 @@ def _where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(expand(condition, a), a, b)
 
 
-def _selected(whole: Batched, index: Tensor) -> Batched:
-    """The images ``index`` of all tensors; the cost stays."""
-    return replace(
-        whole, **{f.name: getattr(whole, f.name)[index] for f in fields(whole) if f.name != "cost"}
-    )
-
-
 def _put(whole: Batched, index: Tensor, part: Batched) -> Batched:
     """``whole`` with the images ``index`` replaced; what ``part`` has cost is added."""
-    new = {
-        f.name: getattr(whole, f.name).index_copy(0, index, getattr(part, f.name))
-        for f in fields(whole)
-        if f.name != "cost"
-    }
-    return replace(whole, **new, cost=whole.cost + part.cost)
+    return put_fields(whole, index, part, cost=whole.cost + part.cost)

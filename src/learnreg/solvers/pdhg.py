@@ -28,17 +28,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..core.asking import offers
 from ..core.batch import expand
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
+from ..core.protocols import Blocks, SplitSaddle
 from ..core.ranges import check_choice, check_number, check_positive, tidy
 from .metric import Metric, Point
-from .pdhg_state import Blocks, PDHGState, Steps
+from .offers import Halved
+from .pdhg_state import PDHGState, Steps
 
 Rule = Literal["auto", "basic", "accelerated", "linear", "balanced"]
 
@@ -75,7 +78,7 @@ def operator_norm(
     return float(torch.linalg.matrix_norm(table, 2))
 
 
-def block_steps(f: Any, rule: Rule, balance: float) -> Steps:
+def block_steps(f: SplitSaddle, rule: Rule, balance: float) -> Steps:
     """The steps of a saddle function ``f`` under a rule.
 
     Raises:
@@ -96,12 +99,14 @@ def block_steps(f: Any, rule: Rule, balance: float) -> Steps:
         m = 2 / (operator_norm(f.norms, T, S) or 1.0)  # K = 0 bears any steps
         # t = 1 and the factor m / 2 in both: tau = m / (2 mu), sigma = m / (2 mu)
         return Steps(tuple(m / 2 * a for a in T), tuple(m / 2 * a for a in S), 1.0, 1 / (1 + m))
+
     columns = [sum(row[i] for row in f.norms) for i in range(len(mu_g))]
     rows = [sum(row) for row in f.norms]
     T, S = ([1 / (n or 1.0) for n in sums] for sums in (columns, rows))
     size = operator_norm(f.norms, T, S) or 1.0
     T = [a / size for a in T]
     S = [a / size for a in S]
+
     gamma = min(m * a for m, a in zip(mu_g, T, strict=True))
     if rule == "accelerated" and gamma <= 0:
         raise MissingPropertyError(
@@ -116,7 +121,7 @@ def block_steps(f: Any, rule: Rule, balance: float) -> Steps:
     )
 
 
-def check_steps(f: Any, primal: Sequence[float], dual: Sequence[float]) -> None:
+def check_steps(f: SplitSaddle, primal: Sequence[float], dual: Sequence[float]) -> None:
     """Refuse steps with tau sigma ||K||^2 > 1, for which the method may diverge.
 
     Raises:
@@ -169,7 +174,7 @@ class PDHG:
             )
         check_number("interval", self.interval, lambda v: v >= 1, "an integer >= 1", integer=True)
 
-    def steps(self, f: Any) -> Steps:
+    def steps(self, f: SplitSaddle) -> Steps:
         """The steps for a saddle function."""
         if self.tau is not None and self.sigma is not None:
             fixed = Steps((self.tau,) * len(f.primal), (self.sigma,) * len(f.dual))
@@ -181,7 +186,7 @@ class PDHG:
     def _follows(self) -> bool:
         return self.tau is None and self.rule in ("auto", "balanced")
 
-    def init(self, f: Any, z0: Tensor) -> PDHGState:
+    def init(self, f: SplitSaddle, z0: Tensor) -> PDHGState:
         """One application of K and K^T at the packed start z0 (b, n)."""
         steps = self.steps(f)
         x, p = f.unpack(z0)
@@ -220,7 +225,7 @@ class PDHG:
             else replace(state, metric=metric, anchor=(p, kx), window=metric.first_window)
         )
 
-    def step(self, f: Any, state: PDHGState) -> PDHGState:
+    def step(self, f: SplitSaddle, state: PDHGState) -> PDHGState:
         """``interval`` iterations."""
         for count in range(self.interval):
             if state.metric is not None:
@@ -232,7 +237,7 @@ class PDHG:
             state, f=f, evidence=evidence, cost=Cost(gradients=self.interval * state.t.shape[0])
         )
 
-    def _iterate(self, f: Any, s: PDHGState, own: bool) -> PDHGState:
+    def _iterate(self, f: SplitSaddle, s: PDHGState, own: bool) -> PDHGState:
         """One iteration; ``own`` says that K x before was made in this step, and is free to be
         written over.
         """
@@ -259,7 +264,7 @@ class PDHG:
         )
         return self._followed(s) if self._follows and s.since >= s.window else s
 
-    def _in_metric(self, f: Any, s: PDHGState, metric: Metric) -> PDHGState:
+    def _in_metric(self, f: SplitSaddle, s: PDHGState, metric: Metric) -> PDHGState:
         """One iteration with the image stepped in a metric."""
         at = Point(s.x, s.p, s.kx, s.ktp) if s.relaxed is None else s.relaxed
         new = metric.step(f, at)
@@ -281,7 +286,7 @@ class PDHG:
     def _followed(self, s: PDHGState) -> PDHGState:
         """t after a look at how far x and p have moved since the last one."""
         window = _longer(s.window)
-        if s.steps.gamma <= 0 and hasattr(s.f, "halves"):
+        if s.steps.gamma <= 0 and offers(s.f, Halved):
             of_primal, of_dual = s.f.halves(s.x, s.p, s.kx, s.ktp)
             ratio = (of_primal / of_dual).sqrt().clamp(1 / LARGEST_CHANGE, LARGEST_CHANGE)
             return replace(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 
 from ..core.cost import Cost
+from ..core.protocols import Blocks, SplitSaddle
 from .metric import Metric, Point
-
-Blocks = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class PDHGState:
             more use.
     """
 
-    f: Any
+    f: SplitSaddle
     steps: Steps
     x: Blocks
     p: Blocks

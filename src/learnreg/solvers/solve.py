@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..core.asking import offers
 from ..core.batch import check_images, norm, per_image
 from ..core.bounds import Kind, constants_of
 from ..core.cost import Cost
 from ..core.errors import InputError
 from ..core.guards import check_energy, check_measured, isolated
 from ..core.measured import Measured, Native, measured, real_channels, tensors_of
-from ..core.protocols import Potential, Saddle, Solver
+from ..core.protocols import AnySolver, EnergyLike, Potential, Saddle
 from ..core.ranges import check_flag, check_number
 from ..core.results import Solution
 from ..core.status import Status
-from .iterate import Measure, examined, is_saddle, minimize, require_strong_convexity
+from .closing import Measure
+from .iterate import minimize
+from .offers import Backprojected, Billed, Operated, Started
 from .select import check_solver, choose
-
-NEAR_ROUNDING = 0.1
-"""Of machine epsilon times L ||x||: where float32 gradients begin to be noise, if the potential has
-no ``noise()``.
-"""
+from .views import View, require_strong_convexity, view_of
 
 
 @isolated
 def solve(
-    energy: Any,
+    energy: EnergyLike,
     y: Native | Measured,
     eps: float | Tensor | None = None,
     *,
     stationarity: float | Tensor | None = None,
-    solver: str | Solver = "auto",
+    solver: str | AnySolver = "auto",
     x0: Tensor | None = None,
     budget: int | None = None,
     params: Mapping[str, Tensor] | None = None,
@@ -88,20 +85,7 @@ def solve(
         optional=True,
     )
     data = as_data(y, params, energy)
-
-    first = None if x0 is None else as_real(x0)
-    if first is not None:
-        check_images(first, "x0")
-        if first.shape[0] != len(data):
-            raise InputError(
-                "x0",
-                given=f"{first.shape[0]} images",
-                expected=f"{len(data)}, one per measurement",
-            )
-    potential = energy.at(data) if first is None else energy.at(data, first)
-    start = _start(energy, potential, data) if first is None else first
-    if first is not None:
-        _check_start(energy, potential, data, first)
+    potential, start = _tied(energy, data, None if x0 is None else as_real(x0))
 
     measure: Measure = "distance" if stationarity is None else "stationarity"
     given = eps if stationarity is None else stationarity
@@ -109,6 +93,7 @@ def solve(
     tolerance = per_image(given, start, "eps" if stationarity is None else "stationarity")
     if measure == "distance":
         require_strong_convexity(potential)
+
     solution = solve_potential(
         potential,
         tolerance,
@@ -123,7 +108,9 @@ def solve(
     return solution.raise_if_failed() if throw else solution
 
 
-def as_data(y: Native | Measured, params: Mapping[str, Tensor] | None, energy: Any = None) -> Any:
+def as_data(
+    y: Native | Measured, params: Mapping[str, Tensor] | None, energy: object = None
+) -> Tensor | Measured:
     """Measurements in the form that energies take: a plain tensor as it is.
 
     Raises:
@@ -151,20 +138,41 @@ def as_real(x: Tensor) -> Tensor:
     return real_channels(x) if isinstance(x, Tensor) and x.is_complex() else x
 
 
-def _start(energy: Any, potential: Any, data: Any) -> Tensor:
-    """The start that an energy proposes; ours know it without another A^T y."""
-    offer = getattr(potential, "first", None)
-    return energy.start(data) if offer is None else offer()
+def _tied(
+    energy: EnergyLike, data: Tensor | Measured, x0: Tensor | None
+) -> tuple[Potential | Saddle, Tensor]:
+    """The functions of the measurements, and where a solve starts: x0, or what the energy proposes.
+
+    Raises:
+        InputError: an x0 that is no start for these measurements.
+    """
+    if x0 is None:
+        potential = energy.at(data)
+        # ours know their start without another A^T y
+        start = potential.first() if offers(potential, Started) else energy.start(data)
+        return potential, start
+
+    check_images(x0, "x0")
+    if x0.shape[0] != len(data):
+        raise InputError(
+            "x0",
+            given=f"{x0.shape[0]} images",
+            expected=f"{len(data)}, one per measurement",
+        )
+    potential = energy.at(data, x0)
+    _check_start(energy, potential, data, x0)
+    return potential, x0
 
 
-def _check_start(energy: Any, potential: Any, data: Any, x0: Tensor) -> None:
+def _check_start(
+    energy: EnergyLike, potential: Potential | Saddle, data: Tensor | Measured, x0: Tensor
+) -> None:
     """Refuse a start of another shape or type than images; packed states of saddles pass.
 
     Raises:
         InputError: says both.
     """
-    image = getattr(potential, "back", None)
-    like = energy.start(data) if image is None else image
+    like = potential.back if offers(potential, Backprojected) else energy.start(data)
     packed = x0.dim() == 2 and like.dim() > 2
     if not packed and (x0.dtype != like.dtype or x0.shape != like.shape):
         raise InputError(
@@ -174,16 +182,15 @@ def _check_start(energy: Any, potential: Any, data: Any, x0: Tensor) -> None:
         )
 
 
-def _shown(potential: Any, x: Tensor) -> Tensor:
+def _shown(potential: Potential | Saddle, x: Tensor) -> Tensor:
     """Real images as what the physics calls images."""
-    operator = getattr(potential, "operator", None)
-    return x if operator is None else operator.layout.image_out(x)
+    return potential.operator.layout.image_out(x) if offers(potential, Operated) else x
 
 
-def spent_on(f: Any) -> Cost:
+def spent_on(f: object) -> Cost:
     """What tying a potential to its data has cost: checks and norms of the operator."""
-    spent = getattr(f, "spent", None)
-    return spent if isinstance(spent, Cost) else Cost()
+    # a potential of one's own may call something else so
+    return f.spent if offers(f, Billed) and isinstance(f.spent, Cost) else Cost()
 
 
 @torch.no_grad()
@@ -191,7 +198,7 @@ def solve_potential(
     f: Potential | Saddle,
     eps: float | Tensor,
     x0: Tensor,
-    solver: str | Solver = "auto",
+    solver: str | AnySolver = "auto",
     *,
     max_steps: int | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -212,43 +219,60 @@ def solve_potential(
         solver: name or object.
     """
     method, words = choose(solver, f, measure)
-    eps, max_steps = per_image(eps, x0), max_steps or most_steps(f)
-    if is_saddle(f):
-        found = _solved(
-            f,
-            eps,
-            x0 if x0.dim() == 2 else f.pack(*f.start(x0)),
-            method,
-            words,
-            max_steps,
-            should_stop,
-            measure,
+    view = view_of(f)
+    start = view.variables(x0)
+    job = _Job(view, per_image(eps, x0), start.dtype, method, measure, should_stop)
+    return view.result(_solved(job, start, words, max_steps or view.most_steps))
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What is asked of a batch, in variables of type ``dtype``, and by which method."""
+
+    view: View
+    eps: Tensor
+    dtype: torch.dtype
+    method: AnySolver
+    measure: Measure
+    should_stop: Callable[[], bool] | None
+
+    def part(self, index: Tensor) -> View:
+        """The functions of the images ``index``."""
+        return self.view if index.numel() == self.eps.numel() else self.view.select(index)
+
+    def run(self, index: Tensor, start: Tensor, max_steps: int | Tensor) -> Solution:
+        """``minimize`` for some images of the batch, in the type of ``start``; part of eps pays for
+        rounding them back.
+        """
+        part, wanted = self.part(index), self.eps[index]
+        if start.dtype != self.dtype:
+            rounding = 0.5 * torch.finfo(self.dtype).eps * norm(start)
+            if self.measure == "stationarity":
+                # rounding an image changes its gradient by L as much
+                L = constants_of(part.f).L
+                rounding = rounding * torch.where(torch.isfinite(L), L, 1.0)
+            part, wanted = part.double(), (wanted - rounding).clamp(0.1 * wanted, 0.9 * wanted)
+        return minimize(
+            part.f,
+            wanted,
+            self.method,
+            start,
+            max_steps=max_steps,
+            should_stop=self.should_stop,
+            measure=self.measure,
         )
-        return replace(found, value=f.image(found.value), state=found.value)
-    return _solved(f, eps, x0, method, words, max_steps, should_stop, measure)
 
 
-def _solved(
-    f: Any,
-    eps: Tensor,
-    x0: Tensor,
-    method: Solver,
-    words: str,
-    max_steps: int,
-    should_stop: Callable[[], bool] | None,
-    measure: Measure,
-) -> Solution:
+def _solved(job: _Job, x0: Tensor, words: str, max_steps: int) -> Solution:
     """``solve_potential`` once the solver is chosen and the variables are those that it works
     on.
     """
-    run = partial(
-        _part, f, eps, x0, method, max_steps=max_steps, should_stop=should_stop, measure=measure
-    )
     everyone = torch.arange(x0.shape[0], device=x0.device)
     if x0.dtype == torch.float64:
-        return replace(run(everyone, x0), solver=words)
-    noisy = _near_rounding(f, eps, x0, measure)
-    parts = [(i, run(i, x0[i])) for i in (everyone[~noisy],) if i.numel()]
+        return replace(job.run(everyone, x0, max_steps), solver=words)
+
+    noisy = job.view.near_rounding(job.eps, x0, job.measure)
+    parts = [(i, job.run(i, x0[i], max_steps)) for i in (everyone[~noisy],) if i.numel()]
     again = noisy.clone()
     for index, solution in parts:
         again[index] = torch.tensor(
@@ -257,30 +281,11 @@ def _solved(
     result = _merged(parts, x0, words)
     if bool(again.any()):  # with the budget used up this ends at once, but not without a distance
         index = everyone[again]
-        solution = run(
-            index, result.value[index].double(), max_steps=max_steps - result.steps[index]
-        )
-        part = f if index.numel() == x0.shape[0] else f.select(index)
-        parts.append((index, _narrowed(part, solution, eps[index], x0.dtype)))
+        left = max_steps - result.steps[index]
+        solution = job.run(index, result.value[index].double(), left)
+        parts.append((index, _narrowed(job, index, solution)))
         result = _merged(parts, x0, words)
     return result
-
-
-def _part(
-    f: Any, eps: Tensor, x0: Tensor, method: Solver, index: Tensor, start: Tensor, **limits: Any
-) -> Solution:
-    """``minimize`` for some images of the batch, in the type of ``start``; part of eps pays for
-    rounding them back.
-    """
-    potential = f if index.numel() == x0.shape[0] else f.select(index)
-    if start.dtype == x0.dtype:
-        return minimize(potential, eps[index], method, start, **limits)
-    wanted, rounding = eps[index], 0.5 * torch.finfo(x0.dtype).eps * norm(start)
-    if limits["measure"] == "stationarity":  # rounding an image changes its gradient by L as much
-        L = constants_of(potential).L
-        rounding = rounding * torch.where(torch.isfinite(L), L, 1.0)
-    inner = (wanted - rounding).clamp(0.1 * wanted, 0.9 * wanted)
-    return minimize(potential.double(), inner, method, start, **limits)
 
 
 def _merged(parts: list[tuple[Tensor, Solution]], x0: Tensor, words: str) -> Solution:
@@ -321,54 +326,43 @@ def _merged(parts: list[tuple[Tensor, Solution]], x0: Tensor, words: str) -> Sol
     )
 
 
-def _narrowed(f: Any, solution: Solution, eps: Tensor, dtype: torch.dtype) -> Solution:
-    """The images rounded to ``dtype``, and what holds of them: gradient, certificate, status."""
-    value = solution.value.to(dtype)
+def _narrowed(job: _Job, index: Tensor, solution: Solution) -> Solution:
+    """The images rounded to the type asked for, and what holds of them: gradient, certificate,
+    status.
+    """
+    part, value = job.part(index), solution.value.to(job.dtype)
     moved = norm(value.double() - solution.value)
-    closing, distance = examined(f, value, solution.measure)
+    closing = part.close(value)
+    distance = part.rule(solution.measure).distance(closing.evidence)
     # two valid certificates: of the rounded image, and of the unrounded one plus its way
     error = torch.minimum(solution.error + moved, distance.nan_to_num(nan=torch.inf))
     reached = closing.evidence if solution.measure == "stationarity" else error
+    missed = (~(reached <= job.eps[index])).tolist()
     status = tuple(
-        Status.ROUNDING_FLOOR if s.ok and not r <= wanted else s
-        for s, r, wanted in zip(solution.status, reached.tolist(), eps.tolist(), strict=True)
+        Status.ROUNDING_FLOOR if s.ok and m else s
+        for s, m in zip(solution.status, missed, strict=True)
     )
     return replace(
         solution,
         value=value,
         error=error,
         status=status,
-        gradient=closing.gradient.to(dtype),
+        gradient=closing.gradient.to(job.dtype),
         gradient_norm=closing.size,
         cost=solution.cost + Cost(gradients=value.shape[0]),
     )
 
 
-def most_steps(f: Any) -> int:
+def most_steps(f: Potential | Saddle) -> int:
     """The largest number of steps when none is given; one of ``pdhg`` is ten iterations."""
-    return 2000 if is_saddle(f) else 20000
+    return view_of(f).most_steps
 
 
 @torch.no_grad()
-def start_distance(f: Any, x0: Tensor) -> Tensor:
+def start_distance(f: Potential | Saddle, x0: Tensor) -> Tensor:
     """A bound (b,) of the distance of a start x0 to the solution, at the cost of a gradient; in the
     type of x0.
     """
-    require_strong_convexity(f)
-    if is_saddle(f):
-        z0 = x0 if x0.dim() == 2 else f.pack(*f.start(x0))
-        return f.certify(z0).distance
-    return norm(f.grad(x0)) / constants_of(f).mu.to(x0)
-
-
-def _near_rounding(f: Any, eps: Tensor, x0: Tensor, measure: Measure) -> Tensor:
-    """Images (b,) whose certifying gradient norm is lost in the rounding of gradients in the type
-    of x0.
-    """
-    if is_saddle(f):
-        return eps < f.rounding_distance(x0)
-    offer = getattr(f, "noise", None)
-    constants = constants_of(f)
-    noise = NEAR_ROUNDING * constants.L if offer is None else offer()
-    target = constants.mu * eps if measure == "distance" else eps
-    return target < noise * torch.finfo(x0.dtype).eps * norm(x0).double()
+    view = view_of(f)
+    view.require_strong_convexity()
+    return view.start_distance(x0)

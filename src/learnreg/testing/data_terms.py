@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..core.batch import dot, expand, norm
 from ..problems.data_functions import Diagonal
 from .claims import expect, expect_close, expect_derivative, normal, relative
+from .nouns import Function, Term
 
 
 @torch.no_grad()
 def check_data_term(
-    term: Any, y: Tensor, a: Tensor | None = None, *, tolerance: float = 1e-5, seed: int = 0
+    term: Term, y: Tensor, a: Tensor | None = None, *, tolerance: float = 1e-5, seed: int = 0
 ) -> None:
     """Whether a data term is what an energy takes it for.
 
@@ -56,7 +55,7 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
     return dot(torch.view_as_real(a), torch.view_as_real(b)) if a.is_complex() else dot(a, b)
 
 
-def _shapes(f: Any, a: Tensor, name: str) -> None:
+def _shapes(f: Function, a: Tensor, name: str) -> None:
     value, grad, curved = f.value(a), f.grad(a), f.linearize(a)(a)
     b = (a.shape[0],)
     expect(tuple(value.shape) == b, f"value of {name}", given=tuple(value.shape), expected=b)
@@ -73,7 +72,7 @@ def _shapes(f: Any, a: Tensor, name: str) -> None:
     expect(torch.equal(a, kept), f"a call of {name}", given="a changed argument", expected="none")
 
 
-def _derivatives(f: Any, a: Tensor, tolerance: float, name: str, seed: int) -> None:
+def _derivatives(f: Function, a: Tensor, tolerance: float, name: str, seed: int) -> None:
     v, g = normal(a, seed + 1), f.grad(a)
     size = max(float(a.abs().mean()), 1e-6)
     expect_derivative(
@@ -105,7 +104,7 @@ def _derivatives(f: Any, a: Tensor, tolerance: float, name: str, seed: int) -> N
     )
 
 
-def _bounds(f: Any, a: Tensor, name: str, seed: int) -> None:
+def _bounds(f: Function, a: Tensor, name: str, seed: int) -> None:
     claimed = f.constants()
     lower, upper = (t.expand(a.shape[0]) for t in (claimed.mu, claimed.L))
     what = f"constants of {name}"
@@ -144,16 +143,15 @@ def _between(low: Tensor, high: Tensor, lower: Tensor, upper: Tensor, what: str,
     )
 
 
-def _strangers(term: Any, f: Any, y: Tensor, a: Tensor, name: str) -> None:
+def _strangers(term: Term, f: Function, y: Tensor, a: Tensor, name: str) -> None:
     index = torch.arange(y.shape[0] - 1, -1, -1)
     some = f.select(index)
     what = f"select of {name}"
     expect_close(some.value(a[index]), f.value(a)[index], 1e-12, what, "the selected functions")
     expect_close(some.grad(a[index]), f.grad(a)[index], 1e-12, what, "the selected functions")
-    mine, all_of_them = some.constants(), f.constants()
-    for word in ("mu", "L"):
-        found = getattr(mine, word).expand(y.shape[0])
-        wanted = getattr(all_of_them, word).expand(y.shape[0])[index]
+    mine, whole = some.constants(), f.constants()
+    for word, claimed, of_all in (("mu", mine.mu, whole.mu), ("L", mine.L, whole.L)):
+        found, wanted = claimed.expand(y.shape[0]), of_all.expand(y.shape[0])[index]
         expect(
             bool(torch.isclose(found, wanted, rtol=1e-12, atol=0).all()),
             f"{word} after {what}",
@@ -179,7 +177,7 @@ def _strangers(term: Any, f: Any, y: Tensor, a: Tensor, name: str) -> None:
         )
 
 
-def _precision(term: Any, y: Tensor, a: Tensor, name: str) -> None:
+def _precision(term: Term, y: Tensor, a: Tensor, name: str) -> None:
     narrow = torch.complex64 if y.is_complex() else torch.float32
     single, coarse = term.tie(y.to(narrow)), a.to(narrow)
     grad = single.grad(coarse)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .formulas import Part
 from .measurements import OfData
+from .nouns import Candidate
 
 ROUNDS = 400
 
@@ -78,7 +78,7 @@ class Dense:
         measured: torch.Size,
         data: OfData,
         known: list[Part] | None,
-        foreign: Any,
+        foreign: Candidate | None,
         shape: torch.Size,
     ) -> None:
         self.matrix, self.offset, self.data, self.shape = matrix, offset, data, shape

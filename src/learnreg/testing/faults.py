@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from operator import attrgetter
+from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
-Method = Callable[..., Any]
+Returned = TypeVar("Returned")
 
 
 @contextmanager
-def planted(module: nn.Module, method: str, change: Callable[[Method], Method]) -> Iterator[None]:
+def planted(
+    module: nn.Module,
+    method: str,
+    change: Callable[[Callable[..., Returned]], Callable[..., Returned]],
+) -> Iterator[None]:
     """Replace a method of one object while the block runs; copies made in it have the fault too.
 
     What was computed from the object before stays as it was: build the energy inside the block.
@@ -35,9 +40,9 @@ def planted(module: nn.Module, method: str, change: Callable[[Method], Method]) 
     AssertionError: grad of TV: given a relative difference of 5.00e-01 (it is 2 times that); ...
     """
     sound_class = type(module)
-    sound = getattr(sound_class, method)
+    sound: Callable[..., Returned] = attrgetter(method)(sound_class)
 
-    def faulty(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def faulty(self: nn.Module, *args: object, **kwargs: object) -> Returned:
         return change(lambda *a, **k: sound(self, *a, **k))(*args, **kwargs)
 
     derived = type(sound_class.__name__, (sound_class,), {method: faulty})
@@ -48,7 +53,7 @@ def planted(module: nn.Module, method: str, change: Callable[[Method], Method]) 
         object.__setattr__(module, "__class__", sound_class)
 
 
-def scaled(module: nn.Module, method: str, factor: float) -> Any:
+def scaled(module: nn.Module, method: str, factor: float) -> AbstractContextManager[None]:
     """A context in which the method returns ``factor`` times what it should.
 
     >>> import deepinv, torch
@@ -60,14 +65,22 @@ def scaled(module: nn.Module, method: str, factor: float) -> Any:
         ...
     AssertionError: A_adjoint of Decolorize: given a relative difference of 9.90e-03 (it is 1.01 ...
     """
-    return planted(module, method, lambda sound: lambda *a, **k: factor * sound(*a, **k))
+
+    def change(sound: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *a, **k: factor * sound(*a, **k)
+
+    return planted(module, method, change)
 
 
-def flipped_sign(module: nn.Module, method: str) -> Any:
+def flipped_sign(module: nn.Module, method: str) -> AbstractContextManager[None]:
     """A context in which the method returns minus what it should."""
     return scaled(module, method, -1.0)
 
 
-def shifted(module: nn.Module, method: str, amount: float) -> Any:
+def shifted(module: nn.Module, method: str, amount: float) -> AbstractContextManager[None]:
     """A context in which ``amount`` is added to what the method returns."""
-    return planted(module, method, lambda sound: lambda *a, **k: sound(*a, **k) + amount)
+
+    def change(sound: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *a, **k: sound(*a, **k) + amount
+
+    return planted(module, method, change)

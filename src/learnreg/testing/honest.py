@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import deepinv
 import torch
@@ -58,11 +57,11 @@ def _gaussian() -> Tensor:
     return (t[:, None] * t[None, :] / t.sum() ** 2)[None, None]
 
 
-def _blur(padding: str, size: tuple[int, int] = (3, 3), **settings: Any) -> LinearPhysics:
+def _blur(padding: str, size: tuple[int, int] = (3, 3), **settings: object) -> LinearPhysics:
     return P.Blur(filter=_kernel(*size), padding=padding, **settings)
 
 
-def _tomography(**settings: Any) -> LinearPhysics:
+def _tomography(**settings: object) -> LinearPhysics:
     given = {"angles": 10, "img_width": SIZE, "circle": False, "normalize": True, **settings}
     return P.Tomography(adjoint_via_backprop=True, **given)
 
@@ -91,17 +90,17 @@ class Matrix(LinearPhysics):
         self.register_buffer("matrix", matrix)
         self.shape = shape
 
-    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
         return x.flatten(1) @ self.matrix.T
 
-    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+    def A_adjoint(self, y: Tensor, **kwargs: object) -> Tensor:
         return (y @ self.matrix).view(-1, *self.shape)
 
 
 def _hadamard() -> LinearPhysics:
     """Of 16 x 16 pixels, by butterflies without any tensor of its own."""
 
-    def transform(x: Tensor, **kwargs: Any) -> Tensor:
+    def transform(x: Tensor, **kwargs: object) -> Tensor:
         b, n = x.shape[0], x[0].numel()
         out, width = x.reshape(b, -1), 1
         while width < n:
@@ -118,7 +117,7 @@ def _lambdas(factor: float) -> LinearPhysics:
 
 
 def _difference() -> LinearPhysics:
-    def adjoint(y: Tensor, **kwargs: Any) -> Tensor:
+    def adjoint(y: Tensor, **kwargs: object) -> Tensor:
         zero = torch.zeros_like(y[..., :1])
         return torch.cat([zero, y], dim=-1) - torch.cat([y, zero], dim=-1)
 
@@ -128,10 +127,10 @@ def _difference() -> LinearPhysics:
 def _by_autograd() -> LinearPhysics:
     kernel = _kernel(3, 3)
 
-    def forward(x: Tensor, **kwargs: Any) -> Tensor:
+    def forward(x: Tensor, **kwargs: object) -> Tensor:
         return torch.nn.functional.conv2d(x, kernel.to(x), padding=1, stride=2)
 
-    def adjoint(y: Tensor, **kwargs: Any) -> Tensor:
+    def adjoint(y: Tensor, **kwargs: object) -> Tensor:
         back: Tensor = P.adjoint_function(forward, (y.shape[0], *GREY), dtype=y.dtype)(y)
         return back
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from ..core.batch import norm
-from ..core.protocols import Solver
+from ..core.protocols import AnySolver
+from ..problems import Energy
 from ..solvers import solve
 from .minimizers import truth
 
@@ -56,11 +56,11 @@ class Row:
 
 
 def honesty(
-    energy: Any,
+    energy: Energy,
     y: Tensor,
     eps: float | Iterable[float],
     *,
-    solver: str | Solver = "auto",
+    solver: str | AnySolver = "auto",
     budget: int | None = None,
 ) -> list[Row]:
     """Solve to each accuracy and measure the true distances.
@@ -101,11 +101,11 @@ def honesty(
 
 
 def check_honesty(
-    energy: Any,
+    energy: Energy,
     y: Tensor,
     eps: float | Iterable[float],
     *,
-    solver: str | Solver = "auto",
+    solver: str | AnySolver = "auto",
     budget: int | None = None,
 ) -> None:
     """``honesty``, as an assertion.

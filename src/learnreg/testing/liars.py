@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import deepinv
 import torch
@@ -22,10 +21,10 @@ Shape = tuple[int, int, int]
 class Identity(LinearPhysics):
     """A = 1 and A^T = 1; the liars below change one of them."""
 
-    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
         return x
 
-    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+    def A_adjoint(self, y: Tensor, **kwargs: object) -> Tensor:
         return y
 
 
@@ -36,7 +35,7 @@ class ScaledAdjoint(Identity):
         super().__init__()
         self.factor = factor
 
-    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+    def A_adjoint(self, y: Tensor, **kwargs: object) -> Tensor:
         return self.factor * y
 
 
@@ -48,10 +47,10 @@ class UnflippedKernel(LinearPhysics):
         kernel = torch.tensor([[0.0, 1, 0], [1, 4, 1.05], [0, 1, 0]]) / 8
         self.register_buffer("kernel", kernel[None, None])
 
-    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
         return F.conv2d(x, self.kernel.to(x), padding=1)
 
-    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+    def A_adjoint(self, y: Tensor, **kwargs: object) -> Tensor:
         return self.A(y)
 
 
@@ -62,7 +61,7 @@ class WrongPlace(Identity):
         super().__init__()
         self.factor, self.one_pixel = factor, one_pixel
 
-    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+    def A_adjoint(self, y: Tensor, **kwargs: object) -> Tensor:
         out, row = y.clone(), y.shape[-2] // 3
         if self.one_pixel:
             out[..., row, y.shape[-1] // 2] *= self.factor
@@ -78,13 +77,13 @@ class OtherCopy(LinearPhysics):
         super().__init__()
         self.factor = factor
 
-    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
         return self.factor * x
 
-    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+    def A_adjoint(self, y: Tensor, **kwargs: object) -> Tensor:
         return self.factor * y
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> OtherCopy:
+    def __deepcopy__(self, memo: dict[int, object]) -> OtherCopy:
         return OtherCopy(1.02 * self.factor)
 
 
@@ -95,7 +94,7 @@ class Affine(Identity):
         super().__init__()
         self.offset, self.pattern = offset, pattern
 
-    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
         ramp = torch.linspace(0, 1, x.shape[-1]).to(x) if self.pattern else 1.0
         return x + self.offset * ramp
 
@@ -103,21 +102,21 @@ class Affine(Identity):
 class Cubic(Identity):
     """A x = x + c x^3."""
 
-    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
         return x + 1e-4 * x**3
 
 
 class Absolute(Identity):
     """A x = |x|, linear as long as nobody looks at negative numbers."""
 
-    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
         return x.abs()
 
 
 class Noisy(Identity):
     """A draws noise at every call."""
 
-    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
         return x + 1e-2 * torch.randn_like(x)
 
 
@@ -128,11 +127,11 @@ class Drifting(LinearPhysics):
         super().__init__()
         self.calls = 0
 
-    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
         self.calls += 1
         return (1 + 1e-4 * self.calls) * x
 
-    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+    def A_adjoint(self, y: Tensor, **kwargs: object) -> Tensor:
         return (1 + 1e-4 * self.calls) * y
 
 
@@ -143,10 +142,10 @@ class Adjustable(LinearPhysics):
         super().__init__()
         self.scale = 1.0
 
-    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
         return self.scale * x
 
-    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+    def A_adjoint(self, y: Tensor, **kwargs: object) -> Tensor:
         return self.scale * y
 
 
@@ -156,10 +155,10 @@ class DimmedMask(Inpainting):
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape, mask=torch.ones(shape))
 
-    def A(self, x: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def A(self, x: Tensor, mask: Tensor | None = None, **kwargs: object) -> Tensor:
         return 0.1 * x
 
-    def A_adjoint(self, y: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def A_adjoint(self, y: Tensor, mask: Tensor | None = None, **kwargs: object) -> Tensor:
         return 0.1 * y
 
 
@@ -169,34 +168,34 @@ class DimmedSpectrum(DecomposablePhysics):
     def __init__(self, shape: Shape) -> None:
         super().__init__(mask=torch.ones(1, *shape))
 
-    def A(self, x: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def A(self, x: Tensor, mask: Tensor | None = None, **kwargs: object) -> Tensor:
         return 0.1 * x
 
-    def A_adjoint(self, y: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def A_adjoint(self, y: Tensor, mask: Tensor | None = None, **kwargs: object) -> Tensor:
         return 0.1 * y
 
 
 class WrongInDouble(Identity):
     """A_adjoint is right in float32 and 1 % off in float64."""
 
-    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+    def A_adjoint(self, y: Tensor, **kwargs: object) -> Tensor:
         return 1.01 * y if y.dtype == torch.float64 else y
 
 
 class WrongWhenLarge(Identity):
     """A_adjoint is right up to 64 pixels across and 1 % off beyond."""
 
-    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+    def A_adjoint(self, y: Tensor, **kwargs: object) -> Tensor:
         return 1.01 * y if y.shape[-1] > 64 else y
 
 
 class Coupled(LinearPhysics):
     """A adds a tenth of the image before it in the batch; the adjoint is that of the batch."""
 
-    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
         return torch.cat([x[:1], x[1:] + 0.1 * x[:-1]])
 
-    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+    def A_adjoint(self, y: Tensor, **kwargs: object) -> Tensor:
         return torch.cat([y[:-1] + 0.1 * y[1:], y[-1:]])
 
 
@@ -207,20 +206,20 @@ class Unregistered(LinearPhysics):
         super().__init__()
         self.kernel = torch.tensor([[0.0, 1, 0], [1, 4, 1], [0, 1, 0]])[None, None] / 8
 
-    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
         return F.conv2d(x, self.kernel, padding=1)
 
-    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+    def A_adjoint(self, y: Tensor, **kwargs: object) -> Tensor:
         return F.conv_transpose2d(y, self.kernel, padding=1)
 
 
 class HardCoded(LinearPhysics):
     """Works in float32 whatever it is given, and hands float32 back."""
 
-    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
         return 0.5 * x.float()
 
-    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+    def A_adjoint(self, y: Tensor, **kwargs: object) -> Tensor:
         return 0.5 * y.float()
 
 
@@ -242,7 +241,7 @@ class Liar:
     make: Callable[[int], LinearPhysics]
     lie: str
     determined: bool = True
-    change: Callable[[Any], None] | None = None
+    change: Callable[[LinearPhysics], None] | None = None
     images: int = 1
 
     def shape(self, size: int) -> Shape:
@@ -268,7 +267,7 @@ def _tomography(size: int) -> LinearPhysics:
     )
 
 
-def _halve(physics: Adjustable) -> None:
+def _halve(physics: LinearPhysics) -> None:
     physics.scale = 0.5
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from ..core.errors import MissingPropertyError
 from ..problems import L2
 from .claims import normal, relative
+from .nouns import Curved, Operator, Term, offered
 
 SAME = 1e-5
 """Relative difference up to which a float64 copy of a physics passes for the original."""
@@ -38,13 +38,13 @@ class Forward:
     """
 
     def __init__(self, physics: nn.Module, x: Tensor) -> None:
-        self.physics: Any = physics
+        self.physics = cast(Operator, physics)
         self.dtype = x.dtype
         wide = _widened(physics)
         if wide is not None and x.dtype != torch.float64:
-            self._adopt(wide, x)
+            self._adopt(cast(Operator, wide), x)
 
-    def _adopt(self, wide: Any, x: Tensor) -> None:
+    def _adopt(self, wide: Operator, x: Tensor) -> None:
         probe = normal(x, 7)
         try:
             twin = _real(wide.A(probe.double()))
@@ -118,17 +118,17 @@ class _Squares:
 class _Tied:
     """A data term of the library's protocol, or one of a user's, at one y."""
 
-    def __init__(self, function: object) -> None:
+    def __init__(self, function: Curved) -> None:
         self.function = function
 
     def value(self, a: Tensor) -> Tensor:
-        return self._call("value", a)
+        return self.function.value(a)
 
     def grad(self, a: Tensor) -> Tensor:
-        return self._call("grad", a)
+        return self.function.grad(a)
 
     def curvature(self, a: Tensor) -> Tensor:
-        method = getattr(self.function, "curvature", None)
+        method = offered(lambda: self.function.curvature)
         found = None if method is None else method(a.detach())
         return self._quotient(a) if found is None else found
 
@@ -136,10 +136,6 @@ class _Tied:
         """The diagonal by differences of gradients, entry by entry where it is not offered."""
         h = 1e-5 * (1 + a.abs())
         return (self.grad(a + h) - self.grad(a - h)) / (2 * h)
-
-    def _call(self, name: str, a: Tensor) -> Tensor:
-        method: Callable[[Tensor], Tensor] = getattr(self.function, name)
-        return method(a)
 
 
 def of_data(fidelity: object, y: Tensor) -> OfData:
@@ -151,7 +147,7 @@ def of_data(fidelity: object, y: Tensor) -> OfData:
     real = _real(y)
     if isinstance(fidelity, L2):
         return _Squares(real, float(fidelity.sigma))
-    tie = getattr(fidelity, "tie", None)
+    tie = offered(lambda: cast(Term, fidelity).tie)
     if tie is None:
         raise MissingPropertyError(
             "fidelity",
@@ -159,4 +155,4 @@ def of_data(fidelity: object, y: Tensor) -> OfData:
             expected="L2, or a data term with tie(y)",
             remedy="An independent truth is known for differentiable data terms.",
         )
-    return _Tied(tie(real))
+    return _Tied(cast(Curved, tie(real)))

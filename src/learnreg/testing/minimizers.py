@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..core.batch import norm
 from ..core.errors import InputError
+from ..problems import Energy
 from .dense import Dense, newton
 from .formulas import parts
 from .measurements import Forward, of_data
+from .nouns import Candidate
 from .smooth import Smooth, newton_cg
 
 MOST_PIXELS = 600
@@ -40,7 +42,7 @@ class Truth:
     uncertainty: Tensor
 
 
-def truth(energy: Any, y: Tensor, like: Tensor) -> Truth:
+def truth(energy: Energy, y: Tensor, like: Tensor) -> Truth:
     """The minimizers of ``energy`` for the data y, found independently of the library's solvers.
 
     Args:
@@ -58,7 +60,7 @@ def truth(energy: Any, y: Tensor, like: Tensor) -> Truth:
     return Truth(torch.cat([t.minimizer for t in found]), torch.cat([t.uncertainty for t in found]))
 
 
-def true_distance(energy: Any, y: Tensor, x: Tensor) -> Tensor:
+def true_distance(energy: Energy, y: Tensor, x: Tensor) -> Tensor:
     """||x - x*|| per image (b,), float64, with x* from ``truth``.
 
     Args:
@@ -76,25 +78,26 @@ def true_distance(energy: Any, y: Tensor, x: Tensor) -> Tensor:
     return norm(x.detach().double() - truth(energy, y, x).minimizer)
 
 
-def _one(energy: Any, y: Tensor, x: Tensor) -> Truth:
+def _one(energy: Energy, y: Tensor, x: Tensor) -> Truth:
     shape = x.shape[1:]
     forward, data = Forward(energy.physics, x.detach()), of_data(energy.fidelity, _wide(y))
-    known = parts(energy.regularizer)
+    regularizer = cast(Candidate, energy.regularizer)
+    known = parts(regularizer)
     start = x.detach().double()
 
     if start.numel() <= MOST_PIXELS:
         matrix, offset = forward.matrix(shape)
         if forward.linear(matrix, offset, shape):
-            foreign = None if known is not None else _double(energy.regularizer)
+            foreign = None if known is not None else _double(regularizer)
             dense = Dense(matrix, offset, y.shape[1:], data, known, foreign, shape)
             return Truth(*newton(dense, start))
 
-    foreign = None if known is not None else _double(energy.regularizer)
+    foreign = None if known is not None else _double(regularizer)
     return Truth(*newton_cg(Smooth(forward, data, known, foreign), start))
 
 
-def _double(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).to(torch.float64)
+def _double(module: nn.Module) -> Candidate:
+    return cast(Candidate, copy.deepcopy(module).to(torch.float64))
 
 
 def _wide(y: Tensor) -> Tensor:

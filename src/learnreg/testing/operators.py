@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..core.errors import LearnregError
 from ..operators.physics import LinearMap
-from .claims import expect, expect_close, normal, relative
+from .claims import expect, expect_close, normal
+from .nouns import Operator
 from .spectra import extremes
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-10}
@@ -44,17 +45,18 @@ def check_operator(
     name = type(physics).__name__
     x = x.detach()
     one = x[:1]
+    operator = cast(Operator, physics)
     allowed = TOLERANCE[x.dtype] if tolerance is None else tolerance
 
-    _forward(physics, one, allowed, name, seed)
-    _adjoint(physics, one, allowed, name, seed)
-    _batch(physics, x, allowed, name, seed)
+    _forward(operator, one, allowed, name, seed)
+    _adjoint(operator, one, allowed, name, seed)
+    _batch(operator, x, allowed, name, seed)
     if x.dtype == torch.float32:
         _copy(physics, one, allowed, name, seed)
     _spectrum(physics, one, name)
 
 
-def _forward(physics: Any, x: Tensor, allowed: float, name: str, seed: int) -> None:
+def _forward(physics: Operator, x: Tensor, allowed: float, name: str, seed: int) -> None:
     u, v = normal(x, seed + 1), normal(x, seed + 2)
     first, of_v = physics.A(u), physics.A(v)
     what = f"A of {name}"
@@ -74,7 +76,7 @@ def _forward(physics: Any, x: Tensor, allowed: float, name: str, seed: int) -> N
     expect_close(physics.A(u), first, allowed / 10, what, "the same after some calls")
 
 
-def _adjoint(physics: Any, x: Tensor, allowed: float, name: str, seed: int) -> None:
+def _adjoint(physics: Operator, x: Tensor, allowed: float, name: str, seed: int) -> None:
     y = physics.A(x)
     w, z = normal(y, seed + 3), normal(y, seed + 4)
     back = physics.A_adjoint(w)
@@ -115,7 +117,7 @@ def _entries(back: Tensor, transposed: Tensor, allowed: float, what: str) -> Non
     )
 
 
-def _transposed(physics: Any, x: Tensor, w: Tensor) -> Tensor | None:
+def _transposed(physics: Operator, x: Tensor, w: Tensor) -> Tensor | None:
     """A^T w by automatic differentiation; None where A does not allow it."""
     try:
         with torch.enable_grad():
@@ -127,7 +129,7 @@ def _transposed(physics: Any, x: Tensor, w: Tensor) -> Tensor | None:
 
 
 def _products(
-    physics: Any, x: Tensor, w: Tensor, back: Tensor, allowed: float, name: str, seed: int
+    physics: Operator, x: Tensor, w: Tensor, back: Tensor, allowed: float, name: str, seed: int
 ) -> None:
     """<A u, w> = <u, A^T w> for random images and for single pixels spread over the image."""
     what = f"A_adjoint of {name}"
@@ -152,7 +154,7 @@ def _products(
     expect_close(right, left, allowed, what, "<u, A^T w> = <A u, w>", size)
 
 
-def _batch(physics: Any, x: Tensor, allowed: float, name: str, seed: int) -> None:
+def _batch(physics: Operator, x: Tensor, allowed: float, name: str, seed: int) -> None:
     """No image sees another one."""
     several = x if x.shape[0] > 1 else x.expand(2, *x.shape[1:])
     u = normal(several, seed + 6)
@@ -172,11 +174,12 @@ def _batch(physics: Any, x: Tensor, allowed: float, name: str, seed: int) -> Non
 
 def _copy(physics: nn.Module, x: Tensor, allowed: float, name: str, seed: int) -> None:
     """The float64 copy is the same operator, with an adjoint of its own."""
+    operator = cast(Operator, physics)
     what = f"a float64 copy of {name}"
     try:
-        twin: Any = LinearMap(physics).double().physics
+        twin = cast(Operator, LinearMap(physics).double().physics)
         u = normal(x, seed + 8)
-        single, double = physics.A(u), twin.A(u.double())  # type: ignore[operator]
+        single, double = operator.A(u), twin.A(u.double())
         back = twin.A_adjoint(double)
     except (RuntimeError, TypeError, LearnregError) as error:
         raise AssertionError(
@@ -189,9 +192,12 @@ def _copy(physics: nn.Module, x: Tensor, allowed: float, name: str, seed: int) -
         back.dtype == torch.float64, f"A_adjoint of {what}", given=back.dtype, expected="float64"
     )
     expect_close(double, single.to(wide), allowed, f"A of {what}", "that of the original")
-    adjoint: Any = physics.A_adjoint
     expect_close(
-        back, adjoint(single).double(), 10 * allowed, f"A_adjoint of {what}", "the original's"
+        back,
+        operator.A_adjoint(single).double(),
+        10 * allowed,
+        f"A_adjoint of {what}",
+        "the original's",
     )
     _adjoint(twin, x.double(), 1e-8, f"the float64 copy of {name}", seed)
 
@@ -204,7 +210,7 @@ def _spectrum(physics: nn.Module, x: Tensor, name: str) -> None:
         return
     if not (known.mu.value > 0 or known.L.certified):
         return
-    operator: Any = physics
+    operator = cast(Operator, physics)
     low, high = extremes(
         lambda v: operator.A_adjoint(operator.A(v)), torch.zeros_like(x), known.L.value
     )
@@ -221,11 +227,3 @@ def _spectrum(physics: nn.Module, x: Tensor, name: str) -> None:
         given=f"all squares <= {known.L.value:.6g}, taken from its mask",
         expected=f"at least {high:.6g}, which occurs",
     )
-
-
-def adjoint_mismatch(physics: Any, x: Tensor, seed: int = 0) -> float | None:
-    """||A_adjoint w - A^T w|| / ||A^T w||, A^T by automatic differentiation; None without it."""
-    y = physics.A(x)
-    w = normal(y, seed)
-    transposed = _transposed(physics, x, w)
-    return None if transposed is None else relative(physics.A_adjoint(w), transposed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,8 @@ from ..operators import taylor_test
 from ..regularizers import KNOWN as KNOWN_CLASSES
 from ..regularizers import Scaled, Sum, from_spec
 from .claims import expect, expect_close, expect_derivative, normal, relative
+from .nouns import Candidate, offered
 from .spectra import check_bounds, check_changes
-
-METHODS = ("value", "grad", "linearize", "directional", "bounds")
 
 EXACT = 1e-10
 """For what is the same computation in another order."""
@@ -58,15 +57,15 @@ def check_regularizer(
     True
     """
     name = type(regularizer).__name__
-    for method in METHODS:
+    for method, found in _methods(cast(Candidate, regularizer)).items():
         expect(
-            callable(getattr(regularizer, method, None)),
+            callable(found),
             f"{method} of {name}",
             given="nothing of that name",
             expected="a method",
         )
 
-    r: Any = copy.deepcopy(regularizer).to(torch.float64)
+    r = cast(Candidate, copy.deepcopy(regularizer).to(torch.float64))
     x = _enough(images.detach().to(torch.float64), seed)
     v = normal(x, seed + 1)
 
@@ -89,13 +88,24 @@ def check_regularizer(
     return tuple(made)
 
 
+def _methods(r: Candidate) -> dict[str, object]:
+    """What is needed, by name; None where it is missing."""
+    return {
+        "value": offered(lambda: r.value),
+        "grad": offered(lambda: r.grad),
+        "linearize": offered(lambda: r.linearize),
+        "directional": offered(lambda: r.directional),
+        "bounds": offered(lambda: r.bounds),
+    }
+
+
 def _enough(x: Tensor, seed: int) -> Tensor:
     """The images and, beside each of them, a noisy neighbour: a batch of two at least."""
     expect(x.dim() == 4 and x.numel() > 0, "images", given=tuple(x.shape), expected="(b, c, h, w)")
     return torch.cat([x, x + 0.1 * x.std(unbiased=False).clamp_min(0.01) * normal(x, seed)])
 
 
-def mixed(r: Any, x: Tensor, v: Tensor) -> Tensor:
+def mixed(r: Candidate, x: Tensor, v: Tensor) -> Tensor:
     """J^T v summed over images: the gradient of ``directional`` in theta, (d,)."""
     params = trainable(r)
     with torch.enable_grad():
@@ -111,7 +121,7 @@ def mixed(r: Any, x: Tensor, v: Tensor) -> Tensor:
     )
 
 
-def _shapes(r: Any, x: Tensor, v: Tensor, name: str) -> None:
+def _shapes(r: Candidate, x: Tensor, v: Tensor, name: str) -> None:
     b = (x.shape[0],)
     wanted = {"value": (r.value(x), b), "grad": (r.grad(x), tuple(x.shape))}
     wanted["linearize(x)(v)"] = (r.linearize(x)(v), tuple(x.shape))
@@ -134,7 +144,7 @@ def _scale(x: Tensor) -> float:
     return max(float(x.std(unbiased=False)), 1e-3 * float(x.abs().max()), 1e-6)
 
 
-def _gradient(r: Any, x: Tensor, v: Tensor, tolerance: float, name: str) -> None:
+def _gradient(r: Candidate, x: Tensor, v: Tensor, tolerance: float, name: str) -> None:
     g = r.grad(x)
     floor = 1e-9 * float(norm(v).max()) * float(norm(g).max()) + 1e-12
     for direction in (v, normal(x, 11), _spikes(x)):
@@ -158,7 +168,7 @@ def _gradient(r: Any, x: Tensor, v: Tensor, tolerance: float, name: str) -> None
         )
 
 
-def _remainder(r: Any, x: Tensor) -> Tensor:
+def _remainder(r: Candidate, x: Tensor) -> Tensor:
     """The larger of the remainders that ``taylor_test`` divides, relative to the value."""
     v = normal(x, 0)
     v = v / norm(v).view(-1, 1, 1, 1)
@@ -177,7 +187,7 @@ def _spikes(x: Tensor) -> Tensor:
     return out
 
 
-def _hessian(r: Any, x: Tensor, v: Tensor, tolerance: float, name: str) -> None:
+def _hessian(r: Candidate, x: Tensor, v: Tensor, tolerance: float, name: str) -> None:
     h = r.linearize(x)
     for direction in (v, _spikes(x)):
         claimed = h(direction)
@@ -201,7 +211,7 @@ def _hessian(r: Any, x: Tensor, v: Tensor, tolerance: float, name: str) -> None:
     )
 
 
-def _select(r: Any, x: Tensor, v: Tensor, name: str) -> None:
+def _select(r: Candidate, x: Tensor, v: Tensor, name: str) -> None:
     h, b = r.linearize(x), x.shape[0]
     whole = h(v)
     index = torch.arange(b - 1, -1, -1)[: max(1, b - 1)]
@@ -214,7 +224,7 @@ def _select(r: Any, x: Tensor, v: Tensor, name: str) -> None:
     expect_close(h(v), whole, EXACT, what, "to leave the Hessian as it is")
 
 
-def _directional(r: Any, x: Tensor, v: Tensor, tolerance: float, name: str) -> None:
+def _directional(r: Candidate, x: Tensor, v: Tensor, tolerance: float, name: str) -> None:
     what = f"directional of {name}"
     size = float((norm(r.grad(x)) * norm(v)).max())
     slopes = r.directional(x, v).detach()
@@ -240,7 +250,7 @@ def _directional(r: Any, x: Tensor, v: Tensor, tolerance: float, name: str) -> N
             )
 
 
-def _at(r: Any, theta: Tensor) -> Any:
+def _at(r: Candidate, theta: Tensor) -> Candidate:
     return with_theta(r, theta)
 
 
@@ -254,21 +264,21 @@ def _directions(theta: Tensor) -> Tensor:
     return torch.cat([few, drawn / drawn.norm(dim=1, keepdim=True)])
 
 
-def _other_parameters(r: Any, x: Tensor, v: Tensor, tolerance: float, name: str) -> None:
+def _other_parameters(r: Candidate, x: Tensor, v: Tensor, tolerance: float, name: str) -> None:
     """What changes in place is seen: nothing computed at other parameters is kept."""
     params = trainable(r)
     if not params:
         return
     theta = flatten(params).double()
     moved = theta + 0.2 * normal(theta, 14)
-    used: Any = copy.deepcopy(r)
+    used = copy.deepcopy(r)
     _everything(used, x, x), used.bounds()
     with torch.no_grad():
         start = 0
         for p in trainable(used):
             p.copy_(moved[start : start + p.numel()].view_as(p))
             start += p.numel()
-    fresh: Any = with_theta(r, moved)
+    fresh = _at(r, moved)
     what = f"parameters of {name} changed in place"
     expect_close(used.value(x), fresh.value(x), EXACT, what, "the value at the new ones")
     expect_close(used.grad(x), fresh.grad(x), EXACT, what, "the gradient at the new ones")
@@ -280,7 +290,7 @@ def _other_parameters(r: Any, x: Tensor, v: Tensor, tolerance: float, name: str)
     check_bounds(used, x, name)
 
 
-def _strangers(r: Any, x: Tensor, v: Tensor, name: str) -> None:
+def _strangers(r: Candidate, x: Tensor, v: Tensor, name: str) -> None:
     whole = _everything(r, x, v)
     for i in range(x.shape[0]):
         alone = _everything(r, x[i : i + 1], v[i : i + 1])
@@ -295,7 +305,7 @@ def _strangers(r: Any, x: Tensor, v: Tensor, name: str) -> None:
             )
 
 
-def _everything(r: Any, x: Tensor, v: Tensor) -> dict[str, Tensor]:
+def _everything(r: Candidate, x: Tensor, v: Tensor) -> dict[str, Tensor]:
     return {
         "value": r.value(x),
         "grad": r.grad(x),
@@ -304,7 +314,7 @@ def _everything(r: Any, x: Tensor, v: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _lent(r: Any, x: Tensor, v: Tensor, name: str) -> None:
+def _lent(r: Candidate, x: Tensor, v: Tensor, name: str) -> None:
     kept_x, kept_v, random = x.clone(), v.clone(), torch.get_rng_state()
     state = copy.deepcopy(r.state_dict())
     first, second = _everything(r, x, v), _everything(r, x, v)
@@ -328,7 +338,7 @@ def _lent(r: Any, x: Tensor, v: Tensor, name: str) -> None:
     )
 
 
-def _float32(r: Any, x: Tensor, v: Tensor, name: str) -> None:
+def _float32(r: Candidate, x: Tensor, v: Tensor, name: str) -> None:
     single = copy.deepcopy(r).to(torch.float32)
     fine = _everything(
         copy.deepcopy(single).to(torch.float64), x.float().double(), v.float().double()
@@ -346,7 +356,7 @@ def _float32(r: Any, x: Tensor, v: Tensor, name: str) -> None:
         )
 
 
-def _state(r: Any, x: Tensor, name: str) -> None:
+def _state(r: Candidate, x: Tensor, name: str) -> None:
     twin = copy.deepcopy(r)
     with torch.no_grad():
         for p in twin.parameters():
@@ -357,8 +367,8 @@ def _state(r: Any, x: Tensor, name: str) -> None:
     expect_close(twin.grad(x), r.grad(x), EXACT, what, "to restore the gradient")
 
 
-def _averages(r: Any, x: Tensor, name: str) -> list[str]:
-    method = getattr(r, "mean_curvature", None)
+def _averages(r: Candidate, x: Tensor, name: str) -> list[str]:
+    method = offered(lambda: r.mean_curvature)
     mean = None if method is None else method(x)
     if mean is None:
         return []
@@ -373,7 +383,7 @@ def _averages(r: Any, x: Tensor, name: str) -> list[str]:
     return ["mean_curvature"]
 
 
-def _spec(r: Any, x: Tensor, name: str) -> list[str]:
+def _spec(r: Candidate, x: Tensor, name: str) -> list[str]:
     try:
         spec = r.spec()
     except (AttributeError, NotImplementedError):
@@ -397,8 +407,9 @@ def _spec(r: Any, x: Tensor, name: str) -> list[str]:
     return ["spec"]
 
 
-def _rebuilt(r: Any, spec: dict[str, Any]) -> Any:
-    if type(r) in (Sum, Scaled) or type(r) in KNOWN_CLASSES.values():
-        return from_spec(spec)
+def _rebuilt(r: Candidate, spec: dict[str, object]) -> Candidate:
+    kind: type[object] = type(r)
+    if kind in (Sum, Scaled, *KNOWN_CLASSES.values()):
+        return cast(Candidate, from_spec(spec))
     spec.pop("type")
     return type(r)(**spec)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .formulas import Part, value
 from .measurements import Forward, OfData
+from .nouns import Candidate
 
 ROUNDS, PRODUCTS = 100, 4000
 
@@ -25,9 +25,9 @@ class Smooth:
     """
 
     def __init__(
-        self, forward: Forward, data: OfData, known: list[Part] | None, foreign: Any
+        self, forward: Forward, data: OfData, known: list[Part] | None, foreign: Candidate | None
     ) -> None:
-        self.forward, self.data, self.known, self.foreign = forward, data, known, foreign
+        self.forward, self.data, self.known, self.foreign = forward, data, known or [], foreign
 
     def _transposed(self, at: Tensor, weights: Callable[[Tensor], Tensor]) -> Tensor:
         """A'(at)^T weights(A at)."""
@@ -39,12 +39,12 @@ class Smooth:
 
     def value(self, x: Tensor) -> float:
         with torch.no_grad():
-            own = self.foreign.value(x) if self.known is None else value(self.known, x)
+            own = value(self.known, x) if self.foreign is None else self.foreign.value(x)
             return float(self.data.value(self.forward(x)) + own)
 
     def grad(self, x: Tensor) -> Tensor:
         of_data = self._transposed(x, self.data.grad)
-        if self.known is None:
+        if self.foreign is not None:
             return of_data + self.foreign.grad(x)
         with torch.enable_grad():
             point = x.detach().requires_grad_()
@@ -65,9 +65,8 @@ class Smooth:
         return apply
 
     def _own_product(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        if self.known is None:
-            at: Callable[[Tensor], Tensor] = self.foreign.linearize(x)
-            return at
+        if self.foreign is not None:
+            return self.foreign.linearize(x)
         with torch.enable_grad():
             point = x.detach().requires_grad_()
             (g,) = torch.autograd.grad(value(self.known, point).sum(), point, create_graph=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from ..core.batch import norm
 from ..core.params import trainable
 from .claims import expect, normal
+from .nouns import Candidate, offered
 
 MOST_PIXELS = 160
 """Up to which the Hessian is made as a matrix."""
@@ -56,7 +56,7 @@ def _power(product: Callable[[Tensor], Tensor], x: Tensor) -> float:
     return best
 
 
-def check_bounds(r: Any, x: Tensor, name: str) -> None:
+def check_bounds(r: Candidate, x: Tensor, name: str) -> None:
     """mu <= Hessian <= L at the images x, at flat ones, and far away: bounds hold everywhere.
 
     Raises:
@@ -64,14 +64,12 @@ def check_bounds(r: Any, x: Tensor, name: str) -> None:
     """
     bounds = r.bounds()
     what = f"bounds of {name}"
-    for word in ("mu", "L"):
-        found = getattr(bounds, word, None)
-        expect(
-            hasattr(found, "value") and hasattr(found, "kind"),
-            what,
-            given=type(bounds).__name__,
-            expected="a Curvature(mu=Bound, L=Bound) of learnreg.core",
-        )
+    expect(
+        offered(lambda: [(b.value, b.kind) for b in (bounds.mu, bounds.L)]) is not None,
+        what,
+        given=type(bounds).__name__,
+        expected="a Curvature(mu=Bound, L=Bound) of learnreg.core",
+    )
     mu, top = bounds.mu, bounds.L
     if top.certified:
         expect(
@@ -104,7 +102,7 @@ def check_bounds(r: Any, x: Tensor, name: str) -> None:
             )
 
 
-def check_changes(r: Any, x: Tensor, v: Tensor, name: str) -> list[str]:
+def check_changes(r: Candidate, x: Tensor, v: Tensor, name: str) -> list[str]:
     """The optional certificates ``hessian_change``, ``mixed_change`` and ``mixed_norm``, sampled.
 
     Returns:
@@ -114,17 +112,16 @@ def check_changes(r: Any, x: Tensor, v: Tensor, name: str) -> list[str]:
         AssertionError: a change that is larger than certified.
     """
     made = []
-    for method, size in (
-        ("hessian_change", _of_hessian),
-        ("mixed_change", _of_mixed),
-        ("mixed_norm", _of_norm),
+    for method, certificate, size in (
+        ("hessian_change", offered(lambda: r.hessian_change), _of_hessian),
+        ("mixed_change", offered(lambda: r.mixed_change), _of_mixed),
+        ("mixed_norm", _of_every_direction(offered(lambda: r.mixed_norm)), _of_norm),
     ):
-        offered = getattr(r, method, None)
-        if offered is None:
+        if certificate is None:
             continue
         for radius in (1e-2, 0.3):
             radii = torch.full((x.shape[0],), radius, dtype=torch.float64)
-            certified = offered(x, radii) if method == "mixed_norm" else offered(x, v, radii)
+            certified = certificate(x, v, radii)
             if certified is None:
                 break
             found = torch.stack([size(r, x, v, point) for point in _around(x, v, radius)]).amax(
@@ -143,16 +140,23 @@ def check_changes(r: Any, x: Tensor, v: Tensor, name: str) -> list[str]:
     return made
 
 
+def _of_every_direction(
+    bound: Callable[[Tensor, Tensor], Tensor | None] | None,
+) -> Callable[[Tensor, Tensor, Tensor], Tensor | None] | None:
+    """A certificate that holds for all v, called like those that hold for one."""
+    return None if bound is None else lambda x, v, radii: bound(x, radii)
+
+
 def _around(x: Tensor, v: Tensor, radius: float) -> list[Tensor]:
     directions = [v, -v, torch.ones_like(x), normal(x, 23), normal(x, 24), -x]
     return [x + radius * d / norm(d).clamp_min(1e-300).view(-1, 1, 1, 1) for d in directions]
 
 
-def _of_hessian(r: Any, x: Tensor, v: Tensor, point: Tensor) -> Tensor:
+def _of_hessian(r: Candidate, x: Tensor, v: Tensor, point: Tensor) -> Tensor:
     return norm(r.linearize(point)(v) - r.linearize(x)(v)).double()
 
 
-def _mixed(r: Any, x: Tensor, v: Tensor) -> Tensor:
+def _mixed(r: Candidate, x: Tensor, v: Tensor) -> Tensor:
     """J^T v per image (b, d)."""
     params, rows = trainable(r), []
     for i in range(x.shape[0]):
@@ -171,9 +175,9 @@ def _mixed(r: Any, x: Tensor, v: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def _of_mixed(r: Any, x: Tensor, v: Tensor, point: Tensor) -> Tensor:
+def _of_mixed(r: Candidate, x: Tensor, v: Tensor, point: Tensor) -> Tensor:
     return norm(_mixed(r, point, v) - _mixed(r, x, v)).double()
 
 
-def _of_norm(r: Any, x: Tensor, v: Tensor, point: Tensor) -> Tensor:
+def _of_norm(r: Candidate, x: Tensor, v: Tensor, point: Tensor) -> Tensor:
     return norm(_mixed(r, point, v)).double() / norm(v).double()

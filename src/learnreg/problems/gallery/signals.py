@@ -5,8 +5,9 @@ learning.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from ...core.batch import check_images, dot, norm
 from ...core.bounds import Bound, Curvature
 from ...core.curvature import MeanCurvature
 from ...core.errors import InputError
+from ...core.protocols import Loss
 from ...operators.differences import symbols
 from .vectors import VectorEnergy, VectorProblem, at_least, positive_integer
 
@@ -201,9 +203,9 @@ class SignalProblem(VectorProblem):
         energy: SignalTV,
         x: Tensor,
         y: Tensor,
-        loss: Any = None,
-        penalty: Any = None,
-        box: Any = None,
+        loss: Loss | None = None,
+        penalty: Callable[[Tensor], Tensor] | None = None,
+        box: list[float] | dict[str, list[float]] | None = None,
     ) -> None:
         super().__init__(energy, x, y, loss)
         self.penalty, self.box = penalty, box

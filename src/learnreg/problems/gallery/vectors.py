@@ -7,13 +7,15 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from ...core.errors import InputError
+from ...core.offers import certificate_of
 from ...core.params import with_theta
+from ...core.protocols import Loss
 from ..bilevel import BilevelProblem
 
 
@@ -39,7 +41,7 @@ class VectorEnergy(nn.Module):
         super().__init__()
         self.theta = nn.Parameter(theta.detach().clone())
 
-    def with_theta(self, theta: Tensor) -> Any:
+    def with_theta(self, theta: Tensor) -> Self:
         """The same energy at theta (d,), in theta's dtype and device; this one is not touched."""
         return with_theta(self, theta)
 
@@ -47,11 +49,11 @@ class VectorEnergy(nn.Module):
         """A float64 copy; unlike ``nn.Module.double`` it leaves this energy as it is."""
         return copy.deepcopy(self).to(torch.float64)
 
-    def certificate(self, name: str, *args: Any) -> Any:
-        """``hessian_change``, ``mixed_change``, ``mixed_norm`` ... as ``Energy.certificate``; None
-        if not offered.
+    def certificate(self, name: str, *args: Tensor) -> Tensor | None:
+        """``hessian_change``, ``mixed_change`` or ``mixed_norm`` as ``Energy.certificate``; None if
+        not offered.
         """
-        method = getattr(self, name, None)
+        method = certificate_of(self, name)
         return None if method is None else method(*args)
 
 
@@ -65,7 +67,9 @@ class VectorProblem(BilevelProblem):
         loss: the upper level; ``SquaredError()`` when None.
     """
 
-    def __init__(self, energy: VectorEnergy, x: Tensor, y: Tensor, loss: Any = None) -> None:
+    def __init__(
+        self, energy: VectorEnergy, x: Tensor, y: Tensor, loss: Loss | None = None
+    ) -> None:
         super().__init__(energy, VectorPairs(x, y), loss)
 
     def exact_solution(self, theta: Tensor | None = None, y: Tensor | None = None) -> Tensor:

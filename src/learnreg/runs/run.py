@@ -5,40 +5,59 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..core.asking import offers
 from ..core.batch import norm
 from ..core.errors import InputError, SolveError
 from ..core.files import load_tensors, save_tensors
 from ..core.guards import check_measured, check_pairs, isolated
 from ..core.measured import Measured, Native, complex_channels
+from ..core.offers import Filters
 from ..core.results import Evaluation, RunRecord, Solution, StopReason
 from ..metrics import Scale, psnr, scale_of, ssim
 from ..models import load_model, save_model
+from ..problems.bilevel import PairsLike, WithParams
 from ..solvers.solve import solve
+from ..solvers.views import view_of
 
 FORMAT = "learnreg-history"
-
-GRID, REFERENCE = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3), 1e-8
-"""Accuracies at which certificates are compared with true errors, and the distance of the reference
-from the truth.
-"""
-
-SADDLE_GRID, SADDLE_REFERENCE, SADDLE_STEPS = (1.0, 0.3, 0.1, 0.03, 0.01), 1e-4, 1000
-"""The same for saddle points, whose gap has a rounding floor and may fall slowly, and the limit of
-solver steps.
-"""
 
 SHARP = 10.0
 """A reference says something about accuracies that are so many times its own distance, or
 larger.
 """
+
+
+class Learnable(Protocol):
+    """An energy with parameters."""
+
+    def with_theta(self, theta: Tensor) -> Self: ...
+
+
+class Probed(Protocol):
+    """An energy whose operator is probed before it is trusted."""
+
+    def untrusted(self) -> Self: ...
+
+
+class TruePairs(PairsLike, Protocol):
+    """Pairs with ground truth."""
+
+    @property
+    def x(self) -> Tensor: ...
+
+
+class Named(Protocol):
+    """Pairs that know where their images come from."""
+
+    names: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -63,11 +82,11 @@ class Run:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if hasattr(self.energy, "with_theta"):
+        if offers(self.energy, Learnable):
             learned = self.energy.with_theta(self.theta)
             # an operator that was learned is probed again before anything is certified with it
-            again = getattr(learned, "untrusted", None)
-            object.__setattr__(self, "energy", learned if again is None else again())
+            unproven = learned.untrusted() if offers(learned, Probed) else learned
+            object.__setattr__(self, "energy", unproven)
 
     @property
     def trained(self) -> Any:
@@ -77,8 +96,9 @@ class Run:
     @property
     def filters(self) -> dict[str, Tensor] | None:
         """Learned filters for reports, or None."""
-        method = getattr(getattr(self.trained, "regularizer", None), "filters", None)
-        return method() if method else None
+        parts = dict(self.trained.named_children()) if isinstance(self.trained, nn.Module) else {}
+        regularizer = parts.get("regularizer")
+        return regularizer.filters() if offers(regularizer, Filters) else None
 
     @isolated
     def reconstruct(
@@ -86,7 +106,7 @@ class Run:
         y: Native | Measured,
         eps: float,
         *,
-        physics: Any = None,
+        physics: nn.Module | None = None,
         params: Mapping[str, Tensor] | None = None,
         throw: bool = True,
     ) -> Solution:
@@ -96,7 +116,7 @@ class Run:
         energy = self.trained if physics is None else self.trained.with_physics(physics)
         return solve(energy, self._like_theta(y), eps, params=params, throw=throw)
 
-    def _like_theta(self, y: Any) -> Any:
+    def _like_theta(self, y: Native | Measured) -> Native | Measured:
         """Measurements in the precision of theta and where it is; complex ones stay complex."""
         if isinstance(y, Measured):
             return y.to(self.theta.dtype)
@@ -109,7 +129,9 @@ class Run:
         return y.to(dtype=dtype)
 
     @isolated
-    def evaluate(self, pairs: Any, eps: float, *, check_certificate: bool = False) -> Evaluation:
+    def evaluate(
+        self, pairs: TruePairs, eps: float, *, check_certificate: bool = False
+    ) -> Evaluation:
         """Reconstruct every image of ``pairs`` and measure it.
 
         PSNR and SSIM take the peak that suits the true images (``metrics.scale_of``), which
@@ -123,12 +145,13 @@ class Run:
                 ``check_certificate``).
         """
         check_pairs(pairs)
-        params = getattr(pairs, "params", None)
+        params = pairs.params if offers(pairs, WithParams) else None
         data = Measured(pairs.y, params) if params else pairs.y
         solution = self.reconstruct(data, eps, throw=False)
         seen = self._seen(data, solution.value)
         scale = scale_of(pairs.x, together=True)
-        names = getattr(pairs, "names", None) or tuple(f"image {i}" for i in range(len(pairs)))
+        named = pairs.names if offers(pairs, Named) else None
+        names = named or tuple(f"image {i}" for i in range(len(pairs)))
         quality = [
             _measured(metric, image, pairs.x, scale)
             for image in (solution.value, seen)
@@ -157,7 +180,7 @@ class Run:
             else result
         )
 
-    def _seen(self, data: Any, like: Tensor) -> Tensor:
+    def _seen(self, data: Native | Measured, like: Tensor) -> Tensor:
         """What the measurements show of the images before anything is reconstructed."""
         shown = self.trained.start(self._like_theta(data))
         return complex_channels(shown) if like.is_complex() else shown
@@ -168,8 +191,8 @@ class Run:
         """Certified against true distance on one image; truth is a float64 solve to
         ``reference_eps``.
 
-        For a saddle point the truth is what ``SADDLE_STEPS`` solver steps reach if that is less,
-        and accuracies that it says nothing about are left out.
+        For a saddle point the truth is what a limited number of solver steps reaches if that is
+        less, and accuracies that it says nothing about are left out.
 
         Args:
             y: (1, ...), measurements.
@@ -187,11 +210,10 @@ class Run:
         exact = self.energy.with_theta(
             self.theta.double()
         ).widened()  # with_theta copies, so nothing lent changes
-        saddle = bool(getattr(getattr(exact, "regularizer", None), "saddle", False))
-        grid = grid or (SADDLE_GRID if saddle else GRID)
-        wanted = reference_eps or (SADDLE_REFERENCE if saddle else REFERENCE)
+        usual = view_of(exact.at(y.double())).reference
+        grid = grid or usual.grid
         truth = solve(
-            exact, y.double(), wanted, budget=SADDLE_STEPS if saddle else None, throw=not saddle
+            exact, y.double(), reference_eps or usual.eps, budget=usual.steps, throw=not usual.steps
         )
         reference = float(truth.error[0])
         checked = [eps for eps in grid if truth.ok or eps >= SHARP * reference]
@@ -235,7 +257,13 @@ class Run:
         return folder
 
     @classmethod
-    def load(cls, folder: str | Path, *, energy: Any = None, physics: Any = None) -> Run:
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        energy: nn.Module | None = None,
+        physics: nn.Module | None = None,
+    ) -> Run:
         """Read what ``save`` wrote.
 
         Args:
@@ -293,7 +321,9 @@ class Run:
         )
 
 
-def _measured(metric: Any, image: Tensor, truth: Tensor, scale: Scale) -> tuple[float, ...]:
+def _measured(
+    metric: Callable[..., Tensor], image: Tensor, truth: Tensor, scale: Scale
+) -> tuple[float, ...]:
     """A metric of every image at the scale of the data set; NaN where it is not defined."""
     unknown = (math.nan,) * len(truth)
     if image.shape != truth.shape:

@@ -13,34 +13,28 @@ from tests.learners.cases import pictures
 from learnreg.core.results import StopReason
 from learnreg.core.status import Status
 from learnreg.hypergradients import Implicit
-from learnreg.learners import MAID, Budget, learn
+from learnreg.learners import MAID
+from learnreg.runs import Budget, learn
 
 
 class AtTheFloor(Implicit):
     """A linear solver that has reached its floor far above what is asked for."""
 
-    def gradient(self, problem, energy, solution, delta, adjoint=None):
-        result = super().gradient(problem, energy, solution, delta, adjoint)
-        n = len(result.status)
+    def pull(self, *arguments, **keywords):
+        found = super().pull(*arguments, **keywords)
+        n = len(found.status)
         return replace(
-            result,
+            found,
             residual=torch.full((n,), 1e3, dtype=torch.float64),
-            estimated=10 * result.norm,
+            correction=10 * found.theta,  # ten times the norm of z is how far z may be off
             status=(Status.ROUNDING_FLOOR,) * n,
         )
-
-
-class Given(MAID):
-    """MAID that leaves the strategy as it is."""
-
-    def strategy(self, given):
-        return replace(given, estimate=True, certify=False)
 
 
 @pytest.mark.parametrize("promote", [True, False])
 def test_a_linear_system_at_its_floor_ends_the_run_with_a_sentence(promote):
     outcome = learn(
-        pictures(), Given(), hypergradient=AtTheFloor(), budget=Budget(steps=3), promote=promote
+        pictures(), MAID(), hypergradient=AtTheFloor(), budget=Budget(steps=3), promote=promote
     )
     assert isinstance(outcome.stop, StopReason) and outcome.stop.code == "rounding_floor"
     assert "linear system" in outcome.stop.sentence

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from learnreg.core.errors import SolveError
 from learnreg.core.results import RunRecord, StopReason
-from learnreg.learners import Run
-from learnreg.learners import run as run_module
-from learnreg.learners.run import SADDLE_GRID, SADDLE_REFERENCE
 from learnreg.problems import SaddleEnergy
 from learnreg.regularizers import ExactTV, LearnedTV
+from learnreg.runs import Run
+from learnreg.solvers.views import SaddleView
+
+SADDLE_GRID, SADDLE_REFERENCE, _ = USUAL = SaddleView.reference
 
 
 def learned(regularizer) -> Run:
@@ -61,7 +62,7 @@ def test_a_reference_of_ones_own_is_kept_to():
 
 
 def test_accuracies_that_the_reference_says_nothing_about_are_left_out(monkeypatch):
-    monkeypatch.setattr(run_module, "SADDLE_STEPS", 15)
+    monkeypatch.setattr(SaddleView, "reference", USUAL._replace(steps=15))
     rows = learned(ExactTV(0.2)).check_certificate(picture())
     assert rows and rows[0]["reference"] > SADDLE_REFERENCE
     assert [row["eps"] for row in rows] == [
@@ -72,7 +73,7 @@ def test_accuracies_that_the_reference_says_nothing_about_are_left_out(monkeypat
 
 
 def test_a_reference_that_says_nothing_at_all_is_an_error_that_says_so(monkeypatch):
-    monkeypatch.setattr(run_module, "SADDLE_STEPS", 1)
+    monkeypatch.setattr(SaddleView, "reference", USUAL._replace(steps=1))
     with pytest.raises(
         SolveError, match=r"within .* of the truth after 1 steps, .* distances up to 0\.01"
     ):

@@ -6,42 +6,47 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..core.errors import CheckpointError, ModelFileError
 from ..core.files import load_tensors, save_tensors
-from .state import Packed
+from ..core.objective import Objective
+from ..core.packing import Packed
 
-FORMAT, VERSION, FILE = "learnreg-checkpoint", 2, "checkpoint.safetensors"
+FORMAT, VERSION, FILE = "learnreg-checkpoint", 3, "checkpoint.safetensors"
 
 
-def fingerprint(problem: Any, learner: Any, strategy: Any) -> str:
-    """Identifies problem, data, start, learner and strategy, so that a checkpoint is not continued
-    on another run.
+class Digest(Protocol):
+    """What ``hashlib`` makes."""
+
+    def update(self, data: bytes, /) -> None: ...
+
+
+def fingerprint(objective: Objective, learner: object) -> str:
+    """Identifies objective, data, start and learner, so that a checkpoint is not continued on
+    another run.
     """
-    digest = hashlib.sha256(repr((problem.describe(), learner, strategy)).encode())
-    _feed(
-        digest,
-        (
-            problem.theta,
-            problem.pairs.x,
-            problem.pairs.y,
-            problem.energy,
-            problem.loss,
-            problem.penalty,
-        ),
-        {},
-    )
+    # a class without words of its own is told by its fields: the default is an address
+    plain = type(learner).__repr__ is object.__repr__
+    known = learner if plain else repr(learner)
+    return digest_of(objective.describe(), known, objective.identity())
+
+
+def digest_of(*parts: object) -> str:
+    """Changes when any of the parts does."""
+    digest = hashlib.sha256()
+    _feed(digest, parts, {})
     return digest.hexdigest()
 
 
-def _feed(digest: Any, part: Any, seen: dict[int, int]) -> None:
+def _feed(digest: Digest, part: object, seen: dict[int, int]) -> None:
     """Everything that tells ``part`` from another of its kind: tensors, numbers, words, and what it
     is made of.
 
@@ -68,10 +73,12 @@ def _feed(digest: Any, part: Any, seen: dict[int, int]) -> None:
             _feed(digest, item, seen)
     elif isinstance(part, MethodType):
         _feed(digest, (part.__func__, part.__self__), seen)
-    elif isinstance(part, torch.Generator | torch.device) or (
-        callable(part) and not hasattr(part, "__dict__")
-    ):
+    elif isinstance(part, torch.Generator | torch.device | BuiltinFunctionType):
         return
+    elif isinstance(part, FunctionType) and not any(
+        (part.__closure__, part.__defaults__, part.__kwdefaults__)
+    ):  # two that do the same are the same
+        _feed_object(digest, part, seen)
     elif id(part) in seen:
         digest.update(f"object {seen[id(part)]}".encode())
     else:
@@ -79,7 +86,7 @@ def _feed(digest: Any, part: Any, seen: dict[int, int]) -> None:
         _feed_object(digest, part, seen)
 
 
-def _feed_object(digest: Any, part: Any, seen: dict[int, int]) -> None:
+def _feed_object(digest: Digest, part: object, seen: dict[int, int]) -> None:
     """A function with what it has caught, or the public fields of anything else."""
     if isinstance(part, FunctionType):
         _feed_code(digest, part.__code__)
@@ -96,7 +103,7 @@ def _feed_object(digest: Any, part: Any, seen: dict[int, int]) -> None:
             digest,
             {
                 k: v
-                for k, v in getattr(part, "__dict__", {}).items()
+                for k, v in fields_of(part).items()
                 if not k.startswith("_")
                 or (private and k in ("_parameters", "_buffers", "_modules"))
             },
@@ -104,7 +111,15 @@ def _feed_object(digest: Any, part: Any, seen: dict[int, int]) -> None:
         )
 
 
-def _feed_code(digest: Any, code: CodeType) -> None:
+def fields_of(part: object) -> dict[str, object]:
+    """The attributes of an object; none of one that keeps them elsewhere."""
+    try:
+        return vars(part)
+    except TypeError:  # built into the interpreter, or with slots
+        return {}
+
+
+def _feed_code(digest: Digest, code: CodeType) -> None:
     """What a function does, the functions inside it included."""
     constants = [
         sorted(map(repr, c))
@@ -120,7 +135,7 @@ def _feed_code(digest: Any, code: CodeType) -> None:
 
 
 def save_checkpoint(
-    folder: Path, packed: Packed, thetas: list[Tensor], header: dict[str, Any]
+    folder: Path, packed: Packed, thetas: list[Tensor], header: Mapping[str, object]
 ) -> None:
     """Write ``folder/checkpoint.safetensors``."""
     tensors = packed.tensors | {"thetas": torch.stack([t.to(thetas[-1].dtype) for t in thetas])}

@@ -16,10 +16,11 @@ from torch import Tensor
 from learnreg import Cost
 from learnreg.core.errors import InputError, ModelFileError, SolveError
 from learnreg.core.results import RunRecord
-from learnreg.learners import MAID, Run
+from learnreg.learners import MAID
 from learnreg.metrics import psnr, ssim
 from learnreg.problems import BilevelProblem, Energy
 from learnreg.regularizers import TV, Tikhonov
+from learnreg.runs import Run
 from learnreg.solvers import solve
 
 COUNTERS = tuple(Cost().to_dict())

@@ -15,10 +15,11 @@ from tests.learners.cases import Plain, denoising, exact_loss, phantoms, picture
 
 from learnreg.core.errors import InputError, MissingPropertyError
 from learnreg.core.status import Status
-from learnreg.learners import MAID, Adaptive, Budget, FixedAccuracy, learn
-from learnreg.learners.lower_level import LowerLevel
+from learnreg.learners import MAID, Adaptive, FixedAccuracy
+from learnreg.objectives.bilevel import Bilevel
 from learnreg.problems import BilevelProblem, Energy
 from learnreg.regularizers import TV, Tikhonov
+from learnreg.runs import Budget, learn
 from learnreg.solvers import AGD
 
 NAN, INF = math.nan, math.inf
@@ -243,7 +244,7 @@ class StandingStill:
 def test_a_solve_that_reaches_its_step_limit_is_reported(monkeypatch):
     """Nothing is silently capped: the run ends, and its bracket still holds the exact loss."""
     problem = BilevelProblem(Energy(denoising(), TV()), phantoms()[0])
-    monkeypatch.setattr(LowerLevel.__init__, "__defaults__", ("auto", 30, None))
+    monkeypatch.setattr(Bilevel.__init__, "__defaults__", (None, "auto", 30, None))
     run = learn(
         problem, MAID(eps0=1e-3, delta0=1e-3), budget=Budget(steps=1), solver=StandingStill()
     )

@@ -15,10 +15,11 @@ from tests.learners.cases import GALLERY, Plain, exact_loss, phantoms, pictures,
 
 from learnreg.core.errors import InputError
 from learnreg.hypergradients.unrolled import Unrolled
-from learnreg.learners import MAID, Budget, FixedAccuracy, learn
-from learnreg.learners.trajectory import chosen_steps, trajectory
+from learnreg.learners import MAID, FixedAccuracy
 from learnreg.metrics import psnr
 from learnreg.problems import BilevelProblem, gallery
+from learnreg.runs import Budget, learn
+from learnreg.runs.trajectory import chosen_steps, trajectory
 from learnreg.solvers import solve
 
 
@@ -165,7 +166,7 @@ def test_the_same_theta_is_not_solved_twice(learned, monkeypatch):
     still = replace(outcome, thetas=outcome.thetas[:1].expand(len(outcome.thetas), -1))
     calls = []
     monkeypatch.setattr(
-        "learnreg.learners.trajectory.solve", lambda *a, **k: calls.append(1) or solve(*a, **k)
+        "learnreg.runs.trajectory.solve", lambda *a, **k: calls.append(1) or solve(*a, **k)
     )
     rows = trajectory(still, problem, phantoms()[1])
     assert [row["step"] for row in rows] == [0, len(outcome.thetas) - 1] and len(calls) == 1

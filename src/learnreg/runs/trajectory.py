@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ..core.errors import InputError, MissingPropertyError
+from ..core.grants import Grants
+from ..core.maps import Level, Limits, Posed, SolutionMap
+from ..core.objective import Objective, Row, Value
 from ..core.ranges import check_number, check_positive
 from ..core.results import Solution
 from ..core.status import Status
 from ..metrics import data_psnr
+from ..objectives.bilevel import Bilevel
+from ..problems import BilevelProblem
 from ..solvers.solve import solve
-from .lower_level import LowerLevel, Point
-from .run import Run
+from .learn import objective_of
+from .run import Run, TruePairs
 
 COPIED = (
     "seconds",
@@ -48,16 +52,16 @@ REFINEMENTS = 30
 
 def trajectory(
     run: Run,
-    problem: Any,
-    test: Any,
+    problem: BilevelProblem | Objective,
+    test: TruePairs,
     *,
     points: int = 12,
     relative: float = 1e-4,
     eps_test: float = 1e-2,
-    strategy: Any = None,
+    strategy: SolutionMap | None = None,
     solver: str = "auto",
     progress: Callable[[int, int], None] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Evaluate some thetas of a run again: f(theta) tightly, and the quality of held-out
     reconstructions.
 
@@ -67,14 +71,14 @@ def trajectory(
 
     Args:
         run: what ``learn`` returned.
-        problem: the BilevelProblem that it learned from.
+        problem: the BilevelProblem or the objective that it learned from.
         test: held-out pairs ``.x`` and ``.y``.
         points: largest number of steps.
         relative: width of the certified bracket of f(theta), penalty included, relative to it.
         eps_test: certified distance of each held-out reconstruction.
-        strategy: the hypergradient strategy of the run. One with ``fixed`` set learns a
-            reconstruction of its own (so many iterations from A^T y), made by
-            ``reconstruct(potential, x0)``; its quality is then measured too.
+        strategy: the solution map of the run. One that is no solve to an accuracy (so many
+            iterations from A^T y) makes a reconstruction of its own; its quality is then measured
+            too.
         solver: as in ``solve``.
         progress: called with (steps evaluated, of how many).
 
@@ -90,14 +94,13 @@ def trajectory(
     Raises:
         InputError: a number out of range, or a run without rows.
     """
-    check_number("points", points, lambda v: v >= 2, "an integer >= 2", integer=True)
-    check_number("relative", relative, lambda v: 0 < v < 1, "a number in (0, 1)")
-    check_positive("eps_test", eps_test)
+    check_measure(points, relative, eps_test)
     if not run.record.rows:
         raise InputError("run", given="no rows", expected="at least the start")
     steps = chosen_steps(run, points)
-    watch = _Evaluation(problem, test, relative, eps_test, strategy, solver)
-    rows: list[dict[str, Any]] = []
+    objective = objective_of(problem, strategy, solver)
+    watch = _Evaluation(objective, test, relative, eps_test, solver)
+    rows: list[Row] = []
     for k in steps:
         row, theta = run.record.rows[k], run.thetas[k]
         if progress is not None:
@@ -113,6 +116,13 @@ def trajectory(
     if progress is not None:
         progress(len(rows), len(steps))
     return rows
+
+
+def check_measure(points: int, relative: float, eps_test: float) -> None:
+    """Refuse numbers out of range."""
+    check_number("points", points, lambda v: v >= 2, "an integer >= 2", integer=True)
+    check_number("relative", relative, lambda v: 0 < v < 1, "a number in (0, 1)")
+    check_positive("eps_test", eps_test)
 
 
 def chosen_steps(run: Run, points: int) -> list[int]:
@@ -138,21 +148,22 @@ class _Evaluation:
     """Evaluations along a run; each starts where the one before ended."""
 
     def __init__(
-        self, problem: Any, test: Any, relative: float, eps_test: float, strategy: Any, solver: str
+        self, objective: Objective, test: TruePairs, relative: float, eps_test: float, solver: str
     ) -> None:
-        self.problem, self.test, self.relative, self.eps_test = problem, test, relative, eps_test
-        own = getattr(strategy, "fixed", False) and not getattr(strategy, "joint", False)
-        self.own = strategy if own and hasattr(strategy, "reconstruct") else None
-        self.solver = solver
-        self._x0: Tensor | None = None
+        self.given, self.test = objective, test
+        if isinstance(objective, Bilevel):  # the exact loss, whatever it was learned through
+            objective = Bilevel(objective.problem, None, solver)
+        self.objective = objective
+        self.relative, self.eps_test, self.solver = relative, eps_test, solver
+        self._latest_value: Value | None = None
         self._test_x0: Tensor | None = None
-        self._latest: tuple[Tensor, dict[str, Any]] | None = None
+        self._latest: tuple[Tensor, Row] | None = None
 
-    def at(self, theta: Tensor) -> dict[str, Any]:
+    def at(self, theta: Tensor) -> Row:
         """Everything about one theta; one that cannot be solved has a note instead of numbers."""
         if self._latest is not None and self._latest[0].equal(theta):
             return dict(self._latest[1])
-        found: dict[str, Any] = {
+        found: Row = {
             "loss": None,
             "lower": None,
             "upper": None,
@@ -174,62 +185,46 @@ class _Evaluation:
         self._latest = theta, found
         return dict(found)
 
-    def _loss(self, theta: Tensor) -> dict[str, Any]:
-        point = self._tight(self.problem.to(theta.dtype), theta)
-        if theta.dtype != torch.float64 and self._too_wide(point):
-            point = self._tight(self.problem.to(torch.float64), theta.double(), point)
-        if point.failed or not math.isfinite(point.width):
-            return {"note": f"the lower level could not be solved here: {_trouble(point.solution)}"}
-        self._x0 = point.solution.warm
-        wide = self._too_wide(point)
+    def _loss(self, theta: Tensor) -> Row:
+        same = theta.dtype == self.objective.theta.dtype
+        objective = self.objective if same else self.objective.widened()
+        value = self._tight(objective, theta, self._latest_value)
+        if theta.dtype != torch.float64 and self._too_wide(value):
+            start = None if value.failed else value
+            value = self._tight(objective.widened(), theta.double(), start)
+        if value.failed or not math.isfinite(value.width):
+            return {"note": f"the lower level could not be solved here: {value.trouble}"}
+        self._latest_value = value
+        note = "the bracket is as narrow as float64 allows, and wider than asked for"
         return {
-            "loss": point.loss,
-            "lower": point.lower,
-            "upper": point.upper,
-            "kind": point.solution.kind.label,
-            "note": "the bracket is as narrow as float64 allows, and wider than asked for"
-            if wide
-            else None,
+            "loss": value.loss,
+            "lower": value.lower,
+            "upper": value.upper,
+            "kind": value.row()["kind"],
+            "note": note if self._too_wide(value) else None,
         }
 
-    def _too_wide(self, point: Point) -> bool:
-        return not point.width <= self.relative * abs(point.loss)
+    def _too_wide(self, value: Value) -> bool:
+        return not value.width <= self.relative * abs(value.loss)
 
-    def _tight(self, problem: Any, theta: Tensor, present: Point | None = None) -> Point:
-        """The lower level solved until the bracket is as narrow as asked, or no narrower one can be
-        had.
+    def _tight(self, objective: Objective, theta: Tensor, near: Value | None) -> Value:
+        """The objective evaluated until its bracket is as narrow as asked, or no narrower one can
+        be had.
         """
-        lower = LowerLevel(problem, None, self.solver, MOST_STEPS)
-        start = present.solution.warm if present is not None and not present.failed else self._x0
-        x0 = lower.start(theta) if start is None else start.to(theta)
-        first = (
-            x0
-            if x0.shape == problem.pairs.x.shape
-            else self.problem.energy.at(problem.pairs.y, x0).image(x0)
-        )
-        d = (first.double() - problem.pairs.x.double()).flatten(1).norm(dim=1)
-        # for 1/2 ||x - x_true||^2 the bracket at distance d is 2 d eps wide; other losses are
-        # narrowed below
-        eps = (
-            0.45 * self.relative * float(d.square().mean()) / (2 * float(d.mean()))
-            if float(d.max()) > 0
-            else 1e-3
-        )
-        point = lower.solve(theta, eps, x0)
+        start = None if near is None or near.warm is None else near.warm.to(theta)
+        eps, _ = objective.accuracies(theta, None, 1.0)
+        value = objective.evaluate(theta, eps, start, MOST_STEPS)
         for _ in range(REFINEMENTS):
-            if not self._too_wide(point) or point.at_floor or point.failed:
+            if not self._too_wide(value) or value.at_floor or value.failed:
                 break
-            fit = 0.8 * self.relative * abs(point.loss) / point.width
+            fit = 0.8 * self.relative * abs(value.loss) / value.width
             eps *= min(0.5, max(fit, 1e-3))
-            point = replace(lower.refine(point, eps), eps=eps)
-        return point
+            value = objective.refine(value, eps)
+        return value
 
-    def _quality(self, theta: Tensor) -> dict[str, Any]:
-        energy, y, x = (
-            self.problem.energy.with_theta(theta),
-            self.test.y.to(theta),
-            self.test.x.to(theta),
-        )
+    def _quality(self, theta: Tensor) -> Row:
+        energy = cast(Level, self.objective.learned(theta))
+        y, x = self.test.y.to(theta.dtype), self.test.x.to(theta)
         start = None if self._test_x0 is None else self._test_x0.to(theta)
         solution = solve(energy, y, self.eps_test, solver=self.solver, x0=start, throw=False)
         if any(status in (Status.NOT_FINITE, Status.MAX_STEPS) for status in solution.status):
@@ -238,17 +233,23 @@ class _Evaluation:
             }
         self._test_x0 = solution.warm
         values = data_psnr(solution.value, x)
-        own = None
-        if self.own is not None:
-            x0 = energy.start(y)
-            own = _finite(
-                float(data_psnr(self.own.reconstruct(energy.at(y, x0), x0).value, x).mean())
-            )
+        own = self._own(Posed(energy, y))
         return {
             "psnr_test": _finite(float(values.mean())),
             "psnr_test_images": [_finite(v) for v in values.tolist()],
-            "psnr_test_own": own,
+            "psnr_test_own": None if own is None else _finite(float(data_psnr(own, x).mean())),
         }
+
+    def _own(self, posed: Posed) -> Tensor | None:
+        """The reconstruction of a solution map that is no solve to an accuracy, such as so many
+        steps from A^T y.
+        """
+        if not isinstance(self.given, Bilevel):
+            return None
+        strategy = self.given.strategy
+        if Grants.ADAPTIVE in strategy.grants or Grants.STATELESS not in strategy.grants:
+            return None
+        return strategy.solve(posed, self.eps_test, None, Limits(self.solver)).value
 
 
 def _trouble(solution: Solution) -> str:

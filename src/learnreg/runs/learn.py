@@ -1,0 +1,387 @@
+"""The only upper-level loop: budget, record, checkpoint, progress; the learner decides the
+steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+import time
+import typing
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from .. import __version__
+from ..core.cost import Cost
+from ..core.errors import CheckpointError, InputError
+from ..core.grants import check_needs
+from ..core.guards import check_problem, check_strategy, isolated
+from ..core.locks import locked
+from ..core.maps import SolutionMap
+from ..core.meter import OutOfBudget, never
+from ..core.objective import Evaluated, Halt, Learner, Objective, Row, State
+from ..core.packing import pack, unpack, widened
+from ..core.ranges import check_flag, check_integer, check_object, shown
+from ..core.results import RunRecord, StopReason
+from ..objectives.bilevel import Bilevel
+from ..problems import BilevelProblem
+from .budget import Budget
+from .checkpoint import FILE, check_folder, fingerprint, load_checkpoint, save_checkpoint
+from .run import Run
+
+S = TypeVar("S", bound=State)
+
+
+@isolated
+def learn(
+    problem: BilevelProblem | Objective,
+    learner: Learner[S],
+    *,
+    hypergradient: SolutionMap | None = None,
+    budget: Budget,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    solver: str = "auto",
+    progress: Callable[[Row], None] | None = None,
+    name: str = "",
+    promote: bool = True,
+) -> Run:
+    """Learn theta: min_theta mean_i loss(x_i(theta)).
+
+    Args:
+        problem: a BilevelProblem, or another objective such as ScoreMatching.
+        learner: MAID(), HOAG(), LBFGSB(), Stochastic(), DFO() ... or one of your own.
+        hypergradient: the solution map of a BilevelProblem; ``Implicit()`` when None,
+            ``Piggyback()`` for a SaddleEnergy; the learner asks for the error estimate that it
+            needs.
+        budget: when to stop.
+        seed: of everything that a learner draws at random; the descent learners draw nothing.
+        checkpoint: a folder; the state is written there after every step (less often where writing
+            would take more than a twentieth of the time) and at the end, whatever ends the run.
+        resume: continue from ``checkpoint``, to the same numbers as an uninterrupted run.
+        solver: lower-level solver, as in ``solve``.
+        progress: called with every new row of the record.
+        name: of the run in reports; the regularizer's class when empty.
+        promote: go on in float64 when float32 cannot be solved accurately enough for the next
+            decision; False stops there.
+
+    Returns:
+        Run. An interruption from the keyboard ends the run with the last accepted step, it does not
+        lose it.
+
+    Raises:
+        InputError: a budget that is none, or a learner that is none.
+        MissingPropertyError: the lower level is not strongly convex, or the objective does not
+            grant what the learner needs.
+        CheckpointError: a folder that another run is using; ``resume`` without a checkpoint, with a
+            damaged one or one of another run; a checkpoint folder that is a file or read-only.
+    """
+    objective = objective_of(problem, hypergradient, solver)
+    _check_settings(learner, budget, checkpoint, progress, name)
+    seed = check_integer("seed", seed, 0)
+    check_flag("resume", resume)
+    check_flag("promote", promote)
+    if resume and checkpoint is None:
+        raise CheckpointError(
+            "resume",
+            given="no checkpoint folder",
+            expected="checkpoint=...",
+            remedy="Name the folder of the interrupted run.",
+        )
+    needs, given = learner.needs, _given(objective)
+    check_needs(type(learner).__name__, needs, objective.grants, given)
+    if checkpoint is not None:
+        check_folder(Path(checkpoint), resume)
+
+    folder = Path(checkpoint) if checkpoint else None
+    session = _Session(objective, learner, budget, seed, folder, progress, promote)
+    settings = {
+        "seed": seed,
+        "budget": vars(budget),
+        "solver": solver,
+        "version": __version__,
+        "dtype": str(objective.theta.dtype),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "device": str(objective.device),
+    }
+    with locked(folder) if folder else nullcontext():
+        stop = session.run(resume)
+    record = RunRecord(
+        objective.describe(),
+        repr(learner),
+        objective.size,
+        tuple(session.rows),
+        settings,
+        objective.names,
+    )
+    last = session.thetas[-1]
+    energy = objective.learned(last)
+    thetas = torch.stack([t.to(last.dtype) for t in session.thetas])
+    return Run(record, stop, last, thetas, energy, name or _title(energy))
+
+
+def objective_of(
+    problem: BilevelProblem | Objective, strategy: SolutionMap | None, solver: str
+) -> Objective:
+    """What is minimized: a bilevel problem through its solution map, or an objective as it is.
+
+    Raises:
+        InputError: neither.
+    """
+    check_strategy(strategy, "hypergradient")
+    if isinstance(problem, type) or not isinstance(problem, Evaluated):
+        check_problem(problem)
+        return Bilevel(cast(BilevelProblem, problem), strategy, solver)
+    if strategy is not None:
+        raise InputError(
+            "hypergradient",
+            given=f"{shown(strategy)} for {type(problem).__name__}",
+            expected="a BilevelProblem, which has a lower level to be differentiated",
+            remedy="Leave hypergradient out.",
+        )
+    return problem
+
+
+def _given(objective: Objective) -> str:
+    """What was handed in, in the words of a refusal."""
+    return repr(objective.strategy) if isinstance(objective, Bilevel) else objective.describe()
+
+
+def check_budget(budget: object) -> None:
+    """Refuse what is no Budget."""
+    if not isinstance(budget, Budget):
+        raise InputError(
+            "budget",
+            given=shown(budget),
+            expected="a Budget",
+            remedy="For example Budget(seconds=60).",
+        )
+
+
+def _check_settings(
+    learner: object, budget: object, checkpoint: object, progress: object, name: object
+) -> None:
+    """What needs no problem to be refused."""
+    check_budget(budget)
+    check_object(
+        "learner",
+        learner,
+        ("init", "step", "needs"),
+        "a learner such as MAID()",
+        "For example learn(problem, MAID(), budget=Budget(seconds=60)).",
+    )
+    _check_rest(checkpoint, progress, name)
+
+
+def _check_rest(checkpoint: object, progress: object, name: object) -> None:
+    """The settings that are no numbers."""
+    for what, value, kinds, expected in (
+        ("checkpoint", checkpoint, str | Path | None, "a folder or None"),
+        ("name", name, str, "a text"),
+    ):
+        if not isinstance(value, kinds):
+            raise InputError(
+                what, given=shown(value), expected=expected, remedy=f"For example {what}='run'."
+            )
+    if progress is not None and (isinstance(progress, type) or not callable(progress)):
+        raise InputError(
+            "progress",
+            given=shown(progress),
+            expected="a function of one row of the record, or None",
+            remedy="For example progress=print.",
+        )
+
+
+def _title(energy: object) -> str:
+    """The class of the regularizer, or of an energy without one; scalings are looked through."""
+    part = energy
+    while isinstance(part, nn.Module) and "regularizer" in dict(part.named_children()):
+        part = part.get_submodule("regularizer")
+    return type(part).__name__
+
+
+class _Session(Generic[S]):
+    """One call of ``learn``."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        learner: Learner[S],
+        budget: Budget,
+        seed: int,
+        folder: Path | None,
+        progress: Callable[[Row], None] | None,
+        promote: bool,
+    ) -> None:
+        self.objective: Objective = objective
+        self.learner, self.budget, self.seed = learner, budget, seed
+        self.folder, self.progress, self.promote = folder, progress, promote
+        self.identity = fingerprint(objective, learner) if folder else ""
+        self.meter = objective.meter
+        self.state: S | None = None
+        self.header: dict[str, object] = {}
+        self.rows: list[Row] = []
+        self.thetas: list[Tensor] = []
+        self.wall = self.cpu = 0.0
+        self._last_wall, self._last_cpu = time.perf_counter(), time.process_time()
+        self._saved_rows, self._saved_at, self._saving = 0, -math.inf, 0.0
+        self._warned = False
+
+    def run(self, resume: bool) -> StopReason:
+        """Steps until something ends them; whatever that is, the latest state is kept."""
+        # an objective may have served another run before, and may serve one later
+        self.meter.cost, self.meter.should_stop = Cost(), never
+        try:
+            return self._run(resume)
+        finally:
+            self.meter.should_stop = never
+            if self.state is not None and self._saved_rows < len(self.rows):
+                self._save()
+
+    def _run(self, resume: bool) -> StopReason:
+        stop = None
+        try:
+            if resume and self.folder is not None and (self.folder / FILE).exists():
+                self._resume()
+            else:  # without a budget yet: there is always a theta_0 with its loss
+                objective = self.objective
+                self._record(self.learner.init(objective, objective.theta, self.seed))
+            self.meter.should_stop = lambda: self._spent() is not None
+            while (stop := self._spent()) is None:
+                assert self.state is not None
+                self._record(self._step(self.state))
+        except OutOfBudget:
+            stop = self._spent()
+        except Halt as halt:
+            stop = halt.reason
+        except KeyboardInterrupt:
+            if not self.rows:
+                raise
+            stop = StopReason(
+                "interrupted", "interrupted from the keyboard; the last accepted step was kept"
+            )
+        assert stop is not None
+        return stop
+
+    def _step(self, state: S) -> S:
+        try:
+            return self.learner.step(self.objective, state)
+        except Halt as halt:
+            wide = state.theta.dtype == torch.float64
+            if halt.reason.code != "rounding_floor" or wide or not self.promote:
+                raise
+        self.objective = self.objective.widened()
+        return self.learner.step(self.objective, widened(state, self.objective.adopt))
+
+    def _clock(self) -> None:
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.wall, self.cpu = self.wall + wall - self._last_wall, self.cpu + cpu - self._last_cpu
+        self._last_wall, self._last_cpu = wall, cpu
+
+    def _spent(self) -> StopReason | None:
+        self._clock()
+        return self.budget.spent(
+            self.wall, self.meter.cost.work / self.objective.size, len(self.rows) - 1
+        )
+
+    def _record(self, state: S) -> None:
+        self._clock()
+        cost = self.meter.cost
+        row = {
+            "step": len(self.rows),
+            **state.row(),
+            **cost.to_dict(),
+            "work": cost.work,
+            "seconds": self.wall,
+            "cpu_seconds": self.cpu,
+        }
+        self.rows.append(row)
+        self.thetas.append(state.theta)
+        self.state = state
+        self.header = {
+            "fingerprint": self.identity,
+            "rows": self.rows,
+            "total": cost.to_dict(),
+            "wall": self.wall,
+            "cpu": self.cpu,
+        }  # what a step in progress spends is not part of it
+        # after every step, unless that would take more than a twentieth of the time
+        if self.wall - self._saved_at >= 20 * self._saving:
+            self._save()
+        if self.progress is not None:
+            self.progress(row)
+
+    def _save(self) -> None:
+        self._saved_rows = len(self.rows)  # a write that failed is not tried again
+        if self.folder is None:
+            return
+        begin = time.perf_counter()
+        assert self.state is not None
+        try:
+            save_checkpoint(self.folder, pack(self.state), self.thetas, self.header)
+        except OSError as error:  # a full disk must not end what can go on
+            self._warn(error)
+        self._saved_at, self._saving = self.wall, time.perf_counter() - begin
+
+    def _warn(self, error: OSError) -> None:
+        """Say once that checkpoints cannot be written."""
+        if not self._warned:
+            warnings.warn(
+                f"The checkpoint in {self.folder} could not be written ({error}); the run goes on "
+                "and tries again. Make room, or stop it with Ctrl-C and choose another folder.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._warned = True
+
+    def _resume(self) -> None:
+        assert self.folder is not None
+        packed, self.thetas, header = load_checkpoint(
+            self.folder, self.objective.device, self.identity
+        )
+        if self.thetas[-1].dtype != self.objective.theta.dtype:  # it had gone on in float64
+            self.objective = self.objective.widened()
+        self.rows, self.wall, self.cpu = header["rows"], header["wall"], header["cpu"]
+        kind = self._state_class()
+        self.state = unpack(kind, packed, self.objective.restore)
+        self.meter.cost = Cost(**header["total"])
+        self._saved_rows = len(self.rows)
+
+    def _state_class(self) -> type[S]:
+        """The class of the states of the learner: what it declares, or what ``init`` returns.
+
+        Raises:
+            CheckpointError: it does not say.
+        """
+        learner = self.learner
+        if isinstance(learner, Stated):
+            return learner.state
+        try:
+            found = typing.get_type_hints(type(learner).init).get("return")
+        except NameError:  # a name that only type checkers see
+            found = None
+        if isinstance(found, type) and dataclasses.is_dataclass(found):
+            return cast(type[S], found)
+        raise CheckpointError(
+            "resume",
+            given=f"{type(learner).__name__}, whose states are of no known class",
+            expected="a learner whose init says which dataclass it returns",
+            remedy="Annotate it: def init(self, objective, theta, seed=0) -> MyState.",
+        )
+
+
+@runtime_checkable
+class Stated(Protocol[S]):
+    """A learner that declares the class of its states."""
+
+    state: type[S]
