@@ -216,6 +216,35 @@ def test_values_at_the_floor_of_float32_are_not_at_that_of_float64():
     assert wide.loss == pytest.approx(value.loss, rel=1e-6)
 
 
+# --- some of the images ---------------------------------------------------------------------------
+
+OBJECTIVES = {
+    "bilevel": lambda: Bilevel(pictures()),
+    "scores": lambda: ScoreMatching(pictures().energy, phantoms()[0]),
+}
+INDICES = {"one": torch.tensor([1]), "mask": torch.tensor([False, True]), "twice": None}
+
+
+@pytest.mark.parametrize("index", INDICES.values(), ids=INDICES)
+@pytest.mark.parametrize("make", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_a_value_of_some_images_comes_back_as_one_of_these(make, index):
+    """Restored on its own truths, not on those of all images, and so in float64."""
+    objective = make()
+    if index is None:
+        some = objective.subset(torch.tensor([1, 0])).subset(torch.tensor([0]))
+    else:
+        some = objective.subset(index)
+    value = some.evaluate(objective.theta, 0.01)
+    again = objective.restore(through_json(value.pack()))
+    assert json.dumps(again.row()) == json.dumps(value.row())
+    assert again.images.tolist() == [1] and again.per_image().loss.equal(value.per_image().loss)
+
+    wide = objective.widened().adopt(value)
+    assert wide.images.tolist() == [1] and wide.theta.dtype == torch.float64
+    assert wide.loss == pytest.approx(value.loss, rel=1e-5)
+    assert some.restore(through_json(value.pack())).loss == value.loss, "and by the subset itself"
+
+
 # --- what runs ------------------------------------------------------------------------------------
 
 
