@@ -10,19 +10,21 @@ import pickle
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from tests.learners.cases import GALLERY, assert_same, phantoms, pictures, run
 from tests.runs.test_resume import at_call, files
 from torch import Tensor
 
-from learnreg.core.errors import CheckpointError
+from learnreg.core.errors import CheckpointError, InputError
 from learnreg.core.files import load_tensors
 from learnreg.core.grants import Grants
 from learnreg.core.locks import FILE as LOCK
@@ -350,3 +352,104 @@ def test_needs_of_a_learner_of_ones_own_are_checked_before_anything_is_computed(
     monkeypatch.setattr("learnreg.objectives.bilevel.Bilevel.evaluate", None)
     with pytest.raises(MissingPropertyError, match=r"^hypergradient: given JacobianFree.*bound"):
         learn(pictures(), Demanding(), budget=Budget(steps=1), hypergradient=JacobianFree())
+
+
+# --- other settings -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("learner", "settings", "words"),
+    [
+        (Stochastic(batch=1), {"seed": 8}, "given 8; expected 7.*seed=7"),
+        (MAID(), {"solver": "agd"}, "given 'agd'; expected 'auto'.*solver='auto'"),
+    ],
+    ids=["seed", "solver"],
+)
+def test_a_run_goes_on_with_its_own_settings_only(learner, settings, words, tmp_path):
+    begun = {"seed": 7}
+    run(pictures(), learner, steps=1, checkpoint=tmp_path, **begun)
+    before = (tmp_path / FILE).read_bytes()
+    with pytest.raises(CheckpointError, match=words):
+        run(
+            pictures(),
+            learner,
+            steps=2,
+            checkpoint=tmp_path,
+            resume=True,
+            **(begun | settings),
+        )
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+# --- what a learner returns -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Told:
+    """Anything as theta, anything as row."""
+
+    theta: object
+    told: object
+
+    def row(self) -> object:
+        return self.told
+
+
+@dataclass(frozen=True)
+class Teller:
+    """Returns what it is told to."""
+
+    make: Callable[[Tensor], object]
+    needs: ClassVar[Grants] = Grants.LOSS
+
+    def init(self, objective: Objective, theta: Tensor, seed: int = 0) -> Told:
+        return Told(theta, {"loss": 1.0})
+
+    def step(self, objective: Objective, state: Told) -> object:
+        return self.make(objective.theta)
+
+
+BAD = {
+    "nothing": (lambda t: None, "what Teller.step returned: given None.*theta and row"),
+    "shape": (lambda t: Told(t[:0], {"loss": 1.0}), r"theta of Teller.step: .*\(0,\)"),
+    "dtype": (lambda t: Told(t.double(), {"loss": 1.0}), "float64.*expected .*float32"),
+    "list": (lambda t: Told(t.tolist(), {"loss": 1.0}), "theta of Teller.step"),
+    "no_row": (lambda t: Told(t, None), "row of Teller: given None"),
+    "no_loss": (lambda t: Told(t, {"eps": 1.0}), "row of Teller: given no loss"),
+    "word": (lambda t: Told(t, {"loss": "low"}), "given the loss 'low'"),
+    "step": (lambda t: Told(t, {"loss": 1.0, "step": 7}), "row of Teller: given 'step'"),
+    "seconds": (lambda t: Told(t, {"loss": 1.0, "seconds": 7}), "given 'seconds'"),
+    "work": (lambda t: Told(t, {"loss": 1.0, "work": 7}), "given 'work'"),
+    "tensor": (lambda t: Told(t, {"loss": 1.0, "z": torch.ones(9)}), "z = a tensor.*tolist"),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), BAD.values(), ids=BAD)
+def test_what_a_learner_returns_is_refused_in_words(make, words):
+    with pytest.raises(InputError, match=words):
+        run(pictures(), Teller(make), steps=1)
+
+
+def test_a_theta_that_is_not_finite_ends_the_run_in_words():
+    outcome = run(pictures(), Teller(lambda t: Told(t * torch.nan, {"loss": 1.0})), steps=3)
+    assert outcome.stop.code == "not_finite" and "Teller" in outcome.stop.sentence
+    assert len(outcome.record.rows) == 1 and bool(outcome.theta.isfinite().all())
+
+
+@pytest.mark.parametrize("loss", [torch.tensor(0.5), np.float32(0.5), np.array(0.5)], ids=type)
+def test_numbers_of_a_row_are_those_of_python(loss):
+    outcome = run(pictures(), Teller(lambda t: Told(t, {"loss": loss})), steps=1)
+    assert type(outcome.record.rows[1]["loss"]) is float
+
+
+def test_a_record_keeps_the_thetas_of_a_learner_that_writes_over_its_own(tmp_path):
+    """In the same memory, step after step."""
+
+    class Reckless(Teller):
+        def step(self, objective: Objective, state: Told) -> Told:
+            state.theta.add_(1.0)
+            return Told(state.theta, {"loss": 1.0})
+
+    outcome = run(pictures(), Reckless(lambda t: None), steps=3)
+    moved = (outcome.thetas - outcome.thetas[:1])[:, 0]
+    assert moved.tolist() == pytest.approx([0.0, 1.0, 2.0, 3.0], abs=1e-5)

@@ -226,7 +226,6 @@ class Bilevel:
         solver: name or object, as in ``solve``.
         max_steps: of one solve, as in ``solve`` when None; reaching it is reported, never silent.
         meter: counters and budget; new ones when None.
-        images: (b,), which images of a larger problem the problem is of; see ``subset``.
 
     Raises:
         MissingPropertyError: a solution map for lower levels of another kind.
@@ -239,7 +238,6 @@ class Bilevel:
         solver: str | AnySolver = "auto",
         max_steps: int | None = None,
         meter: Meter | None = None,
-        images: Tensor | None = None,
     ) -> None:
         check_solver(solver)
         if strategy is not None:
@@ -247,7 +245,7 @@ class Bilevel:
         self.problem, self.max_steps, self.solver = problem, max_steps, solver
         self.strategy: SolutionMap = strategy or natural_map(problem.energy)
         self.meter = meter or Meter()
-        self.images = images
+        self.images: Tensor | None = None
 
     @property
     def grants(self) -> Grants:
@@ -314,7 +312,9 @@ class Bilevel:
         return self._on(self.problem.to(torch.float64), self.images)
 
     def _on(self, problem: BilevelProblem, images: Tensor | None) -> Bilevel:
-        return Bilevel(problem, self.strategy, self.solver, self.max_steps, self.meter, images)
+        other = Bilevel(problem, self.strategy, self.solver, self.max_steps, self.meter)
+        other.images = images
+        return other
 
     def _for(self, images: Tensor | None) -> Bilevel:
         """That of the images that a value was made of."""

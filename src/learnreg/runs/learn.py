@@ -5,6 +5,7 @@ steps.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import platform
 import time
@@ -28,7 +29,7 @@ from ..core.maps import SolutionMap
 from ..core.meter import OutOfBudget, never
 from ..core.objective import Evaluated, Halt, Learner, Objective, Row, State
 from ..core.packing import pack, unpack, widened
-from ..core.ranges import check_flag, check_integer, check_object, shown
+from ..core.ranges import check_flag, check_integer, check_object, plain, shown
 from ..core.results import RunRecord, StopReason
 from ..objectives.bilevel import Bilevel
 from ..problems import BilevelProblem
@@ -210,6 +211,70 @@ def _title(energy: object) -> str:
     return type(part).__name__
 
 
+CLOCKED = ("step", "work", "seconds", "cpu_seconds")
+"""What the loop itself puts into every row, the counters aside."""
+
+
+def _form(theta: Tensor) -> tuple[object, ...]:
+    """What two thetas of a run have in common."""
+    return theta.shape, theta.dtype, theta.device
+
+
+def _words(theta: Tensor) -> str:
+    """The same in words."""
+    return f"shape {tuple(theta.shape)}, {theta.dtype}, on {theta.device}"
+
+
+def _row(what: str, row: object, cost: Cost) -> Row:
+    """A row of a learner with numbers of Python's own.
+
+    Raises:
+        InputError: no table, one without a loss, one of other things than plain values, or one that
+            says what the loop says.
+    """
+    remedy = "For example row_of(value, {...}) from learnreg.core.objective."
+    if not isinstance(row, dict) or not all(isinstance(key, str) for key in row):
+        raise InputError(
+            what, given=shown(row), expected="a table with words as keys", remedy=remedy
+        )
+    found = {key: plain(value) for key, value in row.items()}
+    loss = found.get("loss")
+    if not isinstance(loss, int | float) or isinstance(loss, bool):
+        given = f"the loss {shown(loss)}" if "loss" in found else "no loss"
+        raise InputError(what, given=given, expected="the loss, a number", remedy=remedy)
+    if taken := [key for key in (*CLOCKED, *cost.to_dict()) if key in found]:
+        raise InputError(
+            what,
+            given=", ".join(map(repr, taken)),
+            expected="names that the loop does not use itself",
+            remedy="Choose another name; steps, work and time are recorded for every learner.",
+        )
+    for key, value in found.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            raise InputError(
+                what,
+                given=f"{key} = {shown(value)}",
+                expected="numbers, words, None, and lists and tables of these",
+                remedy="Use tolist() for a tensor.",
+            ) from None
+    return found
+
+
+def _settings_of(objective: Objective, seed: int) -> dict[str, object]:
+    """What the numbers of a run depend on besides problem and learner, in words that are the same
+    in every process.
+    """
+    settings: dict[str, object] = {"seed": seed}
+    if isinstance(objective, Bilevel):
+        solver = objective.solver
+        unnamed = type(solver).__repr__ is object.__repr__  # its words would be an address
+        settings["solver"] = type(solver).__qualname__ if unnamed else repr(solver)
+        settings["max_steps"] = objective.max_steps
+    return settings
+
+
 class _Session(Generic[S]):
     """One call of ``learn``."""
 
@@ -227,6 +292,7 @@ class _Session(Generic[S]):
         self.learner, self.budget, self.seed = learner, budget, seed
         self.folder, self.progress, self.promote = folder, progress, promote
         self.identity = fingerprint(objective, learner) if folder else ""
+        self.settings = _settings_of(objective, seed)
         self.meter = objective.meter
         self.state: S | None = None
         self.header: dict[str, object] = {}
@@ -297,19 +363,21 @@ class _Session(Generic[S]):
     def _record(self, state: S) -> None:
         self._clock()
         cost = self.meter.cost
+        theta, told = self._returned(state)
         row = {
             "step": len(self.rows),
-            **state.row(),
+            **told,
             **cost.to_dict(),
             "work": cost.work,
             "seconds": self.wall,
             "cpu_seconds": self.cpu,
         }
         self.rows.append(row)
-        self.thetas.append(state.theta)
+        self.thetas.append(theta.detach().clone())  # a learner may go on in the same memory
         self.state = state
         self.header = {
             "fingerprint": self.identity,
+            "settings": self.settings,
             "rows": self.rows,
             "total": cost.to_dict(),
             "wall": self.wall,
@@ -320,6 +388,41 @@ class _Session(Generic[S]):
             self._save()
         if self.progress is not None:
             self.progress(row)
+
+    def _returned(self, state: S) -> tuple[Tensor, Row]:
+        """theta and the row of a state, once they are what a record can hold.
+
+        Raises:
+            InputError: names the learner and what is wrong with it.
+            Halt: theta is not finite any more.
+        """
+        name, call = type(self.learner).__name__, "step" if self.rows else "init"
+        check_object(
+            f"what {name}.{call} returned",
+            state,
+            ("theta", "row"),
+            "a state with theta and row()",
+            "Return a frozen dataclass with these.",
+        )
+        theta, like = state.theta, self.objective.theta
+        if not isinstance(theta, Tensor) or _form(theta) != _form(like):
+            raise InputError(
+                f"theta of {name}.{call}",
+                given=f"one of {_words(theta)}" if isinstance(theta, Tensor) else shown(theta),
+                expected=f"a tensor of {_words(like)}, as the objective's",
+                remedy="Return theta in the form in which the learner was given it.",
+            )
+        if not bool(theta.isfinite().all()):
+            sentence = f"NaN or Inf appeared in theta after a step of {name}"
+            if self.rows:
+                raise Halt(StopReason("not_finite", sentence))
+            raise InputError(
+                f"theta of {name}.{call}",
+                given=shown(theta),
+                expected="finite numbers",
+                remedy="Start from finite parameters.",
+            )
+        return theta, _row(f"the row of {name}", state.row(), self.meter.cost)
 
     def _save(self) -> None:
         self._saved_rows = len(self.rows)  # a write that failed is not tried again
@@ -349,6 +452,7 @@ class _Session(Generic[S]):
         packed, self.thetas, header = load_checkpoint(
             self.folder, self.objective.device, self.identity
         )
+        self._check_resumed(header.get("settings", {}))
         if self.thetas[-1].dtype != self.objective.theta.dtype:  # it had gone on in float64
             self.objective = self.objective.widened()
         self.rows, self.wall, self.cpu = header["rows"], header["wall"], header["cpu"]
@@ -356,6 +460,21 @@ class _Session(Generic[S]):
         self.state = unpack(kind, packed, self.objective.restore)
         self.meter.cost = Cost(**header["total"])
         self._saved_rows = len(self.rows)
+
+    def _check_resumed(self, before: dict[str, object]) -> None:
+        """Refuse to go on with other settings: the numbers would be those of no single run.
+
+        Raises:
+            CheckpointError: names the setting.
+        """
+        for name, given in self.settings.items():
+            if name in before and before[name] != given:
+                raise CheckpointError(
+                    f"{name} for the checkpoint {self.folder}",
+                    given=given,
+                    expected=f"{before[name]}, as in the interrupted run",
+                    remedy=f"Resume with {name}={before[name]}, or start without resume.",
+                )
 
     def _state_class(self) -> type[S]:
         """The class of the states of the learner: what it declares, or what ``init`` returns.
