@@ -353,3 +353,13 @@ def test_tables_may_hold_numbers_beside_tensors():
     state = Mixed((3, torch.ones(2)), {"exp_avg": torch.ones(2), "step": 4, "none": None})
     again = unpack(Mixed, through_json(pack(state)), lambda packed: packed)
     assert differences(state, again) == []
+
+
+def test_tables_and_tuples_of_earlier_checkpoints_are_read():
+    """Those did not say what they are made of."""
+    tensors = {"pair.1": torch.ones(2), "table.exp_avg": torch.ones(2)}
+    packed = Packed(tensors, {"pair": {"length": 2, "0": 3}, "table": {"step": 4}})
+    again = unpack(Mixed, through_json(packed), lambda packed: packed)
+    assert (
+        differences(Mixed((3, torch.ones(2)), {"exp_avg": torch.ones(2), "step": 4}), again) == []
+    )

@@ -28,7 +28,7 @@ from ..core.locks import locked
 from ..core.maps import SolutionMap
 from ..core.meter import OutOfBudget, never
 from ..core.objective import Evaluated, Halt, Learner, Objective, Row, State
-from ..core.packing import pack, unpack, widened
+from ..core.packing import check_kept, outline, pack, unpack, widened
 from ..core.ranges import check_flag, check_integer, check_object, plain, shown
 from ..core.results import RunRecord, StopReason
 from ..objectives.bilevel import Bilevel
@@ -79,11 +79,13 @@ def learn(
         lose it.
 
     Raises:
-        InputError: a budget that is none, or a learner that is none.
+        InputError: a budget that is none, or a learner that is none; what a learner of one's own
+            returns cannot be recorded, or a checkpoint could not give its state back.
         MissingPropertyError: the lower level is not strongly convex, or the objective does not
             grant what the learner needs.
         CheckpointError: a folder that another run is using; ``resume`` without a checkpoint, with a
-            damaged one or one of another run; a checkpoint folder that is a file or read-only.
+            damaged one, one of another run or of another ``seed`` or ``solver``; a checkpoint
+            folder that is a file or read-only.
     """
     objective = objective_of(problem, hypergradient, solver)
     _check_settings(learner, budget, checkpoint, progress, name)
@@ -302,6 +304,7 @@ class _Session(Generic[S]):
         self._last_wall, self._last_cpu = time.perf_counter(), time.process_time()
         self._saved_rows, self._saved_at, self._saving = 0, -math.inf, 0.0
         self._warned = False
+        self._checked: set[object] = set()
 
     def run(self, resume: bool) -> StopReason:
         """Steps until something ends them; whatever that is, the latest state is kept."""
@@ -430,11 +433,23 @@ class _Session(Generic[S]):
             return
         begin = time.perf_counter()
         assert self.state is not None
+        self._check_kept(self.state)
         try:
             save_checkpoint(self.folder, pack(self.state), self.thetas, self.header)
         except OSError as error:  # a full disk must not end what can go on
             self._warn(error)
         self._saved_at, self._saving = self.wall, time.perf_counter() - begin
+
+    def _check_kept(self, state: S) -> None:
+        """Refuse a state that could not be resumed, at the first save of one that is made so."""
+        made_of = outline(state)
+        if made_of not in self._checked:
+            try:
+                kind: type = self._state_class()
+            except CheckpointError:  # said on resume: all that is missing is an annotation
+                kind = type(state)
+            check_kept(state, kind, type(self.learner).__name__)
+            self._checked.add(made_of)
 
     def _warn(self, error: OSError) -> None:
         """Say once that checkpoints cannot be written."""
