@@ -28,17 +28,18 @@ from tests.learners.test_packing import differences
 from tests.runs.test_resume import at_call, files
 from torch import Tensor
 
-from learnreg.core.errors import CheckpointError, InputError
+from learnreg.core.errors import CheckpointError, InputError, MissingPropertyError
 from learnreg.core.files import load_tensors
 from learnreg.core.grants import Grants
 from learnreg.core.locks import FILE as LOCK
 from learnreg.core.locks import locked
-from learnreg.core.objective import Objective, Row, Value, row_of
+from learnreg.core.objective import Halt, Objective, Row, Value, row_of
+from learnreg.core.results import StopReason
 from learnreg.learners import MAID, Stochastic
 from learnreg.objectives import ScoreMatching
 from learnreg.objectives.bilevel import Bilevel, BilevelValue
 from learnreg.regularizers import TV, FoE, Tikhonov
-from learnreg.runs import learn
+from learnreg.runs import Budget, learn
 from learnreg.runs.checkpoint import FILE, FORMAT, VERSION, fingerprint
 
 # --- damaged files --------------------------------------------------------------------------------
@@ -636,3 +637,18 @@ def test_the_check_of_a_state_evaluates_nothing(make, tmp_path, monkeypatch):
     monkeypatch.setattr(Bilevel, "restore", None)
     monkeypatch.setattr(ScoreMatching, "restore", None)
     run(make(), Walker(), steps=2, checkpoint=tmp_path)
+
+
+def test_a_learner_that_gives_up_at_once_says_why():
+    @dataclass(frozen=True)
+    class Hopeless:
+        needs: ClassVar[Grants] = Grants.LOSS
+
+        def init(self, objective, theta, seed=0):
+            raise Halt(StopReason("not_finite", "everything is NaN"))
+
+        def step(self, objective, state):
+            raise AssertionError("there is no state")
+
+    with pytest.raises(MissingPropertyError, match="a start at which nothing can be done: everyth"):
+        learn(pictures(), Hopeless(), budget=Budget(steps=1))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..core.cost import Cost
-from ..core.errors import CheckpointError, InputError
+from ..core.errors import CheckpointError, InputError, MissingPropertyError
 from ..core.grants import check_needs
 from ..core.guards import check_problem, check_strategy, isolated
 from ..core.locks import locked
@@ -332,6 +332,13 @@ class _Session(Generic[S]):
         except OutOfBudget:
             stop = self._spent()
         except Halt as halt:
+            if not self.rows:  # there is no theta to hand back, and nothing to look at
+                raise MissingPropertyError(
+                    "theta",
+                    given=f"a start at which nothing can be done: {halt.reason}",
+                    expected="parameters at which the objective can be evaluated",
+                    remedy="Start elsewhere.",
+                ) from halt
             stop = halt.reason
         except KeyboardInterrupt:
             if not self.rows:
