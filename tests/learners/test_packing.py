@@ -216,6 +216,35 @@ def test_values_at_the_floor_of_float32_are_not_at_that_of_float64():
     assert wide.loss == pytest.approx(value.loss, rel=1e-6)
 
 
+# --- some of the images ---------------------------------------------------------------------------
+
+OBJECTIVES = {
+    "bilevel": lambda: Bilevel(pictures()),
+    "scores": lambda: ScoreMatching(pictures().energy, phantoms()[0]),
+}
+INDICES = {"one": torch.tensor([1]), "mask": torch.tensor([False, True]), "twice": None}
+
+
+@pytest.mark.parametrize("index", INDICES.values(), ids=INDICES)
+@pytest.mark.parametrize("make", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_a_value_of_some_images_comes_back_as_one_of_these(make, index):
+    """Restored on its own truths, not on those of all images, and so in float64."""
+    objective = make()
+    if index is None:
+        some = objective.subset(torch.tensor([1, 0])).subset(torch.tensor([0]))
+    else:
+        some = objective.subset(index)
+    value = some.evaluate(objective.theta, 0.01)
+    again = objective.restore(through_json(value.pack()))
+    assert json.dumps(again.row()) == json.dumps(value.row())
+    assert again.images.tolist() == [1] and again.per_image().loss.equal(value.per_image().loss)
+
+    wide = objective.widened().adopt(value)
+    assert wide.images.tolist() == [1] and wide.theta.dtype == torch.float64
+    assert wide.loss == pytest.approx(value.loss, rel=1e-5)
+    assert some.restore(through_json(value.pack())).loss == value.loss, "and by the subset itself"
+
+
 # --- what runs ------------------------------------------------------------------------------------
 
 
@@ -324,3 +353,13 @@ def test_tables_may_hold_numbers_beside_tensors():
     state = Mixed((3, torch.ones(2)), {"exp_avg": torch.ones(2), "step": 4, "none": None})
     again = unpack(Mixed, through_json(pack(state)), lambda packed: packed)
     assert differences(state, again) == []
+
+
+def test_tables_and_tuples_of_earlier_checkpoints_are_read():
+    """Those did not say what they are made of."""
+    tensors = {"pair.1": torch.ones(2), "table.exp_avg": torch.ones(2)}
+    packed = Packed(tensors, {"pair": {"length": 2, "0": 3}, "table": {"step": 4}})
+    again = unpack(Mixed, through_json(packed), lambda packed: packed)
+    assert (
+        differences(Mixed((3, torch.ones(2)), {"exp_avg": torch.ones(2), "step": 4}), again) == []
+    )

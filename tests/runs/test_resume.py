@@ -267,7 +267,7 @@ def test_a_checkpoint_of_another_strategy_is_refused(tmp_path):
 
 
 def test_names_and_budgets_may_change(tmp_path):
-    run(pictures(), MAID(), steps=1, checkpoint=tmp_path, name="one", seed=1)
+    run(pictures(), MAID(), steps=1, checkpoint=tmp_path, name="one")
     assert (
         len(
             run(
@@ -277,7 +277,6 @@ def test_names_and_budgets_may_change(tmp_path):
                 checkpoint=tmp_path,
                 resume=True,
                 name="two",
-                seed=2,
             ).record.rows
         )
         == 3

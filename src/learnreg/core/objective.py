@@ -343,3 +343,22 @@ def settled(value: Value) -> Value:
 def row_of(value: Value, info: Row) -> Row:
     """The row of a state whose theta was evaluated on all images."""
     return {**value.row(), **info}
+
+
+def chosen(index: Tensor, images: Tensor | None, size: int) -> Tensor:
+    """Which images of the whole a subset has.
+
+    Args:
+        index: into the images of an objective, as ``Objective.subset`` takes it.
+        images: which ones those are themselves; None for the whole.
+        size: how many there are.
+    """
+    whole = torch.arange(size, device=index.device) if images is None else images
+    return whole[index]
+
+
+def same_images(one: Tensor | None, two: Tensor | None) -> bool:
+    """Whether a value was made of the images of an objective; None stands for the whole."""
+    if one is None or two is None:
+        return one is None  # a value of the whole is judged by whoever is the whole
+    return one.equal(two)

@@ -16,7 +16,7 @@ from ..core.errors import InputError, MissingPropertyError
 from ..core.grants import Grants
 from ..core.maps import Ask, Level, Limits, Posed, SolutionMap
 from ..core.meter import Meter, OutOfBudget
-from ..core.objective import ErrorWord, PerImage, Row, Value
+from ..core.objective import ErrorWord, PerImage, Row, Value, chosen, same_images
 from ..core.packing import Packed
 from ..core.protocols import AnySolver
 from ..core.results import Hypergradient, Solution
@@ -60,6 +60,7 @@ class BilevelValue:
         kind: how the bracket is known.
         posed: the lower level at theta, with its data.
         problem: what is learned from.
+        images: (b,), which images of the whole; None for all of them.
     """
 
     theta: Tensor
@@ -71,6 +72,7 @@ class BilevelValue:
     kind: Kind
     posed: Posed
     problem: BilevelProblem
+    images: Tensor | None = None
 
     @property
     def width(self) -> float:
@@ -205,6 +207,7 @@ class BilevelValue:
             "gradient": s.gradient,
         }
         tensors |= {} if s.state is None else {"state": s.state}
+        tensors |= {} if self.images is None else {"images": self.images}
         numbers: dict[str, object] = {
             "point_eps": self.eps,
             "kind": int(s.kind),
@@ -244,6 +247,7 @@ class Bilevel:
         self.problem, self.max_steps, self.solver = problem, max_steps, solver
         self.strategy: SolutionMap = strategy or natural_map(problem.energy)
         self.meter = meter or Meter()
+        self.images: Tensor | None = None
 
     @property
     def grants(self) -> Grants:
@@ -299,15 +303,28 @@ class Bilevel:
         """The same for another problem (some of the images, or another type of number), with the
         same counters.
         """
-        return Bilevel(problem, self.strategy, self.solver, self.max_steps, self.meter)
+        return self._on(problem, None)
 
     def subset(self, index: Tensor) -> Bilevel:
         """That of some images."""
-        return self.on(self.problem.select(index.to(self.device)))
+        index = index.to(self.device)
+        return self._on(self.problem.select(index), chosen(index, self.images, self.size))
 
     def widened(self) -> Bilevel:
         """That in float64."""
-        return self.on(self.problem.to(torch.float64))
+        return self._on(self.problem.to(torch.float64), self.images)
+
+    def _on(self, problem: BilevelProblem, images: Tensor | None) -> Bilevel:
+        other = Bilevel(problem, self.strategy, self.solver, self.max_steps, self.meter)
+        other.images = images
+        return other
+
+    def _for(self, images: Tensor | None) -> Bilevel:
+        """That of the images that a value was made of."""
+        if same_images(images, self.images):
+            return self
+        assert images is not None and self.images is None, "a value of other images"
+        return self.subset(images)
 
     # --- accuracies -------------------------------------------------------------------------------
     def accuracies(
@@ -411,7 +428,8 @@ class Bilevel:
         """A value in float32 for this objective in float64; its certificate stays valid, a float32
         image is one in float64 too.
         """
-        s = self._own(value).solution
+        own = self._own(value)
+        here, s = self._for(own.images), own.solution
         status = tuple(Status.CONVERGED if v is Status.ROUNDING_FLOOR else v for v in s.status)
         solution = replace(
             s,
@@ -421,7 +439,7 @@ class Bilevel:
             status=status,
         )
         theta = value.theta.double()
-        return self._value(theta, self._posed(theta), solution, value.eps)
+        return here._value(theta, here._posed(theta), solution, value.eps)
 
     def restore(self, packed: Packed) -> BilevelValue:
         """The inverse of ``BilevelValue.pack``."""
@@ -439,8 +457,8 @@ class Bilevel:
             t.get("state"),
             tuple(n.get("theorem", ())),
         )
-        theta = t["theta"]
-        return self._value(theta, self._posed(theta), solution, n["point_eps"])
+        theta, here = t["theta"], self._for(t.get("images"))
+        return here._value(theta, here._posed(theta), solution, n["point_eps"])
 
     # --- parts ------------------------------------------------------------------------------------
     def _own(self, value: Value) -> BilevelValue:
@@ -492,4 +510,6 @@ class Bilevel:
         means = torch.stack([values.mean(), lower.mean(), highest.mean()])
         mean, low, high = (means + self.penalty(theta)).tolist()
         kind = min(solution.kind, upper.kind)
-        return BilevelValue(theta, solution, eps, mean, low, high, kind, posed, self.problem)
+        return BilevelValue(
+            theta, solution, eps, mean, low, high, kind, posed, self.problem, self.images
+        )

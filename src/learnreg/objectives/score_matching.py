@@ -26,7 +26,7 @@ from ..core.grants import Grants
 from ..core.guards import check_energy, check_pairs
 from ..core.maps import Level
 from ..core.meter import Meter
-from ..core.objective import ErrorWord, PerImage, Row, Value
+from ..core.objective import ErrorWord, PerImage, Row, Value, chosen, same_images
 from ..core.offers import Units
 from ..core.packing import Packed
 from ..core.params import flatten, names, trainable
@@ -73,6 +73,7 @@ class ScoreValue:
         loss: f(theta), penalty included.
         eps: what was asked for; it plays no part.
         psnr: (b,), of y - grad R(y).
+        images: (b,), which images of the whole; None for all of them.
     """
 
     theta: Tensor
@@ -81,6 +82,7 @@ class ScoreValue:
     loss: float
     eps: float
     psnr: Tensor
+    images: Tensor | None = None
 
     @property
     def lower(self) -> float:
@@ -160,8 +162,9 @@ class ScoreValue:
         }
 
     def pack(self) -> Packed:
-        """theta, from which everything follows."""
-        return Packed({"theta": self.theta}, {"eps": self.eps})
+        """theta and the images, from which everything follows."""
+        tensors = {} if self.images is None else {"images": self.images}
+        return Packed({"theta": self.theta} | tensors, {"eps": self.eps})
 
 
 class ScoreMatching:
@@ -228,6 +231,7 @@ class ScoreMatching:
             )
         self.energy, self.x, self.y = energy, pairs.x, pairs.y
         self.penalty_function, self.meter = penalty, meter or Meter()
+        self.images: Tensor | None = None
 
     @property
     def grants(self) -> Grants:
@@ -325,7 +329,7 @@ class ScoreMatching:
         residual = image - self.x
         loss = 0.5 * float(norm(residual.double()).square().mean()) + self.penalty(theta)
         psnr = data_psnr(image, self.x).double()
-        return ScoreValue(theta, energy, residual, loss, eps, psnr)
+        return ScoreValue(theta, energy, residual, loss, eps, psnr, self.images)
 
     def trial(self, theta: Tensor, eps: float, near: Value) -> ScoreValue | None:
         """As ``evaluate``; None where the loss is not finite."""
@@ -383,24 +387,36 @@ class ScoreMatching:
     def subset(self, index: Tensor) -> ScoreMatching:
         """That of some images."""
         index = index.to(self.device)
-        return self._on(self.x[index], self.y[index])
+        images = chosen(index, self.images, self.size)
+        return self._on(self.x[index], self.y[index], images)
 
     def widened(self) -> ScoreMatching:
         """That in float64."""
-        return self._on(self.x.double(), self.y.double())
+        return self._on(self.x.double(), self.y.double(), self.images)
 
-    def _on(self, x: Tensor, y: Tensor) -> ScoreMatching:
+    def _on(self, x: Tensor, y: Tensor, images: Tensor | None) -> ScoreMatching:
         """With other images, which come from those that were checked, and the same counters."""
-        return ScoreMatching(self.energy, Noisy(x, y), self.penalty_function, self.meter)
+        other = ScoreMatching(self.energy, Noisy(x, y), self.penalty_function, self.meter)
+        other.images = images
+        return other
+
+    def _for(self, images: Tensor | None) -> ScoreMatching:
+        """That of the images that a value was made of."""
+        if same_images(images, self.images):
+            return self
+        assert images is not None and self.images is None, "a value of other images"
+        return self.subset(images)
 
     def adopt(self, value: Value) -> ScoreValue:
         """The value anew."""
-        return self.evaluate(value.theta.double(), value.eps)
+        own = self._own(value)
+        return self._for(own.images).evaluate(own.theta.double(), own.eps)
 
     def restore(self, packed: Packed) -> ScoreValue:
         """The value anew, at no cost: it was counted when it was made."""
         before = self.meter.cost
-        value = self.evaluate(packed.tensors["theta"], cast(float, packed.numbers["eps"]))
+        here = self._for(packed.tensors.get("images"))
+        value = here.evaluate(packed.tensors["theta"], cast(float, packed.numbers["eps"]))
         self.meter.cost = before
         return value
 

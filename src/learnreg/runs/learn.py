@@ -5,6 +5,7 @@ steps.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import platform
 import time
@@ -20,15 +21,15 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..core.cost import Cost
-from ..core.errors import CheckpointError, InputError
+from ..core.errors import CheckpointError, InputError, MissingPropertyError
 from ..core.grants import check_needs
 from ..core.guards import check_problem, check_strategy, isolated
 from ..core.locks import locked
 from ..core.maps import SolutionMap
 from ..core.meter import OutOfBudget, never
 from ..core.objective import Evaluated, Halt, Learner, Objective, Row, State
-from ..core.packing import pack, unpack, widened
-from ..core.ranges import check_flag, check_integer, check_object, shown
+from ..core.packing import check_kept, outline, pack, unpack, widened
+from ..core.ranges import check_flag, check_integer, check_object, plain, shown
 from ..core.results import RunRecord, StopReason
 from ..objectives.bilevel import Bilevel
 from ..problems import BilevelProblem
@@ -78,11 +79,13 @@ def learn(
         lose it.
 
     Raises:
-        InputError: a budget that is none, or a learner that is none.
+        InputError: a budget that is none, or a learner that is none; what a learner of one's own
+            returns cannot be recorded, or a checkpoint could not give its state back.
         MissingPropertyError: the lower level is not strongly convex, or the objective does not
             grant what the learner needs.
         CheckpointError: a folder that another run is using; ``resume`` without a checkpoint, with a
-            damaged one or one of another run; a checkpoint folder that is a file or read-only.
+            damaged one, one of another run or of another ``seed`` or ``solver``; a checkpoint
+            folder that is a file or read-only.
     """
     objective = objective_of(problem, hypergradient, solver)
     _check_settings(learner, budget, checkpoint, progress, name)
@@ -210,6 +213,70 @@ def _title(energy: object) -> str:
     return type(part).__name__
 
 
+CLOCKED = ("step", "work", "seconds", "cpu_seconds")
+"""What the loop itself puts into every row, the counters aside."""
+
+
+def _form(theta: Tensor) -> tuple[object, ...]:
+    """What two thetas of a run have in common."""
+    return theta.shape, theta.dtype, theta.device
+
+
+def _words(theta: Tensor) -> str:
+    """The same in words."""
+    return f"shape {tuple(theta.shape)}, {theta.dtype}, on {theta.device}"
+
+
+def _row(what: str, row: object, cost: Cost) -> Row:
+    """A row of a learner with numbers of Python's own.
+
+    Raises:
+        InputError: no table, one without a loss, one of other things than plain values, or one that
+            says what the loop says.
+    """
+    remedy = "For example row_of(value, {...}) from learnreg.core.objective."
+    if not isinstance(row, dict) or not all(isinstance(key, str) for key in row):
+        raise InputError(
+            what, given=shown(row), expected="a table with words as keys", remedy=remedy
+        )
+    found = {key: plain(value) for key, value in row.items()}
+    loss = found.get("loss")
+    if not isinstance(loss, int | float) or isinstance(loss, bool):
+        given = f"the loss {shown(loss)}" if "loss" in found else "no loss"
+        raise InputError(what, given=given, expected="the loss, a number", remedy=remedy)
+    if taken := [key for key in (*CLOCKED, *cost.to_dict()) if key in found]:
+        raise InputError(
+            what,
+            given=", ".join(map(repr, taken)),
+            expected="names that the loop does not use itself",
+            remedy="Choose another name; steps, work and time are recorded for every learner.",
+        )
+    for key, value in found.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            raise InputError(
+                what,
+                given=f"{key} = {shown(value)}",
+                expected="numbers, words, None, and lists and tables of these",
+                remedy="Use tolist() for a tensor.",
+            ) from None
+    return found
+
+
+def _settings_of(objective: Objective, seed: int) -> dict[str, object]:
+    """What the numbers of a run depend on besides problem and learner, in words that are the same
+    in every process.
+    """
+    settings: dict[str, object] = {"seed": seed}
+    if isinstance(objective, Bilevel):
+        solver = objective.solver
+        unnamed = type(solver).__repr__ is object.__repr__  # its words would be an address
+        settings["solver"] = type(solver).__qualname__ if unnamed else repr(solver)
+        settings["max_steps"] = objective.max_steps
+    return settings
+
+
 class _Session(Generic[S]):
     """One call of ``learn``."""
 
@@ -227,6 +294,7 @@ class _Session(Generic[S]):
         self.learner, self.budget, self.seed = learner, budget, seed
         self.folder, self.progress, self.promote = folder, progress, promote
         self.identity = fingerprint(objective, learner) if folder else ""
+        self.settings = _settings_of(objective, seed)
         self.meter = objective.meter
         self.state: S | None = None
         self.header: dict[str, object] = {}
@@ -236,6 +304,7 @@ class _Session(Generic[S]):
         self._last_wall, self._last_cpu = time.perf_counter(), time.process_time()
         self._saved_rows, self._saved_at, self._saving = 0, -math.inf, 0.0
         self._warned = False
+        self._checked: set[object] = set()
 
     def run(self, resume: bool) -> StopReason:
         """Steps until something ends them; whatever that is, the latest state is kept."""
@@ -263,6 +332,13 @@ class _Session(Generic[S]):
         except OutOfBudget:
             stop = self._spent()
         except Halt as halt:
+            if not self.rows:  # there is no theta to hand back, and nothing to look at
+                raise MissingPropertyError(
+                    "theta",
+                    given=f"a start at which nothing can be done: {halt.reason}",
+                    expected="parameters at which the objective can be evaluated",
+                    remedy="Start elsewhere.",
+                ) from halt
             stop = halt.reason
         except KeyboardInterrupt:
             if not self.rows:
@@ -297,19 +373,21 @@ class _Session(Generic[S]):
     def _record(self, state: S) -> None:
         self._clock()
         cost = self.meter.cost
+        theta, told = self._returned(state)
         row = {
             "step": len(self.rows),
-            **state.row(),
+            **told,
             **cost.to_dict(),
             "work": cost.work,
             "seconds": self.wall,
             "cpu_seconds": self.cpu,
         }
         self.rows.append(row)
-        self.thetas.append(state.theta)
+        self.thetas.append(theta.detach().clone())  # a learner may go on in the same memory
         self.state = state
         self.header = {
             "fingerprint": self.identity,
+            "settings": self.settings,
             "rows": self.rows,
             "total": cost.to_dict(),
             "wall": self.wall,
@@ -321,17 +399,64 @@ class _Session(Generic[S]):
         if self.progress is not None:
             self.progress(row)
 
+    def _returned(self, state: S) -> tuple[Tensor, Row]:
+        """theta and the row of a state, once they are what a record can hold.
+
+        Raises:
+            InputError: names the learner and what is wrong with it.
+            Halt: theta is not finite any more.
+        """
+        name, call = type(self.learner).__name__, "step" if self.rows else "init"
+        check_object(
+            f"what {name}.{call} returned",
+            state,
+            ("theta", "row"),
+            "a state with theta and row()",
+            "Return a frozen dataclass with these.",
+        )
+        theta, like = state.theta, self.objective.theta
+        if not isinstance(theta, Tensor) or _form(theta) != _form(like):
+            raise InputError(
+                f"theta of {name}.{call}",
+                given=f"one of {_words(theta)}" if isinstance(theta, Tensor) else shown(theta),
+                expected=f"a tensor of {_words(like)}, as the objective's",
+                remedy="Return theta in the form in which the learner was given it.",
+            )
+        if not bool(theta.isfinite().all()):
+            sentence = f"NaN or Inf appeared in theta after a step of {name}"
+            if self.rows:
+                raise Halt(StopReason("not_finite", sentence))
+            raise InputError(
+                f"theta of {name}.{call}",
+                given=shown(theta),
+                expected="finite numbers",
+                remedy="Start from finite parameters.",
+            )
+        return theta, _row(f"the row of {name}", state.row(), self.meter.cost)
+
     def _save(self) -> None:
         self._saved_rows = len(self.rows)  # a write that failed is not tried again
         if self.folder is None:
             return
         begin = time.perf_counter()
         assert self.state is not None
+        self._check_kept(self.state)
         try:
             save_checkpoint(self.folder, pack(self.state), self.thetas, self.header)
         except OSError as error:  # a full disk must not end what can go on
             self._warn(error)
         self._saved_at, self._saving = self.wall, time.perf_counter() - begin
+
+    def _check_kept(self, state: S) -> None:
+        """Refuse a state that could not be resumed, at the first save of one that is made so."""
+        made_of = outline(state)
+        if made_of not in self._checked:
+            try:
+                kind: type = self._state_class()
+            except CheckpointError:  # said on resume: all that is missing is an annotation
+                kind = type(state)
+            check_kept(state, kind, type(self.learner).__name__)
+            self._checked.add(made_of)
 
     def _warn(self, error: OSError) -> None:
         """Say once that checkpoints cannot be written."""
@@ -349,6 +474,7 @@ class _Session(Generic[S]):
         packed, self.thetas, header = load_checkpoint(
             self.folder, self.objective.device, self.identity
         )
+        self._check_resumed(header.get("settings", {}))
         if self.thetas[-1].dtype != self.objective.theta.dtype:  # it had gone on in float64
             self.objective = self.objective.widened()
         self.rows, self.wall, self.cpu = header["rows"], header["wall"], header["cpu"]
@@ -356,6 +482,21 @@ class _Session(Generic[S]):
         self.state = unpack(kind, packed, self.objective.restore)
         self.meter.cost = Cost(**header["total"])
         self._saved_rows = len(self.rows)
+
+    def _check_resumed(self, before: dict[str, object]) -> None:
+        """Refuse to go on with other settings: the numbers would be those of no single run.
+
+        Raises:
+            CheckpointError: names the setting.
+        """
+        for name, given in self.settings.items():
+            if name in before and before[name] != given:
+                raise CheckpointError(
+                    f"{name} for the checkpoint {self.folder}",
+                    given=given,
+                    expected=f"{before[name]}, as in the interrupted run",
+                    remedy=f"Resume with {name}={before[name]}, or start without resume.",
+                )
 
     def _state_class(self) -> type[S]:
         """The class of the states of the learner: what it declares, or what ``init`` returns.
