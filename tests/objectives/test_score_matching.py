@@ -441,7 +441,7 @@ def test_a_solution_map_has_nothing_to_do_here():
         (lambda: scores(pairs=phantoms()[0].x), r"^pairs: given "),
         (
             lambda: scores(pairs=phantoms()[0][:0]),
-            r"^pairs: given none; expected at least one image",
+            r"^pairs: given none; expected at least one",
         ),
     ],
     ids=["energy", "nothing", "shape", "nan", "no pairs", "none"],
