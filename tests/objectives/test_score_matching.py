@@ -439,7 +439,10 @@ def test_a_solution_map_has_nothing_to_do_here():
             r"^y: given NaN or Inf in image 0",
         ),
         (lambda: scores(pairs=phantoms()[0].x), r"^pairs: given "),
-        (lambda: scores(pairs=phantoms()[0][:0]), r"^pairs: given none; expected at least one image"),
+        (
+            lambda: scores(pairs=phantoms()[0][:0]),
+            r"^pairs: given none; expected at least one",
+        ),
     ],
     ids=["energy", "nothing", "shape", "nan", "no pairs", "none"],
 )

@@ -425,13 +425,13 @@ def interrupted_at(owner: object, name: str, call: int, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (Downhill, "step", 2),
+        (Bilevel, "evaluate", 4),
         (Bilevel, "gradient", 2),
         (Bilevel, "gradient", 7),
         (RUNS, "trajectory", 2),
-        (Downhill, "init", 1),
+        (Bilevel, "evaluate", 1),
     ],
-    ids=["mine", "MAID", "Adam", "measuring", "start"],
+    ids=["evaluation", "MAID", "Adam", "measuring", "start"],
 )
 def test_an_interrupted_comparison_goes_on_to_the_same_numbers(
     owner, name, call, serial, tmp_path, monkeypatch
@@ -448,13 +448,13 @@ def test_an_interrupted_comparison_goes_on_to_the_same_numbers(
 
 def test_an_interruption_keeps_the_last_step(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupted_at(Downhill, "step", 2, patch)
+        interrupted_at(Bilevel, "gradient", 2, patch)
         compare(small(), {"mine": Downhill()}, test=held_out(), folder=tmp_path, **FEW)
     checkpoint = tmp_path / "runs" / "mine--seed-0" / "checkpoint" / FILE
     assert len(load_tensors(checkpoint, FORMAT)[1]["rows"]) == 2
     steps = []
-    whole = Downhill.step
-    monkeypatch.setattr(Downhill, "step", lambda *a: steps.append(1) or whole(*a))
+    whole = Bilevel.gradient
+    monkeypatch.setattr(Bilevel, "gradient", lambda *a: steps.append(1) or whole(*a))
     compare(small(), {"mine": Downhill()}, test=held_out(), folder=tmp_path, **FEW)
     assert len(steps) == 1, "the other step was made before"
 
@@ -530,7 +530,13 @@ def test_results_of_something_else_are_not_taken_for_its_own(what, tmp_path):
         ({"points": 1}, r"^points: given 1"),
         ({"relative": 2.0}, r"^relative: given 2\.0"),
         ({"eps_test": 0.0}, r"^eps_test: given 0\.0"),
+        ({"seeds": "01"}, r"^seeds: given '01'"),
+        ({"seeds": range(0)}, r"^seeds: given none; expected at least one"),
         ({"solver": "simplex"}, r"^solver: given 'simplex'"),
+        (
+            {"hypergradient": {"A": Implicit()}},
+            r"^hypergradient: given a solution map for 'A'; expected names of learners: 'a'",
+        ),
         ({"hypergradient": "implicit"}, r"^hypergradient: given 'implicit'"),
     ],
     ids=str,

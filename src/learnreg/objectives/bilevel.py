@@ -289,7 +289,7 @@ class Bilevel:
     def identity(self) -> tuple[object, ...]:
         """Everything that the numbers of a run depend on."""
         p = self.problem
-        return (repr(self.strategy), p.theta, p.truth, p.data, p.energy, p.loss, p.penalty)
+        return (self.strategy, p.theta, p.truth, p.data, p.energy, p.loss, p.penalty)
 
     def learned(self, theta: Tensor) -> Level:
         """The lower level at theta."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple, TypeVar, cast, get_args
+from typing import ClassVar, Literal, NamedTuple, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,8 @@ class FoE(Regularizer):
     """
 
     pictures = True
+
+    __fingerprint_exclude__: ClassVar = ("_cache", "_cached_at")
 
     @plain_arguments
     def __init__(

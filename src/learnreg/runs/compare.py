@@ -7,12 +7,15 @@ again (``trajectory``). ``reports.Comparison.of(*compare(...))`` makes the page.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import platform
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, cast
 
@@ -33,7 +36,8 @@ from ..core.words import slug
 from ..objectives.bilevel import Bilevel
 from ..problems import BilevelProblem
 from .budget import Budget
-from .checkpoint import FILE, digest_of, fingerprint
+from .checkpoint import FILE, fingerprint
+from .digest import digest_of
 from .learn import check_budget, learn, objective_of
 from .run import Run, TruePairs
 from .trajectory import check_measure, trajectory
@@ -47,6 +51,9 @@ changes with what it learned from.
 SCHEDULE = ("step", "eps", "delta", "step_size")
 SCHEDULE_ROWS = 200
 """A record may have many thousand rows; so many of them show how the accuracies went."""
+
+NAME_LENGTH = 48
+"""Of a learner in the name of a folder; paths have a limit."""
 
 Problem: TypeAlias = BilevelProblem | Objective
 Instance: TypeAlias = tuple[Problem, TruePairs]
@@ -102,8 +109,29 @@ class Entry:
     folder: Path | None
 
     def made(self) -> Instance:
-        """The problem of this seed."""
-        return self.instance(self.seed) if callable(self.instance) else self.instance
+        """The problem of this seed.
+
+        Raises:
+            InputError: a function of the seed that gives something else.
+        """
+        if not callable(self.instance):
+            return self.instance
+        made: object = self.instance(self.seed)
+        if not (isinstance(made, tuple | list) and len(made) == 2):
+            raise InputError(
+                f"problem({self.seed})",
+                given=shown(made),
+                expected="a problem and held-out pairs",
+                remedy="Return both from the function of the seed: return problem, test.",
+            )
+        problem, test = made
+        check_pairs(test)
+        return problem, test
+
+    def fresh(self) -> Entry:
+        """With a learner and a solution map that no other run sees: they may keep something."""
+        strategy = copy.deepcopy(self.strategy)
+        return replace(self, learner=copy.deepcopy(self.learner), strategy=strategy)
 
 
 def compare(
@@ -112,7 +140,7 @@ def compare(
     *,
     budget: Budget,
     test: TruePairs | None = None,
-    seeds: Sequence[int] = (0,),
+    seeds: Iterable[int] = (0,),
     hypergradient: SolutionMap | Mapping[str, SolutionMap] | None = None,
     solver: str = "auto",
     points: int = 12,
@@ -127,9 +155,9 @@ def compare(
     Args:
         problem: a BilevelProblem or another objective; or a function of the seed that gives such a
             problem and held-out pairs, for other crops and noise with every seed.
-        learners: by name; step rules of your own as well.
+        learners: by name; step rules of your own as well. Every run has a copy.
         budget: of every run.
-        test: held-out pairs; with a function of the seed, None.
+        test: held-out pairs; with a function of the seed, which gives its own, None.
         seeds: of what learners draw, and of the function.
         hypergradient: the solution map, for all or by name; the natural one when None.
         solver: of the lower level, as in ``solve``.
@@ -145,12 +173,14 @@ def compare(
         Outcome, for ``lr.Comparison.of(*outcome)``. A run that failed is in it with the reason.
 
     Raises:
-        InputError: no learners, names that are no words, no seeds, or no held-out pairs.
+        InputError: no learners, names that are no words, no seeds, solution maps for learners that
+            there are not, or no held-out pairs.
     """
     maps = hypergradient if isinstance(hypergradient, Mapping) else {}
     common = None if isinstance(hypergradient, Mapping) else hypergradient
     instance = _instance(problem, test, (common, *maps.values()), solver)
-    _check(learners, seeds, budget)
+    _check(learners, maps, budget)
+    seeds = _seeds(seeds)
     measure = Measure(points, relative, eps_test)
     entries = [
         Entry(
@@ -162,7 +192,7 @@ def compare(
             seed,
             instance,
             measure,
-            None if folder is None else Path(folder) / "runs" / f"{slug(name)[:48]}--seed-{seed}",
+            None if folder is None else Path(folder) / "runs" / f"{_place(name)}--seed-{seed}",
         )
         for seed in seeds
         for name, learner in learners.items()
@@ -179,6 +209,13 @@ def _instance(
 ) -> Instance | Callable[[int], Instance]:
     known = isinstance(problem, Evaluated | BilevelProblem | nn.Module | type)
     if callable(problem) and not known:
+        if test is not None:
+            raise InputError(
+                "test",
+                given="held-out pairs beside a function of the seed",
+                expected="None: the function gives them with every problem",
+                remedy="Return them from it: return problem, test.",
+            )
         return problem
     for strategy in maps:
         objective_of(cast(Problem, problem), strategy, solver)
@@ -193,7 +230,9 @@ def _instance(
     return cast(Problem, problem), test
 
 
-def _check(learners: Mapping[str, Learner[State]], seeds: Sequence[int], budget: Budget) -> None:
+def _check(
+    learners: Mapping[str, Learner[State]], maps: Mapping[str, SolutionMap], budget: Budget
+) -> None:
     if not isinstance(learners, Mapping) or not learners:
         raise InputError(
             "learners",
@@ -211,12 +250,36 @@ def _check(learners: Mapping[str, Learner[State]], seeds: Sequence[int], budget:
             given=", ".join(map(str, learners)),
             expected="names that differ in letters or digits",
         )
+    unknown = [name for name in maps if name not in learners]
+    if unknown:
+        raise InputError(
+            "hypergradient",
+            given=f"a solution map for {', '.join(map(repr, unknown))}",
+            expected=f"names of learners: {', '.join(map(repr, learners))}",
+            remedy="A learner that is not named has the natural map.",
+        )
     check_budget(budget)
-    if isinstance(seeds, int | float) or not seeds:
-        given = seeds if isinstance(seeds, int | float) else "none"
-        raise InputError("seeds", given=given, expected="at least one", remedy="seeds=(0, 1, 2).")
-    for seed in seeds:
-        check_integer("seeds", seed, 0)
+
+
+def _seeds(given: Iterable[int]) -> tuple[int, ...]:
+    """All of them, whatever they come in."""
+    words = isinstance(given, str | bytes)
+    try:
+        seeds = () if words else tuple(given)
+    except TypeError:
+        words = True
+    if words or not seeds:
+        told = shown(given) if words else "none"
+        raise InputError("seeds", given=told, expected="at least one", remedy="seeds=(0, 1, 2).")
+    return tuple(check_integer("seeds", seed, 0) for seed in seeds)
+
+
+def _place(name: str) -> str:
+    """The name of a learner in that of a folder, short but not that of another one."""
+    whole = slug(name)
+    if len(whole) <= NAME_LENGTH:
+        return whole
+    return f"{whole[: NAME_LENGTH - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def _all(
@@ -273,8 +336,8 @@ def attempt(entry: Entry, progress: Progress | None = None) -> Row:
         KeyboardInterrupt: the run was interrupted; its checkpoint is kept.
     """
     try:
-        found: Row = {"failure": None, **_kept(entry, progress)}
-    except Exception as error:  # whatever it is, the other runs go on
+        found: Row = {"failure": None, **_kept(entry.fresh(), progress)}
+    except (Exception, SystemExit) as error:  # whatever it is, the other runs go on
         kind = "" if isinstance(error, LearnregError) else f"{type(error).__name__}: "
         found = {"failure": f"{kind}{error}", "traceback": traceback.format_exc()}
     return _named(entry) | found
@@ -292,8 +355,26 @@ def _kept(entry: Entry, progress: Progress | None) -> Row:
     if before.get("identity") == identity:
         return before
     found = {"identity": identity, **measured_run(problem, test, entry, progress)}
-    write_atomically(path, json.dumps(found, indent=1, allow_nan=False).encode())
+    content = json.dumps(found, indent=1, allow_nan=False).encode()
+    _keep(entry.folder, partial(write_atomically, path, content))
     return found
+
+
+def _keep(folder: Path, write: Callable[[], object]) -> bool:
+    """Write results, and whether that could be done; a full disk must not lose what was computed,
+    so it is said and no more.
+    """
+    try:
+        write()
+        return True
+    except OSError as error:
+        warnings.warn(
+            f"The results in {folder} could not be written ({error}); the comparison goes on, but "
+            "a second call will compute them again. Make room, or choose another folder.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
 
 
 def _learning(problem: Problem, entry: Entry) -> str:
@@ -368,9 +449,8 @@ def _learned(
         same = read_json(folder / LEARNING) == learning
         if same and (folder / HISTORY).exists():
             return Run.load(folder, energy=cast(nn.Module, objective.learned(objective.theta)))
-        (folder / HISTORY).unlink(missing_ok=True)
-        if not same:  # before anything else is: what is in the folder is of another run
-            write_atomically(folder / LEARNING, json.dumps(learning).encode())
+        if not _keep(folder, partial(_begin, folder, None if same else learning)):
+            folder = None  # what is in it may be of another run, and would be taken for this one
 
     def show(row: Row) -> None:
         if progress is not None:
@@ -393,8 +473,17 @@ def _learned(
     if run.stop.code == "interrupted":
         raise KeyboardInterrupt
     if folder is not None:
-        run.save(folder)
+        _keep(folder, partial(run.save if run.has_model else run.save_history, folder))
     return run
+
+
+def _begin(folder: Path, learning: Row | None) -> None:
+    """Say what is being learned, before anything else is: what is in the folder is of another
+    run, unless ``learning`` is None.
+    """
+    (folder / HISTORY).unlink(missing_ok=True)
+    if learning is not None:
+        write_atomically(folder / LEARNING, json.dumps(learning).encode())
 
 
 def _settings(budget: Budget, seeds: Sequence[int], measure: Measure, solver: str) -> Row:

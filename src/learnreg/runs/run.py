@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from ..problems.bilevel import PairsLike, WithParams
 from ..solvers.solve import solve
 from ..solvers.views import view_of
 
-FORMAT = "learnreg-history"
+FORMAT, MODEL = "learnreg-history", "model.safetensors"
 
 SHARP = 10.0
 """A reference says something about accuracies that are so many times its own distance, or
@@ -45,6 +46,14 @@ class Probed(Protocol):
     """An energy whose operator is probed before it is trusted."""
 
     def untrusted(self) -> Self: ...
+
+
+class Modelled(Protocol):
+    """What a model file is made of."""
+
+    regularizer: Any
+    fidelity: Any
+    physics: Any
 
 
 class TruePairs(PairsLike, Protocol):
@@ -237,19 +246,43 @@ class Run:
             )
         return tuple(rows)
 
+    @property
+    def has_model(self) -> bool:
+        """Whether a model file can be written: an objective of your own may have no energy."""
+        return offers(self.energy, Modelled)
+
     def save(self, folder: str | Path) -> Path:
         """Write ``model.safetensors`` (for reuse) and ``history.safetensors`` (record and all
         thetas) to ``folder``.
+
+        Where the objective gave no energy there is nothing for a model file; it is left out, with
+        a warning.
         """
         folder = Path(folder)
+        if not self.has_model:
+            warnings.warn(
+                f"No model file is written to {folder}: the objective gave "
+                f"{type(self.energy).__qualname__}, not an energy. theta is in the history.",
+                UserWarning,
+                stacklevel=2,
+            )
+            return self.save_history(folder)
         notes = {"name": self.name, "problem": self.record.problem, "stop": self.stop.sentence}
-        save_model(folder / "model.safetensors", self.trained, notes)
+        save_model(folder / MODEL, self.energy, notes)
+        return self.save_history(folder)
+
+    def save_history(self, folder: str | Path) -> Path:
+        """Write ``history.safetensors`` alone."""
+        folder = Path(folder)
+        if not self.has_model:
+            (folder / MODEL).unlink(missing_ok=True)  # of another run
         header = {
             "format": FORMAT,
             "version": 1,
             "record": self.record.to_dict(),
             "name": self.name,
             "stop": [self.stop.code, self.stop.sentence],
+            "model": self.has_model,
         }
         save_tensors(
             folder / "history.safetensors", {"theta": self.theta, "thetas": self.thetas}, header
@@ -267,7 +300,8 @@ class Run:
         """Read what ``save`` wrote.
 
         Args:
-            energy: the energy, for regularizers that a model file cannot rebuild.
+            energy: the energy, for regularizers that a model file cannot rebuild; a run that had
+                none is read without.
             physics: replaces the stored one.
 
         Raises:
@@ -279,7 +313,9 @@ class Run:
                 str(folder), given="no such folder", expected="a folder written by Run.save"
             )
         tensors, header = load_tensors(folder / "history.safetensors", FORMAT)
-        found = energy or load_model(folder / "model.safetensors", physics=physics)
+        found: Any = energy
+        if energy is None and header.get("model", True):
+            found = load_model(folder / MODEL, physics=physics)
         return cls(
             RunRecord.from_dict(header["record"]),
             StopReason(*header["stop"]),

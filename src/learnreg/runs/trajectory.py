@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from ..core.asking import offers
 from ..core.errors import InputError, MissingPropertyError
 from ..core.grants import Grants
 from ..core.maps import Level, Limits, Posed, SolutionMap
@@ -48,6 +49,13 @@ than the learning.
 
 REFINEMENTS = 30
 """Solves at one theta until its bracket is narrow enough; each at least halves eps."""
+
+
+class Reconstructs(Protocol):
+    """A lower level; an objective of the user's own may have learned something else."""
+
+    at: Any
+    start: Any
 
 
 def trajectory(
@@ -151,7 +159,8 @@ class _Evaluation:
         self, objective: Objective, test: TruePairs, relative: float, eps_test: float, solver: str
     ) -> None:
         self.given, self.test = objective, test
-        if isinstance(objective, Bilevel):  # the exact loss, whatever it was learned through
+        # the exact loss, whatever it was learned through; a subclass may have another loss
+        if type(objective) is Bilevel:
             objective = Bilevel(objective.problem, None, solver)
         self.objective = objective
         self.relative, self.eps_test, self.solver = relative, eps_test, solver
@@ -179,7 +188,12 @@ class _Evaluation:
                     "theta", given="NaN or Inf", expected="finite parameters"
                 )
             found |= self._loss(theta)
-            found |= self._quality(theta)
+            energy = self.objective.learned(theta)
+            if offers(energy, Reconstructs):
+                found |= self._quality(cast(Level, energy), theta)
+            else:
+                what = f"the objective gave {type(energy).__qualname__}, which is no energy"
+                found["note"] = found["note"] or f"no held-out images are reconstructed: {what}"
         except MissingPropertyError as error:  # so far out that the energy has no finite constants
             found["note"] = str(error)
         self._latest = theta, found
@@ -222,8 +236,7 @@ class _Evaluation:
             value = objective.refine(value, eps)
         return value
 
-    def _quality(self, theta: Tensor) -> Row:
-        energy = cast(Level, self.objective.learned(theta))
+    def _quality(self, energy: Level, theta: Tensor) -> Row:
         y, x = self.test.y.to(theta.dtype), self.test.x.to(theta)
         start = None if self._test_x0 is None else self._test_x0.to(theta)
         solution = solve(energy, y, self.eps_test, solver=self.solver, x0=start, throw=False)
