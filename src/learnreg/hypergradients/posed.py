@@ -7,17 +7,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..core.asking import offers
 from ..core.maps import Ask, Limits, Posed, Pullback, Upper
-from ..core.protocols import Potential, Saddle
 from ..core.results import Solution
-from ..solvers.offers import Started
-from ..solvers.solve import solve_potential, spent_on
-
-
-def first_of(posed: Posed, f: Potential | Saddle) -> Tensor:
-    """The image that a solve starts from when nothing better is known."""
-    return f.first() if offers(f, Started) else posed.energy.start(posed.y)
+from ..solvers.solve import first_of, solve_potential, spent_on
 
 
 def solved(posed: Posed, eps: float | Tensor, start: Tensor | None, limits: Limits) -> Solution:
@@ -26,7 +18,7 @@ def solved(posed: Posed, eps: float | Tensor, start: Tensor | None, limits: Limi
     The cost contains what tying the problem to its data has spent.
     """
     f = posed.at(start)
-    first = first_of(posed, f) if start is None else start
+    first = first_of(posed.energy, f, posed.y) if start is None else start
     solution = solve_potential(
         f,
         eps,

@@ -13,6 +13,7 @@ Both see the reconstruction through A, so they tell how well A x is known, not x
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -209,7 +210,7 @@ class QuadraticUpper:
         """The linear part has no sign."""
         return True
 
-    @property
+    @cached_property
     def smooth(self) -> Bound:
         """2 w ||A||^2 of the worst image."""
         constants = self.sight.operator.spectrum(self.sight.adjoint(self.y))

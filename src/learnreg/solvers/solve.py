@@ -138,6 +138,13 @@ def as_real(x: Tensor) -> Tensor:
     return real_channels(x) if isinstance(x, Tensor) and x.is_complex() else x
 
 
+def first_of(energy: EnergyLike, f: Potential | Saddle, data: Tensor | Measured) -> Tensor:
+    """The image that a solve starts from when nothing better is known; ours know it without another
+    A^T y.
+    """
+    return f.first() if offers(f, Started) else energy.start(data)
+
+
 def _tied(
     energy: EnergyLike, data: Tensor | Measured, x0: Tensor | None
 ) -> tuple[Potential | Saddle, Tensor]:
@@ -148,9 +155,7 @@ def _tied(
     """
     if x0 is None:
         potential = energy.at(data)
-        # ours know their start without another A^T y
-        start = potential.first() if offers(potential, Started) else energy.start(data)
-        return potential, start
+        return potential, first_of(energy, potential, data)
 
     check_images(x0, "x0")
     if x0.shape[0] != len(data):
