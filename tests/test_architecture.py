@@ -42,7 +42,7 @@ ROOMS = {
 DOORS = {
     "deepinv": "operators/physics.py operators/layout.py operators/private.py operators/spectrum.py"
     " regularizers/prior.py problems/fidelity.py hypergradients/layer.py data/pairs.py"
-    " metrics/image.py cli/physics.py testing/liars.py testing/honest.py",
+    " metrics/image.py cli/physics_section.py testing/liars.py testing/honest.py",
     "scipy": "learners/",
     "optuna": "learners/search.py",
     "dfols": "learners/dfols.py",

@@ -23,7 +23,8 @@ from .compare_config import Plan, load_comparison
 from .compare_progress import CompareProgress
 from .guard import Interrupted, say
 from .jobs import Job, plan_jobs, run_all
-from .learn import COPY, RESULTS, claim, prepare
+from .learn import COPY, RESULTS, claim
+from .prepare import prepare
 
 if TYPE_CHECKING:
     from rich.console import Console

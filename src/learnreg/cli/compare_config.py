@@ -16,25 +16,21 @@ from ..core.errors import ConfigError
 from ..core.grants import Grants, check_needs
 from . import toml
 from .config import TAGS, Config
+from .data_section import Data
 from .mistakes import nearest, one_of_words, read_tables, translated
+from .physics_section import Physics
+from .sections import Built, Section, located, one_of, tag_of
 from .settings import (
     LEARNERS,
     REGULARIZERS,
     BudgetSection,
-    Built,
-    Data,
-    Physics,
     Regularizer,
-    Section,
     Settings,
     Strategy,
     build_regularizer,
     check_method,
     check_strategy,
     default_strategy,
-    located,
-    one_of,
-    tag_of,
 )
 
 _HEAD = """\

@@ -16,19 +16,19 @@ from ..core.errors import ConfigError
 from ..core.maps import SolutionMap
 from ..runs import Budget
 from . import toml
+from .data_section import Data
 from .mistakes import one_of_words, read_tables, translated
+from .physics_section import Physics
+from .sections import Section, tag_of
 from .settings import (
     LEARNERS,
     REGULARIZERS,
     SADDLES,
     STRATEGIES,
     BudgetSection,
-    Data,
     Learner,
     Part,
-    Physics,
     Regularizer,
-    Section,
     Settings,
     Strategy,
     Terms,
@@ -36,7 +36,6 @@ from .settings import (
     check_method,
     check_strategy,
     leaves,
-    tag_of,
 )
 
 TAGS: dict[str, type[BaseModel]] = {**LEARNERS, **STRATEGIES, **REGULARIZERS, "Sum": Terms}

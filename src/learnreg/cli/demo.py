@@ -22,9 +22,8 @@ from ..runs import Budget, Run, learn
 from ..runs.checkpoint import FILE
 from .guard import Interrupted, say
 from .memory import keep_large_blocks
-from .physics import build_physics
+from .physics_section import Physics, build_physics
 from .progress import LearnProgress
-from .settings import Physics
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -24,8 +24,9 @@ from ..core.words import slug
 from ..runs.compare import CURVE, Entry, Measure, measured_run, read_json
 from .compare_config import Plan
 from .config import Config
-from .learn import COPY, limited_threads, prepare
+from .learn import COPY, limited_threads
 from .memory import keep_large_blocks
+from .prepare import prepare
 
 JOB, FAILURE, PROGRESS, LOG = "job.json", "failure.json", "progress.json", "log.txt"
 POLL, PATIENCE = 0.25, 30.0

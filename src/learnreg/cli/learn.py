@@ -10,22 +10,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..core.errors import InputError, SolveError
 from ..core.files import write_atomically
 from ..core.results import Evaluation
-from ..data import Pairs, pairs
-from ..problems import BilevelProblem, energy_for
+from ..data import Pairs
+from ..problems import BilevelProblem
 from ..reports import Report
 from ..runs import Run, learn
 from ..runs.checkpoint import FILE
 from .config import Config, load_config
 from .guard import Interrupted, say
 from .memory import keep_large_blocks
-from .physics import build_physics
+from .prepare import prepare
 from .progress import LearnProgress
 
 if TYPE_CHECKING:
@@ -86,22 +86,6 @@ def run_learn(
         console,
         f"\n{Report(run, evaluation)}\n\nReport: {page}\nModel:  {folder / 'model.safetensors'}",
     )
-
-
-def prepare(config: Config) -> tuple[BilevelProblem, Pairs]:
-    """The learning problem and the held-out pairs."""
-    physics, data = build_physics(config.physics), config.data
-    sides: Any = pairs(
-        data.source,
-        physics,
-        size=data.size,
-        split=(data.train, data.test),
-        seed=config.run.seed,
-        channels=data.channels,
-        scale=data.scale,
-    )
-    train, test = (side.to(dtype=getattr(torch, config.run.dtype)) for side in sides)
-    return BilevelProblem(energy_for(physics, config.build_regularizer()), train), test
 
 
 def evaluate(run: Run, test: Pairs, eps: float, console: Console) -> Evaluation:

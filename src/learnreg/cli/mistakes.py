@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from ..core.errors import ConfigError
 from . import toml
-from .settings import LEARNERS, REGULARIZERS, SADDLES, STRATEGIES, Built
+from .sections import Built
+from .settings import LEARNERS, REGULARIZERS, SADDLES, STRATEGIES
 
 _EXPECTED = {
     "model_type": "a table",
