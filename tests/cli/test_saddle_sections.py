@@ -12,8 +12,8 @@ from tests.cli.cases import assert_same_run, invoke, rows, save_png, write_confi
 
 from learnreg.cli.compare_config import load_comparison
 from learnreg.cli.config import Config, example, load_config
-from learnreg.cli.prepare import prepare
 from learnreg.cli.mistakes import one_of_words
+from learnreg.cli.prepare import prepare
 from learnreg.cli.progress import LearnProgress
 from learnreg.cli.reconstruct import model_channels
 from learnreg.cli.settings import (
