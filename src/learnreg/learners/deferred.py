@@ -52,6 +52,12 @@ WORTHLESS = 0.02
 HOPELESS = 1.1
 """Exploration ends early when the running loss exceeds the certified one by this factor."""
 
+SLOWER = 10
+"""A solve inside a block may take so many times the steps of the certified one, and 200."""
+
+SOLVE_STEPS = 2000
+"""Steps of the solve at the end of a block, unless the certified one took a tenth of that."""
+
 LOWEST_CUT, LEAST_CUT = 0.02, 0.5
 """A tightening multiplies eps by a factor in this range."""
 
@@ -236,10 +242,10 @@ class Deferred:
         """Where a block of steps has led, None where it went astray; and how many they were."""
         now = self._at_start(objective, state)
         best = state.certified.point.loss
-        visits = 0
+        visits, limit = 0, max(200, SLOWER * state.certified.point.steps)
         for done in range(state.length):
             try:
-                now = self.explore.mini_batch(objective, now)
+                now = self.explore.mini_batch(objective, now, limit)
             except Halt:
                 return None, done + 1
             visits += min(self.explore.batch, objective.size)
@@ -348,7 +354,8 @@ def _evaluated(objective: Objective, explored: StochasticState, near: Value) -> 
     warm = explored.solutions.take(list(range(objective.size)), near.warm)
     start = near if warm is None else warm.to(objective.device)
     try:
-        return objective.evaluate(explored.theta, near.eps, start)
+        limit = max(SOLVE_STEPS, SLOWER * near.steps)
+        return objective.evaluate(explored.theta, near.eps, start, limit)
     except MissingPropertyError:  # parameters so far out that there are no constants
         return None
 

@@ -277,8 +277,13 @@ class Stochastic:
             state, solutions=state.solutions.recorded(), adjoints=state.adjoints.recorded()
         )
 
-    def mini_batch(self, objective: Objective, state: StochasticState) -> StochasticState:
+    def mini_batch(
+        self, objective: Objective, state: StochasticState, limit: int | None = None
+    ) -> StochasticState:
         """One step of the optimizer.
+
+        Args:
+            limit: solver steps of a lower-level solve; as configured when None.
 
         Raises:
             Halt: the lower level could not be solved, or the gradient is not finite.
@@ -291,7 +296,8 @@ class Stochastic:
             self.schedule(k, start, self.accuracy_exponent) for start in (state.eps0, state.delta0)
         )
         try:
-            point = settled(here.evaluate(state.theta, eps, _on(here, state.solutions, chosen)))
+            start = _on(here, state.solutions, chosen)
+            point = settled(here.evaluate(state.theta, eps, start, limit))
         except MissingPropertyError as error:
             raise Halt(
                 StopReason(
