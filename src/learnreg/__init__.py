@@ -71,6 +71,7 @@ _HOME = {
     "HOAG": "learners",
     "LBFGSB": "learners",
     "Stochastic": "learners",
+    "Deferred": "learners",
     "DFO": "learners",
     "DFOLS": "learners",
     "GridSearch": "learners",

@@ -54,22 +54,22 @@ PHYSICS = {
     "blur": (
         lambda: dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="reflect"),
         GREY,
-        Kind.ESTIMATE,
+        Kind.BOUND,
     ),
     "blur_circular": (
         lambda: dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="circular"),
         GREY,
-        Kind.ESTIMATE,
+        Kind.BOUND,
     ),
     "blur_colours": (
         lambda: dphysics.Blur(filter=uniform(1, 3, 3, 3), padding="circular"),
         (3, 4, 5),
-        Kind.ESTIMATE,
+        Kind.BOUND,
     ),
     "blur_valid": (
         lambda: dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="valid"),
         GREY,
-        Kind.ESTIMATE,
+        Kind.BOUND,
     ),
     "decolorize": (lambda: dphysics.Decolorize(), (3, 4, 4), Kind.EXACT),
     "mri": (
@@ -130,7 +130,9 @@ def test_the_spectrum_agrees_with_the_dense_matrix(kind):
     curvature = operator.spectrum(torch.zeros(1, *shape))
     assert curvature.L.kind == known
     if curvature.L.certified:
-        assert curvature.L.value == pytest.approx(largest, rel=1e-5)
+        assert largest <= curvature.L.value * (1 + 1e-6)  # the matrix is one of float32
+        close = 1e-5 if curvature.L.kind == Kind.EXACT or "fft" in kind else 5e-3
+        assert curvature.L.value == pytest.approx(largest, rel=close)
     else:  # a power iteration comes from below, and is labelled accordingly
         assert 0.95 * largest <= curvature.L.value <= 1.03 * largest
     assert curvature.mu.certified and curvature.mu.value <= smallest + 1e-6
