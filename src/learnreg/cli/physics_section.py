@@ -23,7 +23,9 @@ from .sections import Built, comments_of, described, located, one_of, tag_of
 from .settings import SADDLES, Part, build_regularizer
 
 TIKHONOV = 1e-3
-"""Strong convexity of an energy whose data term has none, unless the file says another one."""
+"""Strong convexity of an energy whose data term has none, relative to the curvature of the data
+term, unless the file says another one.
+"""
 
 FEW_COUNTS = 0.5
 """Background of the Kullback-Leibler data term for counts that have none: without one its curvature
@@ -82,7 +84,8 @@ def _section(kind: Any, tag: str, **extra: object) -> type[Built]:
 _OLD = "the same as type gaussian and sigma in [noise], which is the better place"
 _RIDGE = (
     "weight of a term tikhonov/2 |x|^2 that is not learned and makes the energy strongly convex, "
-    f"as certified distances need; {TIKHONOV:g} when left out where the data do not do it"
+    f"as certified distances need; where the data do not do it {TIKHONOV:g} of their curvature "
+    "when left out"
 )
 PHYSICS = {
     tag: _section(
@@ -185,12 +188,32 @@ def _with_ridge(fidelity: Any, physics: Any, regularizer: Any) -> Any:
     convex = kind.full_rank and (_key(fidelity, "type") or "L2") == "L2"
     terms = _key(regularizer, "terms") or [regularizer]
     convex = convex or any(_key(t, "type") == "Tikhonov" for t in terms)
-    tikhonov = 0.0 if convex else TIKHONOV
+    tikhonov = 0.0 if convex else _rounded(TIKHONOV * _curvature(fidelity))
     if isinstance(fidelity, dict):
         return {**fidelity, "tikhonov": tikhonov}
     if isinstance(fidelity, Built):
         return fidelity.model_copy(update={"tikhonov": tikhonov})
     return fidelity
+
+
+def _curvature(fidelity: Any) -> float:
+    """What a data term bends by in A x around 1; 1 where its keys are no numbers."""
+
+    def number(key: str) -> float:
+        try:
+            value = float(level(_key(fidelity, key)))
+        except (InputError, TypeError, ValueError):
+            return 1.0
+        return value if 0 < value < float("inf") else 1.0
+
+    kind = _key(fidelity, "type") or "L2"
+    if kind in ("KL", "Poisson"):
+        return 1 / number("gain")
+    return number("weight") if kind in ("Huber", "L1") else number("sigma") ** -2
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 # --- what they stand for --------------------------------------------------------------------------

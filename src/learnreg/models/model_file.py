@@ -75,7 +75,8 @@ def save_model(
         )
     header = {
         "format": FORMAT,
-        "version": VERSION,
+        # why: denoising is written so that earlier releases can read it
+        "version": 1 if told["type"] == "Denoising" else VERSION,
         "regularizer": spec,
         **_describe_data_term(energy),
         "physics": told,

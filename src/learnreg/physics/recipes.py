@@ -81,7 +81,12 @@ def describe(
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         return {**name, "note": f"it cannot be compared with its recipe ({error})"}, {}
     bound = image_shape(physics)
-    return header if bound is None else {**header, "image": list(bound)}, tensors
+    if bound is not None:
+        header["image"] = list(bound)
+    noise = header["noise"]
+    if isinstance(noise, dict) and "sigma" in noise:
+        header["sigma"] = noise["sigma"]  # where earlier releases look for it
+    return header, tensors
 
 
 def rebuild(header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> nn.Module:
