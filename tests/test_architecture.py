@@ -24,9 +24,10 @@ ROOMS = {
     "metrics": "",
     "networks": "operators",
     "regularizers": "operators convex networks",
+    "physics": "operators",
     "data": "operators",
     "problems": "operators convex",
-    "models": "operators regularizers problems",
+    "models": "operators physics regularizers problems",
     "solvers": "linear",
     "hypergradients": "convex linear solvers",
     "objectives": "problems metrics solvers hypergradients",
@@ -34,7 +35,8 @@ ROOMS = {
     "runs": "metrics models problems solvers hypergradients objectives",
     "reports": "metrics",
     "testing": "operators regularizers problems solvers",
-    "cli": "operators convex linear metrics networks regularizers data problems models solvers"
+    "cli": "operators convex linear metrics networks regularizers physics data problems models"
+    " solvers"
     " hypergradients objectives learners runs reports",
 }
 
@@ -43,7 +45,7 @@ DOORS = {
     "deepinv": "operators/physics.py operators/layout.py operators/private.py operators/spectrum.py"
     " operators/nonnegative.py"
     " regularizers/prior.py problems/fidelity.py hypergradients/layer.py data/pairs.py"
-    " metrics/image.py cli/physics_section.py testing/liars.py testing/honest.py",
+    " metrics/image.py physics/ testing/liars.py testing/honest.py",
     "scipy": "learners/",
     "optuna": "learners/search.py",
     "dfols": "learners/dfols.py",

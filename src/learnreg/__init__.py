@@ -22,6 +22,7 @@ _ROOMS = (
     "models",
     "objectives",
     "operators",
+    "physics",
     "problems",
     "regularizers",
     "reports",

@@ -169,7 +169,7 @@ BAD_VALUES = [
     ("data", "scale", "0", "greater than 0"),
     ("data", "scale", "1.5", "less than or equal to 1"),
     ("data", "channels", "2", "1 or 3"),
-    ("physics", "type", '"blur"', "denoising"),
+    ("physics", "type", '"blurr"', "denoising, blur.*Did you mean 'blur'"),
     ("physics", "sigma", "0.0", "greater than 0"),
     ("physics", "sigma", "nan", "finite"),
     ("learner", "type", '"madi"', "maid, fixed.*Did you mean 'maid'"),

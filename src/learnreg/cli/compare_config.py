@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
 from ..core.errors import ConfigError
 from ..core.grants import Grants, check_needs
@@ -18,7 +18,16 @@ from . import toml
 from .config import TAGS, Config
 from .data_section import Data
 from .mistakes import nearest, one_of_words, read_tables, translated
-from .physics_section import Physics
+from .physics_section import (
+    FIDELITIES,
+    NOISES,
+    PHYSICS,
+    Fidelity,
+    NoiseSection,
+    Physics,
+    check_problem,
+    follow,
+)
 from .sections import Built, Section, located, one_of, tag_of
 from .settings import (
     LEARNERS,
@@ -132,10 +141,19 @@ class _Common(Section):
 
     comparison: Comparing = Comparing()
     data: Data = Data()
-    physics: Physics = Physics()
+    physics: Physics = PHYSICS["denoising"]()
+    noise: NoiseSection = NOISES["gaussian"]()
+    """that of the physics when left out"""
+    fidelity: Fidelity = FIDELITIES["L2"]()
+    """the data term: that of the noise when left out"""
     regularizer: Regularizer = REGULARIZERS["FoE"]()
     budget: BudgetSection = BudgetSection.model_validate({"seconds": 120.0})
     run: RunSection = RunSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow(cls, tables: object) -> object:
+        return follow(tables)
 
 
 class CompareConfig(_Common):
@@ -195,6 +213,8 @@ class Plan:
         return Config(
             data=c.data,
             physics=c.physics,
+            noise=c.noise,
+            fidelity=c.fidelity,
             regularizer=self.starts[start],
             learner=variant.section,
             hypergradient=variant.hypergradient,
@@ -405,8 +425,11 @@ def _check(plan: Plan) -> None:
         if titles.count(variant.name) > 1:  # "a (b=1)" may be a name as well as a point of a grid
             raise _twice(f"learners({names[variant.learner]})", variant.name, "learner")
     plan.config.budget.build("budget")
+    c = plan.config
+    Settings(**c.run.model_dump()).check_device()
     for section in plan.starts.values():
-        check_method(section, plan.config.run.solver)
+        check_method(section, c.run.solver)
+        check_problem(c.physics, c.noise, section, c.fidelity, c.data.size, c.data.channels)
     for variant, section in product(plan.variants, plan.starts.values()):
         where = f"learners({names[variant.learner]})"
         learner = variant.section.build(f"{where}.grid" if variant.grid else where)

@@ -15,6 +15,7 @@ from ..core.results import Evaluation
 from ..data import pairs, save_image
 from ..data.images import load_natural
 from ..learners import MAID
+from ..physics import Denoising, Gaussian
 from ..problems import BilevelProblem, Energy
 from ..regularizers import TV, FoE, Regularizer
 from ..reports import Report
@@ -22,7 +23,6 @@ from ..runs import Budget, Run, learn
 from ..runs.checkpoint import FILE
 from .guard import Interrupted, say
 from .memory import keep_large_blocks
-from .physics_section import Physics, build_physics
 from .progress import LearnProgress
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def run_demo(output: Path, seconds: float, seed: int, resume: bool, console: Con
         Interrupted: Ctrl-C; the checkpoints keep every finished step.
     """
     keep_large_blocks()
-    physics = build_physics(Physics(sigma=SIGMA))
+    physics = Denoising().build((SIZE, SIZE), noise=Gaussian(SIGMA))
     train, test = pairs("natural", physics, size=SIZE, split=SPLIT, seed=seed)
     say(
         console,

@@ -94,7 +94,12 @@ def learn(
         bool, typer.Option("--overwrite", help="Replace the run in the output folder.")
     ] = False,
     example: Annotated[
-        bool, typer.Option("--example", help="Print a commented configuration and exit.")
+        bool,
+        typer.Option(
+            "--example",
+            help="Print a commented configuration and exit; a name in the place of CONFIG chooses "
+            "another physics: --example CT.",
+        ),
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -104,7 +109,7 @@ def learn(
     if example:
         from .config import example as text
 
-        typer.echo(text(), nl=False)
+        typer.echo(text(None if config is None else str(config)), nl=False)
         return
     if config is None:
         raise typer.BadParameter(

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..core.errors import ConfigError
 from . import toml
+from .physics_section import FIDELITIES, NOISES, PHYSICS
 from .sections import Built
 from .settings import LEARNERS, REGULARIZERS, SADDLES, STRATEGIES
 
@@ -25,7 +26,14 @@ _EXPECTED = {
     "missing": "at least one",
     "string_too_short": "a text that is not empty",
 }
-_CHOICES = {"learner": LEARNERS, "learners": LEARNERS, "hypergradient": STRATEGIES}
+_CHOICES = {
+    "learner": LEARNERS,
+    "learners": LEARNERS,
+    "hypergradient": STRATEGIES,
+    "physics": PHYSICS,
+    "noise": NOISES,
+    "fidelity": FIDELITIES,
+}
 
 
 def read_tables(path: Path, command: str) -> dict[str, Any]:
@@ -96,7 +104,7 @@ def translated(
             remedy = f"{tag} is a saddle point, which cannot be a term of a sum."
     else:
         described = field.description if kind == "missing" and field is not None else None
-        expected = described or _EXPECTED.get(kind) or error["msg"].removeprefix("Input should be ")
+        expected = described or _EXPECTED.get(kind) or _plain(error["msg"])
         expected = f"a number {expected}" if kind.startswith(("greater", "less")) else expected
     others = (
         f" ({len(more)} more mistake{'s' if len(more) > 1 else ''} in this file.)" if more else ""
@@ -104,6 +112,11 @@ def translated(
     return ConfigError(
         f"{path}: {where}", given=shown, expected=expected, remedy=(remedy + others).strip()
     )
+
+
+def _plain(message: str) -> str:
+    """What would be accepted, without the opening of pydantic's sentences."""
+    return message.removeprefix("Input should be ").removeprefix("Value error, ")
 
 
 def _locate(

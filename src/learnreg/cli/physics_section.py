@@ -1,28 +1,290 @@
-"""The section [physics]: how measurements are made, as a deepinv object."""
+"""The sections [physics], [noise], [fidelity]: how measurements are made, what they suffer, and how
+they are compared with A x.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
 
-from pydantic import Field
+import torch
+from pydantic import BeforeValidator, Field
+from torch import nn
 
-from .sections import Section
+from ..core.errors import ConfigError, InputError
+from ..physics import NOISES as KINDS
+from ..physics import SETUPS, Denoising, Noise, NoNoise, Poisson, Setup
+from ..physics.files import tensor_of
+from ..physics.noise import Level as LevelHint
+from ..physics.noise import check_level, level
+from ..problems import KL, L1, L2, Energy, Huber, SaddleEnergy, WeightedL2, energy_for
+from ..regularizers import Regularizer, Tikhonov
+from .sections import Built, comments_of, described, located, one_of, tag_of
+from .settings import SADDLES, Part, build_regularizer
+
+TIKHONOV = 1e-3
+"""Strong convexity of an energy whose data term has none, relative to the curvature of the data
+term, unless the file says another one.
+"""
+
+FEW_COUNTS = 0.5
+"""Background of the Kullback-Leibler data term for counts that have none: without one its curvature
+is not bounded. It shifts images by half a count.
+"""
+
+
+@dataclass(frozen=True)
+class WeightsOfFile:
+    """Least squares with a weight for every measurement.
+
+    Args:
+        file: weights >= 0 (.npy) of the shape of the measurements of one image
+    """
+
+    file: str
+
+    def load(self) -> WeightedL2:
+        """The data term.
+
+        Raises:
+            InputError: a file that holds no weights.
+        """
+        return WeightedL2(tensor_of(self.file, "file")[None])
+
+
+# --- sections -------------------------------------------------------------------------------------
+
+
+def _fraction(value: object) -> object:
+    """A fraction as text is a number; numbers are checked where they are used."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return level(value)
+    except InputError as error:
+        raise ValueError(error.expected) from None
+
+
+Level: TypeAlias = Annotated[float, BeforeValidator(_fraction)]
+
+
+def _section(kind: Any, tag: str, **extra: object) -> type[Built]:
+    """As ``described``; noise levels may be fractions."""
+    comments, hints = comments_of(kind), get_type_hints(kind.__init__)
+    levels = {
+        name: (Level, Field(vars(kind)[name], description=comments.get(name)))
+        for name, hint in hints.items()
+        if name == "sigma" or hint == LevelHint
+    }
+    model = described(kind, tag, **levels, **extra)
+    model.aside = Built.aside | set(extra)
+    return model
+
+
+_OLD = "the same as type gaussian and sigma in [noise], which is the better place"
+_RIDGE = (
+    "weight of a term tikhonov/2 |x|^2 that is not learned and makes the energy strongly convex, "
+    f"as certified distances need; where the data do not do it {TIKHONOV:g} of their curvature "
+    "when left out"
+)
+PHYSICS = {
+    tag: _section(
+        kind,
+        tag,
+        **(
+            {"sigma": (Level | None, Field(None, gt=0, description=_OLD))}
+            if kind is Denoising
+            else {}
+        ),
+    )
+    for tag, kind in SETUPS.items()
+}
+NOISES = {tag: _section(kind, tag) for tag, kind in KINDS.items()}
+FIDELITIES = {
+    tag: _section(kind, tag, tikhonov=(float | None, Field(None, ge=0, description=_RIDGE)))
+    for tag, kind in {
+        "L2": L2,
+        "WeightedL2": WeightsOfFile,
+        "L1": L1,
+        "Huber": Huber,
+        "KL": KL,
+        "Poisson": KL,
+    }.items()
+}
 
 if TYPE_CHECKING:
-    from deepinv.physics import LinearPhysics
+    Physics: TypeAlias = Built
+    NoiseSection: TypeAlias = Built
+    Fidelity: TypeAlias = Built
+else:  # unions of classes that are made above, which a type checker cannot follow
+    Physics = one_of(PHYSICS, default="denoising")
+    NoiseSection = one_of(NOISES, default="gaussian")
+    Fidelity = one_of(FIDELITIES, default="L2")
 
 
-class Physics(Section):
-    """How measurements are made."""
-
-    type: Literal["denoising"] = "denoising"
-    """the measurement is the image itself, with noise"""
-    sigma: float = Field(default=0.1, gt=0)
-    """standard deviation of the Gaussian noise, for images in [0, 1]"""
+# --- what is left out follows from what is there --------------------------------------------------
 
 
-def build_physics(settings: Physics) -> LinearPhysics:
-    """Denoising with Gaussian noise, for images in [0, 1]."""
-    from deepinv.physics import Denoising, GaussianNoise
+def follow(tables: Any) -> Any:
+    """The tables of a file with [noise] and [fidelity] where they are left out.
 
-    return Denoising(GaussianNoise(settings.sigma))
+    The noise is that of the physics, the data term that of the noise; an energy whose data term is
+    not strongly convex gets a small Tikhonov term.
+    """
+    if not isinstance(tables, dict):
+        return tables
+    tables = dict(tables)
+    physics = tables.get("physics", {})
+    if tables.get("noise") is None:
+        tables["noise"] = _noise_of(physics)
+    regularizer = tables.get("regularizer", {})
+    if tables.get("fidelity") is None:
+        tables["fidelity"] = _fidelity_of(tables["noise"], _key(regularizer, "type") in SADDLES)
+    if _key(tables["fidelity"], "tikhonov") is None:
+        tables["fidelity"] = _with_ridge(tables["fidelity"], physics, regularizer)
+    return tables
+
+
+def _key(table: Any, key: str) -> Any:
+    """A key of a table, which may be a section already."""
+    return table.get(key) if isinstance(table, dict) else getattr(table, key, None)
+
+
+def _noise_of(physics: Any) -> dict[str, object]:
+    """The noise that goes with a physics; an old file says its level there."""
+    kind = SETUPS.get(_key(physics, "type") or "denoising", Denoising)
+    try:
+        sigma = level(_key(physics, "sigma"))
+        if kind is Denoising and sigma is not None and sigma > 0:
+            return {"type": "gaussian", "sigma": float(sigma)}
+        settings = physics if isinstance(physics, dict) else physics.model_dump()
+        noise = kind(**{k: v for k, v in settings.items() if k != "type"}).default_noise()
+    except (InputError, TypeError, ValueError):  # said of the section itself
+        noise = kind().default_noise()
+    (tag,) = (tag for tag, known in KINDS.items() if known is type(noise))
+    return {"type": tag, **asdict(noise)}  # type: ignore[call-overload]  # every noise is a dataclass
+
+
+def _fidelity_of(noise: Any, saddle: bool) -> dict[str, object]:
+    """The data term that goes with a noise."""
+    kind = _key(noise, "type")
+    if kind == "salt_pepper":
+        return {"type": "L1"} if saddle else {"type": "Huber"}
+    if kind != "poisson":
+        return {"type": "L2"}
+    told = {name: _key(noise, name) for name in ("gain", "background", "normalized")}
+    try:
+        counts = Poisson(**{name: v for name, v in told.items() if v is not None})
+    except InputError:  # said of the section itself
+        return {"type": "L2"}
+    background = counts.background or FEW_COUNTS
+    gain = level(counts.gain)
+    return {"type": "KL", "gain": gain, "background": background, "scaled": counts.normalized}
+
+
+def _with_ridge(fidelity: Any, physics: Any, regularizer: Any) -> Any:
+    """The data term with its ``tikhonov``."""
+    kind = SETUPS.get(_key(physics, "type") or "denoising", Denoising)
+    convex = kind.full_rank and (_key(fidelity, "type") or "L2") == "L2"
+    terms = _key(regularizer, "terms") or [regularizer]
+    convex = convex or any(_key(t, "type") == "Tikhonov" for t in terms)
+    tikhonov = 0.0 if convex else _rounded(TIKHONOV * _curvature(fidelity))
+    if isinstance(fidelity, dict):
+        return {**fidelity, "tikhonov": tikhonov}
+    if isinstance(fidelity, Built):
+        return fidelity.model_copy(update={"tikhonov": tikhonov})
+    return fidelity
+
+
+def _curvature(fidelity: Any) -> float:
+    """What a data term bends by in A x around 1; 1 where its keys are no numbers."""
+
+    def number(key: str) -> float:
+        try:
+            value = float(level(_key(fidelity, key)))
+        except (InputError, TypeError, ValueError):
+            return 1.0
+        return value if 0 < value < float("inf") else 1.0
+
+    kind = _key(fidelity, "type") or "L2"
+    if kind in ("KL", "Poisson"):
+        return 1 / number("gain")
+    return number("weight") if kind in ("Huber", "L1") else number("sigma") ** -2
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+# --- what they stand for --------------------------------------------------------------------------
+
+
+def build_setup(physics: Built) -> Setup:
+    """The settings of the physics of a section.
+
+    Raises:
+        ConfigError: values out of range.
+    """
+    built: Setup = physics.build("physics")
+    return built
+
+
+def build_noise(physics: Built, noise: Built) -> Noise:
+    """The settings of the noise of a section.
+
+    Raises:
+        ConfigError: values out of range; a level in [noise] and another one in [physics]; a level
+            that is one of grey values up to 255.
+    """
+    built: Noise = noise.build("noise")
+    old = getattr(physics, "sigma", None)
+    if old is not None and (tag_of(noise) != "gaussian" or getattr(noise, "sigma", None) != old):
+        raise ConfigError(
+            "[physics] sigma",
+            given=f"{old:g} beside another noise in [noise]",
+            expected="one place for the noise",
+            remedy="Remove it; [noise] says all.",
+        )
+    sigma = getattr(noise, "sigma", getattr(noise, "width", None))
+    if build_setup(physics).like_images and sigma is not None:
+        with located("noise" if old is None else "physics"):
+            check_level(sigma, "sigma" if hasattr(noise, "sigma") else "width")
+    return built
+
+
+def build_energy(
+    physics: nn.Module, regularizer: Built, fidelity: Built, **inherited: object
+) -> Energy | SaddleEnergy:
+    """The energy of the sections, for a physics.
+
+    Raises:
+        ConfigError: values out of range; a data term that does not go with the regularizer.
+    """
+    part: Part = build_regularizer(regularizer, "regularizer", **inherited)
+    term = fidelity.build("fidelity")
+    tikhonov = float(getattr(fidelity, "tikhonov", None) or 0.0)
+    with located("fidelity"):
+        data_term = term.load() if isinstance(term, WeightsOfFile) else term
+        if isinstance(part, Regularizer):
+            whole = part + Tikhonov(tikhonov, learned=False) if tikhonov else part
+            return energy_for(physics, whole, data_term)
+        return energy_for(physics, part, data_term, tikhonov)
+
+
+def check_problem(
+    physics: Built, noise: Built, regularizer: Built, fidelity: Built, size: int, channels: int
+) -> None:
+    """Refuse sections that do not go together, before data are loaded or anything is built.
+
+    Raises:
+        ConfigError: says which keys.
+    """
+    setup = build_setup(physics)
+    with located("data"):
+        setup.check((size, size), channels)
+    build_noise(physics, noise)
+    stand_in = Denoising().build((size, size), noise=NoNoise())
+    energy = build_energy(stand_in, regularizer, fidelity, channels=channels, seed=0)
+    if isinstance(energy, SaddleEnergy) and tag_of(fidelity) in ("KL", "Poisson"):
+        with located("fidelity"):  # some data terms are refused when they meet measurements
+            energy.fidelity.of_data(torch.ones(1, channels, size, size))

@@ -7,14 +7,16 @@ from typing import Any
 import torch
 
 from ..data import Pairs, pairs
-from ..problems import BilevelProblem, energy_for
+from ..problems import BilevelProblem
 from .config import Config
-from .physics_section import build_physics
 
 
 def prepare(config: Config) -> tuple[BilevelProblem, Pairs]:
-    """The learning problem and the held-out pairs."""
-    physics, data = build_physics(config.physics), config.data
+    """The learning problem and the held-out pairs, on the device and in the precision of the
+    run.
+    """
+    data, device = config.data, config.run.check_device()
+    physics = config.build_physics((data.size, data.size), data.channels)
     sides: Any = pairs(
         data.source,
         physics,
@@ -24,5 +26,7 @@ def prepare(config: Config) -> tuple[BilevelProblem, Pairs]:
         channels=data.channels,
         scale=data.scale,
     )
-    train, test = (side.to(dtype=getattr(torch, config.run.dtype)) for side in sides)
-    return BilevelProblem(energy_for(physics, config.build_regularizer()), train), test
+    dtype = getattr(torch, config.run.dtype)
+    train, test = (side.to(device=device, dtype=dtype) for side in sides)
+    energy = config.build_energy(physics.to(device), data.channels).to(device)
+    return BilevelProblem(energy, train), test

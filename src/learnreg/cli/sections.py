@@ -43,11 +43,13 @@ class Built(Section):
         target: the class of the object.
         inherited: those of its keys that another section stands in for.
         refused: keys that others of its kind have, with what is said of them here.
+        aside: keys that are no arguments of the object.
     """
 
     target: ClassVar[Callable[..., object]]
     inherited: ClassVar[frozenset[str]] = frozenset()
     refused: ClassVar[dict[str, str]] = {}
+    aside: ClassVar[frozenset[str]] = frozenset({"type", "scale"})
 
     def build(self, where: str = "", **inherited: object) -> Any:
         """The object.
@@ -64,7 +66,7 @@ class Built(Section):
             value = getattr(self, key)
             if isinstance(value, Built):
                 arguments[key] = value.build(f"{where}.{key}")
-            elif key not in ("type", "scale"):
+            elif key not in self.aside:
                 own = value is not None or key not in self.inherited
                 arguments[key] = value if own else inherited.get(key.removeprefix("in_"))
         with located(where):

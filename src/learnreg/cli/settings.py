@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
+import torch
 from pydantic import Field
 
 from ..core.errors import ConfigError
@@ -38,6 +39,8 @@ class Settings(Section):
     """of crops, noise and random start values"""
     dtype: Literal["float32", "float64"] = "float32"
     """precision of the computations (closing gradients are float64 in any case)"""
+    device: str = "cpu"
+    """"cpu", "cuda", "cuda:1", or "auto": a graphics processor where there is one"""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; resuming to the same numbers needs the same number of them"""
     solver: str = "auto"
@@ -48,6 +51,28 @@ class Settings(Section):
     """certified distance of the held-out reconstructions, over all pixels of one image"""
     output: str = Field(default="report", min_length=1)
     """folder for the report, the model and the checkpoint"""
+
+    def check_device(self) -> torch.device:
+        """Where the computations are done.
+
+        Raises:
+            ConfigError: a device that this machine does not have.
+        """
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if self.device == "auto":
+            return torch.device("cuda" if count else "cpu")
+        kind, _, number = self.device.partition(":")
+        place = int(number) if number.isdecimal() else 0
+        known = kind == "cuda" and place < count and (number.isdecimal() or not number)
+        if self.device == "cpu" or (known and ":" not in number):
+            return torch.device(self.device)
+        there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+        raise ConfigError(
+            "[run] device",
+            given=f'"{self.device}"',
+            expected=f"a device of this machine: {there}",
+            remedy='Take "auto" for a graphics processor where there is one.',
+        )
 
 
 _SCALE = (float, Field(1.0, gt=0, description="constant factor in front of the regularizer"))

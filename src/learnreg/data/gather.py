@@ -52,7 +52,7 @@ def gather(
             expected="1 (grey) or 3 (colour)",
             remedy="Pass channels=1 or channels=3.",
         )
-    if channels != 1 and isinstance(source, str) and source in ("natural", "phantoms"):
+    if channels != 1 and isinstance(source, str) and source == "natural":
         raise InputError(
             "channels",
             given=f'{channels} with "{source}"',
@@ -60,7 +60,7 @@ def gather(
             remedy="For colour pass a folder or a list of files.",
         )
     if isinstance(source, str) and source == "phantoms":
-        return _phantoms(size, split, seed, scale)
+        return _phantoms(size, split, seed, scale, channels)
     sources, default = _sources(source, channels)
     sides = deal(sources, split, seed)
     factor = default if scale is None else float(scale)
@@ -78,7 +78,7 @@ def _stack(crops: list[Tensor], names: list[str], channels: int, size: int) -> S
 
 
 def _phantoms(
-    size: int, split: tuple[int, int], seed: int, scale: float | None
+    size: int, split: tuple[int, int], seed: int, scale: float | None, channels: int
 ) -> tuple[Side, Side]:
     """Every phantom is a source of its own: the first n_train for training, the next n_test for the
     test.
@@ -90,7 +90,7 @@ def _phantoms(
             expected="no scale",
             remedy="Phantoms are drawn at the size that is asked for.",
         )
-    images = phantoms(sum(split), size, seed)
+    images = phantoms(sum(split), size, seed, channels)
     names = [f"phantom-{i}" for i in range(len(images))]
     return (images[: split[0]], names[: split[0]]), (images[split[0] :], names[split[0] :])
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.bounds import Constants, Curvature
 from ..core.cost import Cost
 from ..core.curvature import MeanCurvature
-from ..core.errors import AdjointError, InputError, MissingPropertyError, ModelFileError
+from ..core.errors import AdjointError, InputError, MissingPropertyError
 from ..core.measured import Native, tensors_of
 from .checks import probe
 from .foreign import LinearPhysicsLike
@@ -19,7 +19,6 @@ from .layout import Layout, layout_of
 from .private import (
     batched_names,
     is_narrow,
-    noise_of,
     of_images,
     same,
     snapshot,
@@ -559,41 +558,3 @@ class TiedMap:
         self.map.cost += Cost(hessian_products=image.shape[0])
         t = torch.where(torch.isfinite(t), t, 1.0)
         return image * t.view(-1, *[1] * (image.dim() - 1))
-
-
-def describe_physics(physics: torch.nn.Module) -> dict[str, object]:
-    """What a model file stores of a physics: everything for Gaussian denoising, only the name of
-    any other.
-    """
-    sigma = noise_of(physics).get("sigma")
-    description: dict[str, object] = {"type": type(physics).__name__}
-    if sigma is not None:
-        description["sigma"] = float(torch.as_tensor(sigma).flatten()[0])
-    return description
-
-
-def physics_from_description(description: dict[str, object]) -> torch.nn.Module:
-    """The physics that a model file describes.
-
-    Raises:
-        ModelFileError: one that the file cannot rebuild.
-    """
-    from deepinv.physics import Denoising, GaussianNoise
-
-    sigma = description.get("sigma", 0.1) if isinstance(description, dict) else None
-    if not isinstance(sigma, int | float) or not sigma >= 0:
-        raise ModelFileError(
-            "physics",
-            given=description,
-            expected="a type and a noise level sigma >= 0",
-            remedy="Restore the file from its run.",
-        )
-    if description.get("type") != "Denoising":
-        raise ModelFileError(
-            "physics",
-            given=f"a model for {description.get('type')}",
-            expected="physics=...",
-            remedy="Pass the deepinv physics it was trained for to load_model(path, physics=...).",
-        )
-    physics: torch.nn.Module = Denoising(GaussianNoise(sigma))
-    return physics

@@ -23,12 +23,36 @@ DEPTH = 4
 
 
 def clone(physics: M) -> M:
-    """A deep copy; deepinv's own method also copies random generators."""
+    """A deep copy, random generators included.
+
+    deepinv's own method looks for generators in everything that can be reached, half a second of
+    it; it is asked where one is not an attribute of a module.
+    """
     from deepinv.physics import Physics
 
+    memo: dict[int, object] = {id(g): _same_generator(g) for g in _generators(physics)}
     with torch.inference_mode(False), torch.no_grad():
-        copied: M = physics.clone() if isinstance(physics, Physics) else copy.deepcopy(physics)
+        try:
+            copied: M = copy.deepcopy(physics, memo)
+        except TypeError:  # a generator elsewhere cannot be copied
+            if not isinstance(physics, Physics):
+                raise
+            copied = physics.clone()
     return without_inference(copied)
+
+
+def _generators(physics: nn.Module) -> list[torch.Generator]:
+    """The random generators that are attributes of the modules of a physics."""
+    return [
+        value
+        for module in physics.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Generator)
+    ]
+
+
+def _same_generator(generator: torch.Generator) -> torch.Generator:
+    return torch.Generator(generator.device).set_state(generator.get_state())
 
 
 def without_inference(module: M) -> M:
