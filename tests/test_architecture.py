@@ -42,10 +42,12 @@ ROOMS = {
 DOORS = {
     "deepinv": "operators/physics.py operators/layout.py operators/private.py operators/spectrum.py"
     " regularizers/prior.py problems/fidelity.py hypergradients/layer.py data/pairs.py"
+    " data/arrays.py data/measured.py data/fitting.py data/plausible.py"
     " metrics/image.py cli/physics_section.py testing/liars.py testing/honest.py",
     "scipy": "learners/",
     "optuna": "learners/search.py",
     "dfols": "learners/dfols.py",
+    "h5py": "data/arrays.py",
     "skimage": "data/",
     "tifffile": "data/",
     "matplotlib": "reports/figures.py",
