@@ -53,6 +53,7 @@ DOORS = {
     "matplotlib": "reports/figures.py",
     "jinja2": "reports/",
     "pydantic": "cli/",
+    "pydantic_core": "cli/",
     "typer": "cli/",
     "rich": "cli/",
 }

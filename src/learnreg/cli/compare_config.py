@@ -17,6 +17,7 @@ from ..core.grants import Grants, check_needs
 from . import toml
 from .config import TAGS, Config
 from .data_section import Data
+from .measured_section import AnyData
 from .mistakes import nearest, one_of_words, read_tables, translated
 from .physics_section import Physics
 from .sections import Built, Section, located, one_of, tag_of
@@ -131,7 +132,7 @@ class _Common(Section):
     """What every comparison has, with defaults."""
 
     comparison: Comparing = Comparing()
-    data: Data = Data()
+    data: AnyData = Data()
     physics: Physics = Physics()
     regularizer: Regularizer = REGULARIZERS["FoE"]()
     budget: BudgetSection = BudgetSection.model_validate({"seconds": 120.0})

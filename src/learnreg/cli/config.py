@@ -17,6 +17,7 @@ from ..core.maps import SolutionMap
 from ..runs import Budget
 from . import toml
 from .data_section import Data
+from .measured_section import DATA, AnyData
 from .mistakes import one_of_words, read_tables, translated
 from .physics_section import Physics
 from .sections import Section, tag_of
@@ -38,12 +39,19 @@ from .settings import (
     leaves,
 )
 
-TAGS: dict[str, type[BaseModel]] = {**LEARNERS, **STRATEGIES, **REGULARIZERS, "Sum": Terms}
+TAGS: dict[str, type[BaseModel]] = {
+    **LEARNERS,
+    **STRATEGIES,
+    **REGULARIZERS,
+    "Sum": Terms,
+    **DATA,
+}
 """The sections that a key ``type`` chooses."""
 _HEAD = """\
 # A run of learnreg; start it with: learnreg learn config.toml
 # Every key may be left out: the values below are the defaults.
 # Paths are relative to the folder you start in.
+# Data: simulated measurements of images, or type = "measured" for pairs from files.
 # Learners: {learners}, each with its own keys.
 # Regularizers: {regularizers}, each with its own keys.
 # A sum of regularizers has one table [[regularizer.terms]] per term in the place of type and keys.
@@ -56,7 +64,7 @@ _HEAD = """\
 class Config(Section):
     """A whole configuration; ``Config()`` is the default run."""
 
-    data: Data = Data()
+    data: AnyData = Data()
     physics: Physics = Physics()
     regularizer: Regularizer = REGULARIZERS["FoE"]()
     learner: Learner = LEARNERS["maid"]()

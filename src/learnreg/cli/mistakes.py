@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..core.errors import ConfigError
 from . import toml
+from .measured_section import DATA
 from .sections import Built
 from .settings import LEARNERS, REGULARIZERS, SADDLES, STRATEGIES
 
@@ -25,7 +26,12 @@ _EXPECTED = {
     "missing": "at least one",
     "string_too_short": "a text that is not empty",
 }
-_CHOICES = {"learner": LEARNERS, "learners": LEARNERS, "hypergradient": STRATEGIES}
+_CHOICES: dict[str, Mapping[str, type[BaseModel]]] = {
+    "data": DATA,
+    "learner": LEARNERS,
+    "learners": LEARNERS,
+    "hypergradient": STRATEGIES,
+}
 
 
 def read_tables(path: Path, command: str) -> dict[str, Any]:

@@ -39,6 +39,23 @@ class Fit:
     measurement: Form | None = None
 
 
+def plane(x: Tensor) -> tuple[int, int]:
+    """Height and width of an image as it stands in a file."""
+    if x.dim() < 2:
+        raise InputError(
+            "images",
+            given=f"an array of shape {tuple(x.shape)}",
+            expected="images (h, w), (c, h, w) or (h, w, 3)",
+            remedy="Save one image per file or row.",
+        )
+    height, width = x.shape[:2] if _colours_last(x) else x.shape[-2:]
+    return int(height), int(width)
+
+
+def _colours_last(x: Tensor) -> bool:
+    return x.dim() == 3 and x.shape[-1] in COLOURS and min(x.shape[:2]) > max(COLOURS)
+
+
 def fit_of(
     x: Tensor,
     y: Tensor,
@@ -144,8 +161,7 @@ def _image_forms(x: Tensor, channels: int | None) -> Iterator[Form]:
     candidates: list[Form] = []
     if x.is_complex():
         candidates.append(_parts)
-    colours_last = x.dim() == 3 and x.shape[-1] in COLOURS and min(x.shape[:2]) > max(COLOURS)
-    if colours_last:
+    if _colours_last(x):
         candidates.append(_first)
     volume = x.dim() == 3 and x.shape[0] > MANY
     candidates += [_with_channel, _same] if x.dim() < 3 or volume else [_same, _with_channel]

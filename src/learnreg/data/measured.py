@@ -5,6 +5,8 @@ Reading is lazy: only the files (of .npy and HDF5 files: the rows) that a split 
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, overload
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.datasets import collect
-from ..core.errors import InputError
+from ..core.errors import DataWarning, InputError
 from ..core.measured import Measured
 from ..core.memory import check_fits
 from ..core.ranges import check_number
@@ -44,7 +46,7 @@ def measured(
     image_factor: float = ...,
     measurement_factor: float = ...,
     dtype: torch.dtype = ...,
-) -> tuple[Pairs, Pairs]: ...
+) -> tuple[Pairs, ...]: ...
 
 
 @overload
@@ -61,7 +63,7 @@ def measured(
     image_factor: float = ...,
     measurement_factor: float = ...,
     dtype: torch.dtype = ...,
-) -> tuple[Measured, Measured]: ...
+) -> tuple[Measured, ...]: ...
 
 
 def measured(
@@ -77,7 +79,7 @@ def measured(
     image_factor: float = 1.0,
     measurement_factor: float = 1.0,
     dtype: torch.dtype = torch.float32,
-) -> tuple[Pairs, Pairs] | tuple[Measured, Measured]:
+) -> tuple[Pairs, ...] | tuple[Measured, ...]:
     """Training and test pairs (x, y) that were measured, not simulated; the same seed deals them
     alike.
 
@@ -93,8 +95,9 @@ def measured(
             which losses of measurements learn from (``SURE``, ``Whiteness``).
         measurements: likewise, y = A x + noise.
         physics: the ``deepinv.physics.Physics`` that has measured them; it is left as it was.
-        split: (number of training pairs, number of test pairs), or two fractions such as (0.8,
-            0.2), (1.0, 0.0) for no test pairs. None: a fifth of the pairs for the test.
+        split: (training, test) or (training, validation, test): numbers of pairs, fractions of
+            all such as (0.8, 0.2), (1.0, 0.0) for no test pairs, or None for what the others leave
+            as in (None, 8). None alone: a fifth of the pairs for the test.
         seed: of the dealing, non-negative.
         group: what must not be on both sides, such as the patient: a function from the name of a
             pair to its group, or a regular expression whose first group (or whole match) it is.
@@ -107,7 +110,8 @@ def measured(
         dtype: torch.float32 or torch.float64.
 
     Returns:
-        (train, test) on the CPU, as ``Pairs``; as ``Measured`` where there are no images.
+        One set per entry of split, (train, test) by default, on the CPU, as ``Pairs``; as
+        ``Measured`` where there are no images.
 
     Raises:
         InputError: unmatched files (all of them in one message), unreadable or not finite ones,
@@ -141,10 +145,11 @@ def measured(
     reader.prepare(physics, used)
 
     if xs is None:
-        return reader.alone(sides[0]), reader.alone(sides[1])
-    train, test = (reader.pairs(side, physics) for side in sides)
-    check_plausible(train if len(train) else test)
-    return train, test
+        return tuple(reader.alone(side) for side in sides)
+    found = tuple(reader.pairs(side, physics) for side in sides)
+    check_plausible(next(pairs for pairs in found if len(pairs)))
+    warn_shared(found)
+    return found
 
 
 def from_dataset(
@@ -175,6 +180,29 @@ def from_dataset(
     names = tuple(f"item-{i}" for i in range(len(found)))
     # why ignored: a list of tensors for a stacked physics, as ``Pairs`` says of y
     return Pairs(found.x, found.y, physics, names, params=found.params)  # type: ignore[arg-type]
+
+
+def warn_shared(sides: Sequence[Pairs]) -> None:
+    """Warn of measurements that are on two sides, under whatever names.
+
+    Warns:
+        DataWarning: names them.
+    """
+    seen: dict[bytes, tuple[int, str]] = {}
+    shared: list[str] = []
+    for number, pairs in enumerate(sides):
+        for y, name in zip(pairs.y, pairs.names, strict=True):
+            digest = hashlib.sha256(y.contiguous().numpy().tobytes()).digest()
+            side, other = seen.setdefault(digest, (number, name))
+            if side != number:
+                shared.append(f"{other} and {name}")
+    if shared:
+        warnings.warn(
+            f"measurements: {len(shared)} are on two sides of the split: {'; '.join(shared[:5])}. "
+            "What is held out would be trained on; remove the copies.",
+            DataWarning,
+            stacklevel=3,
+        )
 
 
 class _Reader:
