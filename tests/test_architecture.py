@@ -45,15 +45,18 @@ DOORS = {
     "deepinv": "operators/physics.py operators/layout.py operators/private.py operators/spectrum.py"
     " operators/nonnegative.py"
     " regularizers/prior.py problems/fidelity.py hypergradients/layer.py data/pairs.py"
+    " data/arrays.py data/measured.py data/fitting.py data/plausible.py"
     " metrics/image.py physics/ testing/liars.py testing/honest.py",
     "scipy": "learners/",
     "optuna": "learners/search.py",
     "dfols": "learners/dfols.py",
+    "h5py": "data/arrays.py",
     "skimage": "data/",
     "tifffile": "data/",
     "matplotlib": "reports/figures.py",
     "jinja2": "reports/",
     "pydantic": "cli/",
+    "pydantic_core": "cli/",
     "typer": "cli/",
     "rich": "cli/",
 }

@@ -302,7 +302,7 @@ TABLE: dict[str, Entry] = {
             "channels": integer(1, 2),
             "zero_mean": FLAG,
             "padding": choice("reflect", "zero"),
-            "init": choice("dct", "random"),
+            "init": choice("auto", "dct", "opponent", "random"),
             "weight": positive(optional=True),
             "smoothing": positive(),
             "least_smoothing": within(1e-3, -1.0, 0.5),

@@ -17,6 +17,7 @@ from ..core.grants import Grants, check_needs
 from . import toml
 from .config import TAGS, Config
 from .data_section import Data
+from .measured_section import AnyData, size_of
 from .mistakes import nearest, one_of_words, read_tables, translated
 from .physics_section import (
     FIDELITIES,
@@ -140,7 +141,7 @@ class _Common(Section):
     """What every comparison has, with defaults."""
 
     comparison: Comparing = Comparing()
-    data: Data = Data()
+    data: AnyData = Data()
     physics: Physics = PHYSICS["denoising"]()
     noise: NoiseSection = NOISES["gaussian"]()
     """that of the physics when left out"""
@@ -429,7 +430,7 @@ def _check(plan: Plan) -> None:
     Settings(**c.run.model_dump()).check_device()
     for section in plan.starts.values():
         check_method(section, c.run.solver)
-        check_problem(c.physics, c.noise, section, c.fidelity, c.data.size, c.data.channels)
+        check_problem(c.physics, c.noise, section, c.fidelity, size_of(c.data), c.data.channels)
     for variant, section in product(plan.variants, plan.starts.values()):
         where = f"learners({names[variant.learner]})"
         learner = variant.section.build(f"{where}.grid" if variant.grid else where)

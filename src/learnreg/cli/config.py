@@ -21,6 +21,7 @@ from ..problems import Energy, SaddleEnergy
 from ..runs import Budget
 from . import toml
 from .data_section import Data
+from .measured_section import DATA, AnyData, size_of
 from .mistakes import nearest, one_of_words, read_tables, translated
 from .physics_section import (
     FIDELITIES,
@@ -59,6 +60,7 @@ TAGS: dict[str, type[BaseModel]] = {
     **STRATEGIES,
     **REGULARIZERS,
     "Sum": Terms,
+    **DATA,
     **PHYSICS,
     **NOISES,
     **FIDELITIES,
@@ -94,6 +96,7 @@ _HEAD = """\
 # Physics: {physics}.
 # Whole examples: learnreg learn --example NAME, with NAME {examples}.
 # Noise: {noises}. Data terms: {fidelities}.
+# Data: simulated measurements of images, or type = "measured" for pairs from files.
 # Learners: {learners}, each with its own keys.
 # Regularizers: {regularizers}, each with its own keys.
 # A sum of regularizers has one table [[regularizer.terms]] per term in the place of type and keys.
@@ -106,7 +109,7 @@ _HEAD = """\
 class Config(Section):
     """A whole configuration; ``Config()`` is the default run."""
 
-    data: Data = Data()
+    data: AnyData = Data()
     physics: Physics = PHYSICS["denoising"]()
     noise: NoiseSection = NOISES["gaussian"]()
     """that of the physics when left out"""
@@ -239,7 +242,7 @@ def load_config(
             config.noise,
             config.regularizer,
             config.fidelity,
-            config.data.size,
+            size_of(config.data),
             config.data.channels,
         )
     except ConfigError as error:

@@ -12,6 +12,8 @@ from .sections import Section
 class Data(Section):
     """Where the images come from."""
 
+    type: Literal["simulated"] = "simulated"
+    """measurements of images are simulated with [physics]; "measured": pairs from files"""
     source: str = "natural"
     """"natural" (photographs that come with scikit-image), "phantoms", or a folder of images"""
     size: int = Field(default=96, ge=11)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..core.errors import ConfigError
 from . import toml
+from .measured_section import DATA
 from .physics_section import FIDELITIES, NOISES, PHYSICS
 from .sections import Built
 from .settings import LEARNERS, REGULARIZERS, SADDLES, STRATEGIES
@@ -26,7 +27,8 @@ _EXPECTED = {
     "missing": "at least one",
     "string_too_short": "a text that is not empty",
 }
-_CHOICES = {
+_CHOICES: dict[str, Mapping[str, type[BaseModel]]] = {
+    "data": DATA,
     "learner": LEARNERS,
     "learners": LEARNERS,
     "hypergradient": STRATEGIES,

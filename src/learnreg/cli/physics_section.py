@@ -272,7 +272,12 @@ def build_energy(
 
 
 def check_problem(
-    physics: Built, noise: Built, regularizer: Built, fidelity: Built, size: int, channels: int
+    physics: Built,
+    noise: Built,
+    regularizer: Built,
+    fidelity: Built,
+    size: tuple[int, int],
+    channels: int,
 ) -> None:
     """Refuse sections that do not go together, before data are loaded or anything is built.
 
@@ -281,10 +286,10 @@ def check_problem(
     """
     setup = build_setup(physics)
     with located("data"):
-        setup.check((size, size), channels)
+        setup.check(size, channels)
     build_noise(physics, noise)
-    stand_in = Denoising().build((size, size), noise=NoNoise())
+    stand_in = Denoising().build(size, noise=NoNoise())
     energy = build_energy(stand_in, regularizer, fidelity, channels=channels, seed=0)
     if isinstance(energy, SaddleEnergy) and tag_of(fidelity) in ("KL", "Poisson"):
         with located("fidelity"):  # some data terms are refused when they meet measurements
-            energy.fidelity.of_data(torch.ones(1, channels, size, size))
+            energy.fidelity.of_data(torch.ones(1, channels, *size))

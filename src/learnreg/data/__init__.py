@@ -1,15 +1,20 @@
 """Pairs of true and measured images, seeded: bundled photographs, folders, phantoms."""
 
+from .arrays import read_array
 from .images import list_images, load_image, natural_photographs, save_image
+from .measured import from_dataset, measured
 from .pairs import Pairs, pairs
 from .phantoms import phantoms
 
 __all__ = [
     "Pairs",
+    "from_dataset",
     "list_images",
     "load_image",
+    "measured",
     "natural_photographs",
     "pairs",
     "phantoms",
+    "read_array",
     "save_image",
 ]
