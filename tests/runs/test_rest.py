@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from tests.learners.cases import CLOCKS, Plain, denoising, phantoms, pictures
@@ -113,7 +114,7 @@ def test_validation_takes_its_share_of_the_work(held_out):
     looks = [row for row in run.record.rows if row["validation_work"] is not None]
     assert 2 < len(looks) < len(run.record.rows)
     spent = [row["validation_work"] for row in looks]
-    costs = [spent[0], *(after - before for before, after in zip(spent, spent[1:], strict=False))]
+    costs = [spent[0], *(after - before for before, after in pairwise(spent))]
     for k in range(1, len(looks) - 1):  # the next look is taken to cost what the latest one did
         assert spent[k - 1] + costs[k - 1] <= SHARE * looks[k]["work"]
 
