@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from ..core import objective
-from ..core.errors import ConfigError
 from ..core.maps import SolutionMap
 from ..runs import Budget
 from . import toml
 from .data_section import Data
-from .mistakes import one_of_words, read_tables, translated
+from .mistakes import Check, gathered, one_of_words, read_tables
 from .physics_section import Physics
 from .sections import Section, tag_of
 from .settings import (
@@ -35,6 +34,7 @@ from .settings import (
     build_regularizer,
     check_method,
     check_strategy,
+    check_threads,
     leaves,
 )
 
@@ -121,22 +121,19 @@ def load_config(
     for (section, key), given in (changes or {}).items():
         if given is not None and isinstance(tables.setdefault(section, {}), dict):
             tables[section][key] = given
-    try:
-        config = Config.model_validate(tables)
-    except ValidationError as error:
-        raise translated(str(path), error, Config, TAGS) from None
-    try:
-        for build in (
-            config.build_regularizer,
-            config.build_learner,
-            config.build_hypergradient,
-            config.build_budget,
-        ):
-            build()
-        check_strategy(config.regularizer, config.hypergradient)
-        check_method(config.regularizer, config.run.solver)
-    except ConfigError as error:
-        raise ConfigError(
-            f"{path}: {error.what}", given=error.given, expected=error.expected, remedy=error.remedy
-        ) from error
-    return config
+    return gathered(str(path), tables, Config, TAGS, CHECKS)
+
+
+CHECKS: list[Check[Config]] = [
+    (("regularizer",), lambda config, _: config.build_regularizer()),
+    (("learner",), lambda config, _: config.build_learner()),
+    (("hypergradient",), lambda config, _: config.build_hypergradient()),
+    (("budget",), lambda config, _: config.build_budget()),
+    (
+        ("regularizer", "hypergradient"),
+        lambda config, _: check_strategy(config.regularizer, config.hypergradient),
+    ),
+    (("regularizer", "run"), lambda config, _: check_method(config.regularizer, config.run.solver)),
+    (("run",), lambda config, _: check_threads(config.run.threads)),
+]
+"""What the values of single keys do not show."""
