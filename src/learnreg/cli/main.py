@@ -70,7 +70,12 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path(
         "report"
     ),
-    seconds: Annotated[float, typer.Option(help="Time for learning, in seconds.")] = DEMO_SECONDS,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            help="Most time for learning, in seconds; it ends sooner when nothing more is gained."
+        ),
+    ] = DEMO_SECONDS,
     seed: Annotated[int, typer.Option(help="Seed of crops and noise.")] = 0,
     resume: Resume = False,
     debug: Debug = False,
