@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 import signal
 import sys
 import warnings
@@ -90,10 +91,11 @@ def explained(error: Exception) -> str | None:
         return str(InputError(place, given=given, expected=expected, remedy=remedy))
     short = isinstance(error, RuntimeError) and ("allocat" in str(error))
     if isinstance(error, MemoryError) or short:
-        words = " ".join(str(error).split()) or "not enough memory"
+        asked = re.search(r"tried to allocate (about )?([\d.]+ ?\w+)", str(error), re.IGNORECASE)
+        given = f"{asked[2]} asked for at once" if asked else "more asked for than there is"
         remedy = "Use smaller or fewer images (size, train), a smaller model, or float32."
-        given = words.rpartition("] ")[2][:200]
-        return str(InputError("memory", given=given, expected="enough of it", remedy=remedy))
+        expected = "what fits into the memory of this machine"
+        return str(InputError("memory", given=given, expected=expected, remedy=remedy))
     return None
 
 
