@@ -18,7 +18,7 @@ from . import toml
 from .config import TAGS, Config
 from .data_section import Data
 from .measured_section import AnyData, size_of
-from .mistakes import nearest, one_of_words, read_tables, translated
+from .mistakes import Check, gathered, nearest, one_of_words, read_tables, translated
 from .physics_section import (
     FIDELITIES,
     NOISES,
@@ -40,6 +40,7 @@ from .settings import (
     build_regularizer,
     check_method,
     check_strategy,
+    check_threads,
     default_strategy,
 )
 
@@ -90,10 +91,10 @@ class Comparing(Section):
 
 
 def _settings() -> Any:
-    """The section [run] without the seed, which is one of several here."""
+    """The section [run] without the seed, which is one of several here, and without validation."""
     fields = Settings.model_fields.items()
     kept: dict[str, Any] = {
-        name: (info.annotation, info) for name, info in fields if name != "seed"
+        name: (info.annotation, info) for name, info in fields if name not in ("seed", "keep")
     }
     kept["output"] = (
         str,
@@ -255,23 +256,49 @@ def load_comparison(
     for (section, key), given in (changes or {}).items():
         if given is not None and isinstance(tables.setdefault(section, {}), dict):
             tables[section][key] = given
-    try:
-        config = CompareConfig.model_validate(tables)
-    except ValidationError as error:
-        raise translated(str(path), error, CompareConfig, _PLACES) from None
-    try:
-        entries = enumerate(config.learners, 1)
-        variants = tuple(
-            v for number, entry in entries for v in _variants(entry, number, config.run.solver)
-        )
-        base = tables.get("regularizer", {"type": tag_of(config.regularizer)})
-        plan = Plan(config, variants, _starts(config, base), tables)
-        _check(plan)
-    except ConfigError as error:
-        raise ConfigError(
-            f"{path}: {error.what}", given=error.given, expected=error.expected, remedy=error.remedy
-        ) from error
+    config = gathered(str(path), tables, CompareConfig, _PLACES, CHECKS)
+    return _plan(config, tables)
+
+
+def _plan(config: CompareConfig, tables: dict[str, Any]) -> Plan:
+    """What a file asks for, checked.
+
+    Raises:
+        ConfigError: what the sections alone do not show.
+    """
+    entries = enumerate(config.learners, 1)
+    variants = tuple(
+        v for number, entry in entries for v in _variants(entry, number, config.run.solver)
+    )
+    base = tables.get("regularizer", {"type": tag_of(config.regularizer)})
+    plan = Plan(config, variants, _starts(config, base), tables)
+    _check(plan)
     return plan
+
+
+CHECKS: list[Check[CompareConfig]] = [
+    (("budget",), lambda config, _: config.budget.build("budget")),
+    (("run",), lambda config, _: check_threads(config.run.threads)),
+    (
+        ("comparison",),
+        lambda config, _: check_threads(config.comparison.processes, "[comparison] processes"),
+    ),
+    (
+        (
+            "learners",
+            "starts",
+            "data",
+            "physics",
+            "noise",
+            "regularizer",
+            "fidelity",
+            "run",
+            "comparison",
+        ),
+        _plan,
+    ),
+]
+"""What the values of single keys do not show."""
 
 
 def _variants(entry: Entry, number: int, solver: str) -> Iterator[Variant]:

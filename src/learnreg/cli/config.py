@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, model_validator
 from torch import nn
 
 from ..core import objective
@@ -22,7 +22,7 @@ from ..runs import Budget
 from . import toml
 from .data_section import Data
 from .measured_section import DATA, AnyData, size_of
-from .mistakes import nearest, one_of_words, read_tables, translated
+from .mistakes import Check, gathered, nearest, one_of_words, read_tables
 from .physics_section import (
     FIDELITIES,
     NOISES,
@@ -52,6 +52,7 @@ from .settings import (
     build_regularizer,
     check_method,
     check_strategy,
+    check_threads,
     leaves,
 )
 
@@ -222,31 +223,31 @@ def load_config(
     for (section, key), given in (changes or {}).items():
         if given is not None and isinstance(tables.setdefault(section, {}), dict):
             tables[section][key] = given
-    try:
-        config = Config.model_validate(tables)
-    except ValidationError as error:
-        raise translated(str(path), error, Config, TAGS) from None
-    try:
-        for build in (
-            config.build_regularizer,
-            config.build_learner,
-            config.build_hypergradient,
-            config.build_budget,
-        ):
-            build()
-        config.run.check_device()
-        check_strategy(config.regularizer, config.hypergradient)
-        check_method(config.regularizer, config.run.solver)
-        check_problem(
+    return gathered(str(path), tables, Config, TAGS, CHECKS)
+
+
+CHECKS: list[Check[Config]] = [
+    (("regularizer",), lambda config, _: config.build_regularizer()),
+    (("learner",), lambda config, _: config.build_learner()),
+    (("hypergradient",), lambda config, _: config.build_hypergradient()),
+    (("budget",), lambda config, _: config.build_budget()),
+    (
+        ("regularizer", "hypergradient"),
+        lambda config, _: check_strategy(config.regularizer, config.hypergradient),
+    ),
+    (("regularizer", "run"), lambda config, _: check_method(config.regularizer, config.run.solver)),
+    (("run",), lambda config, _: check_threads(config.run.threads)),
+    (("run",), lambda config, _: config.run.check_device()),
+    (
+        ("data", "physics", "noise", "regularizer", "fidelity"),
+        lambda config, _: check_problem(
             config.physics,
             config.noise,
             config.regularizer,
             config.fidelity,
             size_of(config.data),
             config.data.channels,
-        )
-    except ConfigError as error:
-        raise ConfigError(
-            f"{path}: {error.what}", given=error.given, expected=error.expected, remedy=error.remedy
-        ) from error
-    return config
+        ),
+    ),
+]
+"""What the values of single keys do not show."""

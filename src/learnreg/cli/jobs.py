@@ -313,9 +313,9 @@ class _Reporter:
 
 def main(folder: str, parent: str) -> int:
     """One job in this process: ``python -m learnreg.cli.jobs FOLDER PARENT``; the exit code."""
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # what was started in the background ignores interrupts
+    # what was started in the background ignores interrupts, and clusters send the second
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     job = Job.load(Path(folder))
     keep_large_blocks()
     try:

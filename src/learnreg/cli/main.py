@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .. import __version__
-from .guard import guarded
+from .guard import EXIT_CODES, announce, guarded
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-DEMO_SECONDS = 170.0
+DEMO_SECONDS = 90.0
+LOADING = "loading PyTorch and deepinv takes a few seconds ..."
 
 app = typer.Typer(
     name="learnreg",
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Learn the regularizer of an imaging inverse problem from data, with certified "
     "inexactness.",
+    epilog=EXIT_CODES,
 )
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -33,6 +35,15 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console()
+
+
+def _begin(config: Path, command: str) -> None:
+    """Say at once what goes on, and what is wrong with a file that cannot be read at all."""
+    from .tables import read_tables
+
+    announce(f"learnreg {__version__}: reading {config}; {LOADING}")
+    if config.is_file():  # a pipe can be read only once
+        read_tables(config, command)
 
 
 def _show_version(asked: bool) -> None:
@@ -59,12 +70,18 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path(
         "report"
     ),
-    seconds: Annotated[float, typer.Option(help="Time for learning, in seconds.")] = DEMO_SECONDS,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            help="Most time for learning, in seconds; it ends sooner when nothing more is gained."
+        ),
+    ] = DEMO_SECONDS,
     seed: Annotated[int, typer.Option(help="Seed of crops and noise.")] = 0,
     resume: Resume = False,
     debug: Debug = False,
 ) -> None:
     """Learn a denoiser from photographs and write a report: no file and no network needed."""
+    announce(f"learnreg {__version__}: a demonstration; {LOADING}")
     from .demo import run_demo
 
     run_demo(output, seconds, seed, resume, _console())
@@ -116,6 +133,7 @@ def learn(
             "name a configuration file, or make one: learnreg learn --example > config.toml",
             param_hint="CONFIG",
         )
+    _begin(config, "learn")
     from .learn import run_learn
 
     run_learn(
@@ -175,6 +193,7 @@ def compare(
             "name a configuration file, or make one: learnreg compare --example > config.toml",
             param_hint="CONFIG",
         )
+    _begin(config, "compare")
     from .compare import run_compare
 
     run_compare(

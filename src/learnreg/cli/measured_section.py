@@ -98,6 +98,11 @@ AnyData: TypeAlias = Annotated[
 ]
 
 
+def source_of(data: Data | MeasuredData) -> str:
+    """Where the images come from, in the words of the file."""
+    return data.source if isinstance(data, Data) else data.images
+
+
 def size_of(data: Data | MeasuredData) -> tuple[int, int]:
     """Height and width of the images; of measured ones those of the first, which is read.
 

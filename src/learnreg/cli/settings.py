@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -49,6 +50,8 @@ class Settings(Section):
     """
     eps_evaluate: float = Field(default=1e-2, gt=0)
     """certified distance of the held-out reconstructions, over all pixels of one image"""
+    keep: Literal["last", "best"] = "last"
+    """which parameters become the model: those of the last step, or of the best in validation"""
     output: str = Field(default="report", min_length=1)
     """folder for the report, the model and the checkpoint"""
 
@@ -168,6 +171,34 @@ def leaves(section: Built) -> Iterator[Built]:
         yield from section.terms
     else:
         yield section
+
+
+# --- what the machine can do ----------------------------------------------------------------------
+
+
+THREADS_PER_CORE = 4
+"""More threads only wait for each other, and some thousands end the process."""
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_threads(number: int | None, where: str = "[run] threads") -> None:
+    """Refuse more threads, or processes, than a small multiple of the cores.
+
+    Raises:
+        ConfigError: names the largest number.
+    """
+    most = THREADS_PER_CORE * cores()
+    if number is not None and number > most:
+        raise ConfigError(
+            where,
+            given=number,
+            expected=f"at most {most}, {THREADS_PER_CORE} for each of the {cores()} cores here",
+            remedy=f"{cores()} is a good number; more are not faster.",
+        )
 
 
 # --- what goes together ---------------------------------------------------------------------------

@@ -237,9 +237,9 @@ class StopReason:
     """Why a learning run ended.
 
     Attributes:
-        code: short name: ``budget``, ``stationary``, ``accuracy_floor``, ``rounding_floor``,
-            ``line_search``, ``small_progress``, ``radius``, ``grid``, ``linear_steps``,
-            ``no_certificate``, ``not_finite``, ``interrupted``.
+        code: short name: ``budget``, ``plateau``, ``stationary``, ``accuracy_floor``,
+            ``rounding_floor``, ``line_search``, ``small_progress``, ``radius``, ``grid``,
+            ``linear_steps``, ``no_certificate``, ``not_finite``, ``interrupted``.
         sentence: what the user reads.
     """
 

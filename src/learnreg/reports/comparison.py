@@ -20,7 +20,11 @@ from .pairing import NEAR, ComparedRun, Lead, Spread, Summary, best_losses, lead
 from .words import show
 
 FORMAT, VERSION, FILE = "learnreg-comparison", 1, "comparison.json"
-UNITS = {"work": "evaluations per image", "steps": "accepted steps"}
+UNITS = {
+    "work": "evaluations per image",
+    "steps": "accepted steps",
+    "patience": "evaluations per image without progress",
+}
 _FIELDS = {f.name for f in fields(ComparedRun)}
 _AGAIN = "Run the comparison again with --resume: finished runs are read from their folders."
 

@@ -21,12 +21,14 @@ from ..core.files import load_tensors, save_tensors
 from ..core.guards import check_measured, check_pairs, isolated
 from ..core.measured import Measured, Native, complex_channels
 from ..core.offers import Filters
+from ..core.ranges import check_number
 from ..core.results import Evaluation, RunRecord, Solution, StopReason
 from ..metrics import Scale, psnr, scale_of, ssim
 from ..models import load_model, save_model
 from ..problems.bilevel import PairsLike, WithParams
 from ..solvers.solve import solve
 from ..solvers.views import view_of
+from .validation import best_step
 
 FORMAT, MODEL = "learnreg-history", "model.safetensors"
 
@@ -101,6 +103,24 @@ class Run:
     def trained(self) -> Any:
         """The learned energy, ``energy`` under its earlier name."""
         return self.energy
+
+    @property
+    def best_step(self) -> int | None:
+        """The step whose loss was the smallest in validation; None without ``validation`` pairs."""
+        return best_step(self.record.rows)
+
+    def at(self, step: int) -> Run:
+        """The run as it was after a step, for example ``run.at(run.best_step)``.
+
+        Raises:
+            InputError: a step that it did not make.
+        """
+        last = len(self.record.rows) - 1
+        check_number(
+            "step", step, lambda v: 0 <= v <= last, f"an integer from 0 to {last}", integer=True
+        )
+        record = replace(self.record, rows=self.record.rows[: step + 1])
+        return replace(self, record=record, theta=self.thetas[step], thetas=self.thetas[: step + 1])
 
     @property
     def filters(self) -> dict[str, Tensor] | None:
