@@ -260,8 +260,11 @@ def _translated(
     error: ErrorDetails, root: type[BaseModel], tags: Mapping[str, type[BaseModel]]
 ) -> ConfigError:
     """An error of pydantic in our words."""
-    section, key, model = _locate(error["loc"], root, tags)
     kind, given, remedy = error["type"], error["input"], ""
+    place = error["loc"]
+    if kind in ("model_type", "dict_type") and place[-1] in tags:
+        place = place[:-1]  # no table at all, so nothing in it has chosen
+    section, key, model = _locate(place, root, tags)
     where = f"[{section}] {key}".strip() if section else f"[{key}]"
     field = model.model_fields.get(str(key))
     shown = "nothing" if kind == "missing" else toml.value(given)

@@ -133,13 +133,16 @@ def follow(tables: Any) -> Any:
     """
     if not isinstance(tables, dict):
         return tables
+    told = {name: tables.get(name) for name in ("physics", "noise", "fidelity", "regularizer")}
+    if not all(table is None or isinstance(table, dict | Built) for table in told.values()):
+        return tables  # no table where one is expected: said of the section itself
     tables = dict(tables)
     physics = tables.get("physics", {})
     if tables.get("noise") is None:
         tables["noise"] = _noise_of(physics)
     regularizer = tables.get("regularizer", {})
     if tables.get("fidelity") is None:
-        tables["fidelity"] = _fidelity_of(tables["noise"], _key(regularizer, "type") in SADDLES)
+        tables["fidelity"] = _fidelity_of(tables["noise"], _kind(regularizer) in SADDLES)
     if _key(tables["fidelity"], "tikhonov") is None:
         tables["fidelity"] = _with_ridge(tables["fidelity"], physics, regularizer)
     return tables
@@ -150,9 +153,15 @@ def _key(table: Any, key: str) -> Any:
     return table.get(key) if isinstance(table, dict) else getattr(table, key, None)
 
 
+def _kind(table: Any) -> str:
+    """What chooses a section; nothing where that is no word."""
+    chosen = _key(table, "type")
+    return chosen if isinstance(chosen, str) else ""
+
+
 def _noise_of(physics: Any) -> dict[str, object]:
     """The noise that goes with a physics; an old file says its level there."""
-    kind = SETUPS.get(_key(physics, "type") or "denoising", Denoising)
+    kind = SETUPS.get(_kind(physics) or "denoising", Denoising)
     try:
         sigma = level(_key(physics, "sigma"))
         if kind is Denoising and sigma is not None and sigma > 0:
@@ -167,7 +176,7 @@ def _noise_of(physics: Any) -> dict[str, object]:
 
 def _fidelity_of(noise: Any, saddle: bool) -> dict[str, object]:
     """The data term that goes with a noise."""
-    kind = _key(noise, "type")
+    kind = _kind(noise)
     if kind == "salt_pepper":
         return {"type": "L1"} if saddle else {"type": "Huber"}
     if kind != "poisson":
@@ -184,10 +193,10 @@ def _fidelity_of(noise: Any, saddle: bool) -> dict[str, object]:
 
 def _with_ridge(fidelity: Any, physics: Any, regularizer: Any) -> Any:
     """The data term with its ``tikhonov``."""
-    kind = SETUPS.get(_key(physics, "type") or "denoising", Denoising)
-    convex = kind.full_rank and (_key(fidelity, "type") or "L2") == "L2"
+    kind = SETUPS.get(_kind(physics) or "denoising", Denoising)
+    convex = kind.full_rank and (_kind(fidelity) or "L2") == "L2"
     terms = _key(regularizer, "terms") or [regularizer]
-    convex = convex or any(_key(t, "type") == "Tikhonov" for t in terms)
+    convex = convex or any(_kind(t) == "Tikhonov" for t in terms)
     tikhonov = 0.0 if convex else _rounded(TIKHONOV * _curvature(fidelity))
     if isinstance(fidelity, dict):
         return {**fidelity, "tikhonov": tikhonov}
@@ -206,7 +215,7 @@ def _curvature(fidelity: Any) -> float:
             return 1.0
         return value if 0 < value < float("inf") else 1.0
 
-    kind = _key(fidelity, "type") or "L2"
+    kind = _kind(fidelity) or "L2"
     if kind in ("KL", "Poisson"):
         return 1 / number("gain")
     return number("weight") if kind in ("Huber", "L1") else number("sigma") ** -2
