@@ -48,6 +48,7 @@ DOORS = {
     "dfols": "learners/dfols.py",
     "skimage": "data/",
     "tifffile": "data/",
+    "imagecodecs": "data/formats.py",
     "matplotlib": "reports/figures.py",
     "jinja2": "reports/",
     "pydantic": "cli/",

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from ..data import Pairs, pairs
+from ..data import Pairs
 from ..problems import BilevelProblem, energy_for
 from .config import Config
+from .data_section import build_pairs
 from .physics_section import build_physics
 
 
 def prepare(config: Config) -> tuple[BilevelProblem, Pairs]:
     """The learning problem and the held-out pairs."""
     physics, data = build_physics(config.physics), config.data
-    sides: Any = pairs(
-        data.source,
-        physics,
-        size=data.size,
-        split=(data.train, data.test),
-        seed=config.run.seed,
-        channels=data.channels,
-        scale=data.scale,
-    )
-    train, test = (side.to(dtype=getattr(torch, config.run.dtype)) for side in sides)
+    train, _, test = build_pairs(data, physics, config.run.seed)
+    train, test = (side.to(dtype=getattr(torch, config.run.dtype)) for side in (train, test))
     return BilevelProblem(energy_for(physics, config.build_regularizer()), train), test
