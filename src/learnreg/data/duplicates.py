@@ -26,6 +26,9 @@ HASH = 16
 SAME = 0.6
 """Correlation of two hashes, from which on they are of one photograph: 51 of 255 signs differ."""
 
+LIKE = 0.85
+"""Correlation of these frequencies themselves: signs of next to nothing agree by chance."""
+
 SMALLEST = 16
 """Pixels of the shorter side of a window below which it could be found anywhere."""
 
@@ -62,9 +65,10 @@ def likenesses(photographs: Sequence[Miniature], search_crops: bool = True) -> l
 
     Resaved, resized, mirrored and turned copies are found by a perceptual hash: the signs of the
     lowest 16 x 16 frequencies of a discrete cosine transform, against those of the eight positions
-    of a square. Crops (and overlapping pieces) are found by the normalized cross-correlation of the
-    inner half of the smaller photograph with the larger one, both without their slow changes. A
-    crop must not have been resized, and must show at least 32 pixels a side at the common scale.
+    of a square, and how strong these frequencies are. Crops (and overlapping pieces) are found by
+    the normalized cross-correlation of the inner half of the smaller photograph with the larger
+    one, both without their slow changes. A crop must not have been resized, and must show at least
+    32 pixels a side at the common scale.
     """
     found: dict[frozenset[str], str] = {}
     for one, other in _same(photographs):
@@ -114,14 +118,13 @@ def _same(photographs: Sequence[Miniature]) -> Iterator[tuple[Miniature, Miniatu
     hashes = {s: [(p, _spectrum(p.image)) for p in lively if p.side == s] for s in sides}
     for i, side in enumerate(sides):
         for other in sides[i + 1 :]:
-            mine = torch.stack([_signs(spectrum) for _, spectrum in hashes[side]])
-            best = torch.full((len(mine), len(hashes[other])), -1.0)
+            mine = torch.stack([spectrum for _, spectrum in hashes[side]])
+            same = torch.zeros(len(mine), len(hashes[other]), dtype=torch.bool)
             for position in range(8):
-                theirs = torch.stack(
-                    [_signs(_turned(spectrum, position)) for _, spectrum in hashes[other]]
-                )
-                best = torch.maximum(best, mine @ theirs.T / mine.shape[1])
-            for a, b in torch.nonzero(best >= SAME).tolist():
+                theirs = torch.stack([_turned(s, position) for _, s in hashes[other]])
+                alike = _products(_signs(mine), _signs(theirs)) >= SAME
+                same |= alike & (_products(_waves(mine), _waves(theirs)) >= LIKE)
+            for a, b in torch.nonzero(same).tolist():
                 yield hashes[side][a][0], hashes[other][b][0]
 
 
@@ -146,9 +149,19 @@ def _turned(spectrum: Tensor, position: int) -> Tensor:
     return spectrum.T if position & 4 else spectrum
 
 
-def _signs(spectrum: Tensor) -> Tensor:
-    """The hash, (HASH^2 - 1,) of -1 and 1, without the mean."""
-    return torch.where(spectrum.flatten()[1:] < 0, -1.0, 1.0)
+def _waves(spectra: Tensor) -> Tensor:
+    """Spectra (n, HASH, HASH) as vectors (n, HASH^2 - 1), without the mean."""
+    return spectra.flatten(1)[:, 1:]
+
+
+def _signs(spectra: Tensor) -> Tensor:
+    """The hashes of spectra, (n, HASH^2 - 1) of -1 and 1."""
+    return torch.where(_waves(spectra) < 0, -1.0, 1.0)
+
+
+def _products(one: Tensor, other: Tensor) -> Tensor:
+    """Correlations of vectors (n, k) and (m, k): (n, m)."""
+    return torch.nn.functional.normalize(one) @ torch.nn.functional.normalize(other).T
 
 
 # --- crops ----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ as black, or as an error.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
@@ -14,7 +15,7 @@ from PIL import Image, ImageOps
 
 from ..core.asking import offers
 from ..core.errors import InputError
-from .tiff import Header, read_header
+from .tiff import Header, read_header, without_orientation
 
 TIFF = (".tif", ".tiff")
 ORIENTATION = 0x0112
@@ -113,14 +114,18 @@ class _Framed(Protocol):
 # --- PNG, JPEG and what else Pillow knows ---------------------------------------------------------
 
 
-def _by_pillow(path: Path, problem: Exception | None = None) -> np.ndarray:
+def _by_pillow(
+    path: Path, problem: Exception | None = None, content: BytesIO | None = None
+) -> np.ndarray:
     """The pixels (h, w) or (h, w, bands) as Pillow reads them, upright.
 
     Args:
+        path: the file.
         problem: what another reader said, for the message.
+        content: what to read in the place of the file.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(content or path) as picture:
             frames = _frames(picture)
             if frames > 1:
                 raise InputError(
@@ -221,7 +226,8 @@ def _tiff_by_pillow(
     path: Path, header: Header, problem: Exception | None
 ) -> tuple[np.ndarray, bool]:
     """The pixels, and whether bits were lost."""
-    pixels = _by_pillow(path, problem)
+    pixels = _by_pillow(path, problem, without_orientation(path))
+    pixels = _upright(pixels, header.orientation)
     if pixels.dtype == np.int32 and header.dtype.kind in "iu":
         pixels = pixels.astype(header.dtype)
     # Pillow turns 1 and 8 bits over itself, but not 16

@@ -180,7 +180,7 @@ def _joined(errors: Sequence[InputError]) -> InputError:
     entries = [f"{error.what} ({error.given})" for error in errors]
     return InputError(
         "source",
-        given=f"{len(errors)} files that cannot be used: {listed(entries, 20)}",
+        given=f"{len(errors)} files that cannot be used: {listed(entries, 10)}",
         expected="; ".join(dict.fromkeys(str(error.expected) for error in errors)),
         remedy=" ".join(dict.fromkeys(error.remedy for error in errors)),
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -53,6 +54,19 @@ class Header:
         with tifffile.TiffFile(path) as tiff:
             pixels = tiff.pages.first.asarray()
         return np.moveaxis(pixels, 0, -1) if self.planar and pixels.ndim == 3 else pixels
+
+
+def without_orientation(path: Path) -> BytesIO:
+    """The file with orientation 1 in its header: readers differ in whether and how they turn."""
+    import tifffile
+
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        tag = tiff.pages.first.tags.get(ORIENTATION)
+        if tag is not None:
+            order: Literal["little", "big"] = "little" if tiff.byteorder == "<" else "big"
+            content[tag.valueoffset : tag.valueoffset + 2] = (1).to_bytes(2, order)
+    return BytesIO(content)
 
 
 def read_header(path: Path) -> Header:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -261,6 +261,12 @@ class _Gaussian(Protocol):
     sigma: object
 
 
+class _Stacked(Protocol):
+    """Several physics of one image."""
+
+    physics_list: Sequence[nn.Module]
+
+
 class _Noisy(Protocol):
     """A physics with noise."""
 
@@ -274,7 +280,7 @@ def noise_remark(physics: nn.Module, x: Tensor) -> str | None:
         physics: a physics; stacked ones are looked into.
         x: the images.
     """
-    models = [m.noise_model for m in physics.modules() if offers(m, _Noisy)]
+    models = [m.noise_model for m in _parts(physics) if offers(m, _Noisy)]
     sigmas = [torch.as_tensor(m.sigma).max() for m in models if offers(m, _Gaussian)]
     sigma = max((float(s) for s in sigmas), default=0.0)
     low, high = (float(x.real.min()), float(x.real.max())) if x.numel() else (0.0, 0.0)
@@ -285,6 +291,13 @@ def noise_remark(physics: nn.Module, x: Tensor) -> str | None:
         f"noise of standard deviation {sigma:g} on images in [{low:.3g}, {high:.3g}]: more than "
         f"half their range, so little can be learned.{eight}"
     )
+
+
+def _parts(physics: nn.Module) -> Iterator[nn.Module]:
+    """The modules in a physics; stacked ones keep theirs in a plain list."""
+    yield from physics.modules()
+    for part in physics.physics_list if offers(physics, _Stacked) else ():
+        yield from _parts(part)
 
 
 def listed(entries: Sequence[str], most: int = 5) -> str:
