@@ -29,6 +29,9 @@ SAME = 0.6
 LIKE = 0.85
 """Correlation of these frequencies themselves: signs of next to nothing agree by chance."""
 
+AROUND = 0.8
+"""Correlation of all that two photographs share, if they share a window."""
+
 SMALLEST = 16
 """Pixels of the shorter side of a window below which it could be found anywhere."""
 
@@ -81,8 +84,8 @@ def likenesses(photographs: Sequence[Miniature], search_crops: bool = True) -> l
             if left < 0:
                 break
             left, looked = left - large.image.numel(), looked + 1
-            pair, window = frozenset((small.name, large.name)), _inner(_detail(small.image))
-            if pair not in found and image.best(window) >= _threshold(window):
+            pair = frozenset((small.name, large.name))
+            if pair not in found and _is_piece(_detail(small.image), image):
                 found[pair] = _words(small, large, "shares a part with")
     remarks = []
     if found:
@@ -204,6 +207,22 @@ def _detail(image: Tensor) -> Tensor:
     return image - blurred
 
 
+def _is_piece(small: Tensor, large: Matcher) -> bool:
+    """Whether the inner half of an image is found in a larger one, and what surrounds it too."""
+    window = _inner(small)
+    correlation, row, column = large.best(window)
+    if correlation < _threshold(window):
+        return False
+
+    # why a second look: a few smooth waves resemble others by chance, but not far beyond the window
+    row, column = row - small.shape[0] // 4, column - small.shape[1] // 4
+    top, left = max(row, 0), max(column, 0)
+    there = large.image[top : row + small.shape[0], left : column + small.shape[1]]
+    here = small[top - row :, left - column :][: there.shape[0], : there.shape[1]]
+    both = torch.stack([here.flatten(), there.flatten()])
+    return float(torch.corrcoef(both)[0, 1]) >= AROUND
+
+
 def _threshold(window: Tensor) -> float:
     """The correlation from which on a window is a piece: small ones look like much by chance."""
     # why these numbers: among 400 unrelated photographs the largest correlation was 0.86 for
@@ -225,13 +244,17 @@ class Matcher:
         self.spectrum = torch.fft.rfft2(self.image)
         self.norms: dict[tuple[int, ...], Tensor] = {}
 
-    def best(self, window: Tensor) -> float:
-        """The largest correlation of a window (h, w) over its places inside the image."""
+    def best(self, window: Tensor) -> tuple[float, int, int]:
+        """The largest correlation of a window (h, w) over its places inside the image, and the top
+        left pixel there.
+        """
         window, size = window - window.mean(), list(self.image.shape)
         product = torch.fft.irfft2(self.spectrum * torch.fft.rfft2(window, size).conj(), size)
         rows, columns = (s - w + 1 for s, w in zip(size, window.shape, strict=True))
         norm = self._norm(tuple(window.shape)) * float(window.norm())
-        return float((product[:rows, :columns] / norm.clamp(min=1e-12)).max())
+        correlation = product[:rows, :columns] / norm.clamp(min=1e-12)
+        row, column = divmod(int(correlation.argmax()), columns)
+        return float(correlation[row, column]), row, column
 
     def _norm(self, shape: tuple[int, ...]) -> Tensor:
         """|v - mean v| of all windows v of this shape; infinite where there is nothing to see."""
