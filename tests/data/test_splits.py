@@ -189,9 +189,11 @@ def test_all_small_files_are_named_at_once(mixed):
 
 
 def test_and_before_a_photograph_is_decoded(mixed, monkeypatch):
-    monkeypatch.setattr(gather, "read_raw", lambda path: pytest.fail("read whole"))
-    with pytest.raises(InputError, match="thumb"):
-        make(mixed, (30, 11))
+    monkeypatch.setattr(gather, "as_image", lambda *_: pytest.fail("read whole"))
+    monkeypatch.setattr(gather, "auto_levels", lambda *_: pytest.fail("read whole"))
+    for levels in (None, "auto"):
+        with pytest.raises(InputError, match="thumb"):
+            make(mixed, (30, 11), range=levels)
 
 
 def test_small_files_can_be_skipped(mixed, folder):
@@ -211,8 +213,10 @@ def test_unreadable_files_are_named_at_once(folder, tmp_path):
     with pytest.raises(InputError, match=r"2 files that cannot be used: .*cut.*300 bytes.*cut"):
         make(tmp_path, (30, 11))
     (tmp_path / "text.png").write_text("no picture")  # its header is no header already
-    with pytest.raises(InputError, match=r"text\.png"):
-        make(tmp_path, (30, 12))
+    save(tmp_path / "thumb.png", 50, 8, 10)
+    with pytest.raises(InputError, match="4 files that cannot be used") as caught:
+        make(tmp_path, (30, 13))
+    assert all(f"{name}.png (" in str(caught.value) for name in ("cut1", "cut2", "text", "thumb"))
 
 
 # --- colour ---------------------------------------------------------------------------------------

@@ -244,7 +244,8 @@ def _looked_at(pool: Sequence[Source], chosen: Sequence[Dealt], size: int) -> Si
 
     Raises:
         InputError: some are unreadable or too small; then all such of the whole source are named,
-            since another seed would meet the others.
+            since another seed would meet the others, and those of the chosen ones whose pixels are
+            damaged.
     """
     sources = [d.source for d in chosen]
     try:
@@ -255,6 +256,8 @@ def _looked_at(pool: Sequence[Source], chosen: Sequence[Dealt], size: int) -> Si
 
         def look(source: Source) -> None:
             check_sizes([source], sizes_of([source]), chosen[0].scale, size)
+            if source in sources:
+                read_raw(source.path)
 
         attempt(look, pool)
         raise
