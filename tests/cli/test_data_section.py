@@ -14,7 +14,7 @@ from tests.data.image_files import picture, tiff
 
 from learnreg.cli.config import load_config
 from learnreg.cli.data_section import Data, build_pairs
-from learnreg.core.errors import ConfigError, DataWarning, InputError
+from learnreg.core.errors import ConfigError, DataWarning
 from learnreg.data import pairs
 
 PHYSICS = Denoising(GaussianNoise(0.01))
@@ -57,17 +57,21 @@ def test_an_old_section_has_no_validation(tmp_path, scans):
     assert [len(side) for side in sides] == [4, 0, 2] and sides.train.units is None
 
 
-@pytest.mark.parametrize("value", ["wide", 4095, [0, "a"], True])
-def test_bad_ranges_name_the_key(tmp_path, value):
-    with pytest.raises(ConfigError, match="range"):
+@pytest.mark.parametrize("value", ["wide", 4095, [0, "a"], True, [4095, 0], [0], [0, 1, 2], []])
+def test_bad_ranges_are_refused_with_the_file(tmp_path, value):
+    words = (
+        r'\[data\] range: given .*expected two numbers \[lo, hi\] with lo < hi, "dtype" or "auto"'
+    )
+    with pytest.raises(ConfigError, match=words):
         config(tmp_path / "c.toml", range=value)
 
 
-@pytest.mark.parametrize("value", [[4095, 0], [0], [0, 1, 2]])
-def test_impossible_ranges_are_refused_when_data_are_read(tmp_path, scans, value):
-    data = config(tmp_path / "c.toml", source=str(scans), size=16, range=value)
-    with pytest.raises(InputError, match="range: given"):
-        build_pairs(data, PHYSICS, 0)
+@pytest.mark.parametrize("value", ["(", "[a"])
+def test_bad_groups_are_refused_with_the_file(tmp_path, value):
+    with pytest.raises(
+        ConfigError, match=r"\[data\] group: given .*expected a regular expression \("
+    ):
+        config(tmp_path / "c.toml", group=value)
 
 
 @pytest.mark.parametrize("value", ["auto", "dtype", [0.0, 4095.0]])

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from ..core.errors import InputError
 from ..data import Sides, pairs
+from ..data.units import check_range
 from .sections import Section
+
+
+def _range(value: object) -> object:
+    """A range as it stands in the file, once it is one."""
+    try:
+        check_range(value)
+    except InputError as error:
+        raise ValueError(str(error.expected).replace("(lo, hi)", "[lo, hi]")) from None
+    return value
+
+
+def _pattern(value: str | None) -> str | None:
+    """A regular expression, once it is one."""
+    try:
+        re.compile(value or "")
+    except re.error as error:
+        raise ValueError(f"a regular expression ({error})") from None
+    return value
 
 
 class Data(Section):
@@ -29,12 +50,12 @@ class Data(Section):
     """
     channels: Literal[1, 3] = 1
     """1 (grey) or 3 (colour)"""
-    range: list[float] | Literal["auto", "dtype"] | None = None
+    range: Annotated[Any, AfterValidator(_range)] = None
     """[lo, hi], the levels of the files that become 0 and 1; "dtype" for the full range of the
     integer type (so when left out, unless a header says how many bits count), or "auto" for one
     range that holds all files
     """
-    group: str | None = None
+    group: Annotated[str | None, AfterValidator(_pattern)] = None
     """regular expression that finds the patient or scene in a file's name (its first group, or the
     whole match): files of one are never on two sides
     """

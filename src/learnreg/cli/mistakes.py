@@ -55,6 +55,11 @@ def read_tables(path: Path, command: str) -> dict[str, Any]:
         ) from error
 
 
+def _words(message: str) -> str:
+    """What pydantic, or a check of ours, says it expected."""
+    return message.removeprefix("Input should be ").removeprefix("Value error, ")
+
+
 def translated(
     path: str, errors: ValidationError, root: type[BaseModel], tags: Mapping[str, type[BaseModel]]
 ) -> ConfigError:
@@ -96,7 +101,7 @@ def translated(
             remedy = f"{tag} is a saddle point, which cannot be a term of a sum."
     else:
         described = field.description if kind == "missing" and field is not None else None
-        expected = described or _EXPECTED.get(kind) or error["msg"].removeprefix("Input should be ")
+        expected = described or _EXPECTED.get(kind) or _words(error["msg"])
         expected = f"a number {expected}" if kind.startswith(("greater", "less")) else expected
     others = (
         f" ({len(more)} more mistake{'s' if len(more) > 1 else ''} in this file.)" if more else ""
