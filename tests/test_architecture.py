@@ -53,6 +53,7 @@ DOORS = {
     "h5py": "data/arrays.py",
     "skimage": "data/",
     "tifffile": "data/",
+    "imagecodecs": "data/formats.py",
     "matplotlib": "reports/figures.py",
     "jinja2": "reports/",
     "pydantic": "cli/",

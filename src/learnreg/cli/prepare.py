@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from ..data import Pairs, pairs
+from ..data import Pairs
 from ..problems import BilevelProblem
 from .config import Config
+from .data_section import build_pairs
 from .measured_section import MeasuredData, build_measured, size_of
 
 
 def prepare(config: Config) -> tuple[BilevelProblem, Pairs]:
-    """The learning problem and the held-out pairs, on the device and in the precision of the
-    run.
+    """The learning problem and the held-out pairs."""
+    problem, _, test = prepared(config)
+    return problem, test
+
+
+def prepared(config: Config) -> tuple[BilevelProblem, Pairs, Pairs]:
+    """The learning problem, the pairs to validate on (none unless asked for) and the held-out
+    pairs, on the device and in the precision of the run.
     """
-    data, device = config.data, config.run.check_device()
+    data, device, seed = config.data, config.run.check_device(), config.run.seed
     dtype = getattr(torch, config.run.dtype)
     physics = config.build_physics(size_of(data), data.channels)
-    if isinstance(data, MeasuredData):
-        train, _, test = build_measured(data, physics, config.run.seed, dtype)
-    else:
-        sides: Any = pairs(
-            data.source,
-            physics,
-            size=data.size,
-            split=(data.train, data.test),
-            seed=config.run.seed,
-            channels=data.channels,
-            scale=data.scale,
-        )
-        train, test = sides
-    train, test = (side.to(device=device, dtype=dtype) for side in (train, test))
+    sides = (
+        build_measured(data, physics, seed, dtype)
+        if isinstance(data, MeasuredData)
+        else build_pairs(data, physics, seed)
+    )
+    train, validation, test = (side.to(device=device, dtype=dtype) for side in sides)
     energy = config.build_energy(physics.to(device), data.channels).to(device)
-    return BilevelProblem(energy, train), test
+    return BilevelProblem(energy, train), validation, test

@@ -3,11 +3,12 @@
 from .arrays import read_array
 from .images import list_images, load_image, natural_photographs, save_image
 from .measured import from_dataset, measured
-from .pairs import Pairs, pairs
+from .pairs import Pairs, Sides, pairs
 from .phantoms import phantoms
 
 __all__ = [
     "Pairs",
+    "Sides",
     "from_dataset",
     "list_images",
     "load_image",
