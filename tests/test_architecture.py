@@ -41,8 +41,8 @@ ROOMS = {
 # By which door a foreign package enters: a file, or a whole room.
 DOORS = {
     "deepinv": "operators/physics.py operators/layout.py operators/private.py operators/spectrum.py"
-    " regularizers/prior.py problems/fidelity.py hypergradients/layer.py data/pairs.py"
-    " metrics/image.py cli/physics_section.py testing/liars.py testing/honest.py",
+    " regularizers/prior.py problems/fidelity.py problems/noise_level.py hypergradients/layer.py"
+    " data/pairs.py metrics/image.py cli/physics_section.py testing/liars.py testing/honest.py",
     "scipy": "learners/",
     "optuna": "learners/search.py",
     "dfols": "learners/dfols.py",
