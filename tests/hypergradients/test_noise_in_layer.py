@@ -75,14 +75,29 @@ def test_following_can_be_switched_off():
 
 
 @pytest.mark.parametrize(
-    "physics",
-    [dinv.physics.Denoising(dinv.physics.PoissonNoise(0.1)), denoising(0.0)],
-    ids=["Poisson", "no level"],
+    "noise", [GAUSS(0.0), dinv.physics.ZeroNoise()], ids=["no level", "no noise"]
 )
-def test_what_says_nothing_of_gaussian_noise_changes_nothing(physics):
+def test_what_says_nothing_of_noise_changes_nothing(noise):
     layer, y = lr.Reconstructor(energy_of(), 1e-5), measurements()
 
-    assert moved(layer(y, physics), layer(y)) == 0
+    assert moved(layer(y, dinv.physics.Denoising(noise)), layer(y)) == 0
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [dinv.physics.PoissonNoise(0.1), dinv.physics.UniformGaussianNoise(0.1, 0.2)],
+    ids=lambda noise: type(noise).__name__,
+)
+def test_noise_of_another_kind_is_mentioned(noise):
+    energy, y = energy_of(), measurements()
+    layer, physics = lr.Reconstructor(energy, 1e-5), dinv.physics.Denoising(noise)
+
+    with pytest.warns(lr.core.errors.DataWarning, match=type(noise).__name__) as caught:
+        found = layer(y, physics)
+
+    assert caught[0].filename == __file__
+    assert moved(found, layer(y)) == 0
+    assert moved(lr.Reconstructor(energy, 1e-5, noise="as_learned")(y, physics), layer(y)) == 0
 
 
 @pytest.mark.parametrize("saddle", [False, True])

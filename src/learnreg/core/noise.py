@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-EXPONENT = 1.2
-"""p of the rule k = (sigma / learned)^p; ``docs/noise_levels.md`` has the measurements."""
+DIRECT, INDIRECT = 1.2, 1.5
+"""p of the rule k = (sigma / learned)^p where every pixel is measured or not, and where the
+measurements mix them; ``docs/noise_levels.md`` has the numbers behind it.
+"""
 
 TOLERANCE = 0.3
 """Relative difference of noise levels that is worth a word.
@@ -18,7 +20,7 @@ ROUNDING = 1e-6
 """Relative difference of noise levels that is no difference: they are kept in float32."""
 
 
-def factor(sigma: Tensor, learned: float, exponent: float = EXPONENT) -> Tensor:
+def factor(sigma: Tensor, learned: float, exponent: float) -> Tensor:
     """k (b,): what R is multiplied by at the noise levels sigma (b,)."""
     return (sigma.double() / learned) ** exponent
 

@@ -20,7 +20,7 @@ from ..core.grants import Grants, check_needs
 from ..core.guards import check_energy, check_strategy, isolated
 from ..core.maps import Ask, Cotangent, Level, Limits, Posed, Pullback, SolutionMap
 from ..core.measured import Measured, Native, measured
-from ..core.noise import factor, mismatch, same_level
+from ..core.noise import mismatch, same_level
 from ..core.params import trainable
 from ..core.ranges import check_choice
 from ..core.results import Solution
@@ -70,7 +70,7 @@ class Reconstructor(DeepinvReconstructor):
 
     Warns:
         DataWarning: in ``forward``, a noise level that is far from the learned one where no rule
-            is known (a data term such as KL or L1).
+            is known (a data term such as KL or L1), or noise that is not Gaussian.
 
     Raises:
         MissingPropertyError: a solution map that does not belong to the energy.
@@ -176,6 +176,8 @@ class Reconstructor(DeepinvReconstructor):
         """
         learned, known = self._learned, energy if offers(energy, FollowsNoise) else None
         if self.noise == "as_learned" or learned is None or known is None:
+            if self.noise == "follow" and learned is not None:
+                _warn_of_other_noise(learned, energy)
             return energy, self.strategy
         levels = known.noise_level
         if levels is not None and given is not None:
@@ -189,7 +191,8 @@ class Reconstructor(DeepinvReconstructor):
             _warn_without_rule(learned, levels, error)
             return energy, self.strategy
         # why a cast: what follows the noise is an energy still
-        return cast(nn.Module, other), _scaled_steps(self.strategy, factor(levels, learned))
+        factors = known.regularizer_factor(learned, levels)
+        return cast(nn.Module, other), _scaled_steps(self.strategy, factors)
 
 
 def _one_level(energy: nn.Module) -> float | None:
@@ -198,6 +201,18 @@ def _one_level(energy: nn.Module) -> float | None:
     if levels is None or bool((levels != levels[0]).any()):
         return None
     return float(levels[0])
+
+
+def _warn_of_other_noise(learned: float, energy: nn.Module) -> None:
+    """Say that the noise of the data is of another kind, if it is."""
+    if offers(energy, HasOtherNoise):
+        warnings.warn(
+            f"noise: {energy.other_noise} in the physics of this call, but the energy was learned "
+            f"for Gaussian noise of standard deviation {learned:.2g}. No rule is known: learn with "
+            "this noise, or say noise='as_learned'.",
+            DataWarning,
+            stacklevel=7,
+        )
 
 
 def _warn_without_rule(learned: float, levels: Tensor, error: MissingPropertyError) -> None:
@@ -268,11 +283,20 @@ class WithOperator(Protocol):
     def use_operator(self, operator: object) -> None: ...
 
 
+class HasOtherNoise(Protocol):
+    """An energy whose physics has noise of a kind for which there is no level."""
+
+    @property
+    def other_noise(self) -> str | None: ...
+
+
 class FollowsNoise(Protocol):
     """An energy that knows the noise level of its physics (b,), and can be used at others."""
 
     @property
     def noise_level(self) -> Tensor | None: ...
+
+    def regularizer_factor(self, learned: float, sigma: Tensor) -> Tensor: ...
 
     def following(self, learned: float, sigma: Tensor | None = None) -> Self: ...
 

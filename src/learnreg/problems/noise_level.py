@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ..convex import Convex
 from ..core.bounds import Curvature
 from ..core.errors import InputError, MissingPropertyError
-from ..core.noise import EXPONENT
 from ..core.params import trainable
 from ..core.ranges import check_positive
 from ..operators.physics import TiedMap
@@ -37,7 +36,7 @@ class Levelled(Protocol):
     def with_physics(self, physics: nn.Module) -> Self: ...
 
     def following(
-        self, learned: float, sigma: Tensor | None = None, exponent: float = EXPONENT
+        self, learned: float, sigma: Tensor | None = None, exponent: float | None = None
     ) -> Self: ...
 
 
@@ -55,6 +54,15 @@ def noise_level(physics: nn.Module) -> Tensor | None:
     if not isinstance(noise, GaussianNoise):
         return None
     return known_level(noise_of(physics).get("sigma"))
+
+
+def other_noise(physics: nn.Module) -> str | None:
+    """The kind of noise of a physics, where there is some and it is not Gaussian of one size."""
+    from deepinv.physics import GaussianNoise, ZeroNoise
+
+    noise = dict(physics.named_children()).get("noise_model")
+    silent = noise is None or isinstance(noise, GaussianNoise | ZeroNoise)
+    return None if silent else type(noise).__name__
 
 
 def known_level(sigma: object) -> Tensor | None:
@@ -78,7 +86,7 @@ def at_noise_level(
     sigma: float | Tensor,
     *,
     learned: float | None = None,
-    exponent: float = EXPONENT,
+    exponent: float | None = None,
 ) -> E:
     """The energy for measurements with Gaussian noise of standard deviation sigma.
 
@@ -91,7 +99,7 @@ def at_noise_level(
         energy: an Energy or a SaddleEnergy with the data term L2, WeightedL2 or Huber.
         sigma: positive, in the units of the measurements; a tensor (b,) for one level per image.
         learned: the level of the training data; that of the energy's physics when None.
-        exponent: p above.
+        exponent: p above; 1.2 for denoising and masks and 1.5 for all other physics when None.
 
     Returns:
         An energy whose physics has the noise level sigma.
@@ -104,7 +112,7 @@ def at_noise_level(
         ``lr.solve(lr.problems.at_noise_level(run.energy, 0.2), y, eps=1e-2)``
     """
     levels = _checked(sigma)
-    check_positive("exponent", exponent)
+    check_positive("exponent", exponent, optional=True)
     if learned is None:
         learned = single_level(energy.noise_level)
     if learned is None:
