@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Protocol, Self, TypeVar, cast
+
 from torch import Tensor
+
+from .asking import offers
+from .errors import DataWarning, MissingPropertyError
 
 DIRECT, INDIRECT = 1.2, 1.5
 """p of the rule k = (sigma / learned)^p where every pixel is measured or not, and where the
@@ -67,4 +73,81 @@ regularization leaves noise. Say so.
     return (
         f"noise: standard deviation {sigma:.2g}{source}, but the model was learned at "
         f"{learned:.2g}. {harm} {remedy}"
+    )
+
+
+# --- energies -------------------------------------------------------------------------------------
+
+
+class FollowsNoise(Protocol):
+    """An energy that knows the noise level of its physics (b,), and can be used at others."""
+
+    @property
+    def noise_level(self) -> Tensor | None: ...
+
+    def regularizer_factor(self, learned: float, sigma: Tensor) -> Tensor: ...
+
+    def following(self, learned: float, sigma: Tensor | None = None) -> Self: ...
+
+
+class HasOtherNoise(Protocol):
+    """An energy whose physics has noise of a kind for which there is no level."""
+
+    @property
+    def other_noise(self) -> str | None: ...
+
+
+E = TypeVar("E")
+
+
+def learned_level(energy: object) -> float | None:
+    """The Gaussian noise level of an energy's physics, where it is one for all images."""
+    levels = energy.noise_level if offers(energy, FollowsNoise) else None
+    if levels is None or bool((levels != levels[0]).any()):
+        return None
+    return float(levels[0])
+
+
+def followed(
+    energy: E, learned: float | None, sigma: Tensor | None = None, *, stacklevel: int = 2
+) -> E:
+    """An energy learned at one noise level, at that of its physics (``Tied.following``).
+
+    Args:
+        energy: with the physics of the measurements.
+        learned: the level of the training data; None where it is not known.
+        sigma: (b,), the levels in the place of those of the physics.
+        stacklevel: of the warning, 2 for the caller of this function.
+
+    Returns:
+        The energy itself where a level is not known, they are the same, or there is no rule.
+
+    Warns:
+        DataWarning: noise of another kind, or far from what was learned and no rule for it.
+    """
+    if learned is None:
+        return energy
+    if not offers(energy, FollowsNoise):
+        if offers(energy, HasOtherNoise):
+            words = _other_kind(str(energy.other_noise), learned)
+            warnings.warn(words, DataWarning, stacklevel=stacklevel)
+        return energy
+    levels = energy.noise_level if sigma is None else sigma
+    if levels is None:
+        return cast(E, energy)
+    try:
+        # why a cast: a copy of the energy, whatever its class
+        return cast(E, energy.following(learned, levels))
+    except MissingPropertyError as error:
+        rule = f"Its data term ({error.given}) has no rule for other levels: learn at this one."
+        far = [mismatch(learned, float(level), remedy=rule) for level in levels.tolist()]
+        for words in [w for w in far if w is not None][:1]:
+            warnings.warn(words, DataWarning, stacklevel=stacklevel)
+        return cast(E, energy)
+
+
+def _other_kind(kind: str, learned: float) -> str:
+    return (
+        f"noise: {kind} in the physics, but the model was learned for Gaussian noise of standard "
+        f"deviation {learned:.2g}. No rule is known for it: learn with this noise."
     )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, Protocol, Self, cast, get_args
+from typing import Literal, Protocol, cast, get_args
 
 import torch
 from deepinv.models import Reconstructor as DeepinvReconstructor
@@ -15,12 +14,12 @@ from torch.autograd.function import FunctionCtx
 
 from ..core.asking import offers
 from ..core.batch import norm, per_image
-from ..core.errors import DataWarning, MissingPropertyError, SolveError
+from ..core.errors import MissingPropertyError, SolveError
 from ..core.grants import Grants, check_needs
 from ..core.guards import check_energy, check_strategy, isolated
 from ..core.maps import Ask, Cotangent, Level, Limits, Posed, Pullback, SolutionMap
 from ..core.measured import Measured, Native, measured
-from ..core.noise import mismatch, same_level
+from ..core.noise import FollowsNoise, followed, learned_level
 from ..core.params import trainable
 from ..core.ranges import check_choice
 from ..core.results import Solution
@@ -101,7 +100,7 @@ class Reconstructor(DeepinvReconstructor):
         self.energy, self.eps, self.solver = energy, eps, solver
         self.strategy: SolutionMap = hypergradient or natural_map(energy)
         self.relative_delta, self.noise = relative_delta, noise
-        self._learned = _one_level(energy)
+        self._learned = learned_level(energy)
         self._recent = Recent()
 
     @isolated
@@ -174,57 +173,16 @@ class Reconstructor(DeepinvReconstructor):
             energy: with the physics of the call.
             given: noise levels of its images, in the place of that of the physics.
         """
-        learned, known = self._learned, energy if offers(energy, FollowsNoise) else None
-        if self.noise == "as_learned" or learned is None or known is None:
-            if self.noise == "follow" and learned is not None:
-                _warn_of_other_noise(learned, energy)
-            return energy, self.strategy
-        levels = known.noise_level
-        if levels is not None and given is not None:
-            levels = given.detach().double().flatten()
-        if levels is None or same_level(levels, learned):
+        learned = None if self.noise == "as_learned" else self._learned
+        levels = given if given is None else given.detach().double().flatten()
+        other = followed(energy, learned, levels, stacklevel=7)
+        if other is energy or learned is None or not offers(energy, FollowsNoise):
             return energy, self.strategy
 
-        try:
-            other = known.following(learned, levels)
-        except MissingPropertyError as error:
-            _warn_without_rule(learned, levels, error)
-            return energy, self.strategy
-        # why a cast: what follows the noise is an energy still
-        factors = known.regularizer_factor(learned, levels)
-        return cast(nn.Module, other), _scaled_steps(self.strategy, factors)
-
-
-def _one_level(energy: nn.Module) -> float | None:
-    """The noise level that an energy was made with, where there is a single one."""
-    levels = energy.noise_level if offers(energy, FollowsNoise) else None
-    if levels is None or bool((levels != levels[0]).any()):
-        return None
-    return float(levels[0])
-
-
-def _warn_of_other_noise(learned: float, energy: nn.Module) -> None:
-    """Say that the noise of the data is of another kind, if it is."""
-    if offers(energy, HasOtherNoise):
-        warnings.warn(
-            f"noise: {energy.other_noise} in the physics of this call, but the energy was learned "
-            f"for Gaussian noise of standard deviation {learned:.2g}. No rule is known: learn with "
-            "this noise, or say noise='as_learned'.",
-            DataWarning,
-            stacklevel=7,
-        )
-
-
-def _warn_without_rule(learned: float, levels: Tensor, error: MissingPropertyError) -> None:
-    """Say that the noise of the data is another one, if it is, and why nothing is done about it."""
-    worst = max((float(level) for level in levels), key=lambda level: abs(level - learned))
-    remedy = (
-        f"Its data term ({error.given}) has no rule for other levels: learn at this one, or "
-        "say noise='as_learned'."
-    )
-    words = mismatch(learned, worst, remedy=remedy)
-    if words is not None:
-        warnings.warn(words, DataWarning, stacklevel=7)
+        at = energy.noise_level if levels is None else levels
+        if at is None:
+            return other, self.strategy
+        return other, _scaled_steps(self.strategy, energy.regularizer_factor(learned, at))
 
 
 def _scaled_steps(strategy: SolutionMap, factors: Tensor) -> SolutionMap:
@@ -281,24 +239,6 @@ class WithOperator(Protocol):
     def operator(self) -> object: ...
 
     def use_operator(self, operator: object) -> None: ...
-
-
-class HasOtherNoise(Protocol):
-    """An energy whose physics has noise of a kind for which there is no level."""
-
-    @property
-    def other_noise(self) -> str | None: ...
-
-
-class FollowsNoise(Protocol):
-    """An energy that knows the noise level of its physics (b,), and can be used at others."""
-
-    @property
-    def noise_level(self) -> Tensor | None: ...
-
-    def regularizer_factor(self, learned: float, sigma: Tensor) -> Tensor: ...
-
-    def following(self, learned: float, sigma: Tensor | None = None) -> Self: ...
 
 
 class WithPhysics(Protocol):
