@@ -44,7 +44,8 @@ ROOMS = {
 DOORS = {
     "deepinv": "operators/physics.py operators/layout.py operators/private.py operators/spectrum.py"
     " operators/nonnegative.py"
-    " regularizers/prior.py problems/fidelity.py hypergradients/layer.py data/pairs.py"
+    " regularizers/prior.py problems/fidelity.py problems/noise_level.py"
+    " hypergradients/layer.py data/pairs.py"
     " data/arrays.py data/measured.py data/fitting.py data/plausible.py"
     " metrics/image.py physics/ testing/liars.py testing/honest.py",
     "scipy": "learners/",
