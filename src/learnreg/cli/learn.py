@@ -108,7 +108,8 @@ def _finish(
     except KeyboardInterrupt:
         raise Interrupted(_kept(run, folder, again)) from None
     say(console, chosen)
-    say(console, _validated(run, chosen))
+    if run.best_step is not None:
+        say(console, _validated(run, chosen))
     say(
         console,
         f"\n{Report(chosen, evaluation)}\n\nReport: {page}\nModel:  {folder / 'model.safetensors'}",
@@ -118,8 +119,6 @@ def _finish(
 def _validated(run: Run, chosen: Run) -> str:
     """Which step was best for the validation pairs, where there are any."""
     best, last = run.best_step, run.record.rows[-1]["step"]
-    if best is None:
-        return ""
     words = ", the last one" if best == last else f" of {last}"
     taken = "It was kept." if chosen.record.rows[-1]["step"] == best else "The last one was kept."
     other = "" if best == last or chosen is not run else ' ([run] keep = "best" keeps it.)'
