@@ -77,7 +77,7 @@ def run_learn(
                 console,
                 f"{'Resuming' if resume else 'Learning'} {config.name}: {problem.describe()}",
             )
-            run = _learn(config, problem, folder, console, resume)
+            run = _learn(config, problem, None, folder, console, resume)
             _finish(run, test, config, path, again, console)
 
 
@@ -104,7 +104,8 @@ def _finish(
         say(console, f"Reconstructing {len(test)} held-out images ...")
         evaluation = evaluate(chosen, test, config.run.eps_evaluate, console)
         with told(f"Kept in {folder}: {kept}.", again):
-            page = Report(chosen, evaluation).save(folder)
+            report = Report(chosen, evaluation)
+            page = report.save(folder)
     except KeyboardInterrupt:
         raise Interrupted(_kept(run, folder, again)) from None
     say(console, chosen)
@@ -112,7 +113,7 @@ def _finish(
         say(console, _validated(run, chosen))
     say(
         console,
-        f"\n{Report(chosen, evaluation)}\n\nReport: {page}\nModel:  {folder / 'model.safetensors'}",
+        f"\n{report}\n\nReport: {page}\nModel:  {folder / 'model.safetensors'}",
     )
 
 
@@ -140,7 +141,12 @@ def evaluate(run: Run, test: Pairs, eps: float, console: Console) -> Evaluation:
 
 
 def _learn(
-    config: Config, problem: BilevelProblem, folder: Path, console: Console, resume: bool
+    config: Config,
+    problem: BilevelProblem,
+    validation: Pairs | None,
+    folder: Path,
+    console: Console,
+    resume: bool,
 ) -> Run:
     """The run, shown while it goes on."""
     budget = config.build_budget()
@@ -157,6 +163,7 @@ def _learn(
                 solver=config.run.solver,
                 progress=progress,
                 name=config.name,
+                validation=validation,
             )
     except CheckpointError as error:
         raise CheckpointError(
