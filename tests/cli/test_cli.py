@@ -14,6 +14,7 @@ from rich.console import Console
 from tests.cli.cases import assert_same_run, environment, invoke, rows, write_config
 
 import learnreg
+from learnreg.cli.guard import EXIT_CODES
 from learnreg.cli.main import app
 from learnreg.cli.progress import LearnProgress
 from learnreg.runs import Budget
@@ -32,6 +33,13 @@ def test_help_lists_every_command():
     for command in COMMANDS:
         assert re.search(rf"^\W*{command}\b", text, re.MULTILINE)
         assert "Usage" in invoke(command, "--help").stdout
+
+
+def test_help_says_what_exit_codes_mean():
+    text = " ".join(invoke("--help").stdout.split())
+    for code in EXIT_CODES.split(": ", 1)[1].split("; "):
+        assert code.split(" ")[0] in text
+    assert "130 interrupted" in text
 
 
 def test_versions():

@@ -164,6 +164,18 @@ def test_errors_of_the_system_are_one_message(tmp_path, capsys):
         guarded(lambda: 1 / 0)()
 
 
+def test_a_damaged_checkpoint_says_how_to_start_again(learned, tmp_path):
+    path, name = write_config(tmp_path), "checkpoint/checkpoint.safetensors"
+    content = bytearray((learned / name).read_bytes())
+    content[-5] ^= 1
+    (tmp_path / "out" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "out" / name).write_bytes(content)
+    error = invoke("learn", path, "--resume", code=2).stderr
+    assert "damaged" in error and "Start again with --overwrite." in error
+    invoke("learn", path, "--overwrite")
+    assert_same_run(learned, tmp_path / "out")
+
+
 # --- two at a time --------------------------------------------------------------------------------
 
 
@@ -302,7 +314,10 @@ def test_the_first_line_comes_before_what_is_slow(tmp_path, monkeypatch):
 @pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}])
 def test_an_ascii_console_gets_its_report(tmp_path, variables):
     plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "NO_COLOR": "1"}
-    process = command("learn", write_config(tmp_path), env={**environment(), **plain, **variables})
+    path = write_config(tmp_path)
+    text = path.read_text(encoding="utf-8").replace("test = 1", "test = 2")
+    path.write_text(text, encoding="utf-8")
+    process = command("learn", path, env={**environment(), **plain, **variables})
     out, err = process.communicate()
     assert process.returncode == 0, err.decode()
     assert out.isascii() and b"+/-" in out and err == b""
@@ -311,7 +326,9 @@ def test_an_ascii_console_gets_its_report(tmp_path, variables):
 @pytest.mark.slow
 @POSIX
 def test_two_processes_in_one_folder(tmp_path):
-    path = write_config(tmp_path, steps=100000)
+    path = write_config(
+        tmp_path, steps=100000, size=48, regularizer='type = "FoE"\nfilters = 8\nsize = 5'
+    )
     first = command("learn", path)
     try:
         while b"step 1 " not in (line := first.stdout.readline()):

@@ -9,10 +9,15 @@ import random
 import re
 
 import pytest
+from pydantic import model_validator
 from tests.cli.cases import invoke
 
 from learnreg.cli.compare_config import _lines, load_comparison
 from learnreg.cli.config import Config, load_config
+from learnreg.cli.data_section import Data
+from learnreg.cli.mistakes import gathered
+from learnreg.cli.sections import Section
+from learnreg.cli.settings import Settings
 from learnreg.core.errors import ConfigError
 
 ABSURD = [
@@ -197,6 +202,28 @@ def test_the_command_ends_with_code_2(tmp_path, monkeypatch, seed):
             break
     result = invoke("learn", path, code=2)
     assert "given" in result.stderr and "expected" in result.stderr
+
+
+class Whole(Section):
+    """Sections that are looked at together by the model itself."""
+
+    run: Settings = Settings()
+    data: Data = Data()
+
+    @model_validator(mode="after")
+    def _together(self):
+        if self.run.seed == self.data.train:
+            raise ValueError("a seed that is not the number of images")
+        return self
+
+
+def test_what_the_model_itself_finds_is_a_mistake_like_others():
+    tables = {"run": {"seed": 3}, "data": {"train": 3}}
+    with pytest.raises(ConfigError, match="expected a seed that is not the number"):
+        gathered("c.toml", tables, Whole, {}, [])
+    with pytest.raises(ConfigError) as caught:  # and what is wrong by itself is said without it
+        gathered("c.toml", {**tables, "datas": {}, "run": {"seed": 3, "sed": 1}}, Whole, {}, [])
+    assert "[datas]" in str(caught.value) and "[run] sed" in str(caught.value)
 
 
 def test_one_wrong_key_in_each_section_is_found_in_each(tmp_path):

@@ -161,7 +161,8 @@ def attempt(job: Job, progress: Callable[[Row], None]) -> None:
         run_job(job, progress)
     except Exception as error:  # whatever it is, the other runs go on
         kind = "" if isinstance(error, LearnregError) else f"{type(error).__name__}: "
-        told = {"message": f"{kind}{error}", "traceback": traceback.format_exc()}
+        words = f"{kind}{error}".replace("without resume", "again with --overwrite")
+        told = {"message": words, "traceback": traceback.format_exc()}
         write_atomically(job.folder / FAILURE, json.dumps(told, indent=1).encode())
 
 

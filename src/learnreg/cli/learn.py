@@ -27,7 +27,7 @@ from .config import Config, load_config
 from .guard import Interrupted, say
 from .measured_section import source_of
 from .memory import keep_large_blocks
-from .prepare import prepare
+from .prepare import prepared
 from .progress import LearnProgress
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def run_learn(
     keep_large_blocks()
     with limited_threads(config.run.threads):
         say(console, f"Preparing the images of {source_of(config.data)} ...")
-        problem, test = prepare(config)
+        problem, validation, test = prepared(config)
         with claimed(folder):
             if (
                 not resume
@@ -78,7 +78,8 @@ def run_learn(
                 console,
                 f"{'Resuming' if resume else 'Learning'} {config.name}: {problem.describe()}",
             )
-            run = _learn(config, problem, folder, console, resume)
+            watched = validation if len(validation) else None
+            run = _learn(config, problem, watched, folder, console, resume)
             _finish(run, test, config, path, again, console)
 
 
@@ -105,22 +106,22 @@ def _finish(
         say(console, f"Reconstructing {len(test)} held-out images ...")
         evaluation = evaluate(chosen, test, config.run.eps_evaluate, console)
         with told(f"Kept in {folder}: {kept}.", again):
-            page = Report(chosen, evaluation).save(folder)
+            report = Report(chosen, evaluation)
+            page = report.save(folder)
     except KeyboardInterrupt:
         raise Interrupted(_kept(run, folder, again)) from None
     say(console, chosen)
-    say(console, _validated(run, chosen))
+    if run.best_step is not None:
+        say(console, _validated(run, chosen))
     say(
         console,
-        f"\n{Report(chosen, evaluation)}\n\nReport: {page}\nModel:  {folder / 'model.safetensors'}",
+        f"\n{report}\n\nReport: {page}\nModel:  {folder / 'model.safetensors'}",
     )
 
 
 def _validated(run: Run, chosen: Run) -> str:
     """Which step was best for the validation pairs, where there are any."""
     best, last = run.best_step, run.record.rows[-1]["step"]
-    if best is None:
-        return ""
     words = ", the last one" if best == last else f" of {last}"
     taken = "It was kept." if chosen.record.rows[-1]["step"] == best else "The last one was kept."
     other = "" if best == last or chosen is not run else ' ([run] keep = "best" keeps it.)'
@@ -142,7 +143,12 @@ def evaluate(run: Run, test: Pairs, eps: float, console: Console) -> Evaluation:
 
 
 def _learn(
-    config: Config, problem: BilevelProblem, folder: Path, console: Console, resume: bool
+    config: Config,
+    problem: BilevelProblem,
+    validation: Pairs | None,
+    folder: Path,
+    console: Console,
+    resume: bool,
 ) -> Run:
     """The run, shown while it goes on."""
     budget = config.build_budget()
@@ -159,6 +165,7 @@ def _learn(
                 solver=config.run.solver,
                 progress=progress,
                 name=config.name,
+                validation=validation,
             )
     except CheckpointError as error:
         raise CheckpointError(

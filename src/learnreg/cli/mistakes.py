@@ -121,17 +121,17 @@ def gathered(
         try:
             config = root.model_validate(rest)
         except ValidationError as errors:
-            before = len(found), len(lost), str(rest)
+            before = len(found), len(lost), repr(rest)
             for error in errors.errors():
                 place = _place(error["loc"], rest)
-                consequence = error["type"] == "missing" and str(place[0]) in changed
-                if not consequence:
+                section = str(next(iter(place), ""))  # a validator of the whole has no place
+                if not (error["type"] == "missing" and section in changed):  # a consequence
                     wrong = _translated(error, root, tags)
                     found.setdefault(str(wrong), wrong)
-                changed.add(str(place[0]))
+                changed.add(section)
                 if not _left_out(rest, place, error["type"]):
-                    lost.add(str(place[0]))
-            if (len(found), len(lost), str(rest)) == before or any(
+                    lost.add(section)
+            if (len(found), len(lost), repr(rest)) == before or any(
                 info.is_required() and name in lost for name, info in root.model_fields.items()
             ):
                 raise _one_of(path, _in_order(found.values(), tables)) from None
@@ -200,7 +200,7 @@ def _place(location: tuple[int | str, ...], tables: Tables) -> list[int | str]:
             item = item[part]
         if inside or (last and isinstance(item, dict)):
             place.append(part)
-    return place or [location[0]]
+    return place or list(location[:1])
 
 
 def _parsed(what: str) -> list[int | str]:
@@ -260,6 +260,9 @@ def _translated(
     error: ErrorDetails, root: type[BaseModel], tags: Mapping[str, type[BaseModel]]
 ) -> ConfigError:
     """An error of pydantic in our words."""
+    if not error["loc"]:
+        words = error["msg"].removeprefix("Value error, ")
+        return ConfigError("the sections together", given="what does not fit", expected=words)
     kind, given, remedy = error["type"], error["input"], ""
     place = error["loc"]
     if kind in ("model_type", "dict_type") and place[-1] in tags:
