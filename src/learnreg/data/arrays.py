@@ -211,15 +211,17 @@ def read_array(path: str | PathLike[str], key: str | None = None) -> Tensor:
 
 
 def _npy(file: ArrayFile) -> np.ndarray:
-    return np.load(file.path, allow_pickle=False)
+    with open(file.path, "rb") as content:
+        return np.lib.format.read_array(content, allow_pickle=False)
 
 
 def _npy_rows(file: ArrayFile) -> Stored:
-    return np.load(file.path, mmap_mode="r", allow_pickle=False)
+    rows: np.ndarray = np.lib.format.open_memmap(file.path, mode="r")
+    return rows
 
 
 def _npz(file: ArrayFile) -> np.ndarray:
-    with np.load(file.path, allow_pickle=False) as entries:
+    with open(file.path, "rb") as content, np.load(content, allow_pickle=False) as entries:
         return entries[_chosen(file, list(entries.files))]
 
 

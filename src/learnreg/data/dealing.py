@@ -48,7 +48,8 @@ def dealt(names: Sequence[str], split: Split, seed: int, group: Group) -> list[l
     wanted = _numbers(amounts, len(names))
 
     order = torch.randperm(len(groups), generator=generator(seed, "deal")).tolist()
-    members = [list(groups.values())[i] for i in order]
+    whole = list(groups.values())
+    members = [whole[i] for i in order]
     sides: list[list[int]] = []
     for number in reversed(wanted[1:]):
         side: list[int] = []

@@ -148,9 +148,9 @@ def _of_rows(file: ArrayFile, what: str) -> Entries:
             expected="a folder, or a file whose first axis counts images",
             remedy="Pass its folder, or a list with this one file.",
         )
-    rows = file.rows()
+    rows, stem = file.rows(), file.stem
     items = tuple(
-        Entry(f"{file.stem}[{i}]", f"{file}[{i}]", partial(rows.__getitem__, i))
+        Entry(f"{stem}[{i}]", f"{file}[{i}]", partial(rows.__getitem__, i))
         for i in range(len(rows))
     )
     return Entries(what, items, "rows")

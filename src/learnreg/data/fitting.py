@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..operators.private import clone
 
 if TYPE_CHECKING:
     from deepinv.physics import Physics
@@ -68,6 +67,7 @@ def fit_of(
 
     Args:
         x, y: arrays as they stand in the files, without a batch axis.
+        physics: which takes on the parameters it is given.
         params: of the physics for this pair, (1, ...).
         channels: that the image must have, if given.
         where: the files of x and y, for messages.
@@ -75,7 +75,6 @@ def fit_of(
     Raises:
         InputError: the physics takes no form of x, or answers with other shapes than that of y.
     """
-    physics = clone(physics)
     forms = list(_image_forms(x, channels))
     if not forms:
         raise InputError(
@@ -109,7 +108,6 @@ def fit_alone(y: Tensor, physics: Physics, params: Mapping[str, Tensor], where: 
     Raises:
         InputError: no form does; the adjoint of the physics is asked.
     """
-    physics = clone(physics)
     forms: list[Form] = [_with_channel, _same] if y.dim() < 3 else [_same, _with_channel]
     failures: list[str] = []
     for form in [_parts, *forms] if y.is_complex() else forms:

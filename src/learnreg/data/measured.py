@@ -18,6 +18,7 @@ from ..core.errors import DataWarning, InputError
 from ..core.measured import Measured
 from ..core.memory import check_fits
 from ..core.ranges import check_number
+from ..operators.private import clone
 from .dealing import Group, Split, dealt
 from .entries import Entry, SourceLike, entries_of, matched
 from .fitting import Fit, fit_alone, fit_of
@@ -142,12 +143,14 @@ def measured(
     factors = (image_factor, measurement_factor)
     reader = _Reader(true, ys.items, extra, channels, factors, dtype)
     used = [i for side in sides for i in side]
-    reader.prepare(physics, used)
+    # why: a physics keeps the parameters it is given, and cloning one can take half a second
+    probed = clone(physics) if extra else physics
+    reader.prepare(probed, used)
 
     if xs is None:
         return tuple(reader.alone(side) for side in sides)
     found = tuple(reader.pairs(side, physics) for side in sides)
-    check_plausible(next(pairs for pairs in found if len(pairs)))
+    check_plausible(next(pairs for pairs in found if len(pairs)), probed)
     warn_shared(found)
     return found
 

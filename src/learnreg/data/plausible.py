@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..core.errors import DataWarning
-from ..operators.private import clone
 from .pairs import Pairs
 
 if TYPE_CHECKING:
@@ -49,15 +48,17 @@ class _Misfit(NamedTuple):
     left: float
 
 
-def check_plausible(pairs: Pairs) -> None:
+def check_plausible(pairs: Pairs, physics: Physics) -> None:
     """Warn if A x is far from y for most pairs, or for single ones, or if another turn of the
     images is much nearer.
+
+    Args:
+        physics: that of the pairs, which takes on the parameters of each.
 
     Warns:
         DataWarning: with the factor or the turn of the images that explains it, if one does.
     """
     places = torch.linspace(0, len(pairs) - 1, min(len(pairs), LOOKED_AT)).round().long().tolist()
-    physics = clone(pairs.physics)
     misfits = {i: _misfit(pairs[i], physics, lambda x: x) for i in places}
     typical = statistics.median(m.distance for m in misfits.values())
     found = (
@@ -100,17 +101,20 @@ def _by_factor(misfits: list[_Misfit]) -> str:
 
 def _by_turn(first: Pairs, physics: Physics, there: _Misfit) -> str:
     """A sentence if a turn of the images brings A x much nearer to y."""
-    for turn, turned in _TURNS.items():
-        if turned(first.x).shape == first.x.shape:
-            other = _misfit(first, physics, turned)
-            if other.left < min(LARGE, MUCH * there.left):
-                scaled = f" and y = {other.factor:.3g} A x" if other.distance > LARGE else ""
-                return (
-                    f"With the images {turn}{scaled} it is {other.left:.2g} in place of "
-                    f"{there.left:.2g}: give the physics the orientation of the measurements, or "
-                    "turn the images."
-                )
-    return ""
+    others = {
+        turn: _misfit(first, physics, turned)
+        for turn, turned in _TURNS.items()
+        if turned(first.x).shape == first.x.shape
+    }
+    turn = min(others, key=lambda name: others[name].left)
+    best = others[turn]
+    if best.left >= min(LARGE, MUCH * there.left):
+        return ""
+    scaled = f" and y = {best.factor:.3g} A x" if best.distance > LARGE else ""
+    return (
+        f"With the images {turn}{scaled} it is {best.left:.2g} in place of {there.left:.2g}: give "
+        "the physics the orientation of the measurements, or turn the images."
+    )
 
 
 def _misfit(pair: Pairs, physics: Physics, turned: Callable[[Tensor], Tensor]) -> _Misfit:
