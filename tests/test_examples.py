@@ -102,6 +102,7 @@ def test_the_blocks_of_what_you_can_bring_run_one_after_the_other(tmp_path):
             ["estimated (not certified)", "exact value certified", "score matching"],
         ),
         ("docs/learners.md", ["gap to best"]),
+        ("docs/noise_levels.md", ["as learned", "estimated tensor"]),
     ],
 )
 def test_the_blocks_of_a_page_run_one_after_the_other(tmp_path, page, says):

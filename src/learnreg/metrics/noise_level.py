@@ -53,8 +53,9 @@ def estimate_sigma(y: Tensor) -> Tensor:
     hence this choice makes no bias. Neighbourhoods with pixels at the ends of the range, where
     noise was clipped, are left out.
 
-    On photographs in [0, 1] the relative error is within 10 per cent for sigma from 0.05 to 0.2
-    and 30 for 0.02; clipped at 0 and 1 (8-bit files) and at 0.3 it is up to 25 per cent too small.
+    On photographs in [0, 1] the relative error is within 10 per cent for sigma from 0.05 to 0.2,
+    and within 40 for 0.02, where textures look like noise; clipped at 0 and 1 (8-bit files) and at
+    0.3 it is up to 30 per cent too small.
     ``docs/noise_levels.md`` has the table. Noise that is not white (of scaled, demosaicked or
     compressed pictures) is underestimated, and so is noise in the measurements of masks.
 
