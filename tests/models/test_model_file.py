@@ -20,7 +20,7 @@ from learnreg import physics
 from learnreg.core.errors import DataWarning, InputError, ModelFileError
 from learnreg.core.params import named_trainable
 from learnreg.models import load_model, model_notes, save_model
-from learnreg.problems import L2, Energy
+from learnreg.problems import L2, Energy, at_noise_level
 from learnreg.regularizers import TV, FoE, Regularizer, SaddleRegularizer, Tikhonov
 from learnreg.solvers import solve
 
@@ -508,3 +508,19 @@ def test_every_regularizer_of_the_library_can_be_named_by_a_file():
     assert classes - {"Regularizer", "Sum", "Scaled", "SaddleRegularizer"} == set(
         regularizers.KNOWN
     )
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.2])
+def test_a_physics_with_another_noise_level_is_followed(tmp_path, sigma):
+    learned = Energy(denoising(), TV(0.1))
+    path = save_model(tmp_path / "model.safetensors", learned)
+    other = load_model(path, physics=denoising(sigma))
+    wanted = at_noise_level(learned, sigma)
+    y = torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    found, expected = (solve(energy, y, 1e-5).value for energy in (other, wanted))
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+    same = load_model(path, physics=denoising())
+    assert same.fidelity == learned.fidelity
+    # saved again it is a model for the other level
+    again = load_model(save_model(tmp_path / "again.safetensors", other))
+    torch.testing.assert_close(solve(again, y, 1e-5).value, expected, atol=2e-5, rtol=0)

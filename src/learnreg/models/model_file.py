@@ -16,6 +16,7 @@ from torch import nn
 from ..core.asking import offers
 from ..core.errors import DataWarning, ModelFileError
 from ..core.files import load_tensors, save_tensors
+from ..core.noise import followed
 from ..core.offers import Specified
 from ..core.params import named_trainable
 from ..operators.private import clone
@@ -116,7 +117,8 @@ def load_model(
 
     Args:
         physics: replaces the stored one; needed when the file names its physics only (a class of
-            your own, tensors of single scans).
+            your own, tensors of single scans). Where its Gaussian noise has another level, the
+            energy follows it (``problems.at_noise_level``).
         regularizer: an instance to fill with the weights; needed for classes that are not the
             library's own.
         fidelity: the data term; needed where it is a function of your own.
@@ -125,6 +127,9 @@ def load_model(
 
     Raises:
         ModelFileError: missing, corrupted or foreign file, newer version, weights that do not fit.
+
+    Warns:
+        DataWarning: a physics with noise that the model was not learned for, and no rule for it.
     """
     tensors, header = load_tensors(Path(path), FORMAT)
     version = header.get("version")
@@ -147,7 +152,7 @@ def load_model(
         found = physics or rebuild(header["physics"], _of_part(tensors, "recipe"))
         found = _with_learned(found, _of_part(tensors, "physics"), "physics")
         data_term, tikhonov = _data_term(header, _of_part(tensors, "fidelity"), fidelity)
-        return energy_for(found, module, data_term, tikhonov)
+        energy = energy_for(found, module, data_term, tikhonov)
     except ModelFileError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -157,6 +162,13 @@ def load_model(
             expected="the header written by save_model",
             remedy="Restore the file from its run.",
         ) from error
+    return energy if physics is None else followed(energy, _learned_level(header), stacklevel=3)
+
+
+def _learned_level(header: Mapping[str, Any]) -> float | None:
+    """The standard deviation of the Gaussian noise of the training data."""
+    told = header["physics"].get("sigma")
+    return float(told) if isinstance(told, int | float) and told > 0 else None
 
 
 def _describe_data_term(energy: Energy | SaddleEnergy) -> dict[str, object]:
