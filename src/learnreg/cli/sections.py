@@ -101,12 +101,17 @@ class located:
 
 
 def described(
-    target: Callable[..., object], tag: str | None = None, **extra: object
+    target: Callable[..., object],
+    tag: str | None = None,
+    *,
+    like: object | None = None,
+    **extra: object,
 ) -> type[Built]:
     """The section of a class: one key per argument, with its type, default and description.
 
     Args:
         tag: the value of the key ``type`` that chooses this class.
+        like: an object of the class that has the defaults; those of the class when None.
         extra: further keys, as pydantic fields.
     """
     fields: dict[str, Any] = {} if tag is None else {"type": (Literal[tag], tag)}
@@ -124,11 +129,12 @@ def described(
         if hint == Ranges:
             hint = Any  # its class says better than a union of types what is wrong with a box
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            inner = described(hint)
+            inner = described(hint, like=default if isinstance(default, hint) else None)
             fields[name] = (inner, Field(default_factory=inner, description=comments.get(name)))
         elif name in given_elsewhere:
             fields[name] = (hint | None, Field(None, description=INHERITED[name]))
         else:
+            default = default if like is None else getattr(like, name)
             given = ... if default is inspect.Parameter.empty else default
             fields[name] = (hint, Field(given, description=comments.get(name)))
     fields.update(extra)

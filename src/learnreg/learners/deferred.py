@@ -18,7 +18,7 @@ loss, and along them z_k tends to zero.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -126,8 +126,8 @@ class Deferred:
     20
     """
 
-    explore: Stochastic = field(default_factory=lambda: Stochastic.preset("iadam"))
-    certify: MAID = field(default_factory=MAID)
+    explore: Stochastic = Stochastic.preset("iadam")
+    certify: MAID = MAID()
     length: int = 10
     share: float = 0.15
     longest: int = 1000
