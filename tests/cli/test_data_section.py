@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from deepinv.physics import Denoising, GaussianNoise
-from tests.cli.cases import invoke
 from tests.data.image_files import picture, tiff
 
 from learnreg.cli.config import load_config
 from learnreg.cli.data_section import Data, build_pairs
+from learnreg.cli.prepare import prepare
 from learnreg.core.errors import ConfigError, DataWarning
 from learnreg.data import pairs
 
@@ -83,22 +83,8 @@ def test_sections_are_written_and_read_back(tmp_path, value):
     assert load_config(path) == once and once.data.range == value
 
 
-def test_learning_from_twelve_bits_says_so(tmp_path, scans):
-    text = f"""
-[data]
-source = {json.dumps(str(scans))}
-size = 16
-train = 2
-test = 1
-[regularizer]
-type = "TV"
-[budget]
-steps = 1
-[run]
-threads = 1
-output = {json.dumps(str(tmp_path / "out"))}
-"""
-    path = tmp_path / "c.toml"
-    path.write_text(text.replace("test = 1", "test = 1\nrange = [0, 4095]"), encoding="utf-8")
-    invoke("learn", path)
-    assert (tmp_path / "out" / "model.safetensors").is_file()
+def test_a_run_is_prepared_with_the_units(tmp_path, scans):
+    config(tmp_path / "c.toml", source=str(scans), size=16, train=2, test=1, range=[0, 4095])
+    problem, test = prepare(load_config(tmp_path / "c.toml"))
+    assert problem.pairs.units == test.units == (0.0, 4095.0)
+    assert 0.5 < problem.pairs.x.max() <= 1

@@ -141,6 +141,14 @@ def test_deep_colour_read_with_eight_bits_is_said(tmp_path, monkeypatch, only_pi
         np.testing.assert_allclose(read.movedim(0, -1), COLOUR, atol=1.1 / 255)
 
 
+def test_deep_ink_is_read_with_eight_bits_and_that_is_said(tmp_path):
+    ink = np.concatenate([65535 - DEEP_COLOUR, np.zeros_like(DEEP_COLOUR[..., :1])], axis=-1)
+    path = tiff(tmp_path / "x.tif", ink, photometric="separated")
+    with pytest.warns(DataWarning, match=r"more than 8 bits.*save grey or RGB as TIFF without"):
+        read = load_image(path, channels=3)
+    np.testing.assert_allclose(read.movedim(0, -1), COLOUR, atol=2.1 / 255)
+
+
 def test_deep_colour_with_the_codecs(tmp_path, monkeypatch):
     codecs = SimpleNamespace(png_decode=lambda data: DEEP_COLOUR)
     if not CODECS:

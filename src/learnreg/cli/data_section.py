@@ -53,9 +53,9 @@ class Data(Section):
     channels: Literal[1, 3] = 1
     """1 (grey) or 3 (colour)"""
     range: Annotated[Any, AfterValidator(_range)] = None
-    """[lo, hi], the levels of the files that become 0 and 1; "dtype" for the full range of the
-    integer type (so when left out, unless a header says how many bits count), or "auto" for one
-    range that holds all files
+    """levels [lo, hi] of the files that become 0 and 1; "dtype" for the full range of the integer
+    type (so when left out, unless a header says how many bits count), or "auto" for one range that
+    holds all files
     """
     group: Annotated[str | None, AfterValidator(_pattern)] = None
     """regular expression that finds the patient or scene in a file's name (its first group, or the

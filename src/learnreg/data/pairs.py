@@ -359,10 +359,15 @@ def pairs(
             range of the images.
 
     Example:
-        >>> physics = deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.1))
-        ... # doctest: +SKIP
-        >>> train, test = pairs("scans", physics, size=96, split=(24, 8), seed=0, range=(0, 4095),
-        ...                     group=r"^patient[0-9]+")  # doctest: +SKIP
+        >>> train, validation, test = pairs(
+        ...     "scans",
+        ...     deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.1)),
+        ...     size=96,
+        ...     split=(24, 4, 8),
+        ...     seed=0,
+        ...     range=(0, 4095),
+        ...     group="^patient[0-9]+",
+        ... )  # doctest: +SKIP
     """
     from deepinv.physics import Physics
 

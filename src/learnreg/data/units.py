@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core.asking import offers
 from ..core.errors import InputError
 from ..core.ranges import plain, shown
-from .formats import Raw
+from .formats import Raw, image_codecs
 
 Levels = tuple[float, float]
 """The levels (lo, hi) of a file that become 0 and 1."""
@@ -205,9 +205,10 @@ def narrow_remarks(files: Sequence[Facts]) -> list[str]:
     names = [facts.name for facts in files if facts.narrowed]
     if not names:
         return []
+    more = "" if image_codecs() is not None else ", or install learnreg[formats]"
     return [
-        f"{listed(names)}: more than 8 bits per value, read with 8. For all of them install "
-        "learnreg[formats], or save uncompressed TIFF."
+        f"{listed(names)}: more than 8 bits per value, read with 8. For all of them save grey or "
+        f"RGB as TIFF without compression{more}."
     ]
 
 
