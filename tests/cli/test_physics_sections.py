@@ -112,6 +112,21 @@ def test_the_counts_of_a_scanner_are_those_of_its_section(load):
     assert energy.fidelity == KL(2.0, 0.01) and config.fidelity.tikhonov == 100 * TIKHONOV
 
 
+@pytest.mark.parametrize("keys", ["tikhonov = 1.0", "type = 'KL'", "type = 'Poisson'"])
+def test_keys_of_a_data_term_that_are_left_out_follow_too(keys, load):
+    config = load(f"[physics]\ntype = 'PET'\n[fidelity]\n{keys}")
+    assert config.build_energy(P.Denoising().build((16, 16)), 1).fidelity == KL(5.0, 0.02)
+    assert load(config.to_toml()) == config
+
+
+def test_a_file_of_another_size_is_named_with_its_key(load, tmp_path):
+    np.save(tmp_path / "mask.npy", np.ones((16, 16)))
+    path = json.dumps(str(tmp_path / "mask.npy"))
+    config = load(f"[data]\nsize = 24\n[physics]\ntype = 'inpainting'\nfile = {path}")
+    with pytest.raises(ConfigError, match=r"\[physics\] file: .*24 x 24"):
+        prepare(config)
+
+
 @pytest.mark.parametrize(
     ("noise", "term"),
     [
@@ -226,6 +241,15 @@ BLUR = "[physics]\ntype = 'blur'\n"
         (
             "[noise]\ntype = 'poisson'\n[regularizer]\ntype = 'ExactTV'",
             r"\[fidelity\].*gain = 0.02 in a SaddleEnergy",
+        ),
+        ("[fidelity]\ntype = 'KL'", r"\[fidelity\] type: .*gaussian noise"),
+        (
+            "[noise]\ntype = 'poisson'\n[fidelity]\ntype = 'KL'\ngain = 1.0",
+            r"\[fidelity\] gain: given 1.0; expected 0.02",
+        ),
+        (
+            "[noise]\ntype = 'poisson'\n[fidelity]\ntype = 'Poisson'\nscaled = false",
+            r"\[fidelity\] scaled: given false; expected true",
         ),
         ("[noise]\ntype = 'gauss'", r"\[noise\] type: given \"gauss\".*'gaussian'"),
         ("[noise]\ntype = 'poisson'\nsigma = 0.1", r"\[noise\] sigma: given an unknown key"),

@@ -36,7 +36,7 @@ from .physics_section import (
     check_problem,
     follow,
 )
-from .sections import Section, tag_of
+from .sections import Section, located, tag_of
 from .settings import (
     LEARNERS,
     REGULARIZERS,
@@ -67,7 +67,10 @@ TAGS: dict[str, type[BaseModel]] = {
     **FIDELITIES,
 }
 """The sections that a key ``type`` chooses."""
-_COLOUR = {"channels": 3, "source": "phantoms"}
+_SOURCES = {
+    "demosaicing": {"channels": 3, "source": "phantoms"},
+    "PET": {"source": "phantoms"},
+}
 _STARTS = {  # weights of TV that suit the noise of each
     "blur": ({"type": "blur"}, 0.005),
     "inpainting": ({"type": "inpainting"}, 0.01),
@@ -77,17 +80,18 @@ _STARTS = {  # weights of TV that suit the noise of each
     "multicoil_MRI": ({"type": "MRI", "coils": 4}, 0.01),
     "CT": ({"type": "CT"}, 0.001),
     "fan_beam_CT": ({"type": "CT", "geometry": "fan"}, 0.001),
-    "PET": ({"type": "PET"}, 0.2),
+    "PET": ({"type": "PET", "angles": 40}, 3.0),
 }
 EXAMPLES: dict[str, dict[str, object]] = {"denoising": {}} | {
     name: {
-        "data": {"size": 48, "train": 6, "test": 4} | (_COLOUR if name == "demosaicing" else {}),
+        "data": {"size": 48, "train": 6, "test": 4} | _SOURCES.get(name, {}),
         "physics": physics,
         "regularizer": {"type": "TV", "weight": weight},
         "budget": {"seconds": 60.0},
     }
     for name, (physics, weight) in _STARTS.items()
 }
+EXAMPLES["PET"]["fidelity"] = {"tikhonov": 0.5}  # why: far from the minimum KL bends very little
 """What ``learnreg learn --example NAME`` prints: runs of a minute, by the name of their physics."""
 
 _HEAD = """\
@@ -137,8 +141,14 @@ class Config(Section):
         return build_noise(self.physics, self.noise)
 
     def build_physics(self, size: tuple[int, int], channels: int) -> nn.Module:
-        """The operator with its noise, for images of this size."""
-        return self.build_setup().build(size, channels, self.run.seed, self.build_noise())
+        """The operator with its noise, for images of this size.
+
+        Raises:
+            ConfigError: files that cannot be used, or that do not fit the images.
+        """
+        setup, noise = self.build_setup(), self.build_noise()
+        with located("physics"):
+            return setup.build(size, channels, self.run.seed, noise)
 
     def build_energy(self, physics: nn.Module, channels: int) -> Energy | SaddleEnergy:
         """The energy for such a physics, at the start of the regularizer."""

@@ -13,12 +13,23 @@ from torch import nn
 
 from ..core.errors import ConfigError, InputError
 from ..physics import NOISES as KINDS
-from ..physics import SETUPS, Denoising, Noise, NoNoise, Poisson, Setup
+from ..physics import (
+    SETUPS,
+    Denoising,
+    Gaussian,
+    Noise,
+    NoNoise,
+    Poisson,
+    PoissonGaussian,
+    Setup,
+    Uniform,
+)
 from ..physics.files import tensor_of
 from ..physics.noise import Level as LevelHint
 from ..physics.noise import check_level, level
 from ..problems import KL, L1, L2, Energy, Huber, SaddleEnergy, WeightedL2, energy_for
 from ..regularizers import Regularizer, Tikhonov
+from . import toml
 from .sections import Built, comments_of, described, located, one_of, tag_of
 from .settings import SADDLES, Part, build_regularizer
 
@@ -26,6 +37,9 @@ TIKHONOV = 1e-3
 """Strong convexity of an energy whose data term has none, relative to the curvature of the data
 term, unless the file says another one.
 """
+
+COUNTS = ("KL", "Poisson")
+"""Data terms of counts, by two names."""
 
 FEW_COUNTS = 0.5
 """Background of the Kullback-Leibler data term for counts that have none: without one its curvature
@@ -141,8 +155,14 @@ def follow(tables: Any) -> Any:
     if tables.get("noise") is None:
         tables["noise"] = _noise_of(physics)
     regularizer = tables.get("regularizer", {})
-    if tables.get("fidelity") is None:
-        tables["fidelity"] = _fidelity_of(tables["noise"], _kind(regularizer) in SADDLES)
+    suited = _fidelity_of(tables["noise"], _kind(regularizer) in SADDLES)
+    given = tables.get("fidelity")
+    if given is None:
+        tables["fidelity"] = suited
+    elif isinstance(given, dict):
+        alike = given.get("type", suited["type"]) == suited["type"]
+        counts = given.get("type") in COUNTS and suited["type"] in COUNTS
+        tables["fidelity"] = {**suited, **given} if alike or counts else given
     if _key(tables["fidelity"], "tikhonov") is None:
         tables["fidelity"] = _with_ridge(tables["fidelity"], physics, regularizer)
     return tables
@@ -216,7 +236,7 @@ def _curvature(fidelity: Any) -> float:
         return value if 0 < value < float("inf") else 1.0
 
     kind = _kind(fidelity) or "L2"
-    if kind in ("KL", "Poisson"):
+    if kind in COUNTS:
         return 1 / number("gain")
     return number("weight") if kind in ("Huber", "L1") else number("sigma") ** -2
 
@@ -296,9 +316,35 @@ def check_problem(
     setup = build_setup(physics)
     with located("data"):
         setup.check(size, channels)
+    if tag_of(fidelity) in COUNTS:
+        _check_counts(build_noise(physics, noise), tag_of(noise), fidelity)
     build_noise(physics, noise)
     stand_in = Denoising().build(size, noise=NoNoise())
     energy = build_energy(stand_in, regularizer, fidelity, channels=channels, seed=0)
-    if isinstance(energy, SaddleEnergy) and tag_of(fidelity) in ("KL", "Poisson"):
+    if isinstance(energy, SaddleEnergy) and tag_of(fidelity) in COUNTS:
         with located("fidelity"):  # some data terms are refused when they meet measurements
             energy.fidelity.of_data(torch.ones(1, channels, *size))
+
+
+def _check_counts(noise: Noise, tag: str, fidelity: Built) -> None:
+    """Refuse a data term of counts for measurements that are none, or are counted otherwise.
+
+    Raises:
+        ConfigError: says what the noise makes.
+    """
+    if isinstance(noise, Gaussian | Uniform | PoissonGaussian):
+        raise ConfigError(
+            "[fidelity] type",
+            given=f'"{tag_of(fidelity)}" with {tag} noise, which makes measurements below zero',
+            expected="L2, WeightedL2, L1, Huber",
+            remedy='Leave [fidelity] out, or set [noise] type = "poisson".',
+        )
+    if isinstance(noise, Poisson):
+        for key, own in (("gain", level(noise.gain)), ("scaled", noise.normalized)):
+            if getattr(fidelity, key) != own:
+                raise ConfigError(
+                    f"[fidelity] {key}",
+                    given=toml.value(getattr(fidelity, key)),
+                    expected=f"{toml.value(own)}, as the measurements of [noise]",
+                    remedy="Leave it out.",
+                )
