@@ -19,6 +19,7 @@ from tests.cli.cases import assert_same_run, environment, invoke, write_config
 
 from learnreg.cli import guard
 from learnreg.cli.guard import guarded, lasting_streams, noted, stoppable
+from learnreg.cli.learn import claimed
 from learnreg.core.errors import DataWarning
 from learnreg.core.locks import FolderLock
 from learnreg.runs import Run
@@ -81,6 +82,18 @@ def test_another_run_and_a_file_of_somebody_else_are_kept(learned, tmp_path, cha
     error = invoke("learn", write_config(tmp_path), "--resume", code=2).stderr
     assert "another configuration" in error
     assert (tmp_path / "out" / "config.toml").read_text(encoding="utf-8") == text
+
+
+def test_left_overs_of_killed_writes_are_removed(tmp_path):
+    (tmp_path / "out" / "checkpoint").mkdir(parents=True)
+    old = tmp_path / "out" / "checkpoint" / ".checkpoint.safetensors.abcd_123"
+    new = old.with_name(".checkpoint.safetensors.abcd_124")
+    mine = tmp_path / "out" / ".notes.txt.abcd_123"
+    for path in (old, new, mine):
+        path.write_bytes(b"half")
+        os.utime(path, (0, 0) if path != new else None)
+    with claimed(tmp_path / "out"):
+        assert not old.exists() and new.exists() and mine.exists()
 
 
 # --- no room, no right ----------------------------------------------------------------------------

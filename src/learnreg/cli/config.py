@@ -32,6 +32,7 @@ from .settings import (
     Strategy,
     Terms,
     build_regularizer,
+    check_kept,
     check_method,
     check_strategy,
     check_threads,
@@ -135,5 +136,9 @@ CHECKS: list[Check[Config]] = [
     ),
     (("regularizer", "run"), lambda config, _: check_method(config.regularizer, config.run.solver)),
     (("run",), lambda config, _: check_threads(config.run.threads)),
+    (
+        ("run", "data"),
+        lambda config, _: check_kept(config.run.keep, dict(config.data).get("validation", 0)),
+    ),
 ]
 """What the values of single keys do not show."""
