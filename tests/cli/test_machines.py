@@ -16,6 +16,7 @@ import warnings
 import pytest
 from rich.console import Console
 from tests.cli.cases import assert_same_run, environment, invoke, write_config
+from tests.cli.test_compare import write as write_comparison
 
 from learnreg.cli import guard
 from learnreg.cli.guard import guarded, lasting_streams, noted, stoppable
@@ -366,3 +367,17 @@ def test_killed_before_the_first_checkpoint(tmp_path):
     process.communicate()
     assert not (tmp_path / "out" / "model.safetensors").exists()
     invoke("learn", path, "--resume")
+
+
+def test_a_comparison_that_ended_before_its_first_run_starts_again(tmp_path, monkeypatch):
+    path = write_comparison(tmp_path)
+
+    def killed(*_, **__):
+        raise SystemExit(9)
+
+    monkeypatch.setattr("learnreg.cli.compare.run_all", killed)
+    for _ in range(2):
+        invoke("compare", path, code=9)
+    copy = tmp_path / "out" / "config.toml"
+    copy.write_text(copy.read_text(encoding="utf-8") + "# mine\n", encoding="utf-8")
+    assert "another configuration" in invoke("compare", path, code=2).stderr
