@@ -244,6 +244,7 @@ def test_a_value_that_a_regularizer_refuses_is_named(load, kind, line, expected)
             r"\[regularizer.terms\(1\)\] weight: given -3.0",
         ),
         ("[budget]", r"\[budget\]: given no limit"),
+        ("[run]\nkeep = 'best'", r"\[run\] keep: given \"best\" without images to validate on"),
         ("data = 3", r"\[data\]: given 3; expected a table"),
         ("learner = 'maid'", r"\[learner\] type: given \"maid\""),
         ("x =", "no valid TOML"),

@@ -16,9 +16,11 @@ import warnings
 import pytest
 from rich.console import Console
 from tests.cli.cases import assert_same_run, environment, invoke, write_config
+from tests.cli.test_compare import write as write_comparison
 
 from learnreg.cli import guard
 from learnreg.cli.guard import guarded, lasting_streams, noted, stoppable
+from learnreg.cli.learn import claimed
 from learnreg.core.errors import DataWarning
 from learnreg.core.locks import FolderLock
 from learnreg.runs import Run
@@ -81,6 +83,18 @@ def test_another_run_and_a_file_of_somebody_else_are_kept(learned, tmp_path, cha
     error = invoke("learn", write_config(tmp_path), "--resume", code=2).stderr
     assert "another configuration" in error
     assert (tmp_path / "out" / "config.toml").read_text(encoding="utf-8") == text
+
+
+def test_left_overs_of_killed_writes_are_removed(tmp_path):
+    (tmp_path / "out" / "checkpoint").mkdir(parents=True)
+    old = tmp_path / "out" / "checkpoint" / ".checkpoint.safetensors.abcd_123"
+    new = old.with_name(".checkpoint.safetensors.abcd_124")
+    mine = tmp_path / "out" / ".notes.txt.abcd_123"
+    for path in (old, new, mine):
+        path.write_bytes(b"half")
+        os.utime(path, (0, 0) if path != new else None)
+    with claimed(tmp_path / "out"):
+        assert not old.exists() and new.exists() and mine.exists()
 
 
 # --- no room, no right ----------------------------------------------------------------------------
@@ -353,3 +367,17 @@ def test_killed_before_the_first_checkpoint(tmp_path):
     process.communicate()
     assert not (tmp_path / "out" / "model.safetensors").exists()
     invoke("learn", path, "--resume")
+
+
+def test_a_comparison_that_ended_before_its_first_run_starts_again(tmp_path, monkeypatch):
+    path = write_comparison(tmp_path)
+
+    def killed(*_, **__):
+        raise SystemExit(9)
+
+    monkeypatch.setattr("learnreg.cli.compare.run_all", killed)
+    for _ in range(2):
+        invoke("compare", path, code=9)
+    copy = tmp_path / "out" / "config.toml"
+    copy.write_text(copy.read_text(encoding="utf-8") + "# mine\n", encoding="utf-8")
+    assert "another configuration" in invoke("compare", path, code=2).stderr

@@ -66,7 +66,7 @@ def run_compare(
     )
     folder = Path(plan.config.run.output)
     jobs = plan_jobs(plan, folder)
-    _check_output(folder, path, jobs, resume, overwrite)
+    _check_output(folder, path, plan, jobs, resume, overwrite)
     problem, _ = prepare(
         jobs[0].config
     )  # what is wrong with the data is said once, and before anything is started
@@ -147,7 +147,9 @@ def _places(threads: int | None) -> int:
     return max(1, cores() // (threads or 1))
 
 
-def _check_output(folder: Path, path: Path, jobs: list[Job], resume: bool, overwrite: bool) -> None:
+def _check_output(
+    folder: Path, path: Path, plan: Plan, jobs: list[Job], resume: bool, overwrite: bool
+) -> None:
     """Refuse to write over other results, or over a configuration that is not the present one."""
     if resume and overwrite:
         raise InputError(
@@ -176,7 +178,9 @@ def _check_output(folder: Path, path: Path, jobs: list[Job], resume: bool, overw
             remedy="Go on with --resume, start again with --overwrite, or choose another --output.",
         )
     copy = folder / COPY
-    if copy.exists() and not copy.samefile(path):
+    # our own copy, of a comparison that was ended before its first run, is no other configuration
+    ours = copy.is_file() and copy.read_bytes() == plan.to_toml().encode()
+    if copy.exists() and not copy.samefile(path) and not ours:
         raise InputError(
             f"output folder {folder}",
             given=f"another configuration ({copy})",

@@ -50,6 +50,7 @@ from .settings import (
     Strategy,
     Terms,
     build_regularizer,
+    check_kept,
     check_method,
     check_strategy,
     check_threads,
@@ -67,7 +68,7 @@ TAGS: dict[str, type[BaseModel]] = {
     **FIDELITIES,
 }
 """The sections that a key ``type`` chooses."""
-_SOURCES = {
+_SOURCES: dict[str, dict[str, object]] = {
     "demosaicing": {"channels": 3, "source": "phantoms"},
     "PET": {"source": "phantoms"},
 }
@@ -84,7 +85,7 @@ _STARTS = {  # weights of TV that suit the noise of each
 }
 EXAMPLES: dict[str, dict[str, object]] = {"denoising": {}} | {
     name: {
-        "data": {"size": 48, "train": 6, "test": 4} | _SOURCES.get(name, {}),
+        "data": {"size": 48, "train": 6, "test": 4, **_SOURCES.get(name, {})},
         "physics": physics,
         "regularizer": {"type": "TV", "weight": weight},
         "budget": {"seconds": 60.0},
@@ -258,6 +259,10 @@ CHECKS: list[Check[Config]] = [
             size_of(config.data),
             config.data.channels,
         ),
+    ),
+    (
+        ("run", "data"),
+        lambda config, _: check_kept(config.run.keep, dict(config.data).get("validation", 0)),
     ),
 ]
 """What the values of single keys do not show."""

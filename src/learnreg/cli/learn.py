@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 RESULTS = ("index.html", "run.json", "run.safetensors", "model.safetensors", "history.safetensors")
 CHECKPOINT, COPY = "checkpoint", "config.toml"
+STALE = 600.0
+"""Seconds after which a file that was being written is taken for a left-over."""
 
 
 def run_learn(
@@ -331,9 +334,19 @@ def claimed(folder: Path) -> Iterator[None]:
             remedy="Wait for that run or stop it, or choose another --output.",
         ) from None
     try:
+        _sweep(folder)
         yield
     finally:
         lock.release()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what writes that were killed have left behind (see ``write_atomically``)."""
+    for place, names in ((folder, (*RESULTS, COPY)), (folder / CHECKPOINT, (FILE,))):
+        for left in (path for name in names for path in place.glob(f".{name}.????????")):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > STALE:
+                    left.unlink()
 
 
 def claim(folder: Path) -> None:

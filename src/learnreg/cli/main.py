@@ -259,6 +259,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Render the page of an earlier run or comparison again, without computing anything."""
+    announce(f"learnreg {__version__}: reading {folder}; {LOADING}")
     from .report import run_report
 
     run_report(folder, _console())

@@ -8,7 +8,7 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -19,9 +19,6 @@ from .physics_section import FIDELITIES, NOISES, PHYSICS
 from .sections import Built
 from .settings import LEARNERS, REGULARIZERS, SADDLES, STRATEGIES
 from .tables import read_tables, unusable_texts
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
 
 __all__ = [
     "Mistakes",
@@ -257,7 +254,7 @@ def translated(
 
 
 def _translated(
-    error: ErrorDetails, root: type[BaseModel], tags: Mapping[str, type[BaseModel]]
+    error: Any, root: type[BaseModel], tags: Mapping[str, type[BaseModel]]
 ) -> ConfigError:
     """An error of pydantic in our words."""
     if not error["loc"]:

@@ -236,6 +236,21 @@ def check_strategy(
         )
 
 
+def check_kept(keep: str, validation: int) -> None:
+    """Refuse to keep the best step where nothing tells which one it is.
+
+    Raises:
+        ConfigError: there are no images to validate on.
+    """
+    if keep == "best" and not validation:
+        raise ConfigError(
+            "[run] keep",
+            given='"best" without images to validate on',
+            expected='"last", or a number of validation crops in [data]',
+            remedy="The last step is the best one for the training images.",
+        )
+
+
 def check_method(regularizer: Built, solver: str, where: str = "run") -> None:
     """Refuse a lower-level solver that does not exist or cannot solve the lower level of a
     regularizer.

@@ -53,9 +53,9 @@ class Budget:
         work: evaluations of the energy per image (mean over images), see ``Cost.work``.
         steps: accepted steps.
         patience: evaluations per image; the run also ends when the best loss has fallen by less
-            than ``plateau`` over the last so many of them. With ``learn(validation=...)`` that is
-            the loss of the validation pairs. Never when None.
-        plateau: share of the loss; see ``patience``.
+            than ``plateau`` over the last so many of them; that of the validation pairs, where
+            there are any. Never when None.
+        plateau: the share of the loss of ``patience``.
 
     Raises:
         InputError: no limit at all, or one that is not positive; ``plateau`` not in (0, 1).
