@@ -305,7 +305,7 @@ def test_a_missing_package_is_named(
     (tmp_path / name).write_bytes(b"anything")
     monkeypatch.setitem(sys.modules, package, None)
 
-    with pytest.raises(InputError, match=rf"{package}.*pip install \"learnreg\[formats\]\""):
+    with pytest.raises(InputError, match=rf"{package}.*pip install \"learnreg\[measured\]\""):
         read_array(tmp_path / name)
 
 

@@ -125,7 +125,7 @@ class ArrayFile:
                 str(self.path),
                 given=f"a {self.suffix} file, and a package that is not installed ({error})",
                 expected="the package that reads it",
-                remedy='Install it with: pip install "learnreg[formats]"',
+                remedy='Install it with: pip install "learnreg[measured]"',
             ) from error
         except Exception as error:  # why: readers fail in many ways on damaged files
             raise InputError(
@@ -188,7 +188,7 @@ def read_array(path: str | PathLike[str], key: str | None = None) -> Tensor:
 
     Args:
         path: a .npy, .npz, .mat, .h5, .hdf5, .tif (all pages as one stack), .nii, .nii.gz or .dcm
-            file (in its rescaled units). NIfTI and DICOM need ``pip install "learnreg[formats]"``,
+            file (in its rescaled units). NIfTI and DICOM need ``pip install "learnreg[measured]"``,
             and so does an HDF5 file of raw MRI acquisitions (ISMRMRD): it becomes the k-space
             (2, coils, h, w) of deepinv's ``load_ismrmrd_raw``. ``file.npz:entry`` chooses an entry.
         key: the entry of a file with several arrays; may be left out where there is one.
