@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from learnreg.core.errors import InputError
-from learnreg.data import read_array
+from learnreg.data import read_array, save_array
 from learnreg.data.arrays import ARRAYS, ArrayFile, array_file
 
 KINDS = ["float32", "float64", "complex64", "complex128"]
@@ -305,5 +305,31 @@ def test_a_missing_package_is_named(
     (tmp_path / name).write_bytes(b"anything")
     monkeypatch.setitem(sys.modules, package, None)
 
-    with pytest.raises(InputError, match=rf"{package}.*pip install \"learnreg\[formats\]\""):
+    with pytest.raises(InputError, match=rf"{package}.*pip install \"learnreg\[measured\]\""):
         read_array(tmp_path / name)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 5), (7, 3, 4, 5)])
+def test_what_is_saved_comes_back(tmp_path: Path, suffix: str, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape) * 1000
+
+    save_array(tmp_path / f"a{suffix}", x)
+
+    assert torch.equal(read_array(tmp_path / f"a{suffix}").reshape(shape), x)
+
+
+def test_what_cannot_be_saved(tmp_path: Path) -> None:
+    z = torch.ones(3, 3, dtype=torch.complex64)
+    save_array(tmp_path / "a.npy", z.conj())
+    assert torch.equal(read_array(tmp_path / "a.npy"), z)
+    for name, x, words in (
+        ("a.tif", z, "expected one of .npy"),
+        ("a.mat", z.real, "expected one of .npy, .tif"),
+        ("no/a.npy", z.real, "does not exist"),
+    ):
+        with pytest.raises(InputError, match=words):
+            save_array(tmp_path / name, x)

@@ -1,6 +1,6 @@
 """Pairs of true and measured images, seeded: bundled photographs, folders, phantoms."""
 
-from .arrays import read_array
+from .arrays import read_array, save_array
 from .images import list_images, load_image, natural_photographs, save_image
 from .measured import from_dataset, measured
 from .pairs import Pairs, Sides, pairs
@@ -17,5 +17,6 @@ __all__ = [
     "pairs",
     "phantoms",
     "read_array",
+    "save_array",
     "save_image",
 ]

@@ -26,6 +26,8 @@ KEYED = (".npz", ".mat", *HDF5)
 """Endings of files that hold several arrays by name."""
 ARRAYS = (".npy", *KEYED, *TIFF, *NIFTI, ".dcm")
 """Endings (in lower case) of the files that ``read_array`` reads."""
+WRITTEN = (".npy", *TIFF)
+"""Endings of the files that ``save_array`` writes."""
 MEASURED = (*ARRAYS, *(suffix for suffix in PICTURES if suffix not in ARRAYS))
 """Endings of what can stand in a folder of measured data."""
 
@@ -123,7 +125,7 @@ class ArrayFile:
                 str(self.path),
                 given=f"a {self.suffix} file, and a package that is not installed ({error})",
                 expected="the package that reads it",
-                remedy='Install it with: pip install "learnreg[formats]"',
+                remedy='Install it with: pip install "learnreg[measured]"',
             ) from error
         except Exception as error:  # why: readers fail in many ways on damaged files
             raise InputError(
@@ -186,7 +188,7 @@ def read_array(path: str | PathLike[str], key: str | None = None) -> Tensor:
 
     Args:
         path: a .npy, .npz, .mat, .h5, .hdf5, .tif (all pages as one stack), .nii, .nii.gz or .dcm
-            file (in its rescaled units). NIfTI and DICOM need ``pip install "learnreg[formats]"``,
+            file (in its rescaled units). NIfTI and DICOM need ``pip install "learnreg[measured]"``,
             and so does an HDF5 file of raw MRI acquisitions (ISMRMRD): it becomes the k-space
             (2, coils, h, w) of deepinv's ``load_ismrmrd_raw``. ``file.npz:entry`` chooses an entry.
         key: the entry of a file with several arrays; may be left out where there is one.
@@ -205,6 +207,41 @@ def read_array(path: str | PathLike[str], key: str | None = None) -> Tensor:
     torch.float32
     """
     return array_file(path, key).read()
+
+
+def save_array(path: str | PathLike[str], x: Tensor) -> None:
+    """Write one array without rounding or clipping; the ending of ``path`` chooses the format.
+
+    Args:
+        path: a .npy file (any numbers), or .tif (real ones; all axes but the last two are pages).
+            An existing file is replaced.
+        x: on any device.
+
+    Raises:
+        InputError: another ending, no such folder, complex numbers for .tif.
+    """
+    file = ArrayFile(Path(path))
+    values = x.detach().cpu().resolve_conj().numpy()
+    if file.suffix not in WRITTEN or (file.suffix in TIFF and x.is_complex()):
+        raise InputError(
+            str(path),
+            given=f"the ending {file.path.suffix!r} for numbers of {x.dtype}",
+            expected="one of " + ", ".join(WRITTEN if not x.is_complex() else WRITTEN[:1]),
+            remedy="Choose .npy, which holds any numbers.",
+        )
+    if not file.path.parent.is_dir():
+        raise InputError(
+            str(path),
+            given=f"a folder {file.path.parent} that does not exist",
+            expected="an existing folder",
+            remedy="Create the folder first.",
+        )
+    if file.suffix in TIFF:
+        import tifffile
+
+        tifffile.imwrite(file.path, values, photometric="minisblack")
+    else:
+        np.save(file.path, values, allow_pickle=False)
 
 
 # --- formats --------------------------------------------------------------------------------------
