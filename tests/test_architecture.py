@@ -26,7 +26,7 @@ ROOMS = {
     "regularizers": "operators convex networks",
     "data": "operators",
     "problems": "operators convex",
-    "models": "operators regularizers problems",
+    "models": "operators regularizers problems solvers",
     "solvers": "linear",
     "hypergradients": "convex linear solvers",
     "objectives": "problems metrics solvers hypergradients",

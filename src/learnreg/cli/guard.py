@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-ERROR, INTERRUPTED = 2, 130
+ERROR, PARTLY, INTERRUPTED = 2, 3, 130
+"""Exit codes: nothing done, some of several files not, Ctrl-C."""
 
 
 class Interrupted(Exception):
