@@ -27,6 +27,9 @@ gradient, 44 for L-BFGS).
 VECTORS_IN_TILES = 8
 """The same where images are solved tile by tile, besides one window."""
 
+UNITS = ((9, "GB"), (6, "MB"), (3, "kB"))
+"""Powers of ten and their names."""
+
 KEPT_FREE = 0.8
 """Of the memory that is free, what a solve may take when nothing else is said."""
 
@@ -129,7 +132,8 @@ def in_words(size: float) -> str:
     >>> in_words(2.5e9), in_words(3e6)
     ('2.5 GB', '3 MB')
     """
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+    power, unit = next((pair for pair in UNITS if size >= 10 ** pair[0]), UNITS[-1])
+    return f"{size / 10**power:.3g} {unit}"
 
 
 def not_enough(what: str, needed: int, given: int) -> InputError:

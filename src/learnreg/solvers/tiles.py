@@ -241,6 +241,7 @@ class _Tiled:
         self.tiles = boxes(self.sides, tiling.size)
         self.share = [t.pixels / (height * width) for t in self.tiles]
         self.steps = torch.zeros(target.shape[0], dtype=torch.int64, device=target.device)
+        self._room: Tensor | None = None
         self.work = 0.0  # gradients of whole images
 
     def check_reach(self, x: Tensor) -> None:
@@ -366,8 +367,7 @@ class _Tiled:
 
     def close(self, x: Tensor) -> _Closing:
         """The gradient in float64, window by window."""
-        window = self.f.windows(double=True)
-        gradient = torch.empty_like(x)
+        window, gradient = self.f.windows(double=True), self._gradient(x)
         squares, allowances = [], []
         for tile in self.tiles:
             box = tile.grown(self.reach, self.sides)
@@ -381,6 +381,12 @@ class _Tiled:
         size = of_tiles.sum(dim=0).sqrt()
         evidence = size + torch.stack(allowances).sum(dim=0).sqrt()
         return _Closing(evidence, size, gradient, of_tiles.sqrt())
+
+    def _gradient(self, x: Tensor) -> Tensor:
+        """Room for a gradient, the same in every sweep."""
+        if self._room is None:
+            self._room = torch.empty_like(x)
+        return self._room
 
     def _solution(self, x: Tensor, closing: _Closing, code: Status) -> Solution:
         constants = constants_of(self.f)
