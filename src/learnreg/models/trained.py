@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,9 @@ TILED_FROM = 2**18
 """Pixels of an image from which it is solved tile by tile where that can be: large vectors leave
 the cache, and memory counts.
 """
+
+Kind = TypeVar("Kind", bound=AnyImage)
+"""What an image is, before and after."""
 
 Told = Callable[[float], None]
 """Hears the share of the work that is done."""
@@ -149,7 +153,7 @@ class TrainedModel:
         """The same model with other demands."""
         return TrainedModel(self.energy, demands, self.channel_wise, self.path, self.notes)
 
-    def __call__(self, image: AnyImage) -> AnyImage:
+    def __call__(self, image: Kind) -> Kind:
         """The reconstruction, of the kind, type and range of what is given.
 
         Args:
@@ -166,10 +170,9 @@ class TrainedModel:
         Warns:
             DataWarning: ``max_seconds`` were over before the accuracy was reached.
         """
-        batch = as_batch(image)
-        solution = self.reconstruct(batch.y)
+        found, solution = self.with_certificate(image)
         if any(s is Status.BUDGET for s in solution.status):
-            asked = self.demands.distance(batch.y[0].numel())
+            asked = self.demands.distance(solution.value[0].numel())
             warnings.warn(
                 f"max_seconds: {self.demands.max_seconds:g} s were over at a {solution.words} of "
                 f"{float(solution.error.max()):.2e}; asked for was {asked:.2e}. Allow more time, "
@@ -177,7 +180,19 @@ class TrainedModel:
                 DataWarning,
                 stacklevel=2,
             )
-        return batch.back(solution.value)
+        return found
+
+    def with_certificate(self, image: Kind) -> tuple[Kind, Solution]:
+        """What a call gives, together with the Solution: ``error`` is the distance of the image
+        before it was rounded to its type, and the status says whether time ran out.
+
+        Raises:
+            InputError, SolveError: as when called.
+        """
+        batch = as_batch(image)
+        solution = self.reconstruct(batch.y)
+        # why a cast: the kind that was given comes back
+        return cast(Kind, batch.back(solution.value)), solution
 
     @isolated
     def reconstruct(
