@@ -82,6 +82,7 @@ _HOME = {
     "Run": "runs",
     "Report": "reports",
     "Comparison": "reports",
+    "load": "models",
     "load_model": "models",
     "save_model": "models",
 }

@@ -15,7 +15,6 @@ from learnreg.cli.config import Config, example, load_config
 from learnreg.cli.mistakes import one_of_words
 from learnreg.cli.prepare import prepare
 from learnreg.cli.progress import LearnProgress
-from learnreg.cli.reconstruct import model_channels
 from learnreg.cli.settings import (
     OF_SADDLES,
     REGULARIZERS,
@@ -27,6 +26,7 @@ from learnreg.cli.settings import (
 from learnreg.core.errors import ConfigError
 from learnreg.hypergradients import JointPiggyback, Piggyback
 from learnreg.hypergradients.choose import natural_map
+from learnreg.models.trained import model_channels
 from learnreg.problems import Energy, SaddleEnergy
 from learnreg.regularizers import KNOWN, TGV, ExactTV, LearnedTV, SaddleRegularizer
 from learnreg.reports import Comparison

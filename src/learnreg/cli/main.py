@@ -215,7 +215,12 @@ def reconstruct(
     ],
     model: Annotated[
         Path,
-        typer.Option("--model", "-m", help="The model.safetensors of a run.", show_default=False),
+        typer.Option(
+            "--model",
+            "-m",
+            help="The folder of a run, or its model.safetensors.",
+            show_default=False,
+        ),
     ],
     output: Annotated[
         str,
@@ -227,7 +232,29 @@ def reconstruct(
         float | None,
         typer.Option(
             help="Largest distance to the exact minimizer, over all pixels of an image.",
-            show_default="1e-4 per pixel in the mean square: 1e-2 sqrt(pixels) / 96",
+            show_default="by --quality",
+        ),
+    ] = None,
+    quality: Annotated[
+        str | None,
+        typer.Option(
+            help="draft: certified to one 8-bit grey level in the root mean square, usually a "
+            "fifth of it; fine: to a fortieth of one.",
+            show_default="fine",
+        ),
+    ] = None,
+    sigma: Annotated[
+        str | None,
+        typer.Option(
+            help="Noise level of the images: 0.1, 25/255, or auto.",
+            show_default="that of the model",
+        ),
+    ] = None,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Time for each image; what has been reached is written, and listed at the end.",
+            show_default=False,
         ),
     ] = None,
     channel_wise: Annotated[
@@ -240,13 +267,42 @@ def reconstruct(
     float64: Annotated[
         bool, typer.Option("--float64", help="Compute in double precision.")
     ] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory that a solve may take, for example 800MB or 2GB.",
+            show_default="what is free",
+        ),
+    ] = None,
+    processes: Annotated[int, typer.Option(help="Files at a time, each by one thread.")] = 1,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave out images whose result is there.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Apply a learned model to images of any size, with a certified distance for each."""
+    """Apply a learned model to images of any size, with a certified distance for each.
+
+    One file that fails does not stop the others: failures are listed at the end (exit code 3).
+    """
+    console = _console()
+    # what is imported next takes seconds
+    console.print("Starting ...")
     from .reconstruct import run_reconstruct
 
     run_reconstruct(
-        model, inputs, output, _console(), eps=eps, channel_wise=channel_wise, float64=float64
+        model,
+        inputs,
+        output,
+        console,
+        eps=eps,
+        quality=quality,
+        sigma=sigma,
+        max_seconds=max_seconds,
+        channel_wise=channel_wise,
+        float64=float64,
+        memory=memory,
+        processes=processes,
+        skip_existing=skip_existing,
     )
 
 

@@ -139,6 +139,11 @@ def with_tensors(physics: LinearPhysicsLike, tensors: Mapping[str, Tensor]) -> L
     return copied
 
 
+def windowed(physics: M, sides: torch.Size, rows: slice, columns: slice) -> M:
+    """A shallow copy for a window of images of these sides: tensors like images are cut as well."""
+    return _replaced(physics, lambda name, t: t[..., rows, columns] if t.shape[-2:] == sides else t)
+
+
 def batched_names(physics: nn.Module, count: int) -> frozenset[str]:
     """Names of the tensors that may hold one slice per image of a batch of ``count``."""
     named = (*physics.named_parameters(), *physics.named_buffers())

@@ -223,6 +223,11 @@ class FoE(Regularizer):
         k, c, s, _ = self.kernels.shape
         return 0.2 * k * c * s * s
 
+    @property
+    def reach(self) -> int:
+        """A pixel meets those in its windows of s pixels: s - 1 in every direction."""
+        return int(self.kernels.shape[-1]) - 1
+
     # --- the function -----------------------------------------------------------------------------
 
     @differentiable_value

@@ -1,0 +1,113 @@
+"""Which file of ``reconstruct`` goes where: checked before anything is computed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.errors import InputError
+from ..data import list_images
+from .pictures import WRITABLE
+
+Identity = tuple[int, int]
+"""Device and number of a file, whatever it is called."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to be reconstructed."""
+
+    source: Path
+    target: Path
+
+
+def plan(inputs: Sequence[Path], output: str) -> list[Job]:
+    """A target for every input; makes the output folder.
+
+    Raises:
+        InputError: no such input; a target that is an input, is written twice or has an ending that
+            cannot be.
+    """
+    sources = [
+        file for entry in inputs for file in (list_images(entry) if entry.is_dir() else [entry])
+    ]
+    for source in sources:
+        if not source.is_file():
+            raise InputError(
+                str(source),
+                given="no such file",
+                expected="an image file",
+                remedy="Check the path.",
+            )
+    place = Path(output)
+    into_folder = place.is_dir() or place.suffix == "" or output.endswith(("/", os.sep))
+    if not into_folder and (len(sources) > 1 or any(entry.is_dir() for entry in inputs)):
+        raise InputError(
+            "--output",
+            given=f"the file {output} for {len(sources)} image(s)",
+            expected="a folder",
+            remedy=f"For example: -o {place.with_suffix('')}/",
+        )
+    jobs = [Job(source, place / _file_name(source) if into_folder else place) for source in sources]
+    _check_targets(jobs)
+    folder = place if into_folder else place.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            "--output",
+            given=f"{folder} ({error.strerror})",
+            expected="a folder that can be made",
+            remedy="Choose another output.",
+        ) from error
+    return jobs
+
+
+def _file_name(source: Path) -> str:
+    return source.name if source.suffix.lower() in WRITABLE else f"{source.stem}.png"
+
+
+def _check_targets(jobs: Sequence[Job]) -> None:
+    inputs = {job.source.resolve() for job in jobs}
+    # by number as well: links, and systems that do not tell capitals from small letters
+    numbers = _numbers(inputs)
+    first: dict[Path, Path] = {}
+    for job in jobs:
+        target = job.target.resolve()
+        if target.suffix.lower() not in WRITABLE:
+            raise InputError(
+                "--output",
+                given=f"{job.target} with the ending {job.target.suffix!r}",
+                expected=f"one of {', '.join(WRITABLE)}",
+                remedy="Choose .png for viewing, .tif for exact values.",
+            )
+        if target in inputs or not numbers.isdisjoint(_numbers([target])):
+            raise InputError(
+                "--output",
+                given=f"{job.target}, which is an input",
+                expected="a file of its own",
+                remedy="Name another file or folder: the noisy image is not overwritten.",
+            )
+        if target in first:
+            raise InputError(
+                "--output",
+                given=f"{job.target} for both {first[target]} and {job.source}",
+                expected="different file names",
+                remedy="Reconstruct them into different folders.",
+            )
+        first[target] = job.source
+
+
+def _numbers(paths: Iterable[Path]) -> set[Identity]:
+    """Identities of the files that exist; where the system has none, nothing."""
+    found = set()
+    for path in paths:
+        try:
+            state = path.stat()
+        except OSError:
+            continue
+        if state.st_ino:
+            found.add((state.st_dev, state.st_ino))
+    return found

@@ -1,0 +1,169 @@
+"""Images as people have them, arrays, Pillow's and tensors, to batches of real tensors and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..core.errors import InputError
+
+Array: TypeAlias = np.ndarray
+AnyImage: TypeAlias = Array | Image.Image | Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WHOLE = (np.dtype(np.uint8), np.dtype(np.uint16))
+MODES = {"L": "L", "RGB": "RGB", "F": "F", "I;16": "I;16", "1": "L", "P": "RGB", "YCbCr": "RGB"}
+"""Modes of Pillow, and those that they are reconstructed in."""
+
+TRANSPARENT = {"LA": "L", "RGBA": "RGB"}
+"""Modes with a transparency, which stays as it is."""
+
+
+class Batch(NamedTuple):
+    """Images made ready.
+
+    Attributes:
+        y: (b, c, h, w), floating-point, 0 to 1 for what integers hold.
+        back: makes a result (b, c, h, w) what the image was.
+    """
+
+    y: Tensor
+    back: Callable[[Tensor], AnyImage]
+
+
+def as_batch(image: object) -> Batch:
+    """An image of any of the kinds.
+
+    Raises:
+        InputError: another kind, type or shape; says what would do.
+    """
+    if isinstance(image, Tensor):
+        return _of_tensor(image)
+    if isinstance(image, Image.Image):
+        return _of_pillow(image)
+    if isinstance(image, np.ndarray):
+        return _of_array(image)
+    raise InputError(
+        "image",
+        given=type(image).__name__,
+        expected="a numpy array (h, w) or (h, w, c), a PIL image, or a tensor (c, h, w) or "
+        "(b, c, h, w)",
+        remedy="Read files with PIL.Image.open(path), or use learnreg reconstruct.",
+    )
+
+
+def _of_tensor(image: Tensor) -> Batch:
+    if image.dim() not in (2, 3, 4):
+        raise _wrong_shape(tuple(image.shape), "(h, w), (c, h, w) or (b, c, h, w)")
+    if image.dtype not in (*FLOATS, torch.uint8):
+        raise InputError(
+            "image",
+            given=f"a tensor of type {image.dtype}",
+            expected="uint8, or floating-point numbers on the scale of [0, 1]",
+            remedy="Convert it: image.float() / (largest value).",
+        )
+    shape, dtype, device = image.shape, image.dtype, image.device
+    y = image.detach()
+    y = y[None, None] if y.dim() == 2 else y[None] if y.dim() == 3 else y
+    if dtype == torch.uint8:
+        y = y.float() / 255
+    elif dtype != torch.float64:
+        y = y.float()
+
+    def back(x: Tensor) -> Tensor:
+        x = x.reshape(shape)
+        if dtype == torch.uint8:
+            x = (x.clamp(0, 1) * 255).round()
+        return x.to(device=device, dtype=dtype)
+
+    return Batch(y, back)
+
+
+def _of_array(image: Array) -> Batch:
+    y = _channels_first(image)
+
+    def back(x: Tensor) -> Array:
+        values = x[0].permute(1, 2, 0).reshape(image.shape).cpu()
+        return _as(values, image.dtype)
+
+    return Batch(y, back)
+
+
+def _channels_first(image: Array) -> Tensor:
+    """(1, c, h, w) of an array (h, w) or (h, w, c).
+
+    Raises:
+        InputError: another shape or type.
+    """
+    if image.ndim not in (2, 3) or image.size == 0:
+        raise _wrong_shape(image.shape, "(h, w) or (h, w, c)")
+    if image.ndim == 3 and image.shape[2] > 4:
+        raise InputError(
+            "image",
+            given=f"an array of shape {image.shape}",
+            expected="channels in the last place, at most 4 of them",
+            remedy="Use np.moveaxis(image, 0, -1), or a tensor (c, h, w).",
+        )
+    values = image[:, :, None] if image.ndim == 2 else image
+    if image.dtype in WHOLE:
+        scale = np.float32(np.iinfo(image.dtype).max)
+        values = values.astype(np.float32) / scale
+    elif image.dtype in (np.float16, np.float32, np.float64):
+        values = values.astype(np.float64 if image.dtype == np.float64 else np.float32)
+    else:
+        raise InputError(
+            "image",
+            given=f"an array of type {image.dtype}",
+            expected="uint8, uint16, or floating-point numbers on the scale of [0, 1]",
+            remedy="Divide by the value that is white: image / 4095.",
+        )
+    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))[None]
+
+
+def _as(values: Tensor, dtype: np.dtype) -> Array:
+    """Values in [0, 1] as numbers of a type; integers are clipped and rounded."""
+    array = values.numpy()
+    if dtype in WHOLE:
+        array = (array.clip(0, 1) * np.iinfo(dtype).max).round()
+    return array.astype(dtype)
+
+
+def _of_pillow(image: Image.Image) -> Batch:
+    mode = TRANSPARENT.get(image.mode, MODES.get(image.mode))
+    if mode is None:
+        raise InputError(
+            "image",
+            given=f"a PIL image of mode {image.mode}",
+            expected=f"one of {', '.join([*MODES, *TRANSPARENT])}",
+            remedy="Convert it: image.convert('RGB').",
+        )
+    alpha = image.getchannel("A") if image.mode in TRANSPARENT else None
+    opaque = image if image.mode == mode else image.convert(mode)
+    pixels = np.asarray(opaque)
+    # why: older releases of Pillow widen 16 bits
+    pixels = pixels.astype(np.uint16) if mode == "I;16" else pixels
+    of_array = _of_array(pixels)
+
+    def back(x: Tensor) -> Image.Image:
+        array = of_array.back(x)
+        assert isinstance(array, np.ndarray)
+        found = Image.fromarray(array)
+        if alpha is not None:
+            found.putalpha(alpha)
+        return found
+
+    return Batch(of_array.y, back)
+
+
+def _wrong_shape(shape: tuple[int, ...], expected: str) -> InputError:
+    return InputError(
+        "image",
+        given=f"shape {tuple(shape)}",
+        expected=f"{expected}, not empty",
+        remedy="Pass images one by one, or as one batch of tensors.",
+    )
