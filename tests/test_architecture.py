@@ -27,7 +27,7 @@ ROOMS = {
     "physics": "operators",
     "data": "operators",
     "problems": "operators convex",
-    "models": "operators physics regularizers problems solvers",
+    "models": "operators metrics physics regularizers problems solvers",
     "solvers": "linear",
     "hypergradients": "convex linear solvers",
     "objectives": "problems metrics solvers hypergradients",

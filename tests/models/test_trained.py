@@ -22,6 +22,9 @@ from learnreg.models import trained as module
 R = lr.regularizers
 DENOISING = dinv.physics.Denoising(dinv.physics.GaussianNoise(0.1))
 
+# images without a picture have any noise
+pytestmark = pytest.mark.filterwarnings("ignore:noise.*:learnreg.core.errors.DataWarning")
+
 
 def picture(height=20, width=26, channels=3, seed=0):
     return np.random.default_rng(seed).random((height, width, channels)).astype(np.float32)

@@ -171,9 +171,13 @@ class Worker:
         first = group[0].job
         try:
             y = torch.stack([read.picture.pixels for read in group])
-            solution = self.model.reconstruct(
-                y, lambda share: self.progress(first, share), throw=False
-            )
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always", DataWarning)
+                solution = self.model.reconstruct(
+                    y, lambda share: self.progress(first, share), throw=False
+                )
+            remarks = tuple(str(w.message) for w in told if issubclass(w.category, DataWarning))
+            group[0] = replace(group[0], remarks=group[0].remarks + remarks)
         except Exception as error:  # whatever it is, the other files are not to pay for it
             if len(group) == 1:
                 yield self._failed(first, error)

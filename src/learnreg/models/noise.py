@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TypeVar
 
 from torch import Tensor
 
-from ..core.errors import InputError
+from ..core.errors import DataWarning, InputError
+from ..core.noise import learned_level, mismatch
+from ..metrics import estimate_sigma
+from ..problems import at_noise_level
 from ..problems.energy import Energy
 from ..problems.saddle import SaddleEnergy
 
 E = TypeVar("E", bound=Energy | SaddleEnergy)
+
+LEAST = 20.0
+"""An estimated level is taken for at least this part of the learned one."""
 
 
 def parse_sigma(text: str) -> float | str:
@@ -40,16 +47,38 @@ def parse_sigma(text: str) -> float | str:
 
 
 def at_sigma(energy: E, y: Tensor, sigma: float | str | None) -> E:
-    """The energy for images y of noise level sigma; itself when None.
+    """The energy for images y of noise level sigma; as learned when None.
+
+    Args:
+        y: measurements (b, ...); "auto" estimates a level for each of them.
 
     Raises:
-        InputError: no rule is known.
+        InputError: the data term has no rule, or there is no telling how noisy y is.
+
+    Warns:
+        DataWarning: sigma is None, and the noise does not look like that of the training data.
     """
+    learned = learned_level(energy)
     if sigma is None:
+        if learned is not None:
+            _compare(y, learned)
         return energy
-    raise InputError(
-        "sigma",
-        given=sigma,
-        expected="the noise level that the model was learned for",
-        remedy="Leave it out.",
-    )
+    if sigma != "auto":
+        # why a cast: parse_sigma leaves no other words
+        return at_noise_level(energy, float(sigma))
+    found = estimate_sigma(y)
+    # why a floor: a constant image seems to have no noise at all
+    floor = (learned or 1.0) / LEAST
+    return at_noise_level(energy, found.clamp_min(floor))
+
+
+def _compare(y: Tensor, learned: float) -> None:
+    """Warn once, of the measurement that is farthest from what was learned."""
+    try:
+        found = estimate_sigma(y)
+    except InputError:  # too small, masked, complex: no telling
+        return
+    farthest = float(found[(found.clamp_min(1e-12) / learned).log().abs().argmax()])
+    words = mismatch(learned, farthest, estimated=True)
+    if words is not None:
+        warnings.warn(words, DataWarning, stacklevel=4)
