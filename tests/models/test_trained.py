@@ -209,6 +209,7 @@ def test_running_out_of_time_gives_what_was_reached(path):
     assert set(found.status) == {Status.BUDGET} and bool(torch.isfinite(found.error).all())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "noise")
         lr.load(path, max_seconds=100)(IMAGES["uint8"])
 
 
