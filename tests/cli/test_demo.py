@@ -18,7 +18,7 @@ def shown(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():
             patch.setattr(demo, name, value)
-        result = invoke("demo", "--output", folder, "--seconds", 4)
+        result = invoke("demo", "--output", folder, "--seconds", 3)
     return folder, result.stdout
 
 

@@ -298,6 +298,7 @@ def test_a_reader_who_leaves_and_a_full_log_stop_nothing(monkeypatch):
         guard.announce("text")
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_closed_pipe_does_not_end_a_run(learned, tmp_path):
     process = command("learn", write_config(tmp_path))
