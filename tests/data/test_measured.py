@@ -93,6 +93,36 @@ def test_files_lists_and_tensors_are_matched_by_place(tmp_path: Path) -> None:
         assert torch.equal(train.x, found[0][0].x) and torch.equal(train.y, found[0][0].y)
 
 
+def test_arrays_of_numpy_are_tensors() -> None:
+    x = images()
+
+    train, _ = measured(x.numpy(), x.double().numpy(), dinv.physics.Denoising(), split=(5, 0))
+
+    assert torch.equal(train.x, measured(x, x, dinv.physics.Denoising(), split=(5, 0))[0].x)
+    assert torch.equal(train.x, train.y)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_on_both_sides(tmp_path: Path, channels: int) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)
+    for folder, suffix in (("x", "png"), ("y", "bmp")):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(levels).save(tmp_path / folder / f"a.{suffix}")
+
+    physics = dinv.physics.Denoising()
+    train, _ = measured(tmp_path / "x", tmp_path / "y", physics, channels=channels)
+
+    assert train.x.shape == (1, channels, SIZE, SIZE) and torch.equal(train.x, train.y)
+
+
+def test_a_stacked_physics_is_sent_to_datasets() -> None:
+    x, physics = images(), dinv.physics.Denoising()
+    with pytest.raises(
+        InputError, match=r"physics: given measurements of type TensorList.*Dataset"
+    ):
+        measured(x, x, dinv.physics.stack(physics, physics))
+
+
 def test_all_unmatched_files_stand_in_one_message(tmp_path: Path) -> None:
     x = images()
     truth = save(tmp_path / "x", [*NAMES[:3], "u", "v"], x)

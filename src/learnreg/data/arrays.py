@@ -84,7 +84,7 @@ class ArrayFile:
 
     def read(self) -> Tensor:
         """The whole array, see ``read_array``."""
-        return _tensor(self._load(_READERS), self)
+        return as_tensor(self._load(_READERS), self)
 
     def rows(self) -> Rows:
         """The array by the entries of its first axis; only those asked for are read from .npy and
@@ -155,7 +155,7 @@ class Rows:
         return self.shape[0]
 
     def __getitem__(self, index: int) -> Tensor:
-        return _tensor(self._array[index], self.file)
+        return as_tensor(self._array[index], self.file)
 
 
 def array_file(path: str | PathLike[str], key: str | None = None) -> ArrayFile:
@@ -373,22 +373,24 @@ def _chosen(file: ArrayFile, names: list[str]) -> str:
     )
 
 
-def _tensor(values: object, file: ArrayFile) -> Tensor:
-    """Numbers of any kind as a tensor of one of four types."""
+def as_tensor(values: object, where: object) -> Tensor:
+    """Numbers of any kind as a tensor of one of four types; ``where`` they are from, for
+    messages.
+    """
     array = np.asarray(values)
     names = array.dtype.names
     if names is not None and len(names) == 2:  # complex numbers of MATLAB 7.3 and others
         array = array[names[0]] + 1j * array[names[1]]
     if array.dtype == np.object_ or array.dtype.kind not in "biufc":
         raise InputError(
-            str(file),
+            str(where),
             given=f"an array of {array.dtype}",
             expected="numbers",
             remedy="Save the numbers themselves: objects, texts and ragged lists are not read.",
         )
     if array.size == 0:
         raise InputError(
-            str(file),
+            str(where),
             given=f"an empty array of shape {array.shape}",
             expected="numbers",
             remedy="Write the file again, or remove it.",

@@ -10,14 +10,16 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.errors import InputError
-from .arrays import ARRAYS, MEASURED, ArrayFile, array_file
+from ..core.ranges import shown
+from .arrays import ARRAYS, MEASURED, ArrayFile, array_file, as_tensor
 from .images import load_image
 
-SourceLike = str | PathLike[str] | Sequence[str | PathLike[str]] | Tensor
+SourceLike = str | PathLike[str] | Sequence[str | PathLike[str]] | Tensor | np.ndarray
 
 _SHOWN = 8
 """So many names of unmatched files stand in a message."""
@@ -65,6 +67,8 @@ def entries_of(source: SourceLike, what: str, channels: int = 1) -> Entries:
     Raises:
         InputError: nothing there, two files with one name, a foreign ending, no rows.
     """
+    if isinstance(source, np.ndarray):
+        source = as_tensor(source, what)
     if isinstance(source, Tensor):
         return _of_tensor(source, what)
     if isinstance(source, str | PathLike):
@@ -77,7 +81,7 @@ def entries_of(source: SourceLike, what: str, channels: int = 1) -> Entries:
     except TypeError:
         raise InputError(
             what,
-            given=repr(source),
+            given=shown(source),
             expected="a folder, a file, a list of files or a tensor",
             remedy="Pass paths as strings or pathlib.Path objects.",
         ) from None

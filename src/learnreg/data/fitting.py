@@ -89,6 +89,8 @@ def fit_of(
     for form in forms:
         try:
             made = _applied(physics, form(x), params)
+        except InputError:
+            raise
         except Exception as error:  # why: operators refuse images in many ways
             failures.append(f"{tuple(form(x).shape)}: {error or type(error).__name__}")
             continue

@@ -91,9 +91,9 @@ def measured(
 
     Args:
         images: a folder, a single file whose first axis counts the images, a list of files, or a
-            tensor; formats as in :func:`learnreg.data.arrays.read_array`, and PNG, JPEG and their
-            like in [0, 1]. ``file.h5:entry`` names an entry. None for measurements without truth,
-            which losses of measurements learn from (``SURE``, ``Whiteness``).
+            tensor or array; formats as in :func:`learnreg.data.arrays.read_array`, and PNG, JPEG
+            and their like in [0, 1]. ``file.h5:entry`` names an entry. None for measurements
+            without truth, which losses of measurements learn from (``SURE``, ``Whiteness``).
         measurements: likewise, y = A x + noise.
         physics: the ``deepinv.physics.Physics`` that has measured them; it is left as it was.
         split: (training, test) or (training, validation, test): numbers of pairs, fractions of
@@ -130,7 +130,7 @@ def measured(
     seed = check_seed(seed)
     _check_physics(physics)
     _check_settings(channels, image_factor, measurement_factor, dtype)
-    ys = entries_of(measurements, "measurements")
+    ys = entries_of(measurements, "measurements", channels or 1)
     xs = None if images is None else entries_of(images, "images", channels or 1)
     xs = None if xs is None else matched(ys, xs)
     extra = {
