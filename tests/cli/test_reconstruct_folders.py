@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tests.cli.cases import invoke, save_png
 
 from learnreg.cli import reconstruct_work as work
 from learnreg.cli.reconstruct import parse_bytes
-from learnreg.core.errors import InputError
+from learnreg.core.errors import DataWarning, InputError
 from learnreg.data import load_image
 from learnreg.models.noise import parse_sigma
 
@@ -135,6 +136,29 @@ def test_an_interruption_keeps_what_is_written_and_can_go_on(
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())
     again = run(learned, folder, "-o", tmp_path / "clean", "--skip-existing")
     assert "5 of 5" in again.stdout and not re.findall(CERTIFIED, again.stdout)
+
+
+def test_remarks_on_data_stand_with_their_image_and_other_warnings_pass(
+    learned, folder, tmp_path, monkeypatch
+):
+    def remarking(path):
+        warnings.warn(f"{path.name} looks odd", DataWarning, stacklevel=1)
+        return work.read_picture(path)
+
+    monkeypatch.setattr(work, "READERS", {".tif": remarking})
+    text = run(learned, folder, "-o", tmp_path / "clean", code=3).stdout
+    for i in range(5):
+        assert f"warning: {i}.tif looks odd\n" in text
+    with pytest.warns(FutureWarning, match="later"), work.heard() as remarks:
+        warnings.warn("later", FutureWarning, stacklevel=1)
+        for _ in range(2):
+            warnings.warn("odd", DataWarning, stacklevel=1)
+    assert remarks == ["odd"]
+
+
+def test_debugging_shows_the_first_error(learned, folder, tmp_path):
+    with pytest.raises(InputError, match="cannot be read as an image"):
+        run(learned, folder, "-o", tmp_path / "clean", "--debug")
 
 
 def test_the_model_may_be_named_by_its_run(learned, tmp_path):

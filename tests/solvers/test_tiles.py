@@ -72,8 +72,8 @@ def test_the_declared_reach_is_no_larger_than_needed(name):
 @pytest.mark.parametrize("name", LOCAL)
 @pytest.mark.parametrize("physics", ["identity", "mask"])
 def test_tiles_find_the_minimizer_to_the_accuracy_asked_for(name, physics):
-    y = noisy(2, 2, 45, 70)
-    energy = lr.Energy(DENOISING if physics == "identity" else masked(45, 70), LOCAL[name])
+    y = noisy(2, 2, 28, 40)
+    energy = lr.Energy(DENOISING if physics == "identity" else masked(28, 40), LOCAL[name])
     truth = lr.solve(energy.widened(), y.double(), 1e-8).value
     eps = torch.tensor([0.1, 0.01])
     found = solve_in_tiles(energy.at(y), eps, y, tiling=SMALL)
@@ -94,17 +94,17 @@ def test_the_certificate_is_that_of_the_whole_image():
 
 def test_seams_are_solved_again_until_the_whole_is_certified():
     # a strong smoothness that sees across many tiles: windows alone are far off
-    y = noisy(1, 1, 64, 64)
+    y = noisy(1, 1, 40, 40)
     energy = lr.Energy(DENOISING, R.TV(20.0, 1.0))
     shares = []
-    found = solve_in_tiles(energy.at(y), 1e-3, y, tiling=SMALL, progress=shares.append)
+    found = solve_in_tiles(energy.at(y), 1e-2, y, tiling=SMALL, progress=shares.append)
     truth = lr.solve(energy.widened(), y.double(), 1e-8).value
     assert shares.count(1.0) > 2, "more than one sweep"
-    assert found.ok and float((found.value.double() - truth).norm()) <= 1e-3
+    assert found.ok and float((found.value.double() - truth).norm()) <= 1e-2
 
 
 def test_what_cannot_be_reached_is_said_and_not_certified():
-    y = noisy(1, 1, 40, 40)
+    y = noisy(1, 1, 24, 24)
     f = lr.Energy(DENOISING, LOCAL["tv"]).at(y)
     found = solve_in_tiles(f, 1e-9, y, tiling=SMALL)
     assert found.status == (Status.ROUNDING_FLOOR,) and float(found.error) > 1e-9

@@ -303,6 +303,7 @@ def reconstruct(
         memory=memory,
         processes=processes,
         skip_existing=skip_existing,
+        debug=debug,
     )
 
 

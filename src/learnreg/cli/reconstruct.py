@@ -50,6 +50,7 @@ def run_reconstruct(
     memory: str | None = None,
     processes: int = 1,
     skip_existing: bool = False,
+    debug: bool = False,
 ) -> None:
     """Reconstruct every input and write it.
 
@@ -71,6 +72,7 @@ def run_reconstruct(
         memory: what a solve may take, ``800MB`` or ``2GB``; what is free when None.
         processes: files at a time, each by one thread.
         skip_existing: leave out images whose result is there.
+        debug: the first error is raised.
 
     Raises:
         InputError: an option out of range, a missing image, an output that is an input or cannot be
@@ -85,7 +87,7 @@ def run_reconstruct(
     _check_processes(processes)
     file = find_model(model)
     jobs = plan(inputs, output)
-    recipe = Recipe(file, demands, channel_wise, float64, alone=len(jobs) == 1)
+    recipe = Recipe(file, demands, channel_wise, float64, alone=debug or len(jobs) == 1)
     keep_large_blocks()
     found = recipe.model()
     say(console, f"Model: {describe_model(found)}")

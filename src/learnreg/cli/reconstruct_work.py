@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -66,7 +67,7 @@ class Recipe:
         path: the model file.
         demands: accuracy, time and memory.
         channel_wise, float64: as for ``load``.
-        alone: an error is raised, not kept: there is one image only.
+        alone: an error is raised, not kept: there is one image only, or its traceback is wanted.
     """
 
     path: Path
@@ -93,6 +94,25 @@ class _Read:
 def read_input(path: Path) -> Picture:
     """The only place that chooses a reader."""
     return READERS.get(path.suffix.lower(), read_picture)(path)
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """Collects what warnings say of the data, once each; it belongs to an image, and other
+    processes have no screen. All other warnings pass.
+    """
+    texts: list[str] = []
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", DataWarning)
+        yield texts
+    for warning in found:
+        if issubclass(warning.category, DataWarning):
+            text = str(warning.message)
+            texts += [text] if text not in texts else []
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
 
 
 class Worker:
@@ -144,14 +164,12 @@ class Worker:
         return 1 if self.recipe.demands.max_seconds else BATCH
 
     def _read(self, job: Job) -> _Read | Outcome:
-        with warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter("always", DataWarning)
+        with heard() as remarks:
             try:
                 picture = read_input(job.source)
             except Exception as error:  # readers fail in many ways on damaged files
                 return self._failed(job, error)
-        remarks = tuple(str(w.message) for w in found if issubclass(w.category, DataWarning))
-        return _Read(job, picture, remarks)
+        return _Read(job, picture, tuple(remarks))
 
     def _failed(self, job: Job, error: Exception) -> Outcome:
         """The outcome of a job that cannot be done.
@@ -171,13 +189,11 @@ class Worker:
         first = group[0].job
         try:
             y = torch.stack([read.picture.pixels for read in group])
-            with warnings.catch_warnings(record=True) as told:
-                warnings.simplefilter("always", DataWarning)
+            with heard() as remarks:
                 solution = self.model.reconstruct(
                     y, lambda share: self.progress(first, share), throw=False
                 )
-            remarks = tuple(str(w.message) for w in told if issubclass(w.category, DataWarning))
-            group[0] = replace(group[0], remarks=group[0].remarks + remarks)
+            group[0] = replace(group[0], remarks=(*group[0].remarks, *remarks))
         except Exception as error:  # whatever it is, the other files are not to pay for it
             if len(group) == 1:
                 yield self._failed(first, error)
@@ -198,12 +214,14 @@ class Worker:
             words = f"{summarize([status])}. Reached ({solution.words}): {distance:.2e}."
             return self._failed(job, SolveError(words, solution))
         values = solution.value[index].reshape(read.picture.pixels.shape)
-        note = write_picture(job.target, values, read.picture)
+        with heard() as remarks:
+            note = write_picture(job.target, values, read.picture)
+        remarks = [*read.remarks, *remarks]
         verdict = self._verdict(read.picture, solution, index)
         if status.ok:
-            return Outcome(job, "done", verdict + note, read.remarks)
+            return Outcome(job, "done", verdict + note, tuple(remarks))
         limit = f"; not reached within {self.recipe.demands.max_seconds:g} s"
-        return Outcome(job, "missed", verdict + limit + note, read.remarks)
+        return Outcome(job, "missed", verdict + limit + note, tuple(remarks))
 
     def _verdict(self, picture: Picture, solution: Solution, index: int) -> str:
         """How far the result can be from the exact one, over the whole image and per pixel."""
