@@ -34,6 +34,7 @@ from .physics_section import (
     build_setup,
     check_problem,
     follow,
+    unsaid,
 )
 from .sections import Section, located, tag_of
 from .settings import (
@@ -64,7 +65,8 @@ TAGS: dict[str, type[BaseModel]] = {
     **FIDELITIES,
 }
 """The sections that a key ``type`` chooses."""
-_SOURCES = {
+_SMALL: dict[str, object] = {"size": 48, "train": 6, "test": 4}
+_SOURCES: dict[str, dict[str, object]] = {
     "demosaicing": {"channels": 3, "source": "phantoms"},
     "PET": {"source": "phantoms"},
 }
@@ -81,7 +83,7 @@ _STARTS = {  # weights of TV that suit the noise of each
 }
 EXAMPLES: dict[str, dict[str, object]] = {"denoising": {}} | {
     name: {
-        "data": {"size": 48, "train": 6, "test": 4} | _SOURCES.get(name, {}),
+        "data": _SMALL | _SOURCES.get(name, {}),
         "physics": physics,
         "regularizer": {"type": "TV", "weight": weight},
         "budget": {"seconds": 60.0},
@@ -208,7 +210,7 @@ def example(name: str | None = None) -> str:
         for text in _HEAD.format(**names).splitlines()
         for line in textwrap.wrap(text, toml.WIDTH, subsequent_indent="#     ") or [""]
     )
-    return f"{head}\n{config.to_toml(comments=True)}"
+    return f"{head}\n{unsaid(config).to_toml(comments=True)}"
 
 
 def load_config(
