@@ -77,6 +77,12 @@ def test_every_example_learns_and_its_model_needs_nothing_else(name, tmp_path):
     assert kinds == (type(problem.energy.physics), type(problem.energy.fidelity))
 
 
+@pytest.mark.parametrize("text", [example(), example("PET")], ids=["denoising", "PET"])
+def test_an_example_may_be_changed_to_another_physics(text, load):
+    ours = text.replace('type = "denoising"', 'type = "blur"')
+    assert load(ours).fidelity.tikhonov == (0.5 if "PET" in ours.split("[data]")[1] else TIKHONOV)
+
+
 def test_the_command_prints_them(tmp_path):
     assert invoke("learn", "--example").output == example()
     assert invoke("learn", "--example", "ct").output == example("CT")
@@ -158,7 +164,6 @@ def test_saddle_points_meet_outliers_by_their_distance(load):
         ("", 0.0),
         ("[physics]\ntype = 'blur'", TIKHONOV),
         ("[physics]\ntype = 'blur'\n[fidelity]\ntikhonov = 0.5", 0.5),
-        ("[physics]\ntype = 'blur'\n[fidelity]\ntikhonov = 0", 0.0),
         ("[physics]\ntype = 'blur'\n[fidelity]\nsigma = 0.1", 100 * TIKHONOV),
         ("[fidelity]\ntype = 'Huber'\nweight = 2", 2 * TIKHONOV),
         (
@@ -235,6 +240,8 @@ BLUR = "[physics]\ntype = 'blur'\n"
         ("[fidelity]\ntype = 'L3'", r"\[fidelity\] type: given \"L3\".*L2, WeightedL2"),
         ("[fidelity]\nsigma = -1", r"\[fidelity\] sigma"),
         ("[fidelity]\ntikhonov = -1", r"\[fidelity\] tikhonov: given -1"),
+        (BLUR + "[fidelity]\ntikhonov = 0", r"\[fidelity\] tikhonov: given 0 with blur"),
+        ("[fidelity]\ntype = 'Huber'\ntikhonov = 0", r"\[fidelity\] tikhonov: given 0"),
         ("[fidelity]\ntype = 'Huber'\nthreshold = 0", r"\[fidelity\] threshold"),
         ("[fidelity]\ntype = 'WeightedL2'", r"\[fidelity\] file"),
         ("[fidelity]\ntype = 'WeightedL2'\nfile = 'none.npy'", r"\[fidelity\] file.*no such file"),

@@ -28,6 +28,7 @@ from .physics_section import (
     Physics,
     check_problem,
     follow,
+    unsaid,
 )
 from .sections import Built, Section, located, one_of, tag_of
 from .settings import (
@@ -233,7 +234,7 @@ def example() -> str:
     """A commented configuration of a comparison of two learners."""
     return (
         _HEAD
-        + toml.write(_Common(), comments=True)
+        + toml.write(unsaid(_Common()), comments=True)
         + _LEARNERS.format(learners=", ".join(LEARNERS))
     )
 

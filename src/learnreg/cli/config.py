@@ -35,6 +35,7 @@ from .physics_section import (
     build_setup,
     check_problem,
     follow,
+    unsaid,
 )
 from .sections import Section, located, tag_of
 from .settings import (
@@ -68,6 +69,7 @@ TAGS: dict[str, type[BaseModel]] = {
     **FIDELITIES,
 }
 """The sections that a key ``type`` chooses."""
+_SMALL: dict[str, object] = {"size": 48, "train": 6, "test": 4}
 _SOURCES: dict[str, dict[str, object]] = {
     "demosaicing": {"channels": 3, "source": "phantoms"},
     "PET": {"source": "phantoms"},
@@ -85,7 +87,7 @@ _STARTS = {  # weights of TV that suit the noise of each
 }
 EXAMPLES: dict[str, dict[str, object]] = {"denoising": {}} | {
     name: {
-        "data": {"size": 48, "train": 6, "test": 4, **_SOURCES.get(name, {})},
+        "data": _SMALL | _SOURCES.get(name, {}),
         "physics": physics,
         "regularizer": {"type": "TV", "weight": weight},
         "budget": {"seconds": 60.0},
@@ -213,7 +215,7 @@ def example(name: str | None = None) -> str:
         for text in _HEAD.format(**names).splitlines()
         for line in textwrap.wrap(text, toml.WIDTH, subsequent_indent="#     ") or [""]
     )
-    return f"{head}\n{config.to_toml(comments=True)}"
+    return f"{head}\n{unsaid(config).to_toml(comments=True)}"
 
 
 def load_config(

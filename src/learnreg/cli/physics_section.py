@@ -5,7 +5,7 @@ they are compared with A x.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -30,7 +30,7 @@ from ..physics.noise import check_level, level
 from ..problems import KL, L1, L2, Energy, Huber, SaddleEnergy, WeightedL2, energy_for
 from ..regularizers import Regularizer, Tikhonov
 from . import toml
-from .sections import Built, comments_of, described, located, one_of, tag_of
+from .sections import Built, Section, comments_of, described, located, one_of, tag_of
 from .settings import SADDLES, Part, build_regularizer
 
 TIKHONOV = 1e-3
@@ -79,6 +79,7 @@ def _fraction(value: object) -> object:
         raise ValueError(error.expected) from None
 
 
+C = TypeVar("C", bound=Section)
 Level: TypeAlias = Annotated[float, BeforeValidator(_fraction)]
 
 
@@ -225,6 +226,17 @@ def _with_ridge(fidelity: Any, physics: Any, regularizer: Any) -> Any:
     return fidelity
 
 
+def unsaid(config: C) -> C:
+    """The same configuration without a ``tikhonov`` that follows anyway: so it follows what is
+    changed in the file.
+    """
+    fidelity: Any = getattr(config, "fidelity", None)
+    plain = fidelity.model_copy(update={"tikhonov": None})
+    physics, regularizer = getattr(config, "physics", None), getattr(config, "regularizer", None)
+    follows = _with_ridge(plain, physics, regularizer) == fidelity
+    return config.model_copy(update={"fidelity": plain}) if follows else config
+
+
 def _curvature(fidelity: Any) -> float:
     """What a data term bends by in A x around 1; 1 where its keys are no numbers."""
 
@@ -321,6 +333,16 @@ def check_problem(
     build_noise(physics, noise)
     stand_in = Denoising().build(size, noise=NoNoise())
     energy = build_energy(stand_in, regularizer, fidelity, channels=channels, seed=0)
+    convex = setup.full_rank and tag_of(fidelity) == "L2"
+    own = energy.regularizer.bounds().mu.value if isinstance(energy, Energy) else 1.0
+    if not convex and own <= 0:
+        raise ConfigError(
+            "[fidelity] tikhonov",
+            given=f"{own:g} with {tag_of(physics)} and {tag_of(fidelity)}, which leave some images "
+            "undetermined",
+            expected="a number > 0, as certified distances need",
+            remedy="Leave it out.",
+        )
     if isinstance(energy, SaddleEnergy) and tag_of(fidelity) in COUNTS:
         with located("fidelity"):  # some data terms are refused when they meet measurements
             energy.fidelity.of_data(torch.ones(1, channels, *size))

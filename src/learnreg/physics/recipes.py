@@ -173,7 +173,7 @@ def _written(physics: nn.Module, prefix: str) -> tuple[dict[str, object], dict[s
     learned = [name for name, t in kept.items() if t.requires_grad]
     if learned:
         header["learned"] = learned
-    tensors = {prefix + name: t.detach() for name, t in kept.items()}
+    tensors = {prefix + name: t.detach().cpu() for name, t in kept.items()}
 
     parts = []
     for number, part in enumerate(parts_of(physics)):
