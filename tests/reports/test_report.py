@@ -107,6 +107,9 @@ def make_evaluation(shift=0.0, images=5, kind=Kind.BOUND, honest=True, **changes
         "names": tuple(f"photo {i}" for i in range(images)),
         "cost": Cost(gradients=50),
         "honesty": rows if honest else (),
+        "peak": (1.0,) * images,
+        "seen": y,
+        "seen_as": "noisy",
     }
     return Evaluation(**{**given, **changes})
 
@@ -122,13 +125,17 @@ def two_methods(**changes):
 
 
 def page_of(report, folder):
-    return report.save(folder).read_text(encoding="utf-8")
+    return report.save(folder, formats=("png",)).read_text(encoding="utf-8")
 
 
 def text_of(page):
     """The words of a page, without markup, styles and images, on one line."""
     page = re.sub(r"<style>.*?</style>", "", page, flags=re.S)
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", "", page)))
+
+
+STARTS = {"png": b"\x89PNG", "svg": b"<svg", "pdf": b"%PDF"}
+"""How files of the formats begin."""
 
 
 @pytest.fixture(scope="module")
@@ -154,13 +161,17 @@ def test_all_files_are_written_and_no_temporary_ones(saved):
         "index.html",
         "run.json",
         "run.safetensors",
-        *(f"figures/{n}.png" for n in figures),
+        *(f"figures/{n}.{kind}" for n in figures for kind in STARTS),
+        *(f"tables/{n}.csv" for n in ("table", "images", "pairs")),
+        "tables/table.tex",
+        "tables/references.bib",
     }
-    assert all(p.read_bytes().startswith(b"\x89PNG") for p in (saved.parent / "figures").iterdir())
+    for path in (saved.parent / "figures").iterdir():
+        assert path.read_bytes().startswith(STARTS[path.suffix[1:]]), path.name
 
 
 def test_same_input_gives_the_same_page(saved, tmp_path):
-    assert two_methods().save(tmp_path).read_bytes() == saved.read_bytes()
+    assert page_of(two_methods(), tmp_path) == saved.read_text(encoding="utf-8")
 
 
 def test_table_is_computed_from_the_input(saved, tmp_path):
@@ -184,7 +195,9 @@ def test_table_is_computed_from_the_input(saved, tmp_path):
 
 def test_summary_says_who_won_by_how_much():
     words = two_methods().summary()
-    assert "FoE lifts the PSNR from 20.02 dB to 29.40 dB on average, 0.40 dB above TV" in words
+    assert (
+        "FoE lifts the PSNR from 20.02 dB (noisy) to 29.40 dB on average, 0.40 dB above TV" in words
+    )
     assert "ahead of it on 5 of 5 images" in words and "The budget of 60 s was used up." in words
     assert "smoothed TV for denoising, learned from 4 photographs." in words
     assert "does not lift" in Report(make_run(), make_evaluation(-15.0)).summary()
@@ -278,7 +291,7 @@ def test_json_is_versioned_and_free_of_nan(tmp_path):
     data = json.loads(
         (tmp_path / "run.json").read_text(encoding="utf-8"), parse_constant=pytest.fail
     )
-    assert (data["format"], data["version"]) == ("learnreg-run", 1)
+    assert (data["format"], data["version"]) == ("learnreg-run", 2)
     assert data["methods"][0]["evaluation"]["psnr"][1:3] == [None, None]
     assert "not known" in words and not re.search(r"\b(nan|inf)\b", words)
     assert "not known" in str(Report.load(tmp_path))
@@ -337,9 +350,9 @@ def test_colour_and_complex_images_and_foreign_measurements(tmp_path, channels):
         ("run.json", lambda b: b"[1, 2]", ModelFileError, "another kind"),
         (
             "run.json",
-            lambda b: b.replace(b'"version": 1', b'"version": 2'),
+            lambda b: b.replace(b'"version": 2', b'"version": 3'),
             ModelFileError,
-            "version 2",
+            "version 3",
         ),
         (
             "run.json",

@@ -99,7 +99,7 @@ class BilevelProblem:
         penalty: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         check_energy(energy, "at", "start", "parameters")
-        self.energy, self.penalty = energy, penalty
+        self.energy, self.penalty, self.given = energy, penalty, pairs
         if not trainable(cast(nn.Module, energy)):
             raise InputError(
                 "energy",

@@ -376,7 +376,7 @@ class Comparison:
             files[f"grid_{number}_{slug(name)[:40]}.png"] = figures.png(figure)
         uris, maps = (
             {
-                name: figures.data_uri(figures.svg(figure), "image/svg+xml")
+                name: figures.data_uri(figures.themed(figures.svg(figure)), "image/svg+xml")
                 for name, figure in some.items()
                 if figure is not None
             }
