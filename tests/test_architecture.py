@@ -227,7 +227,7 @@ def test_a_lawful_house_passes(tmp_path):
             "import matplotlib.pyplot as plt",
             "`matplotlib` enters only by reports/figures.py",
         ),
-        ("solvers/a.py", "from scipy.optimize import minimize", "`scipy` enters only by learners/,"),
+        ("solvers/a.py", "from scipy.optimize import minimize", "`scipy` enters only by learners"),
         ("operators/a.py", "import deepinv as dinv", "`deepinv` enters only by"),
         ("cli/a.py", "import deepinv", "`deepinv` enters only by"),
         ("core/a.py", "import requests", "`requests` has no door"),

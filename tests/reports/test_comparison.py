@@ -545,6 +545,29 @@ def test_load_and_save_again_gives_the_same_files(saved, tmp_path):
     assert (data["format"], data["version"]) == ("learnreg-comparison", 1)
 
 
+def test_the_page_can_be_repeated_from_its_configuration(tmp_path):
+    text = '[data]\nsource = "a <b> & c"\n'
+    settings = {**SETTINGS, "data": {"source": "natural", "size": 96}, "physics": {"sigma": 0.1}}
+    made = Comparison(several(2), settings, config=text, command="learnreg compare config.toml")
+    page = page_of(made, tmp_path)
+    shown = re.search(r'<pre class="config"><code>(.*?)</code>', page, re.S)[1]
+    assert html.unescape(shown).strip() == text.strip()
+    words = text_of(page)
+    assert "learnreg compare config.toml" in words and "sigma 0.1" in words and "size 96" in words
+    again = Comparison.load(tmp_path)
+    assert (again.config, again.command) == (made.config, made.command)
+    bare = text_of(page_of(Comparison(several(2)), tmp_path / "bare"))
+    assert "was given no configuration" in bare
+
+
+@pytest.mark.parametrize("kind", ["certified", "estimated", "unknown"])
+def test_certified_is_said_of_proven_brackets_only(kind, tmp_path):
+    runs = [replace(r, points=[{**p, "kind": kind} for p in r.points]) for r in several(2)]
+    words = text_of(page_of(Comparison(runs, SETTINGS), tmp_path))
+    proven = re.sub("not certified", "", words)
+    assert ("certified" in proven) is (kind == "certified")
+
+
 def test_hostile_names_are_escaped(tmp_path):
     evil = '_<script>alert("1")</script>$\\frac{$'
     run = make_run(

@@ -88,7 +88,12 @@ def run_compare(
     except KeyboardInterrupt:
         raise Interrupted(_kept(jobs, path, folder, seconds)) from None
     outcomes = [job.outcome() for job in jobs]
-    comparison = Comparison.of(outcomes, _settings(plan, at_once))
+    comparison = Comparison.of(
+        outcomes,
+        _settings(plan, at_once),
+        config=plan.to_toml(),
+        command=shlex.join(["learnreg", "compare", COPY]),
+    )
     page = comparison.save(folder)
     say(console, f"\n{comparison}\n\nReport: {page}")
     if all(outcome["failure"] for outcome in outcomes):

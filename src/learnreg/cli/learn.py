@@ -23,6 +23,7 @@ from ..reports import Report
 from ..runs import Run, learn
 from ..runs.checkpoint import FILE
 from .config import Config, load_config
+from .extras import extras
 from .guard import Interrupted, say
 from .memory import keep_large_blocks
 from .prepare import prepare
@@ -78,19 +79,20 @@ def run_learn(
             if run.stop.code == "interrupted":
                 raise KeyboardInterrupt
             evaluation = evaluate(run, test, config.run.eps_evaluate, console)
-            page = Report(run, evaluation).save(folder)
+            report = Report(run, evaluation, **extras(config, problem, test, console))
+            page = report.save(folder)
         except KeyboardInterrupt:
             raise Interrupted(_kept(run, path, folder)) from None
     say(console, run)
     say(
         console,
-        f"\n{Report(run, evaluation)}\n\nReport: {page}\nModel:  {folder / 'model.safetensors'}",
+        f"\n{report}\n\nReport: {page}\nModel:  {folder / 'model.safetensors'}",
     )
 
 
 def evaluate(run: Run, test: Pairs, eps: float, console: Console) -> Evaluation:
-    """Certified reconstructions of the held-out pairs, with the certificate compared to the true
-    error on the first.
+    """Reconstructions of the held-out pairs, with the certificate compared to the true error on
+    the first.
     """
     evaluation = run.evaluate(test, eps)
     try:

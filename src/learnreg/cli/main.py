@@ -218,7 +218,9 @@ def reconstruct(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Apply a learned model to images of any size, with a certified distance for each."""
+    """Apply a learned model to images of any size; each with its distance to the exact minimizer,
+    certified where the constants are proven and estimated elsewhere.
+    """
     from .reconstruct import run_reconstruct
 
     run_reconstruct(

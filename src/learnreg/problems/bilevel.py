@@ -88,6 +88,7 @@ class BilevelProblem:
     energy: Any  # a Level; of the class that was handed in
     loss: Any
     pairs: Any
+    given: Any  # the pairs as they were handed in, with their names
     copies: int = 1  # how often the loss looks at every image
     _upper: Upper
 

@@ -17,6 +17,7 @@ from ..core.files import write_atomically
 from ..core.words import slug
 from .folder import made
 from .pairing import NEAR, ComparedRun, Lead, Spread, Summary, best_losses, lead, summaries
+from .provenance import compact
 from .words import show
 
 FORMAT, VERSION, FILE = "learnreg-comparison", 1, "comparison.json"
@@ -36,13 +37,20 @@ class Comparison:
         settings: how they were done: ``budget`` (a table), ``relative``, ``points``, ``eps_test``,
             ``solver``, ``processes``, ``threads``, ``cores`` and whatever else is worth keeping;
             each may be missing.
+        config: the complete configuration (TOML) that repeats it; the page prints it for copying.
+        command: what was typed, for example ``learnreg compare config.toml``.
 
     Raises:
         InputError: no runs, or two of the same name, start and seed.
     """
 
     def __init__(
-        self, runs: Sequence[ComparedRun], settings: Mapping[str, object] | None = None
+        self,
+        runs: Sequence[ComparedRun],
+        settings: Mapping[str, object] | None = None,
+        *,
+        config: str = "",
+        command: str = "",
     ) -> None:
         if not runs:
             raise InputError("runs", given="none", expected="at least one")
@@ -57,10 +65,16 @@ class Comparison:
         self.runs = tuple(runs)
         self.settings: dict[str, Any] = dict(settings or {})
         self.best = best_losses(self.runs)
+        self.config, self.command = config, command
 
     @classmethod
     def of(
-        cls, outcomes: Sequence[Mapping[str, Any]], settings: Mapping[str, object] | None = None
+        cls,
+        outcomes: Sequence[Mapping[str, Any]],
+        settings: Mapping[str, object] | None = None,
+        *,
+        config: str = "",
+        command: str = "",
     ) -> Comparison:
         """From tables with the fields of ``ComparedRun``; other keys are passed over."""
         runs = []
@@ -69,7 +83,7 @@ class Comparison:
             if outcome.get("fixed"):  # what earlier versions called it
                 found.setdefault("adaptive", False)
             runs.append(ComparedRun(**found))
-        return cls(runs, settings)
+        return cls(runs, settings, config=config, command=command)
 
     # --- what the numbers say ---------------------------------------------------------------------
 
@@ -263,6 +277,25 @@ class Comparison:
         )
         return notes
 
+    def facts(self) -> list[tuple[str, str]]:
+        """What it was made of, as far as the settings say it: (what, how)."""
+        s, found = self.settings, []
+        data, physics = s.get("data"), s.get("physics")
+        if isinstance(physics, Mapping):
+            found.append(("physics and noise", compact({"type": "", **physics}).strip()))
+        if isinstance(data, Mapping):
+            found.append(("data", compact({"type": "", **data}).strip().strip("()")))
+        counts = [(run.images, run.held_out) for run in self.runs if run.images]
+        if counts:
+            found.append(("images", f"{counts[0][0]} to learn from, {counts[0][1]} held out"))
+        for name, key in (("precision", "dtype"), ("machine", "platform")):
+            if s.get(key):
+                found.append((name, show(s[key])))
+        versions = {"learnreg": s.get("version"), "torch": s.get("torch")}
+        versions |= {"deepinv": s.get("deepinv"), "python": s.get("python")}
+        known = [f"{name} {value}" for name, value in versions.items() if value]
+        return [*found, *([("versions", ", ".join(known))] if known else [])]
+
     def _word(self) -> str:
         """An adjective for the brackets, if they are all known in the same way."""
         kinds = {p.get("kind") for r in self.runs for p in r.points if p["loss"] is not None}
@@ -331,6 +364,7 @@ class Comparison:
             "format": FORMAT,
             "version": VERSION,
             "settings": self.settings,
+            "repeat": {"command": self.command, "config": self.config},
             "runs": [asdict(run) for run in self.runs],
         }
 
@@ -395,6 +429,8 @@ class Comparison:
             near=100 * NEAR,
             listed=_listed,
             count=_count,
+            proven=self._word().strip(),
+            facts=self.facts(),
             problems=list(dict.fromkeys(run.problem for run in self.runs if run.problem)),
         )
         return page, files
@@ -440,7 +476,13 @@ class Comparison:
                 remedy="Read it with the release of learnreg that wrote it.",
             )
         try:
-            return cls.of(data["runs"], data["settings"])
+            repeat = data.get("repeat", {})
+            return cls.of(
+                data["runs"],
+                data["settings"],
+                config=str(repeat.get("config", "")),
+                command=str(repeat.get("command", "")),
+            )
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
