@@ -112,18 +112,22 @@ def in_words(pair: Paired, sources: int = 0, unit: str = "dB") -> str:
     if n == 1:
         return f"{text}, on one image: that says nothing about others."
     assert pair.low is not None and pair.high is not None
-    text += f" (95 % interval {pair.low:+.2f} to {pair.high:+.2f} {unit})"
+    text += f" (95 % interval {_signed(pair.low)} to {_signed(pair.high)} {unit})"
     text += f", better on {pair.wins} of {images}"
     text += f" and worse on {pair.losses}" if pair.losses else ""
     if pair.p is None:
         text += f"; {n} images are too few for a test to reach 5 %"
     else:
         text += f"; signed-rank test p = {_p(pair.p)}"
-    text = f"{text}.".replace("-", "−")
+    text = f"{text}."
     if 0 < sources < n:
         shots = "one photograph" if sources == 1 else f"{sources} photographs"
         text += f" The images come from {shots}, so they say less than as many independent ones."
     return text
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def _p(value: float) -> str:
