@@ -41,6 +41,4 @@ def qualities(image: Tensor, truth: Tensor) -> tuple[tuple[float, ...], tuple[fl
     """PSNR and SSIM of every image (b, ...) as ``Run.evaluate`` measures them."""
     scale = scale_of(truth, together=True)
     image = image.to(truth.device)
-    if not image.is_complex():
-        image = image.to(truth.abs().dtype if truth.is_complex() else truth.dtype)
     return measured(psnr, image, truth, scale), measured(ssim, image, truth, scale)

@@ -85,6 +85,13 @@ class Measured:
                 expected=f"shape {tuple(truth.shape)}, that of the held-out images",
                 remedy="Reconstruct the same held-out images in the same order.",
             )
+        if not (found.images.is_floating_point() or found.images.is_complex()):
+            raise InputError(
+                f"baselines[{name!r}]",
+                given=f"pixels of type {found.images.dtype}",
+                expected="floating-point images in the units of the true ones",
+                remedy="Convert them: images.float() / 255 for 8 bits.",
+            )
         if found.psnr:
             return found
         return cls(found.images.detach(), *qualities(found.images, truth), found.words)

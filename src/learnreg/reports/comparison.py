@@ -14,6 +14,7 @@ from typing import Any
 
 from ..core import InputError, ModelFileError
 from ..core.files import write_atomically
+from ..core.ranges import check_choice
 from ..core.words import slug
 from .folder import made
 from .pairing import NEAR, ComparedRun, Lead, Spread, Summary, best_losses, lead, summaries
@@ -368,15 +369,28 @@ class Comparison:
             "runs": [asdict(run) for run in self.runs],
         }
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``index.html``, ``figures/*.png`` and ``comparison.json``; returns the path of the
-        page.
+    def save(
+        self, folder: str | os.PathLike[str], formats: Sequence[str] = ("png", "svg", "pdf")
+    ) -> Path:
+        """Write ``index.html``, ``figures/``, ``tables/`` and ``comparison.json``; returns the path
+        of the page.
+
+        Args:
+            folder: made where it is not there.
+            formats: of the figures beside the page; some of "png", "svg" and "pdf".
 
         Raises:
-            InputError: ``folder`` is a file or cannot be created.
+            InputError: ``folder`` is a file or cannot be created; an unknown format.
         """
+        from .figures import MAKERS
+        from .tables import comparison_tables
+
+        for kind in formats:
+            check_choice("formats", kind, [*MAKERS])
         folder = made(folder)
-        page, pictures = self._render()
+        page, pictures = self._render(formats)
+        for name, text in comparison_tables(self).items():
+            write_atomically(folder / "tables" / name, text.encode(errors="replace"))
         write_atomically(
             folder / FILE, json.dumps(self.to_dict(), indent=1, allow_nan=False).encode()
         )
@@ -385,7 +399,7 @@ class Comparison:
         write_atomically(folder / "index.html", page.encode(errors="replace"))
         return folder / "index.html"
 
-    def _render(self) -> tuple[str, dict[str, bytes]]:
+    def _render(self, formats: Sequence[str]) -> tuple[str, dict[str, bytes]]:
         """The page, and the figures by file name."""
         from . import comparison_figures as draw  # slow imports, needed here only
         from . import figures
@@ -401,13 +415,11 @@ class Comparison:
             "schedules": draw.schedules(self.runs),
         }
         grids = draw.heat_maps(self.runs)
-        files = {
-            f"{name}.png": figures.png(figure)
-            for name, figure in drawn.items()
-            if figure is not None
-        }
+        files: dict[str, bytes] = {}
+        for name, figure in drawn.items():
+            files |= {} if figure is None else figures.files(name, figure, formats)
         for number, (name, figure) in enumerate(grids.items()):
-            files[f"grid_{number}_{slug(name)[:40]}.png"] = figures.png(figure)
+            files |= figures.files(f"grid_{number}_{slug(name)[:40]}", figure, formats)
         uris, maps = (
             {
                 name: figures.data_uri(figures.themed(figures.svg(figure)), "image/svg+xml")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ..core import Evaluation, RunRecord, summarize
 from ..core.words import slug
 from . import figures
+from .content import Content
 from .display import Cut, Window, drawn, flat, how_drawn
 from .findings import dead_filters, listed, remarks
 from .provenance import made_of, names_of, repeat_words
@@ -19,9 +20,6 @@ from .tables import per_image, references
 from .template import render
 from .words import evidence, reason, show
 
-if TYPE_CHECKING:
-    from .report import Report
-
 FAILURES = 4
 """Images that got worse are shown, so many of a method; the others are named."""
 
@@ -29,7 +27,7 @@ PIXELS = 2_000_000
 """Of further images, so that the page stays light."""
 
 
-def render_page(report: Report, formats: Sequence[str]) -> tuple[str, dict[str, bytes]]:
+def render_page(report: Content, formats: Sequence[str]) -> tuple[str, dict[str, bytes]]:
     """The page, and the figures by file name."""
     records = {name: run.record for name, run in report.runs.items()}
     first, last = report.first, next(reversed(report.evaluations.values()))
@@ -126,14 +124,14 @@ def render_page(report: Report, formats: Sequence[str]) -> tuple[str, dict[str, 
 # --- pictures -------------------------------------------------------------------------------------
 
 
-def _colors(report: Report) -> list[str]:
+def _colors(report: Content) -> list[str]:
     """Grey for the input, greys for the baselines, a colour for every method."""
     greys = [figures.NOISY, "#5b6673", "#b0a58f", "#9aa7a0"] * (1 + len(report.baselines))
     count = 1 + len(report.baselines)
     return [*greys[:count], *figures.cycle()[: len(report.runs)]]
 
 
-def _cells(report: Report, i: int, window: Window) -> list[figures.Cell]:
+def _cells(report: Content, i: int, window: Window) -> list[figures.Cell]:
     """Image ``i``: the truth, the input and every competitor, with their liveliest detail."""
     first = report.first
     truth = flat(first.x[i])
@@ -203,7 +201,7 @@ def _peak(evaluation: Evaluation) -> float:
     return min(known, default=1.0)
 
 
-def _failure(report: Report, name: str, lost: Sequence[int]) -> str:
+def _failure(report: Content, name: str, lost: Sequence[int]) -> str:
     """Which images got worse, and by how much."""
     first, after = report.first, report.evaluations[name].psnr
     words = [
@@ -227,7 +225,7 @@ def _missed(evaluation: Evaluation) -> str:
     return f"{len(bad)} of {len(evaluation.status)} did not reach it: {listed(names)}."
 
 
-def _alternatives(report: Report, records: Mapping[str, RunRecord]) -> dict[str, str]:
+def _alternatives(report: Content, records: Mapping[str, RunRecord]) -> dict[str, str]:
     """What the figures show, in words that say the result."""
     columns = report.columns
     means = [f"{c.name} {show(sum(c.psnr) / len(c.psnr), 2)} dB" for c in columns]

@@ -46,8 +46,8 @@ def made_of(record: RunRecord, evaluation: Evaluation) -> Facts:
     rows.append(("accuracy of the evaluation", f"eps = {show(evaluation.eps)}"))
     if "machine" in setup:
         m = setup["machine"]
-        words = f"{m.get('system')}, {m.get('device')}, {m.get('cpus')} cores, "
-        rows.append(("machine", f"{words}{m.get('threads')} threads used"))
+        words = f"{m.get('system')}, {m.get('device')}, {m.get('cpus')} cores"
+        rows.append(("machine", f"{words}, threads used: {m.get('threads')}"))
     if "versions" in setup:
         rows.append(("versions", ", ".join(f"{k} {v}" for k, v in setup["versions"].items())))
     if "date" in setup:
@@ -107,7 +107,8 @@ def repeat_words(records: Mapping[str, RunRecord], stops: Mapping[str, StopReaso
     for name, record in records.items():
         budget = record.settings.get("budget") or {}
         timed = isinstance(budget, Mapping) and budget.get("seconds") is not None
-        if timed and stops[name].code == "budget" and record.rows:
+        # why the sentence: a budget may have several parts, and the code does not say which
+        if timed and "second" in stops[name].sentence and record.rows:
             steps = record.rows[-1].get("step")
             parts.append(f"{name} took {show(steps)} steps")
     words = (

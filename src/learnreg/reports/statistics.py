@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 FEWEST = 6
-"""With fewer images the signed-rank test cannot reach 5 %, whatever the differences are."""
+"""With fewer images the signed-rank test cannot reach 5 %, whatever the differences are, and a
+bootstrap interval is too short.
+"""
 
 LEVEL, DRAWS, SEED = 0.95, 9999, 0
 """Of the bootstrap interval."""
@@ -23,8 +25,9 @@ class Paired:
         first, second: names.
         images: how many have both numbers.
         mean, deviation: of the differences; the sample standard deviation, 0 for one image.
+        least, most: the smallest and the largest difference.
         low, high: 95 % interval of the mean by the bootstrap over images (BCa; percentiles where
-            that is not defined), None for fewer than two images.
+            that is not defined), None for too few images.
         p: two-sided p-value of the Wilcoxon signed-rank test, None for too few images.
         wins, losses: images on which the first is better, and worse.
     """
@@ -34,6 +37,8 @@ class Paired:
     images: int
     mean: float
     deviation: float
+    least: float
+    most: float
     low: float | None
     high: float | None
     p: float | None
@@ -50,16 +55,19 @@ def paired(
         return None
     differences = np.array([a - b for a, b in both])
     several = len(differences) > 1
-    low, high = _interval(differences) if several else (None, None)
+    enough = len(differences) >= FEWEST
+    low, high = _interval(differences) if enough else (None, None)
     return Paired(
         first,
         second,
         len(differences),
         float(differences.mean()),
         float(differences.std(ddof=1)) if several else 0.0,
+        float(differences.min()),
+        float(differences.max()),
         low,
         high,
-        _signed_rank(differences) if len(differences) >= FEWEST else None,
+        _signed_rank(differences) if enough else None,
         int((differences > 0).sum()),
         int((differences < 0).sum()),
     )
@@ -111,12 +119,14 @@ def in_words(pair: Paired, sources: int = 0, unit: str = "dB") -> str:
         text = f"{pair.first} is {size} {side} {pair.second}{'' if n == 1 else ' on average'}"
     if n == 1:
         return f"{text}, on one image: that says nothing about others."
-    assert pair.low is not None and pair.high is not None
-    text += f" (95 % interval {_signed(pair.low)} to {_signed(pair.high)} {unit})"
+    if pair.low is None or pair.high is None:
+        text += f" (from {_signed(pair.least)} to {_signed(pair.most)} {unit})"
+    else:
+        text += f" (95 % interval {_signed(pair.low)} to {_signed(pair.high)} {unit})"
     text += f", better on {pair.wins} of {images}"
     text += f" and worse on {pair.losses}" if pair.losses else ""
     if pair.p is None:
-        text += f"; {n} images are too few for a test to reach 5 %"
+        text += f"; {n} images are too few for an interval, or for a test to reach 5 %"
     else:
         text += f"; signed-rank test p = {_p(pair.p)}"
     text = f"{text}."

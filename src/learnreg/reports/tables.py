@@ -1,17 +1,16 @@
-"""The tables of a report for spreadsheets and papers, and what to cite."""
+"""The tables of reports and comparisons for spreadsheets and papers, and what to cite."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+from .content import Compared, Content
+from .pairing import Spread
 from .statistics import interval
-
-if TYPE_CHECKING:
-    from .report import Report
 
 ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -81,7 +80,7 @@ BOOKS = {
 SAME = {"ExactTV": "TV", "DFOLS": "DFO"}
 
 
-def tables(report: Report) -> dict[str, str]:
+def tables(report: Content) -> dict[str, str]:
     """File names and contents."""
     return {
         "table.csv": _csv(_table(report)),
@@ -92,11 +91,11 @@ def tables(report: Report) -> dict[str, str]:
     }
 
 
-def _table(report: Report) -> list[dict[str, object]]:
+def _table(report: Content) -> list[dict[str, object]]:
     return [{key: _number(value) for key, value in row.items()} for row in report.table()]
 
 
-def per_image(report: Report) -> list[dict[str, object]]:
+def per_image(report: Content) -> list[dict[str, object]]:
     """One row per image and competitor; the bound of the distance to the exact minimizer where
     there is one, and the PSNR that it leaves open.
     """
@@ -125,7 +124,7 @@ def per_image(report: Report) -> list[dict[str, object]]:
     return rows
 
 
-def _pairs(report: Report) -> list[dict[str, object]]:
+def _pairs(report: Content) -> list[dict[str, object]]:
     return [
         {
             "first": p.first,
@@ -133,6 +132,8 @@ def _pairs(report: Report) -> list[dict[str, object]]:
             "images": p.images,
             "mean_difference_db": p.mean,
             "deviation_db": p.deviation,
+            "least_db": p.least,
+            "most_db": p.most,
             "bootstrap_low_db": p.low,
             "bootstrap_high_db": p.high,
             "signed_rank_p": p.p,
@@ -141,6 +142,47 @@ def _pairs(report: Report) -> list[dict[str, object]]:
         }
         for p in report.pairs()
     ]
+
+
+def comparison_tables(comparison: Compared) -> dict[str, str]:
+    """One row per learner, and one per run, of a comparison."""
+    rows = [
+        {
+            "learner": row.name,
+            "runs": row.runs,
+            "ended": row.ended,
+            **{
+                f"{name}_{part}": None if numbers is None else value(numbers)
+                for name, numbers in (("loss", row.loss), ("gap", row.gap), ("psnr", row.psnr))
+                for part, value in _PARTS.items()
+            },
+            "median_work": row.work and row.work.middle,
+            "median_seconds": row.seconds and row.seconds.middle,
+        }
+        for row in comparison.table()
+    ]
+    runs = [
+        {
+            "learner": run.learner,
+            "name": run.name,
+            "start": run.start,
+            "seed": run.seed,
+            "steps": run.steps,
+            "stop": run.stop[0],
+            "loss": run.final and run.final["loss"],
+            "psnr": run.final and run.final.get("psnr_test"),
+            "failure": run.failure,
+        }
+        for run in comparison.runs
+    ]
+    return {"table.csv": _csv(rows), "runs.csv": _csv(runs)}
+
+
+_PARTS: dict[str, Callable[[Spread], float | None]] = {
+    "mean": lambda s: s.mean,
+    "deviation": lambda s: s.deviation,
+    "median": lambda s: s.middle,
+}
 
 
 def _number(value: object) -> object:
@@ -157,7 +199,7 @@ def _csv(rows: Sequence[Mapping[str, object]]) -> str:
     return text.getvalue()
 
 
-def _latex(report: Report) -> str:
+def _latex(report: Content) -> str:
     """The table of the page, for the package booktabs."""
     single = len(report.first.psnr) == 1
 
@@ -194,7 +236,7 @@ def escaped(text: object) -> str:
     return "".join(ESCAPES.get(ch, ch) for ch in plain)
 
 
-def references(report: Report) -> str:
+def references(report: Content) -> str:
     """BibTeX of this library, and of the methods that were run."""
     kinds: list[str] = []
     versions: Mapping[str, Any] = {}
