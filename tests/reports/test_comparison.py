@@ -575,6 +575,7 @@ def test_the_page_can_be_repeated_from_its_configuration(tmp_path):
     assert "was given no configuration" in bare
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["certified", "estimated", "unknown"])
 def test_certified_is_said_of_proven_brackets_only(kind, tmp_path):
     runs = [replace(r, points=[{**p, "kind": kind} for p in r.points]) for r in several(2)]

@@ -146,7 +146,9 @@ def test_images_that_got_worse_are_shown_and_named(tmp_path):
     assert "no held-out image has a lower PSNR than before" in good
 
 
-@pytest.mark.parametrize("name", ["filtered back-projection", "zero-filled", "adjoint A^T y"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("filtered back-projection", marks=pytest.mark.slow), "adjoint A^T y"]
+)
 def test_the_input_is_named_and_pictured(name, tmp_path):
     seen = torch.rand(5, 1, 24, 30)
     evaluation = make_evaluation(y=torch.rand(5, 1, 40, 7), seen=seen, seen_as=name)
@@ -271,6 +273,7 @@ def test_pictures_are_moduli_slices_and_in_their_own_units():
     assert Window.of(torch.zeros(1, 1, 4, 4)) == Window(0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 32), (1, 5, 12, 12), (4, 12, 12)])
 def test_signals_volumes_and_many_channels_have_a_page(shape, tmp_path):
     x = torch.rand(2, *shape)

@@ -64,9 +64,11 @@ def test_the_page_alone_reproduces_its_table(first, tmp_path):
     assert table_of(run(shown, tmp_path / "page")) == table_of(first)
     kept = json.loads((first / "run.json").read_text(encoding="utf-8"))["repeat"]
     assert kept["config"][""].strip() == shown.strip()
-    assert kept["command"] == "learnreg learn config.toml" and kept["command"] in page
+    assert kept["command"] == "learnreg learn config.toml --output again"
+    assert kept["command"] in page
 
 
+@pytest.mark.slow
 def test_another_configuration_has_another_table(first, tmp_path):
     """The comparison above would see it."""
     other = CONFIG.replace("seed = 5", "seed = 6")
@@ -150,6 +152,7 @@ def test_the_model_of_another_run_is_not_replaced(learned, tmp_path):
     assert kept.log_weight == learned["two"][0].theta[0]
 
 
+@pytest.mark.slow
 def test_a_report_replaces_its_own_model(learned, tmp_path):
     save(lr.Report(*learned["one"]), tmp_path)
     save(lr.Report(*learned["two"]), tmp_path)
@@ -167,6 +170,7 @@ def test_a_run_saved_first_and_reported_in_the_same_folder_is_one(learned, tmp_p
     ]
 
 
+@pytest.mark.slow
 def test_a_report_that_was_read_takes_its_model_along(learned, tmp_path):
     page = save(lr.Report(*learned["one"]), tmp_path / "a").read_bytes()
     assert save(Report.load(tmp_path / "a"), tmp_path / "b").read_bytes() == page
@@ -176,20 +180,16 @@ def test_a_report_that_was_read_takes_its_model_along(learned, tmp_path):
     assert "not beside run.json any more" in later and "--model" not in later
 
 
+@pytest.mark.slow
 def test_a_physics_that_no_file_holds_is_asked_for(learned, tmp_path):
-    from deepinv.physics import Physics
-
     class Own(Denoising):
         """A physics that a file knows by name only."""
 
-    assert issubclass(Own, Physics)
     done, evaluation = learned["one"]
     own = replace(done, energy=lr.Energy(Own(GaussianNoise(0.1)), lr.regularizers.TV()))
-    page = save(lr.Report(own, evaluation), tmp_path).read_text(encoding="utf-8")
+    page = html.unescape(save(lr.Report(own, evaluation), tmp_path).read_text(encoding="utf-8"))
     assert "learnreg reconstruct" not in page
-    assert "load_model(&#34;model.safetensors&#34;, physics=physics)" in page or (
-        'load_model("model.safetensors", physics=physics)' in page
-    )
+    assert 'load_model("model.safetensors", physics=physics)' in page
 
 
 def test_an_objective_without_an_energy_has_no_model(learned, tmp_path):
@@ -200,6 +200,7 @@ def test_an_objective_without_an_energy_has_no_model(learned, tmp_path):
     assert "learnreg reconstruct" not in page and not list(tmp_path.rglob("model.safetensors"))
 
 
+@pytest.mark.slow
 def test_records_of_earlier_versions_are_read(learned, tmp_path):
     save(lr.Report(*learned["one"]), tmp_path)
     path = tmp_path / "run.json"

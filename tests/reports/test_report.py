@@ -276,7 +276,7 @@ def test_the_page_says_what_certified_distances_follow_from(theorem, words, tmp_
 
 def test_load_and_save_again_gives_the_same_files(saved, tmp_path):
     loaded = Report.load(saved.parent)
-    again = loaded.save(tmp_path)
+    again = loaded.save(tmp_path, formats=())
     for name in ("run.json", "run.safetensors", "index.html"):
         assert (again.parent / name).read_bytes() == (saved.parent / name).read_bytes(), name
     assert str(loaded) == str(two_methods())
@@ -309,7 +309,7 @@ def test_hostile_names_are_escaped(tmp_path):
     evaluation = make_evaluation(
         names=(f'" onerror="{evil}', "$x$", "../../a", "\x00\n\udcff", "b" * 300)
     )
-    path = Report.compare({evil: (run, evaluation)}).save(tmp_path)
+    path = Report.compare({evil: (run, evaluation)}).save(tmp_path, formats=("png",))
     page = path.read_text(encoding="utf-8")
     assert (
         "<script" not in page
@@ -318,19 +318,21 @@ def test_hostile_names_are_escaped(tmp_path):
     )
     assert 'alert("1")' in text_of(page)
     assert {p.parent.name for p in tmp_path.rglob("*.png")} == {"figures"}
-    assert Report.load(tmp_path).save(tmp_path / "again").read_bytes() == path.read_bytes()
+    assert (
+        Report.load(tmp_path).save(tmp_path / "again", formats=()).read_bytes() == path.read_bytes()
+    )
 
 
 def test_names_that_share_a_file_name_keep_their_figures(tmp_path):
     methods = {n: (make_run(n, make_bank()), make_evaluation()) for n in ("FoE", "foe", "?")}
-    Report.compare(methods).save(tmp_path)
+    Report.compare(methods).save(tmp_path, formats=("png",))
     assert len(list((tmp_path / "figures").glob("filters_*.png"))) == 3
 
 
 def test_empty_record_and_missing_columns(tmp_path):
     words = text_of(page_of(Report(make_run(rows=()), make_evaluation()), tmp_path))
     assert "not known accepted steps" in words
-    Report(make_run(rows=({"step": 0, "loss": 1.0},)), make_evaluation()).save(tmp_path)
+    Report(make_run(rows=({"step": 0, "loss": 1.0},)), make_evaluation()).save(tmp_path, formats=())
 
 
 @pytest.mark.parametrize("channels", [2, 3])
@@ -417,6 +419,6 @@ def test_saving_leaves_no_trace_in_global_state_or_input(tmp_path):
         make_evaluation(),
     )
     x, kernels = evaluation.x.clone(), run.filters["kernels"].clone()
-    Report(run, evaluation).save(tmp_path)
+    Report(run, evaluation).save(tmp_path, formats=("png",))
     assert dict(matplotlib.rcParams) == before
     assert torch.equal(x, evaluation.x) and torch.equal(kernels, run.filters["kernels"])

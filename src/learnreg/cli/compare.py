@@ -21,6 +21,7 @@ from ..reports import Comparison
 from ..reports.comparison import FILE
 from .compare_config import Plan, load_comparison
 from .compare_progress import CompareProgress
+from .extras import AGAIN
 from .guard import Interrupted, say
 from .jobs import Job, plan_jobs, run_all
 from .learn import COPY, RESULTS, claim
@@ -92,7 +93,7 @@ def run_compare(
         outcomes,
         _settings(plan, at_once),
         config=plan.to_toml(),
-        command=shlex.join(["learnreg", "compare", COPY]),
+        command=shlex.join(["learnreg", "compare", COPY, "--output", AGAIN]),
     )
     page = comparison.save(folder)
     say(console, f"\n{comparison}\n\nReport: {page}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TUNED_ON = 8
 """Training images that the weight of a baseline is tuned on, at most."""
 
-COPY = "config.toml"
+COPY, AGAIN = "config.toml", "again"
 
 
 class Extras(TypedDict):
@@ -41,7 +41,8 @@ def extras(config: Config, problem: BilevelProblem, test: Pairs, console: Consol
     """
     return {
         "config": config.to_toml(),
-        "command": shlex.join(["learnreg", "learn", COPY]),
+        # why another output: a folder with a finished run is not written over
+        "command": shlex.join(["learnreg", "learn", COPY, "--output", AGAIN]),
         "baselines": baselines(config, problem, test, console),
     }
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core import InputError, ModelFileError
 from ..core.files import write_atomically
@@ -20,6 +20,9 @@ from .folder import made
 from .pairing import NEAR, ComparedRun, Lead, Spread, Summary, best_losses, lead, summaries
 from .provenance import compact
 from .words import show
+
+if TYPE_CHECKING:
+    from .figures import Figure
 
 FORMAT, VERSION, FILE = "learnreg-comparison", 1, "comparison.json"
 UNITS = {"work": "evaluations per image", "steps": "accepted steps"}
@@ -382,25 +385,26 @@ class Comparison:
         Raises:
             InputError: ``folder`` is a file or cannot be created; an unknown format.
         """
-        from .figures import MAKERS
+        from .figures import MAKERS, files
         from .tables import comparison_tables
 
         for kind in formats:
             check_choice("formats", kind, [*MAKERS])
         folder = made(folder)
-        page, pictures = self._render(formats)
+        page, drawn = self._render()
         for name, text in comparison_tables(self).items():
             write_atomically(folder / "tables" / name, text.encode(errors="replace"))
         write_atomically(
             folder / FILE, json.dumps(self.to_dict(), indent=1, allow_nan=False).encode()
         )
-        for name, data in pictures.items():
-            write_atomically(folder / "figures" / name, data)
+        for name, figure in drawn.items():
+            for file, data in files(name, figure, formats).items():
+                write_atomically(folder / "figures" / file, data)
         write_atomically(folder / "index.html", page.encode(errors="replace"))
         return folder / "index.html"
 
-    def _render(self, formats: Sequence[str]) -> tuple[str, dict[str, bytes]]:
-        """The page, and the figures by file name."""
+    def _render(self) -> tuple[str, dict[str, Figure]]:
+        """The page, and its figures by name."""
         from . import comparison_figures as draw  # slow imports, needed here only
         from . import figures
         from .template import render
@@ -415,11 +419,9 @@ class Comparison:
             "schedules": draw.schedules(self.runs),
         }
         grids = draw.heat_maps(self.runs)
-        files: dict[str, bytes] = {}
-        for name, figure in drawn.items():
-            files |= {} if figure is None else figures.files(name, figure, formats)
+        found = {name: figure for name, figure in drawn.items() if figure is not None}
         for number, (name, figure) in enumerate(grids.items()):
-            files |= figures.files(f"grid_{number}_{slug(name)[:40]}", figure, formats)
+            found[f"grid_{number}_{slug(name)[:40]}"] = figure
         uris, maps = (
             {
                 name: figures.data_uri(figures.themed(figures.svg(figure)), "image/svg+xml")
@@ -445,7 +447,7 @@ class Comparison:
             facts=self.facts(),
             problems=list(dict.fromkeys(run.problem for run in self.runs if run.problem)),
         )
-        return page, files
+        return page, found
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Comparison:
