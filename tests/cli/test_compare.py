@@ -383,7 +383,7 @@ def compared(tmp_path_factory):
 
 def test_a_comparison_leaves_everything_in_one_folder(compared):
     folder, printed = compared
-    assert {"index.html", FILE, "config.toml", "figures", "runs"} == {
+    assert {"index.html", FILE, "config.toml", "figures", "tables", "runs"} == {
         path.name for path in folder.iterdir()
     }
     runs = sorted((folder / "runs").iterdir())

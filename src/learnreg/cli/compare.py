@@ -20,6 +20,7 @@ from ..reports import Comparison
 from ..reports.comparison import FILE
 from .compare_config import Plan, load_comparison
 from .compare_progress import CompareProgress
+from .extras import AGAIN
 from .guard import ALL_FAILED, Interrupted, say
 from .jobs import Job, plan_jobs, run_all
 from .learn import COPY, RESULTS, claimed
@@ -87,7 +88,12 @@ def run_compare(
         except KeyboardInterrupt:
             raise Interrupted(_kept(jobs, path, folder, seconds)) from None
     outcomes = [job.outcome() for job in jobs]
-    comparison = Comparison.of(outcomes, _settings(plan, at_once))
+    comparison = Comparison.of(
+        outcomes,
+        _settings(plan, at_once),
+        config=plan.to_toml(),
+        command=shlex.join(["learnreg", "compare", COPY, "--output", AGAIN]),
+    )
     page = comparison.save(folder)
     say(console, f"\n{comparison}\n\nReport: {page}")
     if all(outcome["failure"] for outcome in outcomes):

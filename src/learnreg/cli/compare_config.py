@@ -88,7 +88,7 @@ class Comparing(Section):
     points: int = Field(default=12, ge=2)
     """steps of each run whose loss and held-out PSNR are evaluated again"""
     relative: float = Field(default=5e-4, gt=0, lt=1)
-    """width of the certified bracket of the training loss, relative to it"""
+    """width of the bracket of the training loss, relative to it; certified where that is proven"""
 
 
 def _settings() -> Any:

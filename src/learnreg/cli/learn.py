@@ -25,6 +25,7 @@ from ..reports import Report
 from ..runs import Run, learn
 from ..runs.checkpoint import FILE
 from .config import Config, load_config
+from .extras import extras
 from .guard import Interrupted, say
 from .measured_section import source_of
 from .memory import keep_large_blocks
@@ -83,11 +84,17 @@ def run_learn(
             )
             watched = validation if len(validation) else None
             run = _learn(config, problem, watched, folder, console, resume)
-            _finish(run, test, config, path, again, console)
+            _finish(run, problem, test, config, path, again, console)
 
 
 def _finish(
-    run: Run, test: Pairs, config: Config, path: Path, again: str, console: Console
+    run: Run,
+    problem: BilevelProblem,
+    test: Pairs,
+    config: Config,
+    path: Path,
+    again: str,
+    console: Console,
 ) -> None:
     """Save, evaluate and report what was learned.
 
@@ -109,7 +116,7 @@ def _finish(
         say(console, f"Reconstructing {len(test)} held-out images ...")
         evaluation = evaluate(chosen, test, config.run.eps_evaluate, console)
         with told(f"Kept in {folder}: {kept}.", again):
-            report = Report(chosen, evaluation)
+            report = Report(chosen, evaluation, **extras(config, problem, test, console))
             page = report.save(folder)
     except KeyboardInterrupt:
         raise Interrupted(_kept(run, folder, again)) from None
@@ -132,8 +139,8 @@ def _validated(run: Run, chosen: Run) -> str:
 
 
 def evaluate(run: Run, test: Pairs, eps: float, console: Console) -> Evaluation:
-    """Certified reconstructions of the held-out pairs, with the certificate compared to the true
-    error on the first.
+    """Reconstructions of the held-out pairs, with the certificate compared to the true error on
+    the first.
     """
     evaluation = run.evaluate(test, eps)
     try:

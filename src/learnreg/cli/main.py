@@ -280,7 +280,8 @@ def reconstruct(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Apply a learned model to images of any size, with a certified distance for each.
+    """Apply a learned model to images of any size; each with its distance to the exact minimizer,
+    certified where the constants are proven and estimated elsewhere.
 
     One file that fails does not stop the others: failures are listed at the end (exit code 3).
     """

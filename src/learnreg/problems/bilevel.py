@@ -111,6 +111,7 @@ class BilevelProblem:
     energy: Any  # a Level; of the class that was handed in
     loss: Any
     pairs: Any
+    given: Any  # the pairs as they were handed in, with their names
     copies: int = 1  # how often the loss looks at every image
     _upper: Upper
 
@@ -125,7 +126,7 @@ class BilevelProblem:
     ) -> None:
         check_energy(energy, "at", "start", "parameters")
         pairs = _in_memory(pairs, limit)
-        self.energy, self.penalty = energy, penalty
+        self.energy, self.penalty, self.given = energy, penalty, pairs
         if not trainable(cast(nn.Module, energy)):
             raise InputError(
                 "energy",

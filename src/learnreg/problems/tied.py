@@ -12,6 +12,7 @@ from ..core.errors import InputError
 from ..core.measured import Measured, Native, measured
 from ..core.noise import DIRECT, INDIRECT, factor, same_level
 from ..core.params import check_theta, set_theta, trainable
+from ..core.words import named
 from ..operators.layout import Layout
 from ..operators.physics import LinearMap, TiedMap
 from ..operators.pickling import picklable
@@ -265,7 +266,7 @@ class Tied(nn.Module, Generic[R, D]):
 
     def describe(self) -> str:
         """One line for records."""
-        return f"{type(self.regularizer).__name__} with {type(self.physics).__name__}"
+        return f"{named(self.regularizer)} with {type(self.physics).__name__}"
 
 
 DATA_PARAMETERS = frozenset({"weights"})

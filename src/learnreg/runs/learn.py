@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import __version__
 from ..core.cost import Cost
@@ -32,12 +32,14 @@ from ..core.objective import Evaluated, Halt, Learner, Objective, Row, State
 from ..core.packing import check_kept, outline, pack, unpack, widened
 from ..core.ranges import check_flag, check_integer, check_object, plain, shown
 from ..core.results import RunRecord, StopReason
+from ..core.words import named
 from ..objectives.bilevel import Bilevel
 from ..problems import BilevelProblem
 from ..problems.bilevel import PairsLike
 from .budget import Budget, Course
 from .checkpoint import FILE, check_folder, fingerprint, load_checkpoint, save_checkpoint
 from .digest import digest_of
+from .provenance import setup_of
 from .run import Run
 from .validation import KEYS, Validation
 
@@ -138,11 +140,12 @@ def learn(
         tuple(session.rows),
         settings,
         objective.names,
+        setup_of(objective, learner, objective.device),
     )
     last = session.thetas[-1]
     energy = objective.learned(last)
     thetas = torch.stack([t.to(last.dtype) for t in session.thetas])
-    return Run(record, stop, last, thetas, energy, name or _title(energy))
+    return Run(record, stop, last, thetas, energy, name or named(energy))
 
 
 def objective_of(
@@ -215,14 +218,6 @@ def _check_rest(checkpoint: object, progress: object, name: object) -> None:
             expected="a function of one row of the record, or None",
             remedy="For example progress=print.",
         )
-
-
-def _title(energy: object) -> str:
-    """The class of the regularizer, or of an energy without one; scalings are looked through."""
-    part = energy
-    while isinstance(part, nn.Module) and "regularizer" in dict(part.named_children()):
-        part = part.get_submodule("regularizer")
-    return type(part).__name__
 
 
 CLOCKED = ("step", "work", "seconds", "cpu_seconds", *KEYS)
