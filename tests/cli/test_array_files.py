@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from learnreg.cli.array_files import READERS, list_inputs, read_measured, result_name, write_result
+from learnreg.cli.array_files import list_inputs, read_measured, result_name, write_result
 from learnreg.core.errors import InputError
 from learnreg.data import read_array
 
@@ -28,7 +28,7 @@ def test_measurements_get_their_channels(
     array = np.random.default_rng(0).normal(size=shape).astype(kind) * 1000
     np.save(tmp_path / "a.npy", array)
 
-    pixels = READERS[".npy"](tmp_path / "a.npy").pixels
+    pixels = read_measured(tmp_path / "a.npy").pixels
 
     assert pixels.shape == expected
     back = torch.view_as_complex(pixels.movedim(0, -1).contiguous()) if "c" in kind else pixels

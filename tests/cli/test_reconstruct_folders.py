@@ -141,11 +141,14 @@ def test_an_interruption_keeps_what_is_written_and_can_go_on(
 def test_remarks_on_data_stand_with_their_image_and_other_warnings_pass(
     learned, folder, tmp_path, monkeypatch
 ):
-    def remarking(path):
-        warnings.warn(f"{path.name} looks odd", DataWarning, stacklevel=1)
-        return work.read_picture(path)
+    plainly = work.read_input
 
-    monkeypatch.setattr(work, "READERS", {".tif": remarking})
+    def remarking(path, units):
+        if path.suffix == ".tif":
+            warnings.warn(f"{path.name} looks odd", DataWarning, stacklevel=1)
+        return plainly(path, units)
+
+    monkeypatch.setattr(work, "read_input", remarking)
     text = run(learned, folder, "-o", tmp_path / "clean", code=3).stdout
     for i in range(5):
         assert f"warning: {i}.tif looks odd\n" in text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -39,8 +38,13 @@ def read_measured(path: Path) -> Picture:
     return Picture(path, y if y.dim() > 2 else y[None], deep=True, transparent=False)
 
 
-READERS: dict[str, Callable[[Path], Picture]] = dict.fromkeys(SUFFIXES, read_measured)
-"""By the ending of a file, what reads it."""
+RESULT = ".npy"
+"""Ending of files that hold a result as it is."""
+
+
+def is_array(path: Path) -> bool:
+    """Whether a file holds an array, by its name: no picture."""
+    return path.name.lower().endswith(SUFFIXES)
 
 
 def list_inputs(folder: Path, pictures: tuple[str, ...]) -> list[Path]:
@@ -64,7 +68,7 @@ def list_inputs(folder: Path, pictures: tuple[str, ...]) -> list[Path]:
 
 def result_name(source: Path) -> str:
     """The name of the result for an array: what holds every value."""
-    return f"{array_file(source).stem}.npy"
+    return f"{array_file(source).stem}{RESULT}"
 
 
 def write_result(path: Path, x: Tensor) -> str:

@@ -103,10 +103,12 @@ def _demonstrate(output: Path, seconds: float, seed: int, resume: bool, console:
     again = shlex.join(["learnreg", "demo", "--output", str(output), "--resume"])
     save_or_tell(best, output, again)
     with told(f"Kept in {output}: the checkpoints and model.safetensors.", again):
-        report = Report.compare(results)
-        page = report.save(output)
         results["TV"][0].save(output / "tv")
-        write_atomically(output / COPY, as_file(best, seed, output).encode())
+        config = as_file(best, seed, output)
+        command = ["learnreg", "demo", "--seconds", f"{seconds:g}", "--seed", str(seed)]
+        report = Report.compare(results, config={"FoE": config}, command=shlex.join(command))
+        page = report.save(output)
+        write_atomically(output / COPY, config.encode())
         _example(output, test.sources[0], physics, seed)
     say(
         console,
@@ -123,7 +125,7 @@ def as_file(run: Run, seed: int, output: Path) -> str:
     config = Config.model_validate(
         {
             "data": {"source": "natural", "size": SIZE, "train": SPLIT[0], "test": SPLIT[1]},
-            "physics": {"sigma": SIGMA},
+            "noise": {"type": "gaussian", "sigma": SIGMA},
             "regularizer": {"type": "FoE", "filters": FILTERS, "size": WIDTH},
             "learner": {"type": "maid"},
             "budget": {"steps": max(1, steps)},

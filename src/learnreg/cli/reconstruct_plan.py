@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import InputError
-from ..data import list_images
+from ..data.images import SUFFIXES as PICTURES
+from .array_files import RESULT, is_array, list_inputs, result_name
 from .pictures import WRITABLE
 
 Identity = tuple[int, int]
@@ -31,14 +32,16 @@ def plan(inputs: Sequence[Path], output: str) -> list[Job]:
             cannot be.
     """
     sources = [
-        file for entry in inputs for file in (list_images(entry) if entry.is_dir() else [entry])
+        file
+        for entry in inputs
+        for file in (list_inputs(entry, PICTURES) if entry.is_dir() else [entry])
     ]
     for source in sources:
         if not source.is_file():
             raise InputError(
                 str(source),
                 given="no such file",
-                expected="an image file",
+                expected="an image file, or one of measurements",
                 remedy="Check the path.",
             )
     place = Path(output)
@@ -66,6 +69,8 @@ def plan(inputs: Sequence[Path], output: str) -> list[Job]:
 
 
 def _file_name(source: Path) -> str:
+    if is_array(source):
+        return result_name(source)
     return source.name if source.suffix.lower() in WRITABLE else f"{source.stem}.png"
 
 
@@ -76,12 +81,12 @@ def _check_targets(jobs: Sequence[Job]) -> None:
     first: dict[Path, Path] = {}
     for job in jobs:
         target = job.target.resolve()
-        if target.suffix.lower() not in WRITABLE:
+        if target.suffix.lower() not in (*WRITABLE, RESULT):
             raise InputError(
                 "--output",
                 given=f"{job.target} with the ending {job.target.suffix!r}",
-                expected=f"one of {', '.join(WRITABLE)}",
-                remedy="Choose .png for viewing, .tif for exact values.",
+                expected=f"one of {', '.join((*WRITABLE, RESULT))}",
+                remedy="Choose .png for viewing, .tif or .npy for exact values.",
             )
         if target in inputs or not numbers.isdisjoint(_numbers([target])):
             raise InputError(

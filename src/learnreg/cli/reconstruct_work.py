@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from ..core.errors import DataWarning, InputError, LearnregError, SolveError
 from ..core.results import Solution
 from ..core.status import Status, summarize
+from ..data.formats import TIFF
 from ..models import Demands, TrainedModel, load
 from ..reports.words import evidence
+from .array_files import RESULT, is_array, read_measured, write_result
 from .memory import keep_large_blocks
 from .pictures import Picture, read_picture, write_picture
 from .reconstruct_plan import Job
@@ -35,9 +38,6 @@ PENDING = 2**21
 
 CHUNK = 32
 """Files at most that a process is given at a time."""
-
-READERS: dict[str, Callable[[Path], Picture]] = {}
-"""By the ending of a file, what reads it; ``read_picture`` reads all others."""
 
 State = Literal["done", "missed", "failed"]
 
@@ -91,9 +91,19 @@ class _Read:
     remarks: tuple[str, ...]
 
 
-def read_input(path: Path) -> Picture:
-    """The only place that chooses a reader."""
-    return READERS.get(path.suffix.lower(), read_picture)(path)
+def read_input(path: Path, units: tuple[float, float] | None = None) -> Picture:
+    """The only place that chooses a reader.
+
+    Args:
+        units: the levels of pictures that were 0 and 1 in training.
+    """
+    return read_measured(path) if is_array(path) else read_picture(path, units)
+
+
+def write_output(path: Path, x: Tensor, like: Picture) -> str:
+    """The only place that chooses a writer; a remark on what the file cannot hold."""
+    exact = path.suffix.lower() == RESULT or (is_array(like.path) and path.suffix.lower() in TIFF)
+    return write_result(path, x) if exact else write_picture(path, x, like)
 
 
 @contextmanager
@@ -166,7 +176,7 @@ class Worker:
     def _read(self, job: Job) -> _Read | Outcome:
         with heard() as remarks:
             try:
-                picture = read_input(job.source)
+                picture = read_input(job.source, self.model.units)
             except Exception as error:  # readers fail in many ways on damaged files
                 return self._failed(job, error)
         return _Read(job, picture, tuple(remarks))
@@ -213,9 +223,8 @@ class Worker:
         if not status.ok and status is not Status.BUDGET:
             words = f"{summarize([status])}. Reached ({solution.words}): {distance:.2e}."
             return self._failed(job, SolveError(words, solution))
-        values = solution.value[index].reshape(read.picture.pixels.shape)
         with heard() as remarks:
-            note = write_picture(job.target, values, read.picture)
+            note = write_output(job.target, solution.value[index], read.picture)
         remarks = [*read.remarks, *remarks]
         verdict = self._verdict(read.picture, solution, index)
         if status.ok:
@@ -225,14 +234,16 @@ class Worker:
 
     def _verdict(self, picture: Picture, solution: Solution, index: int) -> str:
         """How far the result can be from the exact one, over the whole image and per pixel."""
-        channels, height, width = picture.pixels.shape
-        count = picture.pixels.numel()
+        image = solution.value[index]
+        channels, count = image.shape[0], image.numel()
         asked = self.recipe.demands.distance(count)
         distance = float(solution.error[index])
-        apart = channels > 1 and self.model.apart(channels)
+        same = image.shape == picture.pixels.shape
+        apart = same and channels > 1 and self.model.apart(channels)
+        colours = {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
         theorem = solution.theorem[index] if solution.theorem else ""
         return (
-            f"{height} x {width}, {'grey' if channels == 1 else 'colour'}"
+            f"{' x '.join(map(str, image.shape[1:]))}, {colours}"
             f"{', channels one by one' if apart else ''}; {solution.kind.label} distance to the "
             f"exact minimizer <= {distance:.2e} over the image (eps {asked:.2e}), "
             f"{distance / math.sqrt(count):.1e} per pixel"

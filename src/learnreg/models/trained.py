@@ -149,6 +149,14 @@ class TrainedModel:
         vars(self).update(state)
         self._local = threading.local()
 
+    @property
+    def units(self) -> tuple[float, float] | None:
+        """The levels of the files that were 0 and 1 in training; None if each file had its own."""
+        told = self.notes.get("units")
+        if isinstance(told, list) and len(told) == 2:
+            return float(told[0]), float(told[1])
+        return None
+
     def with_demands(self, demands: Demands) -> TrainedModel:
         """The same model with other demands."""
         return TrainedModel(self.energy, demands, self.channel_wise, self.path, self.notes)
@@ -205,7 +213,8 @@ class TrainedModel:
         """The reconstruction with its certificate.
 
         Args:
-            y: (b, c, h, w), floating-point, on the scale of the images that were learned from.
+            y: (b, c, h, w), floating-point, on the scale of the images that were learned from; or
+                measurements (b, ...) of the physics of the model.
             progress: told the share of the work that is done, of large images.
             throw: raise when an image misses what is asked for; running out of ``max_seconds`` is
                 no reason, the status says it.
@@ -224,12 +233,14 @@ class TrainedModel:
                 expected="a tensor (b, c, h, w)",
                 remedy="Call the model itself on images of any kind.",
             )
-        apart = self.apart(y.shape[1])
-        asked = self.demands.distance(y[0].numel())
         energy = self._own()
         like = next((p for p in energy.parameters()), None)
         data = y if like is None else y.to(device=like.device, dtype=like.dtype)
         count, channels = y.shape[:2]
+        shape = self._image_shape(energy, data)
+        # channels of a measurement, of k-space or several energies, are none of the image
+        apart = shape == y.shape[1:] and self.apart(channels)
+        asked = self.demands.distance(math.prod(shape))
         if apart:
             data = data.reshape(count * channels, 1, *y.shape[2:])
             asked /= math.sqrt(channels)
@@ -259,6 +270,17 @@ class TrainedModel:
                 else "Learn a model with channels = 1.",
             )
         return apart
+
+    def _image_shape(self, energy: Energy | SaddleEnergy, y: Tensor) -> torch.Size:
+        """The shape of the images that measurements like y are reconstructed to.
+
+        Raises:
+            InputError: measurements that the physics does not take.
+        """
+        if energy.operator.is_identity:
+            return y.shape[1:]
+        with torch.no_grad():
+            return energy.start(y[:1]).shape[1:]
 
     def _own(self) -> Energy | SaddleEnergy:
         """The energy of this thread: what is found out about operators and filters is kept in it

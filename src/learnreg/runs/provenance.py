@@ -61,6 +61,12 @@ class Named(Protocol):
     names: Sequence[str]
 
 
+class InUnits(Protocol):
+    """Pairs that know which levels of their files became 0 and 1."""
+
+    units: tuple[float, float] | None
+
+
 class HasProblem(Protocol):
     """An objective made of a problem."""
 
@@ -166,6 +172,8 @@ def data_of(pairs: object) -> dict[str, object]:
         found["sources"] = list(dict.fromkeys(name.rsplit("@", 1)[0] for name in names))
     if offers(pairs, Seeded):
         found["seed"] = pairs.seed
+    if offers(pairs, InUnits) and pairs.units is not None:
+        found["units"] = list(pairs.units)
     return found
 
 

@@ -301,7 +301,14 @@ class Run:
                 expected="an energy of a regularizer, a data term and a physics",
                 remedy="Keep Run.theta, or save_history, and build the objective again.",
             )
-        notes = {"name": self.name, "problem": self.record.problem, "stop": self.stop.sentence}
+        notes: dict[str, object] = {
+            "name": self.name,
+            "problem": self.record.problem,
+            "stop": self.stop.sentence,
+        }
+        data = self.record.setup.get("data")
+        if isinstance(data, dict) and "units" in data:
+            notes["units"] = data["units"]
         return save_model(path, self.energy, notes)
 
     def lacking(self, path: str | Path) -> str:
