@@ -23,7 +23,7 @@ from ..core.results import Solution
 from ..core.status import Status, summarize
 from ..models import Demands, TrainedModel, load
 from ..reports.words import evidence
-from .memory import keep_large_blocks
+from .memory import keep_large_blocks, return_free_blocks
 from .pictures import Picture, read_picture, write_picture
 from .reconstruct_plan import Job
 
@@ -32,6 +32,9 @@ BATCH = 2**18
 
 PENDING = 2**21
 """Values that may wait for others of their size: memory is bounded however mixed a folder is."""
+
+LARGE = 2**22
+"""Values of an image from which memory is looked after between reading and solving."""
 
 CHUNK = 32
 """Files at most that a process is given at a time."""
@@ -169,6 +172,8 @@ class Worker:
                 picture = read_input(job.source)
             except Exception as error:  # readers fail in many ways on damaged files
                 return self._failed(job, error)
+        if picture.pixels.numel() > LARGE:
+            return_free_blocks()  # why: reading takes several copies in float64
         return _Read(job, picture, tuple(remarks))
 
     def _failed(self, job: Job, error: Exception) -> Outcome:
@@ -214,6 +219,8 @@ class Worker:
             words = f"{summarize([status])}. Reached ({solution.words}): {distance:.2e}."
             return self._failed(job, SolveError(words, solution))
         values = solution.value[index].reshape(read.picture.pixels.shape)
+        if values.numel() > LARGE:
+            return_free_blocks()
         with heard() as remarks:
             note = write_picture(job.target, values, read.picture)
         remarks = [*read.remarks, *remarks]
