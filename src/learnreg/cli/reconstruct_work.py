@@ -26,7 +26,7 @@ from ..data.formats import TIFF
 from ..models import Demands, TrainedModel, load
 from ..reports.words import evidence
 from .array_files import RESULT, is_array, read_measured, write_result
-from .memory import keep_large_blocks
+from .memory import keep_large_blocks, return_free_blocks
 from .pictures import Picture, read_picture, write_picture
 from .reconstruct_plan import Job
 
@@ -35,6 +35,9 @@ BATCH = 2**18
 
 PENDING = 2**21
 """Values that may wait for others of their size: memory is bounded however mixed a folder is."""
+
+LARGE = 2**22
+"""Values of an image from which memory is looked after between reading and solving."""
 
 CHUNK = 32
 """Files at most that a process is given at a time."""
@@ -179,6 +182,8 @@ class Worker:
                 picture = read_input(job.source, self.model.units)
             except Exception as error:  # readers fail in many ways on damaged files
                 return self._failed(job, error)
+        if picture.pixels.numel() > LARGE:
+            return_free_blocks()  # why: reading takes several copies in float64
         return _Read(job, picture, tuple(remarks))
 
     def _failed(self, job: Job, error: Exception) -> Outcome:
@@ -223,6 +228,8 @@ class Worker:
         if not status.ok and status is not Status.BUDGET:
             words = f"{summarize([status])}. Reached ({solution.words}): {distance:.2e}."
             return self._failed(job, SolveError(words, solution))
+        if solution.value[index].numel() > LARGE:
+            return_free_blocks()
         with heard() as remarks:
             note = write_output(job.target, solution.value[index], read.picture)
         remarks = [*read.remarks, *remarks]
