@@ -17,6 +17,7 @@ from ..core.errors import InputError, SolveError
 from ..core.files import load_tensors, save_tensors
 from ..core.guards import check_measured, check_pairs, isolated
 from ..core.measured import Measured, Native, complex_channels
+from ..core.noise import followed, learned_level
 from ..core.offers import Filters
 from ..core.ranges import check_number
 from ..core.results import Evaluation, RunRecord, Solution, StopReason
@@ -139,10 +140,16 @@ class Run:
         params: Mapping[str, Tensor] | None = None,
         throw: bool = True,
     ) -> Solution:
-        """Certified reconstruction of y (b, ...), any image size; see ``solve`` for the errors
-        raised and for ``params``.
+        """Reconstruction of y (b, ...), any image size that the physics takes; see ``solve`` for
+        the errors raised and for ``params``.
+
+        Args:
+            physics: in the place of that of the training data; where its Gaussian noise has another
+                level, the energy follows it (``problems.at_noise_level``).
         """
-        energy = self.trained if physics is None else self.trained.with_physics(physics)
+        energy = self.trained
+        if physics is not None:
+            energy = followed(energy.with_physics(physics), learned_level(energy), stacklevel=4)
         return solve(energy, self._like_theta(y), eps, params=params, throw=throw)
 
     def _like_theta(self, y: Native | Measured) -> Native | Measured:
