@@ -213,6 +213,21 @@ def test_running_out_of_time_gives_what_was_reached(path):
         lr.load(path, max_seconds=100)(IMAGES["uint8"])
 
 
+def test_a_limit_of_time_is_that_of_an_image_not_of_a_channel(path, monkeypatch):
+    clock, asked = [0.0], []
+    solve = module.solve_potential
+
+    def timed(f, eps, x0, *, should_stop):
+        for clock[0] in (19.9, 20.1):
+            asked.append(should_stop())
+        return solve(f, eps, x0)
+
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(module, "solve_potential", timed)
+    lr.load(path, max_seconds=10).reconstruct(IMAGES["batch"])  # two images of three channels
+    assert asked == [False, True]
+
+
 def test_what_cannot_be_reached_is_an_error(path):
     y = IMAGES["batch"]
     with pytest.raises(SolveError):

@@ -93,7 +93,8 @@ def load(
         quality: ``draft``, certified to one 8-bit grey level in the root mean square (usually a
             fifth of it), or ``fine``, a fortieth of one.
         sigma: noise level of the images where it is not that of the model; "auto" estimates it.
-        max_seconds: of an image; what has been reached then is the result, with a warning.
+        max_seconds: of an image, after which steps end: what has been reached is the result, with
+            a warning. The certificate is computed then, at the cost of about two steps.
         channel_wise: treat every channel as a grey image, as models for grey images do anyway.
         float64: compute in double precision.
         memory: bytes that a solve may take; what is free when None.
@@ -245,7 +246,9 @@ class TrainedModel:
             data = data.reshape(count * channels, 1, *y.shape[2:])
             asked /= math.sqrt(channels)
         energy = at_sigma(energy, data, self.demands.sigma)
-        solution = self._solve(energy, data, asked, progress)
+        limit = self.demands.max_seconds
+        end = math.inf if limit is None else time.monotonic() + limit * count
+        solution = self._solve(energy, data, asked, progress, lambda: time.monotonic() >= end)
         if apart:
             solution = joined(solution, channels)
         failed = [s for s in solution.status if not s.ok and s is not Status.BUDGET]
@@ -293,13 +296,16 @@ class TrainedModel:
 
     @torch.no_grad()
     def _solve(
-        self, energy: Energy | SaddleEnergy, y: Tensor, eps: float, progress: Told | None
+        self,
+        energy: Energy | SaddleEnergy,
+        y: Tensor,
+        eps: float,
+        progress: Told | None,
+        stop: Callable[[], bool],
     ) -> Solution:
         """The batch to a distance eps each, in memory that there is."""
-        limit = self.demands.max_seconds
-        end = math.inf if limit is None else time.monotonic() + limit * y.shape[0]
         try:
-            return self._fitted(energy, y, eps, progress, lambda: time.monotonic() >= end)
+            return self._fitted(energy, y, eps, progress, stop)
         except (MemoryError, RuntimeError) as error:
             words = str(error).lower()
             full = isinstance(error, MemoryError) or (
