@@ -38,7 +38,7 @@ def config(path, **keys):
 
 def test_every_argument_of_pairs_is_a_key():
     arguments = set(inspect.signature(pairs).parameters) - {"physics", "seed", "split"}
-    assert set(Data.model_fields) == arguments | {"train", "validation", "test"}
+    assert set(Data.model_fields) == arguments | {"type", "train", "validation", "test"}
 
 
 def test_keys_reach_the_pairs(tmp_path, scans):

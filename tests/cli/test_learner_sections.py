@@ -312,7 +312,7 @@ RUNS = {
 class Unwritten:
     """In the place of Report, which takes longer than all the rest here."""
 
-    def __init__(self, *arguments) -> None: ...
+    def __init__(self, *arguments, **extras) -> None: ...
 
     def save(self, folder: Path) -> Path:
         return folder

@@ -194,7 +194,7 @@ def test_no_accident_ends_in_a_traceback(tmp_path, tables, load, seeds):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_command_ends_with_code_2(tmp_path, monkeypatch, seed):
-    monkeypatch.setattr("learnreg.cli.learn.prepare", None)
+    monkeypatch.setattr("learnreg.cli.learn.prepared", None)
     path = tmp_path / "config.toml"
     for number in range(100):
         path.write_text("\n".join(_lines(mutated(LEARN, random.Random(100 * seed + number)))))

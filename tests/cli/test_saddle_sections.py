@@ -321,7 +321,7 @@ def test_the_page_says_how_distances_are_certified(learned, tmp_path):
     page = " ".join((learned / "index.html").read_text(encoding="utf-8").split())
     assert "it follows from strong convexity and the primal-dual gap, so no reconstruction" in page
     assert re.search(r"which is itself within \de-0\d of the exact one", page)
-    for name in ("run.json", "run.safetensors"):
+    for name in ("run.json", "run.safetensors", "model.safetensors"):
         (tmp_path / name).write_bytes((learned / name).read_bytes())
     assert "ExactTV" in invoke("report", tmp_path).stdout
     assert (tmp_path / "index.html").read_bytes() == (learned / "index.html").read_bytes()
@@ -351,7 +351,7 @@ def test_resuming_gives_the_numbers_of_an_uninterrupted_run(options, tmp_path, u
 def unreported(monkeypatch) -> None:
     """Without evaluation and page, which take longer than all the rest here."""
     monkeypatch.setattr("learnreg.cli.learn.evaluate", lambda *_: None)
-    monkeypatch.setattr("learnreg.cli.learn.Report", lambda *_: Unwritten())
+    monkeypatch.setattr("learnreg.cli.learn.Report", lambda *_, **__: Unwritten())
 
 
 class Unwritten:

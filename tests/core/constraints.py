@@ -175,6 +175,14 @@ TABLE: dict[str, Entry] = {
             "record": integer(1, 4, optional=True),
         },
     ),
+    "Deferred": Entry(
+        lr.Deferred,
+        settings={
+            "length": integer(1, 10),
+            "share": fraction(),
+            "longest": integer(10, 100),
+        },
+    ),
     "DFO": Entry(
         lr.DFO,
         settings={

@@ -12,8 +12,8 @@ from deepinv import physics as dphysics
 from torch import Tensor
 
 from learnreg.core.bounds import Kind
-from learnreg.core.errors import AdjointError, InputError, MissingPropertyError, ModelFileError
-from learnreg.operators.physics import LinearMap, describe_physics, physics_from_description
+from learnreg.core.errors import AdjointError, InputError, MissingPropertyError
+from learnreg.operators.physics import LinearMap
 from learnreg.operators.spectrum import averages
 from learnreg.problems import L2, Energy
 from learnreg.regularizers import TV, Tikhonov
@@ -465,17 +465,6 @@ def test_a_physics_updated_in_place_is_seen():
     assert operator.spectrum(x).mu.value == pytest.approx(float(mask.square().min()))
     assert operator.spectrum(x).L.value == pytest.approx(float(mask.square().max()))
     torch.testing.assert_close(operator.double().forward(x.double()).float(), operator.forward(x))
-
-
-def test_a_description_rebuilds_gaussian_denoising_only():
-    denoising = dphysics.Denoising(dphysics.GaussianNoise(0.07))
-    description = describe_physics(denoising)
-    rebuilt = physics_from_description(description)
-    assert isinstance(rebuilt, dphysics.Denoising)
-    assert float(rebuilt.noise_model.sigma) == pytest.approx(0.07)
-    blur = describe_physics(dphysics.Blur(filter=uniform(1, 1, 3, 3)))
-    with pytest.raises(ModelFileError, match="given a model for Blur; expected physics="):
-        physics_from_description(blur)
 
 
 def test_one_operator_per_image_is_solved_or_refused_by_name():
