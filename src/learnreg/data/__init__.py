@@ -1,4 +1,6 @@
-"""Pairs of true and measured images, seeded: bundled photographs, folders, phantoms."""
+"""Pairs of true and measured images, seeded: bundled photographs, folders, phantoms, and pairs
+from files of measurements.
+"""
 
 from .arrays import read_array, save_array
 from .images import list_images, load_image, natural_photographs, save_image
