@@ -382,3 +382,20 @@ def test_a_comparison_that_ended_before_its_first_run_starts_again(tmp_path, mon
     copy = tmp_path / "out" / "config.toml"
     copy.write_text(copy.read_text(encoding="utf-8") + "# mine\n", encoding="utf-8")
     assert "another configuration" in invoke("compare", path, code=2).stderr
+
+
+def test_overwriting_leaves_nothing_of_the_old_run_beside_a_new_one(tmp_path, monkeypatch):
+    """Killed before its first checkpoint, a new run has no results, and shows none."""
+    path = write_config(tmp_path, steps=1)
+    invoke("learn", path)
+    (tmp_path / "out" / "index.html").write_text("the old page")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+    def killed(*_, **__):
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr("learnreg.cli.learn.learn", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        invoke("learn", path, "--overwrite")
+    left = {p.name for p in (tmp_path / "out").iterdir() if p.is_file()}
+    assert not left & {"index.html", "model.safetensors", "run.json", "history.safetensors"}

@@ -100,6 +100,7 @@ EXAMPLES["PET"]["fidelity"] = {"tikhonov": 0.5}  # why: far from the minimum KL 
 _HEAD = """\
 # A run of learnreg; start it with: learnreg learn config.toml
 # Every key may be left out: the values below are the defaults.
+# Only a [regularizer] with keys of its own needs its type.
 # Paths are relative to the folder you start in.
 # Physics: {physics}.
 # Whole examples: learnreg learn --example NAME, with NAME {examples}.

@@ -74,6 +74,8 @@ def run_learn(
         say(console, f"Preparing the images of {source_of(config.data)} ...")
         problem, validation, test = prepared(config)
         with claimed(folder):
+            if overwrite:
+                _remove_old(folder)
             if (
                 not resume
             ):  # the settings of a run that can be resumed are replaced only when it has been
@@ -85,6 +87,13 @@ def run_learn(
             watched = validation if len(validation) else None
             run = _learn(config, problem, watched, folder, console, resume)
             _finish(run, problem, test, config, path, again, console)
+
+
+def _remove_old(folder: Path) -> None:
+    """Take away what a new run would leave beside itself until it has results of its own."""
+    for name in RESULTS:
+        (folder / name).unlink(missing_ok=True)
+    (folder / CHECKPOINT / FILE).unlink(missing_ok=True)
 
 
 def _finish(

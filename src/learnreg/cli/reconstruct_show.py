@@ -66,7 +66,8 @@ class ReconstructProgress:
         for remark in outcome.remarks:
             self._say(f"warning: {remark}")
         if outcome.state == "failed":
-            self._say(f"{job.source}: failed: {outcome.text}")
+            text = outcome.text.removeprefix(f"{job.source}: ")
+            self._say(f"{job.source}: failed: {text}")
         else:
             self._say(f"{job.source} -> {job.target}: {outcome.text}")
         if self._bar is not None:
