@@ -1,7 +1,7 @@
 """Pairs of true and measured images, seeded: bundled photographs, folders, phantoms."""
 
 from .arrays import read_array, save_array
-from .images import list_images, load_image, natural_photographs, save_image
+from .images import count_pages, list_images, load_image, natural_photographs, save_image
 from .measured import from_dataset, measured
 from .pairs import Pairs, Sides, pairs
 from .phantoms import phantoms
@@ -9,6 +9,7 @@ from .phantoms import phantoms
 __all__ = [
     "Pairs",
     "Sides",
+    "count_pages",
     "from_dataset",
     "list_images",
     "load_image",
