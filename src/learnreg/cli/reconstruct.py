@@ -21,9 +21,10 @@ from ..models.accuracy import PER_PIXEL, Quality
 from ..models.noise import parse_sigma
 from .guard import SOME_FAILED, Interrupted, say
 from .memory import keep_large_blocks
+from .outcomes import Outcome
 from .reconstruct_plan import Job, plan
 from .reconstruct_show import ReconstructProgress
-from .reconstruct_work import Outcome, Recipe, Worker, in_processes
+from .reconstruct_work import Recipe, Worker, in_processes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,7 +88,9 @@ def run_reconstruct(
     _check_processes(processes)
     file = find_model(model)
     jobs = plan(inputs, output)
-    recipe = Recipe(file, demands, channel_wise, float64, alone=debug or len(jobs) == 1)
+    recipe = Recipe(
+        file, demands, channel_wise, float64, alone=debug or len(jobs) == 1, debug=debug
+    )
     keep_large_blocks()
     found = recipe.model()
     say(console, f"Model: {describe_model(found)}")
@@ -254,6 +257,12 @@ def _list(troubled: Sequence[Outcome], count: int) -> None:
     console = Console(stderr=True)
     failed = [o for o in troubled if o.state == "failed"]
     missed = [o for o in troubled if o.state == "missed"]
+    for outcome in troubled:
+        if outcome.bad:
+            pages = f"{len(outcome.bad)} of {outcome.job.pages} pages of {outcome.job.source}"
+            say(console, f"{pages} failed; they stand in the result as they were read:")
+            for text in outcome.bad:
+                say(console, f"  {text}")
     if failed:
         say(console, f"{len(failed)} of {count} images failed; the others are written:")
         for outcome in failed:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..core.errors import InputError
 from ..data.images import SUFFIXES as PICTURES
+from ..data.stacks import TIFF, pages_in
 from .array_files import RESULT, is_array, list_inputs, result_name
 from .pictures import WRITABLE
 
@@ -18,10 +19,11 @@ Identity = tuple[int, int]
 
 @dataclass(frozen=True)
 class Job:
-    """One image to be reconstructed."""
+    """One file to be reconstructed, with the number of its pages if there are several."""
 
     source: Path
     target: Path
+    pages: int | None = None
 
 
 def plan(inputs: Sequence[Path], output: str) -> list[Job]:
@@ -53,7 +55,10 @@ def plan(inputs: Sequence[Path], output: str) -> list[Job]:
             expected="a folder",
             remedy=f"For example: -o {place.with_suffix('')}/",
         )
-    jobs = [Job(source, place / _file_name(source) if into_folder else place) for source in sources]
+    jobs = [
+        Job(source, place / _file_name(source) if into_folder else place, pages_in(source))
+        for source in sources
+    ]
     _check_targets(jobs)
     folder = place if into_folder else place.parent
     try:
@@ -87,6 +92,13 @@ def _check_targets(jobs: Sequence[Job]) -> None:
                 given=f"{job.target} with the ending {job.target.suffix!r}",
                 expected=f"one of {', '.join((*WRITABLE, RESULT))}",
                 remedy="Choose .png for viewing, .tif or .npy for exact values.",
+            )
+        if job.pages is not None and target.suffix.lower() not in TIFF:
+            raise InputError(
+                "--output",
+                given=f"{job.target} for the {job.pages} pages of {job.source}",
+                expected=f"one of {', '.join(TIFF)}, which hold several pages",
+                remedy=f"For example: -o {job.target.with_suffix(TIFF[0])}",
             )
         if target in inputs or not numbers.isdisjoint(_numbers([target])):
             raise InputError(

@@ -48,12 +48,14 @@ class Raw:
     narrowed: bool = False
 
 
-def read_raw(path: Path, page: int | None = None) -> Raw:
+def read_raw(path: Path, page: int | None = None, check: bool = True) -> Raw:
     """The numbers in an image file, or in one page of a TIFF file.
 
     Args:
         path: the file.
         page: of a TIFF file, from 0; None where there is one.
+        check: refuse what is no image of finite real numbers; else they are (h, w) or (h, w, c) as
+            they stand in the file.
 
     Raises:
         InputError: no such file, damaged or foreign file, several pages or frames and none named,
@@ -69,7 +71,7 @@ def read_raw(path: Path, page: int | None = None) -> Raw:
         raw = _read_deep_png(path, codecs)
     else:
         raw = _plain(_by_pillow(path), narrowed=_is_deep_png(path))
-    return _checked(raw, named(path, page if tiff else None))
+    return raw if not check else _checked(raw, named(path, page if tiff else None))
 
 
 def size_of(path: Path, page: int | None = None) -> tuple[int, int]:
