@@ -22,9 +22,10 @@ from ..models.noise import parse_sigma
 from .guard import SOME_FAILED, Interrupted, say
 from .memory import keep_large_blocks
 from .outcomes import Outcome
-from .reconstruct_plan import Job, plan
+from .reconstruct_plan import Job, check_targets, plan
 from .reconstruct_show import ReconstructProgress
 from .reconstruct_work import Recipe, Worker, in_processes
+from .scan_files import keeping_scans
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -94,6 +95,8 @@ def run_reconstruct(
     keep_large_blocks()
     found = recipe.model()
     say(console, f"Model: {describe_model(found)}")
+    jobs = keeping_scans(jobs, found)
+    check_targets(jobs)
     jobs = _left(jobs, console) if skip_existing else jobs
     if not jobs:
         return

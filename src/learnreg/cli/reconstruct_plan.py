@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..core.errors import InputError
 from ..data.images import SUFFIXES as PICTURES
+from ..data.scans import is_scan
 from ..data.stacks import TIFF, pages_in
 from .array_files import RESULT, is_array, list_inputs, result_name
 from .pictures import WRITABLE
@@ -19,11 +20,18 @@ Identity = tuple[int, int]
 
 @dataclass(frozen=True)
 class Job:
-    """One file to be reconstructed, with the number of its pages if there are several."""
+    """One file to be reconstructed.
+
+    Attributes:
+        source, target: the files.
+        pages: their number, if there are several.
+        into_folder: only the folder of the target has been named.
+    """
 
     source: Path
     target: Path
     pages: int | None = None
+    into_folder: bool = False
 
 
 def plan(inputs: Sequence[Path], output: str) -> list[Job]:
@@ -56,10 +64,15 @@ def plan(inputs: Sequence[Path], output: str) -> list[Job]:
             remedy=f"For example: -o {place.with_suffix('')}/",
         )
     jobs = [
-        Job(source, place / _file_name(source) if into_folder else place, pages_in(source))
+        Job(
+            source,
+            place / _file_name(source) if into_folder else place,
+            pages_in(source),
+            into_folder,
+        )
         for source in sources
     ]
-    _check_targets(jobs)
+    check_targets(jobs)
     folder = place if into_folder else place.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,14 +92,19 @@ def _file_name(source: Path) -> str:
     return source.name if source.suffix.lower() in WRITABLE else f"{source.stem}.png"
 
 
-def _check_targets(jobs: Sequence[Job]) -> None:
+def check_targets(jobs: Sequence[Job]) -> None:
+    """Refuse targets that are inputs, are written twice or have an ending that cannot be.
+
+    Raises:
+        InputError: names the target.
+    """
     inputs = {job.source.resolve() for job in jobs}
     # by number as well: links, and systems that do not tell capitals from small letters
     numbers = _numbers(inputs)
     first: dict[Path, Path] = {}
     for job in jobs:
         target = job.target.resolve()
-        if target.suffix.lower() not in (*WRITABLE, RESULT):
+        if target.suffix.lower() not in (*WRITABLE, RESULT) and not is_scan(target):
             raise InputError(
                 "--output",
                 given=f"{job.target} with the ending {job.target.suffix!r}",

@@ -29,6 +29,7 @@ from .memory import keep_large_blocks, return_free_blocks
 from .outcomes import Outcome, verdict, with_name
 from .pictures import Picture, read_picture, write_picture
 from .reconstruct_plan import Job
+from .scan_files import ScanStack, scan_of
 from .stack_files import OUTPUT, Stack, once
 
 BATCH = 2**18
@@ -140,7 +141,7 @@ class Worker:
         waiting: dict[tuple[int, ...], list[_Read]] = {}
         for job in jobs:
             self.progress(job, 0.0)
-            if job.pages is not None:
+            if job.pages is not None or scan_of(job, self.model):
                 yield self._stack(job)
                 continue
             read = self._read(job)
@@ -160,7 +161,8 @@ class Worker:
 
     def _stack(self, job: Job) -> Outcome:
         """A stack, page by page; it needs no others of its size."""
-        stack = Stack(
+        kind = Stack if job.pages is not None else ScanStack
+        stack = kind(
             job,
             self.model,
             self._together,

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ class Stack:
         self.float64, self.debug = float64, debug
         self.progress = progress or (lambda share: None)
         self.count = job.pages or 1
-        self._read: list[tuple[Picture, Facts]] = []
+        self._facts: list[tuple[Picture, Facts]] = []
         self._lines: list[str] = []
         self._bad: list[str] = []
         self._worst, self._worst_line = -1.0, ""
@@ -94,18 +95,23 @@ class Stack:
             SolveError: as the latter, if the first page missed what was asked for.
         """
         target = self.job.target
-        part = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+        part = target.with_name(f".{os.getpid()}.{target.name}")
         try:
-            with StackWriter(part, self.job.source) as writer:
-                for page in self._pages():
-                    self._write(writer, page)
-                    self.progress((page.number + 1) / self.count)
+            more = self._into(part)
             os.replace(part, target)
         except OSError as error:
             raise unwritable(target, error) from error
         finally:
             part.unlink(missing_ok=True)
-        return self._outcome(writer.remarks)
+        return self._outcome(more)
+
+    def _into(self, part: Path) -> list[str]:
+        """Write all pages to a file; remarks on what it does not hold."""
+        with StackWriter(part, self.job.source) as writer:
+            for page in self._pages():
+                self._write(writer, page)
+                self.progress((page.number + 1) / self.count)
+        return writer.remarks
 
     # --- reading and solving ----------------------------------------------------------------------
 
@@ -130,11 +136,14 @@ class Stack:
     def _taken(self, number: int) -> Page:
         """A page as it is read."""
         try:
-            picture, facts = read_facts(self.job.source, self.model.units, number)
+            picture, facts = self._picture(number)
         except Exception as error:  # readers fail in many ways on damaged files
             return self._failed(Page(number, None), error)
-        self._read.append((replace(picture, pixels=torch.empty(0)), facts))
+        self._facts.append((replace(picture, pixels=torch.empty(0)), facts))
         return Page(number, picture)
+
+    def _picture(self, number: int) -> tuple[Picture, Facts]:
+        return read_facts(self.job.source, self.model.units, number)
 
     def _failed(self, page: Page, error: Exception) -> Page:
         """The page with its error; the other pages are not to pay for it.
@@ -200,19 +209,23 @@ class Stack:
                 shape = size_of(source, number)
             except Exception:  # why all: as above
                 shape = (1, 1)
-            return np.zeros(shape, self._read[-1][0].dtype if self._read else np.uint8)
+            return np.zeros(shape, self._facts[-1][0].dtype if self._facts else np.uint8)
 
     def _note(self, page: Page, picture: Picture, x: Tensor, solution: Solution) -> None:
         """Keep what is to be said of a page."""
+        self._verdict(page, picture, x, solution)
+        distance, notes = rounding(x, picture)
+        if distance > self._rounded:
+            self._rounded, self._notes = distance, notes
+
+    def _verdict(self, page: Page, picture: Picture, x: Tensor, solution: Solution) -> None:
+        """Keep how far a page can be from the exact result."""
         words = verdict(self.model, picture, solution, page.index)
         if self.count <= SHOWN:
             self._lines.append(f"\n  #{page.number}: {words}")
         worst = float(solution.error[page.index]) / math.sqrt(x.numel())
         if worst > self._worst:
             self._worst, self._worst_line = worst, f"the worst, #{page.number}: {words}"
-        distance, notes = rounding(x, picture)
-        if distance > self._rounded:
-            self._rounded, self._notes = distance, notes
 
     def _outcome(self, more: list[str]) -> Outcome:
         done = self.count - len(self._bad)
@@ -220,12 +233,14 @@ class Stack:
         notes = [f"{note} at most" if "from the result" in note else note for note in self._notes]
         text = f"{pages}{joined([*notes, *more])}"
         text += "".join(self._lines) if self._lines else f"; {self._worst_line}"
+        if self.count == 1:  # a scan of one slice
+            text = self._worst_line.partition(": ")[2] + joined([*notes, *more])
         if self._missed:
             limit = self.model.demands.max_seconds or 0.0
             text += f"; {self._missed} not reached within {limit:g} s each"
         remarks = [
             *series_remarks(self.job.source),
-            *(remarks_for(self._read, self.model.units) if self._read else []),
+            *(remarks_for(self._facts, self.model.units) if self._facts else []),
         ]
         state: State = "partly" if self._bad else "missed" if self._missed else "done"
         return Outcome(self.job, state, text, tuple(remarks), tuple(self._bad))
