@@ -117,3 +117,24 @@ def test_the_command_writes_scans_and_stacks_and_tells_of_bad_pages(tmp_path):
     assert read_scan(tmp_path / "out" / "v.nii.gz").values.shape == HU.shape
     told = invoke(*command, tmp_path / "in", code=2)
     assert "which is an input" in told.stderr
+
+
+@pytest.mark.parametrize("target", ["a.tif", "a.npy", "a.png"])
+def test_a_slice_can_be_written_as_an_array_or_a_picture(tmp_path, target):
+    found = model(**UNITS)
+    source = dicom(tmp_path / "a.dcm", HU[0])
+    (job,) = jobs_for([source], tmp_path / target, found)
+    outcome = run(job, found, alone=True)
+    result = lr.data.load_image(job.target) if target == "a.png" else lr.data.read_array(job.target)
+    values = result.double().squeeze().numpy()
+    values = values * 2000 - 1000 if target == "a.png" else values
+    inside = np.clip(clean(found, HU[:1], (-1000, 1000))[0], -1000, 1000)
+    values = values.clip(-1000, 1000)
+    assert outcome.state == "done" and np.abs(values - inside).max() < 2000 * 2e-3
+
+
+def test_several_slices_are_no_picture(tmp_path):
+    source = dicom(tmp_path / "a.dcm", HU)
+    (job,) = jobs_for([source], tmp_path / "a.png", model(**UNITS))
+    with pytest.raises(InputError, match="5 slices"):
+        run(job, model(**UNITS), alone=True)

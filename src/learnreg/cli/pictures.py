@@ -113,7 +113,7 @@ def remarks_for(read: Sequence[tuple[Picture, Facts]], units: Levels | None) -> 
     facts = [entry for _, entry in read]
     levels = {entry.name: picture.levels for picture, entry in read}
     foreign = [entry for entry in facts if units is not None and not _reaches(entry, units)]
-    within = [entry for entry in facts if entry not in foreign]
+    within = [entry for entry in facts if units is None or _reaches(entry, units)]
     remarks = remarks_on(within, levels, units) if within else []
     remarks += remarks_on(foreign, levels, None) if foreign else []
     if units is not None and foreign:

@@ -23,13 +23,14 @@ from ..core.errors import DataWarning, InputError, SolveError
 from ..core.results import Solution
 from ..core.status import Status, summarize
 from ..data.formats import TIFF
+from ..data.scans import is_scan
 from ..models import Demands, TrainedModel, load
 from .array_files import RESULT, is_array, read_measured, write_result
 from .memory import keep_large_blocks, return_free_blocks
 from .outcomes import Outcome, verdict, with_name
 from .pictures import Picture, read_picture, write_picture
 from .reconstruct_plan import Job
-from .scan_files import ScanStack, scan_of
+from .scan_files import ScanStack, scan_of, scan_picture
 from .stack_files import OUTPUT, Stack, once
 
 BATCH = 2**18
@@ -187,7 +188,11 @@ class Worker:
     def _read(self, job: Job) -> _Read | Outcome:
         with heard() as remarks:
             try:
-                picture = read_input(job.source, self.model.units)
+                picture = (
+                    scan_picture(job.source, self.model)
+                    if is_scan(job.source) and self.model.takes_images
+                    else read_input(job.source, self.model.units)
+                )
             except Exception as error:  # readers fail in many ways on damaged files
                 return self._failed(job, error)
         if picture.pixels.numel() > LARGE:

@@ -4,6 +4,7 @@ back with their headers.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +12,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core.errors import InputError
+from ..core.errors import DataWarning, InputError
 from ..data.arrays import array_file, save_array
 from ..data.scans import Scan, is_scan, read_scan, write_scan
+from ..data.stacks import TIFF, named
 from ..data.units import Facts, Levels, levels_of
 from ..models import TrainedModel
 from .array_files import RESULT, result_name
 from .outcomes import Outcome
-from .pictures import Picture
+from .pictures import Picture, remarks_for
 from .reconstruct_plan import Job
 from .stack_files import Page, Stack
+
+ARRAYS = (RESULT, *TIFF)
+"""Endings of files that take every value of a scan, in its units."""
 
 
 class ScanStack(Stack):
@@ -44,20 +49,7 @@ class ScanStack(Stack):
         return replace(found, text=found.text.replace("pages", "slices") + f"; {units}")
 
     def _picture(self, number: int) -> tuple[Picture, Facts]:
-        values, (lo, hi) = self._scan.values[number], self._levels
-        dtype = self._scan.dtype if self._scan.plain else np.dtype(np.float64)
-        facts = Facts(
-            f"{self.job.source}#{number}",
-            dtype,
-            float(values.min()),
-            float(values.max()),
-            None,
-            False,
-            False,
-        )
-        pixels = torch.from_numpy((values - lo) / (hi - lo)).float()[None]
-        picture = Picture(self.job.source, pixels, True, False, dtype, self._levels, page=number)
-        return picture, facts
+        return _slice(self._scan, self._levels, number)
 
     def _into(self, part: Path) -> list[str]:
         """Write the scan whole; how far it is from the result is measured by reading it again."""
@@ -71,8 +63,8 @@ class ScanStack(Stack):
                 done.append(page.number)
                 self._said(page, x)
             self.progress((page.number + 1) / self.count)
-        if array_file(part).suffix == RESULT:
-            save_array(part, torch.from_numpy(self._scan.arranged(values)))
+        if array_file(part).suffix in ARRAYS:
+            save_array(part, torch.from_numpy(self._scan.arranged(values)).float())
             return []
         write_scan(part, values, self._scan)
         written = read_scan(part).values
@@ -86,6 +78,36 @@ class ScanStack(Stack):
         """What is to be said of a slice; its rounding is measured in the file."""
         if page.picture is not None and page.solution is not None:
             self._verdict(page, page.picture, x, page.solution)
+
+
+def scan_picture(path: Path, model: TrainedModel) -> Picture:
+    """The only slice of a scan, for a model of images.
+
+    Raises:
+        InputError: several slices; as :class:`ScanStack`.
+    """
+    scan = read_scan(path)
+    if len(scan.values) > 1:
+        raise InputError(
+            str(path),
+            given=f"{len(scan.values)} slices or frames for one picture",
+            expected="a result that holds several",
+            remedy=f"Choose a folder, a file with the ending of the scan, or {RESULT}.",
+        )
+    picture, facts = _slice(scan, _levels(scan, model), 0)
+    for remark in remarks_for([(picture, facts)], model.units):
+        warnings.warn(remark, DataWarning, stacklevel=2)
+    return picture
+
+
+def _slice(scan: Scan, levels: Levels, number: int) -> tuple[Picture, Facts]:
+    """One slice, and what there is to know of it."""
+    values, (lo, hi) = scan.values[number], levels
+    dtype = scan.dtype if scan.plain else np.dtype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    facts = Facts(named(scan.path, number), dtype, low, high, None, False, False)
+    pixels = torch.from_numpy((values - lo) / (hi - lo)).float()[None]
+    return Picture(scan.path, pixels, True, False, dtype, levels, page=number), facts
 
 
 def _levels(scan: Scan, model: TrainedModel) -> Levels:
@@ -138,5 +160,5 @@ def _same_kind(job: Job) -> bool:
 
 def scan_of(job: Job, model: TrainedModel) -> bool:
     """Whether a file is taken slice by slice."""
-    kept = is_scan(job.target) or array_file(job.target).suffix == RESULT
+    kept = is_scan(job.target) or array_file(job.target).suffix in ARRAYS
     return is_scan(job.source) and kept and model.takes_images

@@ -129,6 +129,7 @@ def _by_pillow(
     problem: Exception | None = None,
     content: BytesIO | None = None,
     frame: int | None = None,
+    where: str | None = None,
 ) -> np.ndarray:
     """The pixels (h, w) or (h, w, bands) as Pillow reads them, upright.
 
@@ -137,6 +138,7 @@ def _by_pillow(
         problem: what another reader said, for the message.
         content: what to read in the place of the file.
         frame: which of several, if it has been chosen.
+        where: what it is called in messages; the path when None.
     """
     try:
         with Image.open(content or path) as picture:
@@ -145,7 +147,7 @@ def _by_pillow(
                 picture.seek(frame)
             elif frames > 1:
                 raise InputError(
-                    str(path),
+                    where or str(path),
                     given=f"an image with {frames} frames or pages",
                     expected="a single image",
                     remedy="Save each of them as a file of its own.",
@@ -160,7 +162,7 @@ def _by_pillow(
     except (OSError, EOFError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         size = path.stat().st_size
         raise InputError(
-            str(path),
+            where or str(path),
             given=f"{size} bytes that cannot be read as an image ({problem or error})",
             expected="a readable PNG, JPEG, TIFF, BMP or WebP file",
             remedy="Remove the file or export it again.",
@@ -220,7 +222,7 @@ def _read_tiff(path: Path, page: int | None) -> Raw:
     except InputError:
         raise
     except Exception as error:  # why all: readers fail in many ways on damaged files
-        return _plain(_by_pillow(path, error, frame=page))
+        return _plain(_by_pillow(path, error, frame=page, where=named(path, page)))
 
     pixels: np.ndarray | None = None
     if header.plain:
@@ -229,7 +231,7 @@ def _read_tiff(path: Path, page: int | None) -> Raw:
         except Exception as error:  # why all: as above; Pillow has the last word
             problem = error
     if pixels is None:
-        pixels, narrowed = _tiff_by_pillow(path, header, problem)
+        pixels, narrowed = _tiff_by_pillow(path, header, problem, named(path, page))
     else:
         narrowed = False
         pixels = _black_is_zero(pixels, header) if header.white_is_zero else pixels
@@ -239,10 +241,10 @@ def _read_tiff(path: Path, page: int | None) -> Raw:
 
 
 def _tiff_by_pillow(
-    path: Path, header: Header, problem: Exception | None
+    path: Path, header: Header, problem: Exception | None, where: str
 ) -> tuple[np.ndarray, bool]:
     """The pixels, and whether bits were lost."""
-    pixels = _by_pillow(path, problem, without_orientation(path, header), header.spot.index)
+    pixels = _by_pillow(path, problem, without_orientation(path, header), header.spot.index, where)
     pixels = _upright(pixels, header.orientation)
     if pixels.dtype == np.int32 and header.dtype.kind in "iu":
         pixels = pixels.astype(header.dtype)
