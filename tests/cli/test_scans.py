@@ -138,3 +138,7 @@ def test_several_slices_are_no_picture(tmp_path):
     (job,) = jobs_for([source], tmp_path / "a.png", model(**UNITS))
     with pytest.raises(InputError, match="5 slices"):
         run(job, model(**UNITS), alone=True)
+
+
+def test_a_model_remembers_that_it_was_learned_from_pictures(learned):
+    assert lr.load(learned).from_pictures and not model().from_pictures
