@@ -115,6 +115,7 @@ def test_a_compressed_dicom_file_is_written_without_compression(tmp_path: Path) 
     "tags, words",
     [
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "PALETTE COLOR pixels"),
+        ({"BitsAllocated": 1, "BitsStored": 1, "HighBit": 0}, "single bits"),
         ({"RescaleSlope": 0, "RescaleIntercept": 1}, "slope"),
         ({"PixelData": b"\0\0"}, "cannot be read as .dcm"),
     ],

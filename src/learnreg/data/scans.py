@@ -158,6 +158,13 @@ def _read_dicom(path: Path) -> Scan:
             expected="grey ones (MONOCHROME1 or MONOCHROME2)",
             remedy="Export colour as PNG or TIFF.",
         )
+    if int(data.get("BitsAllocated", 16)) < 8:
+        raise InputError(
+            str(path),
+            given="a mask of single bits",
+            expected="grey levels of 8 bits or more",
+            remedy="Leave segmentations out.",
+        )
     slope, intercept = _rescaling(data, path)
     signed, bits = int(data.get("PixelRepresentation", 0)), int(data.get("BitsStored", 16))
     limits = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
@@ -165,7 +172,7 @@ def _read_dicom(path: Path) -> Scan:
     return Scan(
         path,
         slope * frames.astype(np.float64) + intercept,
-        pixels.dtype,
+        pixels.dtype.newbyteorder("="),
         limits if pixels.dtype.kind in "iu" else None,
         slope,
         intercept,
