@@ -57,6 +57,8 @@ DOORS = {
     "skimage": "data/",
     "tifffile": "data/",
     "imagecodecs": "data/formats.py",
+    "pydicom": "data/scans.py",
+    "nibabel": "data/scans.py",
     "matplotlib": "reports/figures.py",
     "jinja2": "reports/",
     "pydantic": "cli/",

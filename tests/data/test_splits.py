@@ -262,9 +262,9 @@ def test_colour_phantoms():
 def test_photographs_are_held_one_at_a_time(folder, monkeypatch):
     alive, most, read = weakref.WeakSet(), 0, gather.read_raw
 
-    def counted(path):
+    def counted(path, page=None):
         nonlocal most
-        raw = read(path)
+        raw = read(path, page)
         alive.add(raw)
         most = max(most, len(alive))
         return raw

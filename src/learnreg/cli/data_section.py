@@ -37,7 +37,9 @@ class Data(Section):
     type: Literal["simulated"] = "simulated"
     """measurements of images are simulated with [physics]; "measured": pairs from files"""
     source: str = "natural"
-    """"natural" (photographs that come with scikit-image), "phantoms", or a folder of images"""
+    """"natural" (photographs that come with scikit-image), "phantoms", a folder of images
+    (every page of a TIFF file counts as one), or one TIFF stack
+    """
     size: int = Field(default=96, ge=11)
     """height and width of the crops in pixels"""
     train: int = Field(default=24, ge=1)

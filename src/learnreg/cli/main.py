@@ -283,7 +283,9 @@ def reconstruct(
     """Apply a learned model to images of any size; each with its distance to the exact minimizer,
     certified where the constants are proven and estimated elsewhere.
 
-    One file that fails does not stop the others: failures are listed at the end (exit code 3).
+    TIFF stacks are taken page by page, DICOM and NIfTI files slice by slice, and written as such.
+    One file or page that fails does not stop the others: failures are listed at the end (exit code
+    3).
     """
     console = _console()
     # what is imported next takes seconds

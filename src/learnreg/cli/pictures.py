@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from torch import Tensor
 from ..core.errors import DataWarning, InputError
 from ..data.files_out import JPEG, WRITABLE, Metadata, holds, read_metadata, write_pixels
 from ..data.formats import TIFF, read_raw
-from ..data.units import Facts, Levels, as_image, facts_of, levels_of, remarks_on, scaled
+from ..data.stacks import named, series_remarks
+from ..data.units import Facts, Levels, as_image, facts_of, levels_of, listed, remarks_on, scaled
 
-__all__ = ["WRITABLE", "Picture", "read_picture", "write_picture"]
+__all__ = ["WRITABLE", "Picture", "read_facts", "read_picture", "write_picture"]
 
 UNIT: Levels = (0.0, 1.0)
 
@@ -35,6 +37,7 @@ class Picture:
         levels: the numbers that are 0 and 1 in ``pixels``.
         white: the level that its header says is white; None for the largest of the type.
         metadata: resolution, description, colour profile, what the camera says.
+        page: of a stack.
     """
 
     path: Path
@@ -45,6 +48,7 @@ class Picture:
     levels: Levels = (0.0, 255.0)
     white: int | None = None
     metadata: Metadata = Metadata()
+    page: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,20 +73,24 @@ def read_picture(path: Path, units: Levels | None = None) -> Picture:
     Warns:
         DataWarning: see ``load_image``; units beyond the type of the file.
     """
-    raw = read_raw(path)
-    facts = facts_of(str(path), raw)
-    given = units if units is None or _reaches(facts, units) else None
-    levels = levels_of(facts, given)
-    remarks = remarks_on([facts], {facts.name: levels}, given)
-    if units is not None and given is None:
-        remarks.append(
-            f"{path}: {facts.dtype} pixels, which cannot be in the units [{units[0]:g}, "
-            f"{units[1]:g}] of the images that were learned from; taken in [{levels[0]:g}, "
-            f"{levels[1]:g}]."
-        )
-    for remark in remarks:
+    picture, facts = read_facts(path, units)
+    for remark in [*series_remarks(path), *remarks_for([(picture, facts)], units)]:
         warnings.warn(remark, DataWarning, stacklevel=2)
-    return Picture(
+    return replace(picture, metadata=read_metadata(path))
+
+
+def read_facts(
+    path: Path, units: Levels | None = None, page: int | None = None
+) -> tuple[Picture, Facts]:
+    """An image file or a page of one, without its metadata, and what there is to know of it.
+
+    Raises:
+        InputError: see ``load_image``.
+    """
+    raw = read_raw(path, page)
+    facts = facts_of(named(path, page), raw)
+    levels = levels_of(facts, units if units is None or _reaches(facts, units) else None)
+    picture = Picture(
         path,
         as_image(raw, levels, raw.pixels.shape[2]),
         raw.pixels.dtype.itemsize > 1,
@@ -90,8 +98,32 @@ def read_picture(path: Path, units: Levels | None = None) -> Picture:
         raw.pixels.dtype,
         levels,
         raw.white,
-        read_metadata(path),
+        page=page,
     )
+    return picture, facts
+
+
+def remarks_for(read: Sequence[tuple[Picture, Facts]], units: Levels | None) -> list[str]:
+    """What is to be said of the numbers of an image, or of all pages of a stack together.
+
+    Args:
+        read: pictures, of which the pixels are not needed, and their facts.
+        units: as for ``read_picture``.
+    """
+    facts = [entry for _, entry in read]
+    levels = {entry.name: picture.levels for picture, entry in read}
+    foreign = [entry for entry in facts if units is not None and not _reaches(entry, units)]
+    within = [entry for entry in facts if units is None or _reaches(entry, units)]
+    remarks = remarks_on(within, levels, units) if within else []
+    remarks += remarks_on(foreign, levels, None) if foreign else []
+    if units is not None and foreign:
+        lo, hi = levels[foreign[0].name]
+        remarks.append(
+            f"{listed([entry.name for entry in foreign], 3)}: {foreign[0].dtype} pixels, which "
+            f"cannot be in the units [{units[0]:g}, {units[1]:g}] of the images that were learned "
+            f"from; taken in [{lo:g}, {hi:g}]."
+        )
+    return remarks
 
 
 def _reaches(facts: Facts, units: Levels) -> bool:
@@ -121,28 +153,51 @@ def write_picture(path: Path, x: Tensor, like: Picture) -> str:
     suffix = path.suffix.lower()
     part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     form, values = _form(suffix, like, x.shape[0]), x.detach().cpu().double()
-    white = like.white if form.levels == (0, like.white) else None
-    pixels = _pixels(values, form, white)
+    pixels, white = stored(values, like, form)
     try:
-        write_pixels(
-            part,
-            pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1),
-            like.metadata,
-            white,
-        )
-        distance = _distance(part, values, form)
+        write_pixels(part, pixels, like.metadata, white)
+        distance = _distance(read_raw(part).pixels, values, form)
         os.replace(part, path)
     except OSError as error:
-        raise InputError(
-            "--output",
-            given=f"{path} ({error.strerror or error})",
-            expected="a file that can be written",
-            remedy="Choose another output.",
-        ) from error
+        raise unwritable(path, error) from error
     finally:
         part.unlink(missing_ok=True)
-    remarks = _remarks(suffix, form, like, distance)
+    return joined(_remarks(suffix, form, like, distance))
+
+
+def joined(remarks: Sequence[str]) -> str:
+    """Remarks as they follow a verdict."""
     return f"; {', '.join(remarks)}" if remarks else ""
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """The error for a result that cannot be written."""
+    return InputError(
+        "--output",
+        given=f"{path} ({error.strerror or error})",
+        expected="a file that can be written",
+        remedy="Choose another output.",
+    )
+
+
+def stored(
+    x: Tensor, like: Picture, form: _Form | None = None, suffix: str = ".tif"
+) -> tuple[np.ndarray, int | None]:
+    """A result (c, h, w), float64, as the numbers of a file, (h, w) or (h, w, c), and its white."""
+    form = form or _form(suffix, like, x.shape[0])
+    white = like.white if form.levels == (0, like.white) else None
+    pixels = _pixels(x, form, white)
+    return pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1), white
+
+
+def rounding(x: Tensor, like: Picture) -> tuple[float, list[str]]:
+    """How far a page is from the result when it is written to a TIFF file, which loses nothing
+    more, and remarks on it.
+    """
+    form = _form(".tif", like, x.shape[0])
+    pixels, _ = stored(x, like, form)
+    distance = _distance(pixels[:, :, None] if pixels.ndim == 2 else pixels, x, form)
+    return distance, _remarks(".tif", form, like, distance)
 
 
 def _form(suffix: str, like: Picture, channels: int) -> _Form:
@@ -167,9 +222,9 @@ def _pixels(x: Tensor, form: _Form, white: int | None) -> np.ndarray:
     return values.round().clip(limits.min, white or limits.max).astype(form.dtype)
 
 
-def _distance(path: Path, x: Tensor, form: _Form) -> float:
-    """How far the file is from the result, over the whole image, in its scale."""
-    written = scaled(read_raw(path).pixels, form.levels)
+def _distance(pixels: np.ndarray, x: Tensor, form: _Form) -> float:
+    """How far pixels (h, w, c) are from the result, over the whole image, in its scale."""
+    written = scaled(pixels, form.levels)
     return float(np.linalg.norm(np.moveaxis(written, -1, 0) - x.numpy()))
 
 

@@ -21,9 +21,11 @@ from ..models.accuracy import PER_PIXEL, Quality
 from ..models.noise import parse_sigma
 from .guard import SOME_FAILED, Interrupted, say
 from .memory import keep_large_blocks
-from .reconstruct_plan import Job, plan
+from .outcomes import Outcome
+from .reconstruct_plan import Job, check_targets, plan
 from .reconstruct_show import ReconstructProgress
-from .reconstruct_work import Outcome, Recipe, Worker, in_processes
+from .reconstruct_work import Recipe, Worker, in_processes
+from .scan_files import keeping_scans
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,10 +89,14 @@ def run_reconstruct(
     _check_processes(processes)
     file = find_model(model)
     jobs = plan(inputs, output)
-    recipe = Recipe(file, demands, channel_wise, float64, alone=debug or len(jobs) == 1)
+    recipe = Recipe(
+        file, demands, channel_wise, float64, alone=debug or len(jobs) == 1, debug=debug
+    )
     keep_large_blocks()
     found = recipe.model()
     say(console, f"Model: {describe_model(found)}")
+    jobs = keeping_scans(jobs, found)
+    check_targets(jobs)
     jobs = _left(jobs, console) if skip_existing else jobs
     if not jobs:
         return
@@ -254,6 +260,12 @@ def _list(troubled: Sequence[Outcome], count: int) -> None:
     console = Console(stderr=True)
     failed = [o for o in troubled if o.state == "failed"]
     missed = [o for o in troubled if o.state == "missed"]
+    for outcome in troubled:
+        if outcome.bad:
+            pages = f"{len(outcome.bad)} of {outcome.job.pages} pages of {outcome.job.source}"
+            say(console, f"{pages} failed; they stand in the result as they were read:")
+            for text in outcome.bad:
+                say(console, f"  {text}")
     if failed:
         say(console, f"{len(failed)} of {count} images failed; the others are written:")
         for outcome in failed:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ..core.errors import InputError
 from ..data.images import SUFFIXES as PICTURES
+from ..data.scans import is_scan
+from ..data.stacks import TIFF, pages_in
 from .array_files import RESULT, is_array, list_inputs, result_name
 from .pictures import WRITABLE
 
@@ -18,10 +20,18 @@ Identity = tuple[int, int]
 
 @dataclass(frozen=True)
 class Job:
-    """One image to be reconstructed."""
+    """One file to be reconstructed.
+
+    Attributes:
+        source, target: the files.
+        pages: their number, if there are several.
+        into_folder: only the folder of the target has been named.
+    """
 
     source: Path
     target: Path
+    pages: int | None = None
+    into_folder: bool = False
 
 
 def plan(inputs: Sequence[Path], output: str) -> list[Job]:
@@ -53,8 +63,16 @@ def plan(inputs: Sequence[Path], output: str) -> list[Job]:
             expected="a folder",
             remedy=f"For example: -o {place.with_suffix('')}/",
         )
-    jobs = [Job(source, place / _file_name(source) if into_folder else place) for source in sources]
-    _check_targets(jobs)
+    jobs = [
+        Job(
+            source,
+            place / _file_name(source) if into_folder else place,
+            pages_in(source),
+            into_folder,
+        )
+        for source in sources
+    ]
+    check_targets(jobs)
     folder = place if into_folder else place.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,19 +92,31 @@ def _file_name(source: Path) -> str:
     return source.name if source.suffix.lower() in WRITABLE else f"{source.stem}.png"
 
 
-def _check_targets(jobs: Sequence[Job]) -> None:
+def check_targets(jobs: Sequence[Job]) -> None:
+    """Refuse targets that are inputs, are written twice or have an ending that cannot be.
+
+    Raises:
+        InputError: names the target.
+    """
     inputs = {job.source.resolve() for job in jobs}
     # by number as well: links, and systems that do not tell capitals from small letters
     numbers = _numbers(inputs)
     first: dict[Path, Path] = {}
     for job in jobs:
         target = job.target.resolve()
-        if target.suffix.lower() not in (*WRITABLE, RESULT):
+        if target.suffix.lower() not in (*WRITABLE, RESULT) and not is_scan(target):
             raise InputError(
                 "--output",
                 given=f"{job.target} with the ending {job.target.suffix!r}",
                 expected=f"one of {', '.join((*WRITABLE, RESULT))}",
                 remedy="Choose .png for viewing, .tif or .npy for exact values.",
+            )
+        if job.pages is not None and target.suffix.lower() not in TIFF:
+            raise InputError(
+                "--output",
+                given=f"{job.target} for the {job.pages} pages of {job.source}",
+                expected=f"one of {', '.join(TIFF)}, which hold several pages",
+                remedy=f"For example: -o {job.target.with_suffix(TIFF[0])}",
             )
         if target in inputs or not numbers.isdisjoint(_numbers([target])):
             raise InputError(

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .guard import say
+from .outcomes import Outcome
 from .reconstruct_plan import Job
-from .reconstruct_work import Outcome
 
 INTERVAL = 5.0
 """Seconds between two lines about one image."""

@@ -12,23 +12,26 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..core.errors import DataWarning, InputError, LearnregError, SolveError
+from ..core.errors import DataWarning, InputError, SolveError
 from ..core.results import Solution
 from ..core.status import Status, summarize
 from ..data.formats import TIFF
+from ..data.scans import is_scan
 from ..models import Demands, TrainedModel, load
-from ..reports.words import evidence
 from .array_files import RESULT, is_array, read_measured, write_result
 from .memory import keep_large_blocks, return_free_blocks
+from .outcomes import Outcome, verdict, with_name
 from .pictures import Picture, read_picture, write_picture
 from .reconstruct_plan import Job
+from .scan_files import ScanStack, scan_of, scan_picture
+from .stack_files import OUTPUT, Stack, once
 
 BATCH = 2**18
 """Values of images of one size that are solved together: 64 of 64 x 64 pixels."""
@@ -42,25 +45,6 @@ LARGE = 2**22
 CHUNK = 32
 """Files at most that a process is given at a time."""
 
-State = Literal["done", "missed", "failed"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What has become of one image.
-
-    Attributes:
-        job: which.
-        state: ``missed`` is one that ran out of time, and was written as it was.
-        text: the verdict or the error.
-        remarks: on its data.
-    """
-
-    job: Job
-    state: State
-    text: str
-    remarks: tuple[str, ...] = ()
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -71,6 +55,7 @@ class Recipe:
         demands: accuracy, time and memory.
         channel_wise, float64: as for ``load``.
         alone: an error is raised, not kept: there is one image only, or its traceback is wanted.
+        debug: also that of one page among others.
     """
 
     path: Path
@@ -78,6 +63,7 @@ class Recipe:
     channel_wise: bool = False
     float64: bool = False
     alone: bool = False
+    debug: bool = False
 
     def model(self) -> TrainedModel:
         """The model itself."""
@@ -156,6 +142,9 @@ class Worker:
         waiting: dict[tuple[int, ...], list[_Read]] = {}
         for job in jobs:
             self.progress(job, 0.0)
+            if job.pages is not None or scan_of(job, self.model):
+                yield self._stack(job)
+                continue
             read = self._read(job)
             if isinstance(read, Outcome):
                 yield read
@@ -171,6 +160,26 @@ class Worker:
         for group in waiting.values():
             yield from self._solved(group)
 
+    def _stack(self, job: Job) -> Outcome:
+        """A stack, page by page; it needs no others of its size."""
+        kind = Stack if job.pages is not None else ScanStack
+        stack = kind(
+            job,
+            self.model,
+            self._together,
+            float64=self.recipe.float64,
+            progress=partial(self.progress, job),
+            debug=self.recipe.debug,
+        )
+        with heard() as remarks:
+            try:
+                found = stack.run()
+            except Exception as error:
+                if isinstance(error, InputError) and error.what == OUTPUT:
+                    raise  # an output that fails is everybody's
+                return self._failed(job, error)
+        return replace(found, remarks=(*found.remarks, *once(remarks)))
+
     @property
     def _together(self) -> int:
         """Values that make a batch; a limit of time is one of a single image."""
@@ -179,7 +188,11 @@ class Worker:
     def _read(self, job: Job) -> _Read | Outcome:
         with heard() as remarks:
             try:
-                picture = read_input(job.source, self.model.units)
+                picture = (
+                    scan_picture(job.source, self.model)
+                    if is_scan(job.source) and self.model.takes_images
+                    else read_input(job.source, self.model.units)
+                )
             except Exception as error:  # readers fail in many ways on damaged files
                 return self._failed(job, error)
         if picture.pixels.numel() > LARGE:
@@ -192,7 +205,7 @@ class Worker:
         Raises:
             Exception: the error itself, where there is no other image.
         """
-        named = _named(job, error, self.recipe.float64)
+        named = with_name(str(job.source), error, self.recipe.float64)
         if self.recipe.alone:
             if named is error:
                 raise error
@@ -233,44 +246,11 @@ class Worker:
         with heard() as remarks:
             note = write_output(job.target, solution.value[index], read.picture)
         remarks = [*read.remarks, *remarks]
-        verdict = self._verdict(read.picture, solution, index)
+        words = verdict(self.model, read.picture, solution, index)
         if status.ok:
-            return Outcome(job, "done", verdict + note, tuple(remarks))
+            return Outcome(job, "done", words + note, tuple(remarks))
         limit = f"; not reached within {self.recipe.demands.max_seconds:g} s"
-        return Outcome(job, "missed", verdict + limit + note, tuple(remarks))
-
-    def _verdict(self, picture: Picture, solution: Solution, index: int) -> str:
-        """How far the result can be from the exact one, over the whole image and per pixel."""
-        image = solution.value[index]
-        channels, count = image.shape[0], image.numel()
-        asked = self.recipe.demands.distance(count)
-        distance = float(solution.error[index])
-        same = image.shape == picture.pixels.shape
-        apart = same and channels > 1 and self.model.apart(channels)
-        colours = {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
-        theorem = solution.theorem[index] if solution.theorem else ""
-        return (
-            f"{' x '.join(map(str, image.shape[1:]))}, {colours}"
-            f"{', channels one by one' if apart else ''}; {solution.kind.label} distance to the "
-            f"exact minimizer <= {distance:.2e} over the image (eps {asked:.2e}), "
-            f"{distance / math.sqrt(count):.1e} per pixel"
-            f"{f', by {evidence(theorem)}' if theorem else ''}"
-        )
-
-
-def _named(job: Job, error: Exception, float64: bool) -> Exception:
-    """The error with the name of the file in it."""
-    source = str(job.source)
-    if isinstance(error, SolveError):
-        hint = "" if float64 else " The option --float64 reaches further."
-        return SolveError(f"{source}: {error}{hint}", error.solution)
-    if isinstance(error, InputError):
-        if source in str(error):
-            return error
-        return InputError(source, given=error.given, expected=error.expected, remedy=error.remedy)
-    if isinstance(error, LearnregError | OSError):
-        return LearnregError(f"{source}: {error}")
-    return error
+        return Outcome(job, "missed", words + limit + note, tuple(remarks))
 
 
 # --- several processes ----------------------------------------------------------------------------

@@ -3,7 +3,7 @@ from files of measurements.
 """
 
 from .arrays import read_array, save_array
-from .images import list_images, load_image, natural_photographs, save_image
+from .images import count_pages, list_images, load_image, natural_photographs, save_image
 from .measured import from_dataset, measured
 from .pairs import Pairs, Sides, pairs
 from .phantoms import phantoms
@@ -11,6 +11,7 @@ from .phantoms import phantoms
 __all__ = [
     "Pairs",
     "Sides",
+    "count_pages",
     "from_dataset",
     "list_images",
     "load_image",

@@ -29,11 +29,19 @@ Counts = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Source:
-    """One photograph: the name it goes by, its file, and what it must not be parted from."""
+    """One photograph: the name it goes by, its file, what it must not be parted from, and its page
+    in a file with several.
+    """
 
     name: str
     path: Path
     group: str
+    page: int | None = None
+
+    @property
+    def origin(self) -> str:
+        """The file of a page; else nothing."""
+        return "" if self.page is None else str(self.path)
 
 
 def deal(

@@ -38,11 +38,25 @@ SMALLEST = 16
 
 @dataclass(frozen=True, eq=False)
 class Miniature:
-    """A photograph as it is compared: grey, (h, w), at the scale that all of them share."""
+    """A photograph as it is compared: grey, (h, w), at the scale that all of them share.
+
+    Attributes:
+        origin: the file that it shares with others, of which it is not told apart.
+    """
 
     name: str
     side: str
     image: Tensor
+    origin: str = ""
+
+    @property
+    def whole(self) -> str:
+        """What is said to look like something else: once for all pages of a file."""
+        return self.origin or self.name
+
+    def kin(self, other: Miniature) -> bool:
+        """Whether both are pages of one file, which are alike anyway."""
+        return self.origin != "" and self.origin == other.origin
 
 
 def common_factor(sizes: Sequence[tuple[int, int]]) -> float:
@@ -75,7 +89,7 @@ def likenesses(photographs: Sequence[Miniature], search_crops: bool = True) -> l
     """
     found: dict[frozenset[str], str] = {}
     for one, other in _same(photographs):
-        found[frozenset((one.name, other.name))] = _words(one, other, "looks like")
+        found.setdefault(frozenset((one.whole, other.whole)), _words(one, other, "looks like"))
     candidates = _candidates(photographs) if search_crops else []
     total, looked, left = sum(len(smaller) for _, smaller in candidates), 0, WORK
     for large, smaller in candidates:
@@ -84,7 +98,7 @@ def likenesses(photographs: Sequence[Miniature], search_crops: bool = True) -> l
             if left < 0:
                 break
             left, looked = left - large.image.numel(), looked + 1
-            pair = frozenset((small.name, large.name))
+            pair = frozenset((small.whole, large.whole))
             if pair not in found and _is_piece(_detail(small.image), image):
                 found[pair] = _words(small, large, "shares a part with")
     remarks = []
@@ -128,7 +142,9 @@ def _same(photographs: Sequence[Miniature]) -> Iterator[tuple[Miniature, Miniatu
                 alike = _products(_signs(mine), _signs(theirs)) >= SAME
                 same |= alike & (_products(_waves(mine), _waves(theirs)) >= LIKE)
             for a, b in torch.nonzero(same).tolist():
-                yield hashes[side][a][0], hashes[other][b][0]
+                one, two = hashes[side][a][0], hashes[other][b][0]
+                if not one.kin(two):
+                    yield one, two
 
 
 def _spectrum(image: Tensor) -> Tensor:
@@ -179,6 +195,7 @@ def _candidates(photographs: Sequence[Miniature]) -> list[tuple[Miniature, list[
             small
             for j, small in enumerate(photographs)
             if small.side != large.side
+            and not small.kin(large)
             and (small.image.numel(), j) < rank
             and _fits(_inner(small.image), large.image)
         ]

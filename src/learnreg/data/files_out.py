@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from ..core.errors import InputError
 from .formats import ORIENTATION, TIFF, image_codecs
+from .stacks import directory_at, spot_of
 from .tiff import MAX_SAMPLE_VALUE
+
+if TYPE_CHECKING:
+    import tifffile
 
 WRITABLE = (".png", ".jpg", ".jpeg", *TIFF)
 """Endings of the files that can be written."""
@@ -27,6 +33,12 @@ _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _DESCRIPTION, _ICC = 270, 34675
 
 Rational = tuple[int, int]
+
+Tag = tuple[int, int | str, int | None, object, bool]
+"""A tag as tifffile writes it: number, type, count, value, on the first page only."""
+
+BIG = 2**32 - 2**25
+"""Bytes of pixels from which a TIFF file has to be a BigTIFF."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +69,10 @@ class Metadata:
         return x, y
 
 
-def read_metadata(path: Path) -> Metadata:
-    """The metadata of a readable image file; none where they are damaged."""
+def read_metadata(path: Path, page: int | None = None) -> Metadata:
+    """The metadata of a readable image file, or a page of it; none where they are damaged."""
     try:
-        return _of_tiff(path) if path.suffix.lower() in TIFF else _of_picture(path)
+        return _of_tiff(path, page) if path.suffix.lower() in TIFF else _of_picture(path)
     except Exception:  # why all: no picture is refused for what is written beside it
         return Metadata()
 
@@ -80,23 +92,28 @@ def _of_picture(path: Path) -> Metadata:
         )
 
 
-def _of_tiff(path: Path) -> Metadata:
+def _of_tiff(path: Path, page: int | None) -> Metadata:
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages.first
-        tags = page.tags
-        x, y = (tags.valueof(code, default=None) for code in (_X_RESOLUTION, _Y_RESOLUTION))
-        unit = int(tags.valueof(_RESOLUTION_UNIT, default=_INCH))  # the default of the standard
-        described = tags.valueof(_DESCRIPTION, default=None)
-        own = isinstance(described, str) and described.startswith('{"shape"')  # by tifffile
-        valid = isinstance(x, tuple) and isinstance(y, tuple) and x[1] and y[1]
-        return Metadata(
-            resolution=(x, y) if valid else None,
-            unit=unit if unit in (_NO_UNIT, _INCH, _CENTIMETRE) else _NO_UNIT,
-            description=described if isinstance(described, str) and not own else None,
-            icc=tags.valueof(_ICC, default=None) if int(page.photometric) < 3 else None,
-        )
+        known = metadata_of(directory_at(tiff, spot_of(path, page)))
+    own = (known.description or "").startswith('{"shape"')  # by tifffile
+    return replace(known, description=None) if own else known
+
+
+def metadata_of(page: tifffile.TiffPage) -> Metadata:
+    """What the header of a TIFF page says, as it is."""
+    tags = page.tags
+    x, y = (tags.valueof(code, default=None) for code in (_X_RESOLUTION, _Y_RESOLUTION))
+    unit = int(tags.valueof(_RESOLUTION_UNIT, default=_INCH))  # the default of the standard
+    described = tags.valueof(_DESCRIPTION, default=None)
+    valid = isinstance(x, tuple) and isinstance(y, tuple) and x[1] and y[1]
+    return Metadata(
+        resolution=(x, y) if valid else None,
+        unit=unit if unit in (_NO_UNIT, _INCH, _CENTIMETRE) else _NO_UNIT,
+        description=described if isinstance(described, str) else None,
+        icc=tags.valueof(_ICC, default=None) if int(page.photometric) < 3 else None,
+    )
 
 
 def _rational(value: float) -> Rational:
@@ -169,12 +186,25 @@ def _save(picture: Image.Image, target: Path | BytesIO, suffix: str, known: Meta
 def _write_tiff(path: Path, pixels: np.ndarray, known: Metadata, white: int | None) -> None:
     import tifffile
 
+    # why not always: older programs do not read BigTIFF
+    with tifffile.TiffWriter(path, bigtiff=pixels.nbytes > BIG) as file:
+        write_page(file, pixels, known, white)
+
+
+def write_page(
+    file: tifffile.TiffWriter,
+    pixels: np.ndarray,
+    known: Metadata,
+    white: int | None = None,
+    extra: Sequence[Tag] = (),
+) -> None:
+    """Write one page of a TIFF file; arguments as for ``write_pixels``, and tags as they are."""
     samples = 3 if pixels.ndim == 3 else 1
-    declared = [
+    declared: list[Tag] = [
         (MAX_SAMPLE_VALUE, "H", samples, (white,) * samples if samples > 1 else white, True)
     ]
-    tifffile.imwrite(
-        path,
+    declared = declared if white is not None and white < 65535 else []
+    file.write(
         pixels,
         photometric="rgb" if samples == 3 else "minisblack",
         metadata=None,
@@ -182,7 +212,7 @@ def _write_tiff(path: Path, pixels: np.ndarray, known: Metadata, white: int | No
         resolution=known.resolution,
         resolutionunit=None if known.resolution is None else known.unit,
         iccprofile=known.icc,
-        extratags=declared if white is not None and white < 65535 else None,
+        extratags=[*declared, *extra] or None,
     )
 
 

@@ -15,9 +15,10 @@ from PIL import Image, ImageOps
 
 from ..core.asking import offers
 from ..core.errors import InputError
+from .stacks import TIFF as TIFF
+from .stacks import check_page, named
 from .tiff import Header, read_header, without_orientation
 
-TIFF = (".tif", ".tiff")
 ORIENTATION = 0x0112
 """Number of the tag by which cameras say how they were held."""
 
@@ -47,24 +48,33 @@ class Raw:
     narrowed: bool = False
 
 
-def read_raw(path: Path) -> Raw:
-    """The numbers in an image file.
+def read_raw(path: Path, page: int | None = None, check: bool = True) -> Raw:
+    """The numbers in an image file, or in one page of a TIFF file.
+
+    Args:
+        path: the file.
+        page: of a TIFF file, from 0; None where there is one.
+        check: refuse what is no image of finite real numbers; else they are (h, w) or (h, w, c) as
+            they stand in the file.
 
     Raises:
-        InputError: no such file, damaged or foreign file, several pages or frames, bands that are
-            no colours, no pixels, NaN or Inf.
+        InputError: no such file, damaged or foreign file, several pages or frames and none named,
+            no such page, bands that are no colours, no pixels, NaN or Inf.
     """
     check_file(path)
-    if path.suffix.lower() in TIFF:
-        raw = _read_tiff(path)
+    tiff = path.suffix.lower() in TIFF
+    if page is not None and not tiff:
+        check_page(path, page, 1)
+    if tiff:
+        raw = _read_tiff(path, page)
     elif _is_deep_png(path) and (codecs := image_codecs()) is not None:
         raw = _read_deep_png(path, codecs)
     else:
         raw = _plain(_by_pillow(path), narrowed=_is_deep_png(path))
-    return _checked(raw, path)
+    return raw if not check else _checked(raw, named(path, page if tiff else None))
 
 
-def size_of(path: Path) -> tuple[int, int]:
+def size_of(path: Path, page: int | None = None) -> tuple[int, int]:
     """Height and width, from the header where it suffices.
 
     Raises:
@@ -73,7 +83,7 @@ def size_of(path: Path) -> tuple[int, int]:
     check_file(path)
     try:
         if path.suffix.lower() in TIFF:
-            header = read_header(path)
+            header = read_header(path, page)
             return header.size[::-1] if header.orientation >= 5 else header.size
         with Image.open(path) as picture:
             # why not always: Pillow decodes a whole PNG to look for a tag behind its pixels
@@ -83,7 +93,7 @@ def size_of(path: Path) -> tuple[int, int]:
     except InputError:
         raise
     except Exception:  # why all: the reader of whole files finds the words, or a way
-        height, width = read_raw(path).pixels.shape[:2]
+        height, width = read_raw(path, page).pixels.shape[:2]
         return height, width
 
 
@@ -115,7 +125,11 @@ class _Framed(Protocol):
 
 
 def _by_pillow(
-    path: Path, problem: Exception | None = None, content: BytesIO | None = None
+    path: Path,
+    problem: Exception | None = None,
+    content: BytesIO | None = None,
+    frame: int | None = None,
+    where: str | None = None,
 ) -> np.ndarray:
     """The pixels (h, w) or (h, w, bands) as Pillow reads them, upright.
 
@@ -123,13 +137,17 @@ def _by_pillow(
         path: the file.
         problem: what another reader said, for the message.
         content: what to read in the place of the file.
+        frame: which of several, if it has been chosen.
+        where: what it is called in messages; the path when None.
     """
     try:
         with Image.open(content or path) as picture:
             frames = _frames(picture)
-            if frames > 1:
+            if frame is not None:
+                picture.seek(frame)
+            elif frames > 1:
                 raise InputError(
-                    str(path),
+                    where or str(path),
                     given=f"an image with {frames} frames or pages",
                     expected="a single image",
                     remedy="Save each of them as a file of its own.",
@@ -141,10 +159,10 @@ def _by_pillow(
             pixels = np.asarray(upright)
     except InputError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, EOFError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         size = path.stat().st_size
         raise InputError(
-            str(path),
+            where or str(path),
             given=f"{size} bytes that cannot be read as an image ({problem or error})",
             expected="a readable PNG, JPEG, TIFF, BMP or WebP file",
             remedy="Remove the file or export it again.",
@@ -196,15 +214,15 @@ def _read_deep_png(path: Path, codecs: ModuleType) -> Raw:
 # --- TIFF -----------------------------------------------------------------------------------------
 
 
-def _read_tiff(path: Path) -> Raw:
+def _read_tiff(path: Path, page: int | None) -> Raw:
     """tifffile keeps what Pillow would narrow; Pillow knows more compressions and colour spaces."""
     problem: Exception | None = None
     try:
-        header = read_header(path)
+        header = read_header(path, page)
     except InputError:
         raise
     except Exception as error:  # why all: readers fail in many ways on damaged files
-        return _plain(_by_pillow(path, error))
+        return _plain(_by_pillow(path, error, frame=page, where=named(path, page)))
 
     pixels: np.ndarray | None = None
     if header.plain:
@@ -213,7 +231,7 @@ def _read_tiff(path: Path) -> Raw:
         except Exception as error:  # why all: as above; Pillow has the last word
             problem = error
     if pixels is None:
-        pixels, narrowed = _tiff_by_pillow(path, header, problem)
+        pixels, narrowed = _tiff_by_pillow(path, header, problem, named(path, page))
     else:
         narrowed = False
         pixels = _black_is_zero(pixels, header) if header.white_is_zero else pixels
@@ -223,10 +241,10 @@ def _read_tiff(path: Path) -> Raw:
 
 
 def _tiff_by_pillow(
-    path: Path, header: Header, problem: Exception | None
+    path: Path, header: Header, problem: Exception | None, where: str
 ) -> tuple[np.ndarray, bool]:
     """The pixels, and whether bits were lost."""
-    pixels = _by_pillow(path, problem, without_orientation(path))
+    pixels = _by_pillow(path, problem, without_orientation(path, header), header.spot.index, where)
     pixels = _upright(pixels, header.orientation)
     if pixels.dtype == np.int32 and header.dtype.kind in "iu":
         pixels = pixels.astype(header.dtype)
@@ -253,26 +271,26 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels[:: -1 if down else 1, :: -1 if across else 1]
 
 
-def _checked(raw: Raw, path: Path) -> Raw:
+def _checked(raw: Raw, where: str) -> Raw:
     """The same with pixels (h, w, c), real, finite and in the byte order of the machine."""
     pixels = raw.pixels[:, :, None] if raw.pixels.ndim == 2 else raw.pixels
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or pixels.size == 0:
         raise InputError(
-            str(path),
+            where,
             given=f"pixels of shape {raw.pixels.shape}",
             expected="(height, width) or (height, width, channels), grey or colour",
             remedy="Export the image as plain grey or colour.",
         )
     if pixels.dtype.kind not in "buif":
         raise InputError(
-            str(path),
+            where,
             given=f"pixels of type {pixels.dtype}",
             expected="integers or real floats",
             remedy="Export the magnitude, or real and imaginary part as files of their own.",
         )
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise InputError(
-            str(path),
+            where,
             given="NaN or Inf pixels",
             expected="finite pixels",
             remedy="Repair or remove the image.",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.ranges import check_flag, plain, shown
+from .blocks import block_remark, in_blocks, need_blocks
 from .crops import Counts, Source, check_room, crop, deal, in_turn, shares, shrink, shrunk
 from .duplicates import Miniature, common_factor, likenesses, miniature
 from .formats import Raw, read_raw
@@ -28,6 +29,7 @@ from .sources import (
     sizes_of,
     without_small,
 )
+from .stacks import series_remarks
 from .units import (
     Facts,
     Levels,
@@ -212,12 +214,17 @@ def _photographs(pools: Sequence[tuple[SourceLike, Counts]], wish: Wish) -> Gath
                     f"{listed(small, 10)}: smaller than a crop of {wish.size} x {wish.size} "
                     "pixels, left out."
                 )
+        blocks = need_blocks(pool, counts, wish.group)
+        sides = in_blocks(pool, counts) if blocks else deal(pool, counts, wish.seed)
+        remarks += [block_remark(pool)] if blocks else []
         chosen = [
             Dealt(photo, side, n, scale)
-            for side, photos in enumerate(deal(pool, counts, wish.seed))
+            for side, photos in enumerate(sides)
             for photo, n in zip(photos, shares(counts[side], max(len(photos), 1)), strict=False)
         ]
         sizes |= _looked_at(pool, chosen, wish.size)
+        for path in dict.fromkeys(d.source.path for d in chosen):
+            remarks += series_remarks(path)
         dealt += chosen
     _check_groups(dealt, wish.group)
     for photo in dealt:
@@ -257,7 +264,7 @@ def _looked_at(pool: Sequence[Source], chosen: Sequence[Dealt], size: int) -> Si
         def look(source: Source) -> None:
             check_sizes([source], sizes_of([source]), chosen[0].scale, size)
             if source in sources:
-                read_raw(source.path)
+                read_raw(source.path, source.page)
 
         attempt(look, pool)
         raise
@@ -285,7 +292,10 @@ def _auto(dealt: Sequence[Dealt]) -> Levels:
     """One range for all files."""
     # why a pass of its own: what is white is known only when all files have been seen
     facts: list[Facts] = []
-    attempt(lambda s: facts.append(facts_of(s.name, read_raw(s.path))), [d.source for d in dealt])
+    attempt(
+        lambda s: facts.append(facts_of(s.name, read_raw(s.path, s.page))),
+        [d.source for d in dealt],
+    )
     return auto_levels(facts, [d.source.name for d in dealt if d.side == 0])
 
 
@@ -299,15 +309,17 @@ class _Reading:
     facts: list[Facts] = field(default_factory=list)
     levels: dict[str, Levels] = field(default_factory=dict)
     miniatures: list[Miniature] = field(default_factory=list)
-    seen: dict[tuple[object, ...], str] = field(default_factory=dict)
+    seen: dict[tuple[object, ...], Dealt] = field(default_factory=dict)
+    repeated: list[str] = field(default_factory=list)
 
     def take(self, photo: Dealt, factor: float | None) -> None:
         """Read one photograph and cut its crops; keep a miniature at scale ``factor``."""
-        name, raw = photo.source.name, read_raw(photo.source.path)
+        name, raw = photo.source.name, read_raw(photo.source.path, photo.source.page)
         image = shrink(self._scaled(name, raw), photo.scale)
-        self._check_new(name, image)
+        self._check_new(photo, image)
         if factor is not None:
-            self.miniatures.append(Miniature(name, SIDES[photo.side], miniature(image, factor)))
+            small = miniature(image, factor)
+            self.miniatures.append(Miniature(name, SIDES[photo.side], small, photo.source.origin))
         self.crops.setdefault(photo.side, []).append(
             crop(name, image, photo.crops, self.wish.size, self.wish.seed)
         )
@@ -319,17 +331,27 @@ class _Reading:
         self.facts.append(facts)
         return as_image(raw, self.levels[name], self.wish.channels)
 
-    def _check_new(self, name: str, image: Tensor) -> None:
-        """Refuse the same picture under two names: it could end up on both sides."""
+    def _check_new(self, photo: Dealt, image: Tensor) -> None:
+        """Refuse the same picture under two names: it could end up on both sides. Stacks have empty
+        pages, and pages that stand still.
+        """
+        source = photo.source
+        if source.page is not None and float(image.min()) == float(image.max()):
+            return
         key = (*image.shape, hashlib.sha256(image.numpy().tobytes()).digest())
-        if key in self.seen:
-            raise InputError(
-                "source",
-                given=f"the same picture as {self.seen[key]} and as {name}",
-                expected="different photographs",
-                remedy="Remove one of the two files.",
-            )
-        self.seen[key] = name
+        other = self.seen.setdefault(key, photo)
+        if other is photo:
+            return
+        if source.page is not None and source.path == other.source.path:
+            if other.side != photo.side:
+                self.repeated.append(f"{other.source.name} and {source.name}")
+            return
+        raise InputError(
+            "source",
+            given=f"the same picture as {other.source.name} and as {source.name}",
+            expected="different photographs",
+            remedy="Remove one of the two files.",
+        )
 
     def side(self, index: int) -> Side:
         """The crops of one side, one from each photograph in turn."""
@@ -340,6 +362,11 @@ class _Reading:
     def remarks(self) -> list[str]:
         """What looks wrong."""
         remarks = remarks_on(self.facts, self.levels, self.wish.range)
+        if self.repeated:
+            remarks.append(
+                f"{listed(self.repeated)}: equal pages on two sides. What is trained on should not "
+                "be tested on; take the test from another file (test_source)."
+            )
         grey = [facts.name for facts in self.facts if not facts.colour]
         if self.wish.channels == 3 and grey:
             remarks.append(

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..core.errors import DataWarning, InputError
 from ..core.ranges import plain
 from .files_out import check_writable, write_pixels
-from .formats import TIFF, read_raw
+from .formats import TIFF, check_file, read_raw, size_of
+from .stacks import layout_of, named, series_remarks
 from .units import RangeLike, as_image, auto_levels, check_range, facts_of, levels_of, remarks_on
 
 NATURAL = {
@@ -80,8 +81,13 @@ def natural_file(name: str) -> Path:
     return path
 
 
-def load_image(path: str | PathLike[str], channels: int = 1, range: RangeLike = None) -> Tensor:
-    """Read one image file.
+def load_image(
+    path: str | PathLike[str],
+    channels: int = 1,
+    range: RangeLike = None,
+    page: int | None = None,
+) -> Tensor:
+    """Read one image file, or one page of a TIFF stack.
 
     Transparency is dropped, the orientation tag of cameras is obeyed, white-is-zero files are
     turned over. Colour becomes grey as 0.299 R + 0.587 G + 0.114 B; grey becomes colour by
@@ -96,28 +102,57 @@ def load_image(path: str | PathLike[str], channels: int = 1, range: RangeLike = 
             its smallest and largest value if it is float or signed. None is "dtype" for integers of
             8 and 16 bits, or the depth that a TIFF header declares; float pixels must then be on
             the scale of [0, 1] (noise may take them to [-1, 2]).
+        page: of a TIFF file with several, counted from 0; :func:`count_pages` says how many there
+            are. Previews and masks do not count; of several series, the first is read.
 
     Returns:
         (channels, h, w), float32.
 
     Raises:
-        InputError: no such file, not an image, several pages, bands that are no colours, no pixels,
-            NaN/Inf, or pixels whose scale must not be guessed.
+        InputError: no such file, not an image, several pages and none named, no such page,
+            bands that are no colours, no pixels, NaN/Inf, or pixels whose scale must not be
+            guessed.
 
     Warns:
         DataWarning: the image fills less than a fifth of its range, or was read with fewer bits
-            than it has.
+            than it has; the file has further series.
 
     Example:
         >>> x = load_image("slice.tif", range=(-1000, 1000))  # doctest: +SKIP
+        >>> pages = [load_image("stack.tif", page=i) for i in range(count_pages("stack.tif"))]
+        ... # doctest: +SKIP
     """
     check_channels(channels)
-    raw = read_raw(Path(path))
-    facts, given = facts_of(str(path), raw), check_range(range)
+    raw = read_raw(Path(path), page)
+    facts, given = facts_of(named(path, page), raw), check_range(range)
     levels = auto_levels([facts]) if given == "auto" else levels_of(facts, given)
-    for remark in remarks_on([facts], {facts.name: levels}, given):
+    for remark in series_remarks(Path(path)) + remarks_on([facts], {facts.name: levels}, given):
         warnings.warn(remark, DataWarning, stacklevel=2)
     return as_image(raw, levels, channels)
+
+
+def count_pages(path: str | PathLike[str]) -> int:
+    """Number of pages of an image file: 1 but for TIFF stacks.
+
+    Raises:
+        InputError: no such file, a damaged one, a volume behind one header.
+
+    Example:
+        >>> count_pages("stack.tif")  # doctest: +SKIP
+        64
+    """
+    file = Path(path)
+    check_file(file)
+    if file.suffix.lower() not in TIFF:
+        size_of(file)
+        return 1
+    try:
+        return len(layout_of(file))
+    except InputError:
+        raise
+    except Exception:  # why all: the reader of pixels finds the words, or a way
+        read_raw(file)
+        return 1
 
 
 def check_channels(channels: object) -> int:

@@ -320,8 +320,9 @@ def pairs(
 
     Args:
         source: ``"natural"`` (the photographs of :data:`learnreg.data.images.NATURAL`),
-            ``"phantoms"``, a folder, or a list of image files. A folder that is called "natural" is
-            reached by ``"./natural"``.
+            ``"phantoms"``, a folder, a list of image files, or one TIFF stack. A folder that is
+            called "natural" is reached by ``"./natural"``. Every page of a stack is an image,
+            ``"stack.tif#3"`` (from 0), by which a list can name it, too; pages are read one by one.
         physics: a ``deepinv.physics.Physics``; its noise model is used, and it is left as it was.
         size: height and width of the crops, in pixels.
         split: (number of training crops, number of test crops), or (training, validation, test);
@@ -338,7 +339,9 @@ def pairs(
             the training images. None is "dtype" for integers of 8 and 16 bits, or the depth that a
             TIFF header declares, and [0, 1] for floats.
         group: a regular expression that finds in a file's name the patient (or scene) it belongs
-            to: its first group, or the whole match. Files of one patient stay on one side.
+            to: its first group, or the whole match. Files of one patient stay on one side. Without
+            it, the pages of a file stay together; only where there are fewer files than sides
+            are they cut into blocks of neighbours: training first, the test last.
         skip_small: leave out photographs that are smaller than a crop.
         validation_source: where the validation photographs come from, if not from ``source``.
         test_source: where the test photographs come from, if not from ``source``.
@@ -353,10 +356,10 @@ def pairs(
             not take such images.
 
     Warns:
-        DataWarning: images that fill less than a fifth of their range or were read with fewer bits
-            than they have; photographs of two sides that look like the same one, or of which one
-            shows a part of the other; grey photographs among colour; noise of more than half the
-            range of the images.
+        DataWarning: pages of one file on several sides; images that fill less than a fifth of their
+            range or were read with fewer bits than they have; photographs of two sides that look
+            like the same one, or of which one shows a part of the other; grey photographs among
+            colour; noise of more than half the range of the images.
 
     Example:
         >>> train, validation, test = pairs(

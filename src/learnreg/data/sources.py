@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 
 from ..core.errors import InputError
 from ..core.ranges import shown
+from .blocks import spread
 from .crops import Source, check_large_enough, shrunk
 from .formats import size_of
 from .images import GREY, NATURAL, list_images, natural_file
+from .stacks import TIFF, named, pages_in
 from .units import listed
 
 NATURAL_SCALE = 0.5  # the photographs of the wheel are sampled finer than they are sharp
@@ -35,7 +38,7 @@ def photographs(
     """The photographs of ``source`` and the scale they are used at by default.
 
     Args:
-        source: "natural", a folder or a list of files.
+        source: "natural", a folder, a list of files or a TIFF stack.
         channels: 1 or 3; with 3, "natural" stands for its photographs in colour.
         group: regular expression, see :func:`learnreg.data.pairs`.
         taken: photographs of other sources, whose names are not to be used again.
@@ -46,21 +49,58 @@ def photographs(
     if is_word(source, "natural"):
         names = [name for name in sorted(NATURAL) if channels == 1 or name not in GREY]
         files, scale = [natural_file(name) for name in names], NATURAL_SCALE
+        found: list[Place] = [(file, None) for file in files]
     else:
-        files, scale = _files(source), 1.0
-        short = [file.name for file in files]
-        used = {other.name for other in taken}
-        clash = len(set(short)) < len(short) or not used.isdisjoint(short)
-        names = [str(file) for file in files] if clash else short
-    _check_once([*(other.path for other in taken), *files])
-    groups = names if group is None else _groups(names, group)
-    chosen = zip(names, files, groups, strict=True)
-    return [Source(name, file, own) for name, file, own in chosen], scale
+        found, scale = [_place(file) for file in _files(source)], 1.0
+        names = _names([file for file, _ in found], taken)
+    sources = [
+        Source(named(name, page), file, name, page)
+        for name, (file, chosen) in zip(names, found, strict=True)
+        for page in _pages(file, chosen)
+    ]
+    _check_once([*taken, *sources])
+    if group is None:
+        return sources, scale
+    groups = _groups([source.name for source in sources], group)
+    return [replace(s, group=own) for s, own in zip(sources, groups, strict=True)], scale
+
+
+Place = tuple[Path, int | None]
+"""A file, and the page of it that is named."""
+
+
+def _names(files: Sequence[Path], taken: Sequence[Source]) -> list[str]:
+    """By the names of the files, or by their whole paths where these are not different."""
+    short = [file.name for file in files]
+    different = list(dict.fromkeys(files))
+    used = {named(other.path.name, other.page) for other in taken}
+    used |= {other.path.name for other in taken}
+    clash = len({file.name for file in different}) < len(different) or not used.isdisjoint(short)
+    return [str(file) for file in files] if clash else short
+
+
+def _place(file: Path) -> Place:
+    """``stack.tif#3`` taken apart, unless a file has that name."""
+    whole, mark, number = file.name.rpartition("#")
+    stack = file.with_name(whole) if mark and number.isdecimal() and whole else file
+    if stack != file and stack.suffix.lower() in TIFF and stack.is_file() and not file.exists():
+        return stack, int(number)
+    return file, None
+
+
+def _pages(file: Path, chosen: int | None) -> list[int | None]:
+    """The pages of a file that are images of their own, the first few far apart."""
+    if chosen is not None:
+        return [chosen]
+    count = pages_in(file)
+    return [None] if count is None else [*spread(range(count))]
 
 
 def _files(source: SourceLike) -> list[Path]:
     if isinstance(source, (str, PathLike)):
-        return list_images(source)
+        # why only these: other files hold one image, which makes no source of several sides
+        alone = Path(source).suffix.lower() in TIFF and Path(source).is_file()
+        return [Path(source)] if alone else list_images(source)
     try:
         files = [Path(fspath(file)) for file in source]
     except TypeError:
@@ -80,17 +120,18 @@ def _files(source: SourceLike) -> list[Path]:
     return files
 
 
-def _check_once(files: Iterable[Path]) -> None:
-    seen: set[Path] = set()
-    for file in files:
-        if file.resolve() in seen:
+def _check_once(sources: Iterable[Source]) -> None:
+    seen: set[Place] = set()
+    for source in sources:
+        place = source.path.resolve(), source.page
+        if place in seen:
             raise InputError(
                 "source",
-                given=f"{file} twice",
+                given=f"{named(source.path, source.page)} twice",
                 expected="every file once",
                 remedy="A repeated file could be trained on and tested on; list it once.",
             )
-        seen.add(file.resolve())
+        seen.add(place)
 
 
 def _groups(names: Sequence[str], group: str) -> list[str]:
@@ -143,7 +184,7 @@ def sizes_of(sources: Sequence[Source]) -> Sizes:
     sizes: Sizes = {}
 
     def look(source: Source) -> None:
-        sizes[source.name] = size_of(source.path)
+        sizes[source.name] = size_of(source.path, source.page)
 
     attempt(look, sources)
     return sizes

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ..core.errors import InputError
+from .stacks import Spot, directory_at, named, pixels_at, spot_of
 
 if TYPE_CHECKING:
     import tifffile
@@ -26,9 +27,10 @@ _COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, 3: 1, 4: 1, 5: 4, 6: 
 
 @dataclass(frozen=True)
 class Header:
-    """The first page of a TIFF file.
+    """What is said of one page of a TIFF file.
 
     Attributes:
+        spot: where the page is.
         size: (height, width) as stored.
         dtype: type of the numbers.
         white: level that is white by BitsPerSample or MaxSampleValue; None for the largest of the
@@ -39,6 +41,7 @@ class Header:
         planar: bands come one after the other.
     """
 
+    spot: Spot
     size: tuple[int, int]
     dtype: np.dtype
     white: int | None
@@ -52,47 +55,57 @@ class Header:
         import tifffile
 
         with tifffile.TiffFile(path) as tiff:
-            pixels = tiff.pages.first.asarray()
+            pixels = pixels_at(tiff, self.spot)
         return np.moveaxis(pixels, 0, -1) if self.planar and pixels.ndim == 3 else pixels
 
 
-def without_orientation(path: Path) -> BytesIO:
-    """The file with orientation 1 in its header: readers differ in whether and how they turn."""
+def without_orientation(path: Path, header: Header) -> BytesIO | None:
+    """The file with orientation 1 in the header of a page, or None if it is so already: readers
+    differ in whether and how they turn.
+    """
     import tifffile
 
+    if header.orientation == 1:
+        return None
     content = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as tiff:
-        tag = tiff.pages.first.tags.get(ORIENTATION)
+        tag = directory_at(tiff, header.spot).tags.get(ORIENTATION)
         if tag is not None:
             order: Literal["little", "big"] = "little" if tiff.byteorder == "<" else "big"
             content[tag.valueoffset : tag.valueoffset + 2] = (1).to_bytes(2, order)
     return BytesIO(content)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, number: int | None = None) -> Header:
     """Read it.
 
+    Args:
+        path: the file.
+        number: of the page; None for the only one.
+
     Raises:
-        InputError: several pages, bands that are neither colours nor a transparency.
+        InputError: several pages and no number, no such page, bands that are neither
+            colours nor a transparency.
     """
     import tifffile
 
+    spot, where = spot_of(path, number), named(path, number)
     with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages.first
-        _check_single(tiff, page, path)
+        page = directory_at(tiff, spot)
         photometric, samples = int(page.photometric), int(page.samplesperpixel)
-        _check_bands(photometric, samples, [int(e) for e in page.extrasamples], path)
+        _check_bands(photometric, samples, [int(e) for e in page.extrasamples], where)
         dtype = np.dtype(page.dtype if page.dtype is not None else np.uint8)
         white_is_zero = photometric == _WHITE_IS_ZERO
         if white_is_zero and dtype.kind == "f":
             raise InputError(
-                str(path),
+                where,
                 given="float pixels of which 0 is white (PhotometricInterpretation 0)",
                 expected="0 for black",
                 remedy="Export the image with PhotometricInterpretation BlackIsZero.",
             )
         orientation = page.tags.valueof(ORIENTATION, default=1)
         return Header(
+            spot=spot,
             size=(int(page.imagelength), int(page.imagewidth)),
             dtype=dtype,
             white=_white(page, dtype),
@@ -103,25 +116,7 @@ def read_header(path: Path) -> Header:
         )
 
 
-def _check_single(tiff: tifffile.TiffFile, page: tifffile.TiffPage, path: Path) -> None:
-    """Refuse stacks; previews of the first page do not count."""
-    import tifffile
-
-    pages = sum(
-        not (isinstance(p, tifffile.TiffPage) and (p.is_reduced or p.is_mask)) for p in tiff.pages
-    )
-    if tiff.is_imagej or tiff.is_shaped:  # such files may hold a stack behind a single page
-        pages = max([pages, *(int(s.size) // max(int(page.size), 1) for s in tiff.series)])
-    if pages > 1:
-        raise InputError(
-            str(path),
-            given=f"a TIFF file with {pages} pages",
-            expected="a single page",
-            remedy="Save each page as a file of its own.",
-        )
-
-
-def _check_bands(photometric: int, samples: int, extra: list[int], path: Path) -> None:
+def _check_bands(photometric: int, samples: int, extra: list[int], where: str) -> None:
     colours = _COLOURS.get(photometric, samples)
     if photometric == _BLACK_IS_ZERO and samples == 3:  # as scientific software writes colour
         colours = 3
@@ -130,7 +125,7 @@ def _check_bands(photometric: int, samples: int, extra: list[int], path: Path) -
         return
     kind = {1: "grey", 3: "colour"}.get(colours, "colour")
     raise InputError(
-        str(path),
+        where,
         given=f"{samples} bands, of which the header calls {colours} {kind} and none transparency",
         expected="1 band (grey) or 3 (colour), and at most a transparency",
         remedy="Save the bands as files of their own, or say what they are in the tags "

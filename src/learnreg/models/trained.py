@@ -158,6 +158,27 @@ class TrainedModel:
             return float(told[0]), float(told[1])
         return None
 
+    @property
+    def from_pictures(self) -> bool:
+        """Whether the images that were learned from had their range made [0, 1]; measured pairs are
+        in the units of their files.
+        """
+        return self.notes.get("pictures") is True
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether a measurement has the form of an image, of any height and width."""
+        energy = self._own()
+        if energy.operator.is_identity:
+            return True
+        # why these numbers: no sinogram, k-space or smaller image has its image's shape with them
+        like = next((p for p in energy.parameters()), torch.empty(0))
+        probe = torch.zeros(1, 1, 61, 67, device=like.device, dtype=like.dtype)
+        try:
+            return self._image_shape(energy, probe) == probe.shape[1:]
+        except Exception:  # why all: physics refuse foreign shapes in many ways
+            return False
+
     def with_demands(self, demands: Demands) -> TrainedModel:
         """The same model with other demands."""
         return TrainedModel(self.energy, demands, self.channel_wise, self.path, self.notes)

@@ -316,6 +316,8 @@ class Run:
         data = self.record.setup.get("data")
         if isinstance(data, dict) and "units" in data:
             notes["units"] = data["units"]
+        if isinstance(data, dict) and "seed" in data:
+            notes["pictures"] = True  # images of [0, 1], not measured pairs in units of their own
         return save_model(path, self.energy, notes)
 
     def lacking(self, path: str | Path) -> str:
