@@ -132,6 +132,29 @@ def of_images(physics: M, index: Tensor, count: int, names: frozenset[str]) -> M
     )
 
 
+def tensor_named(physics: nn.Module, name: str) -> Tensor | None:
+    """The parameter or buffer of that name, or the only one of a part whose name ends in it."""
+    named = dict((*physics.named_parameters(), *physics.named_buffers()))
+    if name in named:
+        return named[name]
+    inside = [t for full, t in named.items() if full.endswith(f".{name}")]
+    return inside[0] if len(inside) == 1 else None
+
+
+def aligned(physics: nn.Module, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors with one slice per image (b, ...), with as many axes as those that they replace.
+
+    why: deepinv puts missing axes in front, where those of the images would become channels.
+    """
+
+    def of(name: str, t: Tensor) -> Tensor:
+        kept = tensor_named(physics, name)
+        lacking = 0 if kept is None else kept.dim() - t.dim()
+        return t.reshape(t.shape[0], *[1] * lacking, *t.shape[1:]) if lacking > 0 and t.dim() else t
+
+    return {name: of(name, t) for name, t in params.items()}
+
+
 def with_tensors(physics: LinearPhysicsLike, tensors: Mapping[str, Tensor]) -> LinearPhysicsLike:
     """A copy updated with parameters, as ``physics.update(**tensors)`` would do it."""
     copied = clone(physics)
