@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
@@ -17,6 +18,12 @@ from torch import Tensor, nn
 from .foreign import LinearPhysicsLike
 
 M = TypeVar("M", bound=nn.Module)
+
+LOOKED_AT = 2**16
+"""Entries of a tensor that a checksum is made of; more where they are fewer than twice as many.
+
+Measured on 128^2 images: a tenth of one application of A.
+"""
 
 DEPTH = 4
 """How deep plain attributes of a physics are looked into for changes."""
@@ -222,18 +229,30 @@ _OWN_STATE = frozenset(vars(nn.Module())) | {
 
 
 class _Seen:
-    """A tensor and the version it had."""
+    """A tensor, the version it had, and a checksum: ``tensor.data`` and memory shared with NumPy
+    are written to without a new version.
+    """
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
-        # inference tensors have no version: small ones are compared by value
+        # inference tensors have no version: they are compared by value
         self.version = None if tensor.is_inference() else tensor._version
         self.value = tensor.clone() if self.version is None else None
+        self.checksum = _checksum(tensor)
+
+
+def _checksum(tensor: Tensor) -> int:
+    """Of all entries, or of ``LOOKED_AT`` of them at equal distances."""
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        return 0
+    flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1)
+    looked_at = flat[:: max(1, flat.numel() // LOOKED_AT)].contiguous().cpu()
+    return zlib.crc32(looked_at.view(torch.uint8).numpy().tobytes())
 
 
 def _same(a: object, b: object) -> bool:
     if isinstance(a, _Seen) and isinstance(b, _Seen):
-        if a.tensor is not b.tensor or a.version != b.version:
+        if a.tensor is not b.tensor or (a.version, a.checksum) != (b.version, b.checksum):
             return False
         return a.value is None or (b.value is not None and torch.equal(a.value, b.value))
     if isinstance(a, tuple) and isinstance(b, tuple):
