@@ -327,6 +327,18 @@ def refused(path: Path, *words: str, **arguments: object) -> None:
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize("key", ["channels", "filters", "size"])
+@pytest.mark.parametrize("value", [2**17 + 1, 2**31, 2**70])
+def test_a_regularizer_larger_than_its_weights_is_refused_before_memory_is_taken(
+    key, value, path, monkeypatch
+):
+    saved(path, FoE(filters=2, size=3))
+    rewritten(path, lambda header: header["regularizer"].update({key: value}))
+    monkeypatch.setattr(torch, "randn", None)
+    monkeypatch.setattr(torch, "zeros", None)
+    refused(path, "sizes")
+
+
 @pytest.mark.parametrize("length", [0, 1, 8, 50, 300, -1])
 def test_a_truncated_file(length, path):
     content = saved(path, perturbed(FoE(2, 3))).read_bytes()

@@ -284,6 +284,38 @@ def test_sizes_that_no_machine_has(kind, key, value):
         P.rebuild({"type": kind, "settings": settings, "noise": {}}, {"filter": KERNEL})
 
 
+@pytest.mark.filterwarnings("ignore:After updating parameters")
+@pytest.mark.parametrize("kind", ["blur", "real images, coils", "superresolution", "inpainting"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.to(torch.complex64) if not t.is_complex() else t.real,
+        lambda t: t.to(torch.int64) if not t.is_complex() else t.abs(),
+        lambda t: t[None],
+        lambda t: t.flatten()[:7],
+    ],
+)
+def test_tensors_that_fit_no_image_are_refused(kind, change):
+    """When the file is read, not when the model is used."""
+    physics = P.Inpainting().build((16, 16)) if kind == "inpainting" else OBJECTS[kind][0]()
+    header, tensors = through_json(physics)
+    for name, t in tensors.items():
+        try:
+            again = P.rebuild(header, tensors | {name: change(t)})
+        except ModelFileError:
+            continue
+        wide = any(t.dtype == torch.float64 for t in again.buffers())
+        shape = P.image_shape(physics) or ANY
+        again.A(torch.zeros(1, *shape, dtype=torch.float64 if wide else torch.float32))
+
+
+def test_noise_of_several_levels_is_none_afterwards():
+    """They belong to the images; one that nobody has said would steer later solves."""
+    for noise in (D.GaussianNoise(torch.tensor([0.3, 0.2])), D.PoissonNoise(torch.ones(2))):
+        header, tensors = through_json(D.Denoising(noise))
+        assert type(P.rebuild(header, tensors).noise_model) is D.ZeroNoise
+
+
 def test_a_fan_of_nonsense():
     header, tensors = through_json(P.CT(7, "fan").build((16, 16)))
     for value in (0, -1.0, "x", float("nan"), HUGE, None):

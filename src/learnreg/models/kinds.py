@@ -16,6 +16,7 @@ Array: TypeAlias = np.ndarray
 AnyImage: TypeAlias = Array | Image.Image | Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WIDER = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16)
 WHOLE = (np.dtype(np.uint8), np.dtype(np.uint16))
 MODES = {"L": "L", "RGB": "RGB", "F": "F", "I;16": "I;16", "1": "L", "P": "RGB", "YCbCr": "RGB"}
 """Modes of Pillow, and those that they are reconstructed in."""
@@ -36,18 +37,24 @@ class Batch(NamedTuple):
     back: Callable[[Tensor], AnyImage]
 
 
-def as_batch(image: object) -> Batch:
+def as_batch(image: object, raw: bool = False) -> Batch:
     """An image of any of the kinds.
+
+    Args:
+        raw: integers stay the numbers that they are, counts for example, and the result is
+            floating-point.
 
     Raises:
         InputError: another kind, type or shape; says what would do.
     """
     if isinstance(image, Tensor):
-        return _of_tensor(image)
+        whole = image.dtype in (torch.uint8, *WIDER)
+        return _of_tensor(image.float() if raw and whole else image)
     if isinstance(image, Image.Image):
         return _of_pillow(image)
     if isinstance(image, np.ndarray):
-        return _of_array(image)
+        whole = np.issubdtype(image.dtype, np.integer)
+        return _of_array(image.astype(np.float32) if raw and whole else image)
     raise InputError(
         "image",
         given=type(image).__name__,
@@ -76,7 +83,9 @@ def _of_tensor(image: Tensor) -> Batch:
         y = y.float()
 
     def back(x: Tensor) -> Tensor:
-        x = x.reshape(shape)
+        # measurements have another shape than their image
+        fits = x.numel() == shape.numel()
+        x = x.reshape(shape) if fits else x if len(shape) == 4 else _fewer_axes(x[0], len(shape))
         if dtype == torch.uint8:
             x = (x.clamp(0, 1) * 255).round()
         return x.to(device=device, dtype=dtype)
@@ -84,12 +93,19 @@ def _of_tensor(image: Tensor) -> Batch:
     return Batch(y, back)
 
 
+def _fewer_axes(x: Tensor, axes: int) -> Tensor:
+    """An image (c, h, w), without its channel where that is the only one and was not given."""
+    return x[0] if axes == 2 and x.shape[0] == 1 else x
+
+
 def _of_array(image: Array) -> Batch:
     y = _channels_first(image)
 
     def back(x: Tensor) -> Array:
-        values = x[0].permute(1, 2, 0).reshape(image.shape).cpu()
-        return _as(values, image.dtype)
+        values = x[0].permute(1, 2, 0).cpu()
+        if values.numel() == image.size:
+            return _as(values.reshape(image.shape), image.dtype)
+        return _as(values[..., 0] if values.shape[-1] == 1 else values, image.dtype)
 
     return Batch(y, back)
 
@@ -154,7 +170,7 @@ def _of_pillow(image: Image.Image) -> Batch:
         assert isinstance(array, np.ndarray)
         found = Image.fromarray(array)
         if alpha is not None:
-            found.putalpha(alpha)
+            found.putalpha(alpha if alpha.size == found.size else alpha.resize(found.size))
         return found
 
     return Batch(of_array.y, back)
@@ -165,5 +181,6 @@ def _wrong_shape(shape: tuple[int, ...], expected: str) -> InputError:
         "image",
         given=f"shape {tuple(shape)}",
         expected=f"{expected}, not empty",
-        remedy="Pass images one by one, or as one batch of tensors.",
+        remedy="Pass images one by one, or as one batch of tensors; measurements of any shape as "
+        "tensors: model.reconstruct(y).",
     )

@@ -4,6 +4,7 @@ file.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
@@ -38,6 +39,9 @@ FIDELITIES: dict[str, Callable[..., DataTerm | SaddleDataTerm]] = {
     "Huber": Huber,
 }
 """Data terms that a model file can name, built from the numbers in it."""
+
+SMALL = 2**12
+"""A product of the sizes of a regularizer up to which its memory does not matter."""
 
 OTHERS = ("fidelity", "physics", "recipe")
 """Parts of an energy whose tensors stand in the file under their own name: what was learned of the
@@ -146,8 +150,10 @@ def load_model(
             str(path), given=f"NaN or Inf in {', '.join(broken)}", expected="finite weights"
         )
     try:
-        module = from_spec(dict(header["regularizer"])) if regularizer is None else regularizer
         own = {k: t for k, t in tensors.items() if k.partition(":")[0] not in OTHERS}
+        if regularizer is None:
+            _check_size(header["regularizer"], sum(t.numel() for t in own.values()))
+        module = from_spec(dict(header["regularizer"])) if regularizer is None else regularizer
         module = _filled(module, own, str(path))
         found = physics or rebuild(header["physics"], _of_part(tensors, "recipe"))
         found = _with_learned(found, _of_part(tensors, "physics"), "physics")
@@ -155,7 +161,15 @@ def load_model(
         energy = energy_for(found, module, data_term, tikhonov)
     except ModelFileError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         raise ModelFileError(
             str(path),
             given=f"a damaged recipe ({type(error).__name__}: {error})",
@@ -163,6 +177,21 @@ def load_model(
             remedy="Restore the file from its run.",
         ) from error
     return energy if physics is None else followed(energy, _learned_level(header), stacklevel=3)
+
+
+def _check_size(spec: Mapping[str, Any], numbers: int) -> None:
+    """Refuse a regularizer of more numbers than the file holds, before any memory is taken.
+
+    Raises:
+        ValueError: names the integers.
+    """
+    sizes = [v for k, v in spec.items() if type(v) is int and k != "seed"]
+    if math.prod(max(1, abs(v)) for v in sizes) > max(SMALL, numbers):
+        raise ValueError(f"{spec.get('type')} of sizes {sizes} with {numbers} weights"[:200])
+    terms = spec.get("terms")
+    for part in (*(terms if isinstance(terms, list) else ()), spec.get("regularizer")):
+        if isinstance(part, Mapping):
+            _check_size(part, numbers)
 
 
 def _learned_level(header: Mapping[str, Any]) -> float | None:

@@ -25,6 +25,7 @@ from ..core.offers import Specified
 from ..core.results import Solution
 from ..core.status import Status
 from ..problems.energy import Energy
+from ..problems.fidelity import KL
 from ..problems.saddle import SaddleEnergy
 from ..solvers.solve import as_data, first_of, solve_potential, spent_on
 from ..solvers.tiles import Tiling, can_be_cut, solve_in_tiles
@@ -188,9 +189,10 @@ class TrainedModel:
 
         Args:
             image: an array (h, w) or (h, w, c), a PIL image, or a tensor (h, w), (c, h, w) or
-                (b, c, h, w). Integers mean [0, 1] at the largest value of their type, and are
-                clipped and rounded in the result; floating-point numbers are left as they are. A
-                transparency stays as it is.
+                (b, c, h, w); measurements come back as an image. Integers mean [0, 1] at the
+                largest value of their type, and are clipped and rounded in the result, but for
+                counts (``KL``), sinograms and k-space, which keep their numbers; floating-point
+                numbers are left as they are. A transparency stays as it is.
 
         Raises:
             InputError: another kind, channels that the model was not learned for, NaN or Inf, an
@@ -219,7 +221,7 @@ class TrainedModel:
         Raises:
             InputError, SolveError: as when called.
         """
-        batch = as_batch(image)
+        batch = as_batch(image, raw=keeps_counts(self.energy))
         solution = self.reconstruct(batch.y)
         # why a cast: the kind that was given comes back
         return cast(Kind, batch.back(solution.value)), solution
@@ -257,7 +259,7 @@ class TrainedModel:
             )
         energy = self._own()
         like = next((p for p in energy.parameters()), None)
-        data = y if like is None else y.to(device=like.device, dtype=like.dtype)
+        data = y if like is None else in_type_of(y, like)
         count, channels = y.shape[:2]
         shape = self._image_shape(energy, data)
         # channels of a measurement, of k-space or several energies, are none of the image
@@ -385,6 +387,20 @@ class TrainedModel:
     def __repr__(self) -> str:
         name = self.notes.get("name") or type(self.energy.regularizer).__name__
         return f"TrainedModel({name}, {self.demands}, {self.path})"
+
+
+def keeps_counts(energy: Energy | SaddleEnergy) -> bool:
+    """Whether integers are measurements in units of their own, and no picture of [0, 1]."""
+    from ..physics.own import in_own_units  # deepinv takes seconds to import
+
+    counts = isinstance(energy.fidelity, KL) and not energy.fidelity.scaled
+    return counts or in_own_units(energy.physics)
+
+
+def in_type_of(y: Tensor, like: Tensor) -> Tensor:
+    """y in the precision and on the device of ``like``; complex numbers stay complex."""
+    dtype = like.dtype.to_complex() if y.is_complex() else like.dtype
+    return y.to(device=like.device, dtype=dtype)
 
 
 def model_channels(spec: Mapping[str, object]) -> int | None:

@@ -17,11 +17,13 @@ from .checks import probe
 from .foreign import LinearPhysicsLike
 from .layout import Layout, layout_of
 from .private import (
+    aligned,
     batched_names,
     is_narrow,
     of_images,
     same,
     snapshot,
+    tensor_named,
     widened,
     with_tensors,
 )
@@ -177,8 +179,12 @@ class LinearMap:
     def with_params(self, params: Mapping[str, Tensor]) -> LinearMap:
         """The same operator with other tensors, as deepinv's ``physics(x, **params)``.
 
+        Their first axis counts the images; axes of length one that they lack after it, compared
+        with the tensors that they replace, are put in: masks (b, h, w) become (b, 1, h, w).
+
         Raises:
-            InputError: a name that the physics does not know.
+            InputError: a name that the physics does not know, or a tensor that it does not keep
+                with one slice per image.
         """
         self.refresh()
         known = {
@@ -199,7 +205,9 @@ class LinearMap:
         if key not in self._variants:
             if len(self._variants) >= MOST_VARIANTS:
                 self._variants.clear()
-            other = LinearMap(with_tensors(self.physics, params), trusted=self.trusted)
+            physics = with_tensors(self.physics, aligned(self.physics, params))
+            _check_slices(physics, params)
+            other = LinearMap(physics, trusted=self.trusted)
             self._variants[key] = other, dict(params)  # held, so that no identity is used again
         return self._variants[key][0]
 
@@ -402,6 +410,25 @@ class LinearMap:
 
     def __repr__(self) -> str:
         return f"LinearMap({type(self.physics).__name__})"
+
+
+def _check_slices(physics: LinearPhysicsLike, params: Mapping[str, Tensor]) -> None:
+    """Refuse parameters per image whose first axis the physics took for another one.
+
+    Raises:
+        InputError: names the tensor.
+    """
+    for name, t in params.items():
+        kept = tensor_named(physics, name)
+        if kept is None or not kept.dim() or not t.dim() or kept.shape[0] == t.shape[0]:
+            continue
+        raise InputError(
+            f"params[{name!r}]",
+            given=f"shape {tuple(t.shape)}, of which {type(physics).__name__} made "
+            f"{tuple(kept.shape)}",
+            expected=f"one slice per image, ({t.shape[0]}, ...), that stays one",
+            remedy="Give it all axes that the tensor of the physics has.",
+        )
 
 
 _REMEDIES = {

@@ -19,7 +19,15 @@ from ..core.ranges import (
     tidy,
 )
 from .files import tensor_of
-from .kernels import Kernel, Pattern, coil_maps, kernel_of, line_mask, subsampling_filter
+from .kernels import (
+    Kernel,
+    Pattern,
+    coil_maps,
+    kernel_of,
+    line_mask,
+    own_numbers,
+    subsampling_filter,
+)
 from .noise import Gaussian, Noise, Poisson
 
 Size = tuple[int, int]
@@ -449,8 +457,8 @@ class CT(_Base):
 
         self.check(size, channels)
         width = size[0]
-        return _module(
-            Tomography(
+        with own_numbers():
+            built = Tomography(
                 angles=self.views(),
                 img_width=width,
                 circle=False,
@@ -460,7 +468,7 @@ class CT(_Base):
                 fan_parameters=self._fan(width) if self.geometry == "fan" else None,
                 noise_model=(noise or self.default_noise()).build(),
             )
-        )
+        return _module(built)
 
     def _fan(self, width: int) -> dict[str, int | float]:
         """Lengths in pixels; the detector catches every ray through the image."""

@@ -31,7 +31,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 def describe_noise(physics: nn.Module) -> dict[str, object]:
     """Kind and parameters of the noise; a kind that files do not know is named alone.
 
-    Parameters that differ from image to image belong to the images, and are left out.
+    Parameters that differ from image to image belong to the images: such noise is named alone, too.
     """
     noise = dict(physics.named_children()).get("noise_model", vars(physics).get("noise_model"))
     kind = type(noise).__name__
@@ -40,7 +40,10 @@ def describe_noise(physics: nn.Module) -> dict[str, object]:
         return header
     held = noise_of(physics)
     for name in PARAMETERS[kind]:
-        number = _number(held.get(name))
+        value = held.get(name)
+        if isinstance(value, Tensor) and value.numel() != 1:
+            return {"type": kind, "several": name}
+        number = _number(value)
         if number is not None:
             header[name] = number
     return header
@@ -60,7 +63,7 @@ def rebuild_noise(header: Mapping[str, object]) -> nn.Module:
     if not isinstance(told, Mapping):
         raise ValueError("noise that is no table")
     kind = told.get("type")
-    if not isinstance(kind, str) or kind not in PARAMETERS:
+    if not isinstance(kind, str) or kind not in PARAMETERS or "several" in told:
         silent: nn.Module = ZeroNoise()
         return silent
 

@@ -72,6 +72,13 @@ class RealImages(LinearPhysics):
         self.inner.update_parameters(**kwargs)
 
 
+def in_own_units(physics: nn.Module) -> bool:
+    """Whether the measurements are no pictures: sinograms, k-space."""
+    from deepinv.physics import MRI, MultiCoilMRI, Tomography
+
+    return isinstance(physics, Tomography | MRI | MultiCoilMRI | RealImages)
+
+
 class Decimation(LinearPhysics):
     """A filter, then every ``factor``-th pixel of every ``factor``-th row; images of any size.
 

@@ -115,7 +115,9 @@ def rebuild(header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> nn.M
             remedy="Pass the deepinv physics it was trained for to load_model(path, physics=...).",
         )
     try:
-        return _read(header, tensors, "")
+        physics = _read(header, tensors, "")
+        _try(physics)
+        return physics
     except (
         KeyError,
         ValueError,
@@ -275,6 +277,19 @@ def _read(header: Mapping[str, object], tensors: Mapping[str, Tensor], prefix: s
     for name in learned:
         own[name].requires_grad_()
     return physics
+
+
+@torch.no_grad()
+def _try(physics: nn.Module) -> None:
+    """Apply A once: tensors of a file may be of types or shapes that fit nothing.
+
+    Raises:
+        RuntimeError, ValueError, TypeError, IndexError, AssertionError: as A raises them.
+    """
+    shape = image_shape(physics) or _any_shape(physics)
+    tensors = (*physics.parameters(), *physics.buffers())
+    wide = any(t.dtype in (torch.float64, torch.complex128) for t in tensors if t.numel() > 1)
+    _typed(physics).A(torch.zeros(1, *shape, dtype=torch.float64 if wide else torch.float32))
 
 
 def _damaged(given: str) -> ModelFileError:
