@@ -449,18 +449,22 @@ class CT(_Base):
 
         self.check(size, channels)
         width = size[0]
-        return _module(
-            Tomography(
-                angles=self.views(),
-                img_width=width,
-                circle=False,
-                normalize=self.normalized,
-                adjoint_via_backprop=True,
-                fan_beam=self.geometry == "fan",
-                fan_parameters=self._fan(width) if self.geometry == "fan" else None,
-                noise_model=(noise or self.default_noise()).build(),
+        # why seeded: deepinv's power iteration for the norm starts from torch's global generator,
+        # and two runs of one file would differ in the last digits
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return _module(
+                Tomography(
+                    angles=self.views(),
+                    img_width=width,
+                    circle=False,
+                    normalize=self.normalized,
+                    adjoint_via_backprop=True,
+                    fan_beam=self.geometry == "fan",
+                    fan_parameters=self._fan(width) if self.geometry == "fan" else None,
+                    noise_model=(noise or self.default_noise()).build(),
+                )
             )
-        )
 
     def _fan(self, width: int) -> dict[str, int | float]:
         """Lengths in pixels; the detector catches every ray through the image."""
