@@ -15,8 +15,8 @@ from learnreg.runs import Budget, Run
 STEPS = 2
 LEARNED = {
     "photographs": {"type": "FoE", "filters": 2, "size": 3},
-    "ct": demo_scenes._sum(0.01, 0.01, 2),
-    "mri": demo_scenes._sum(0.03, 0.005, 2),
+    "ct": demo_scenes._sum(0.01, 0.01, 2, 3),
+    "mri": demo_scenes._sum(0.03, 0.005, 2, 3),
 }
 
 
@@ -54,6 +54,14 @@ def test_a_demonstration_leaves_a_report_models_and_its_configuration(shown):
         assert run.stop.code in ("budget", "stationary", "rounding_floor")
     assert len(best.theta) > len(tv.theta) == 2
     assert best.record.rows[-1]["loss"] < best.record.rows[0]["loss"]
+
+
+def test_the_page_calls_what_the_measurements_show_by_its_name(shown):
+    name, folder, said = shown
+    seen = {"photographs": "noisy", "ct": "filtered back-projection", "mri": "zero-filled"}[name]
+    task = {"photographs": "denoising", "ct": "tomography", "mri": "MRI"}[name]
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert f"\n{seen} " in said and seen in page and f"for {task}" in page
 
 
 def test_its_configuration_repeats_it(shown, tmp_path):

@@ -17,13 +17,13 @@ from ..core.results import Evaluation
 from ..core.words import slug
 from ..data import Pairs, save_array, save_image
 from ..data.images import load_natural
-from ..learners import MAID
+from ..learners import Deferred
 from ..problems import BilevelProblem
 from ..reports import Report
 from ..runs import Budget, Run, learn
 from ..runs.checkpoint import FILE
 from .config import Config
-from .demo_scenes import Scene, scene_of
+from .demo_scenes import MAID, Scene, scene_of
 from .guard import Interrupted, say
 from .learn import COPY, RESULTS, claimed, evaluate, save_or_tell, told
 from .memory import keep_large_blocks
@@ -82,7 +82,9 @@ def run_demo(
     _check_output(folder)
     with claimed(folder):
         words = ["learnreg", "demo", *([] if name.lower() == "photographs" else [name.lower()])]
-        _Demo(scene, words, folder, seed, resume, console).run(seconds or scene.seconds)
+        _Demo(scene, words, folder, seed, resume, console).run(
+            scene.seconds if seconds is None else seconds
+        )
 
 
 def as_file(scene: Scene, run: Run, seed: int, output: Path) -> str:
@@ -90,7 +92,7 @@ def as_file(scene: Scene, run: Run, seed: int, output: Path) -> str:
     steps = run.record.rows[-1]["step"]
     threads = run.record.settings["threads"]
     place = {"seed": seed, "threads": threads, "output": f"{output}-again"}
-    config = scene.config(scene.learned, place, max(1, steps))
+    config = scene.config(scene.learned, scene.learner, place, max(1, steps))
     seconds = run.record.rows[-1]["seconds"]
     return HEAD.format(story=scene.story, steps=steps, seconds=seconds) + config.to_toml()
 
@@ -122,10 +124,9 @@ class _Demo:
     def run(self, seconds: float) -> None:
         """Learn, evaluate, report."""
         say(self.console, f"{self.scene.task}: preparing the photographs ...")
-        tv, learned = (
-            self.scene.config(table, {"seed": self.seed})
-            for table in (self.scene.total_variation, self.scene.learned)
-        )
+        scene, run = self.scene, {"seed": self.seed}
+        tv = scene.config(scene.total_variation, MAID, run)
+        learned = scene.config(scene.learned, scene.learner, run)
         problem, _, test = prepared(tv)
         train = problem.given
         assert isinstance(train, Pairs)
@@ -134,11 +135,11 @@ class _Demo:
             f"{len(train)} training crops from {_listed(train.sources)}; {len(test)} held-out "
             f"crops from {_listed(test.sources)}. {self.scene.measured}",
         )
-        baseline = self._learn(tv.name, problem, self.scene.tv_share * seconds)
+        baseline = self._learn(tv, problem, self.scene.tv_share * seconds)
         used = min(baseline.record.rows[-1]["seconds"], self.scene.tv_share * seconds)
         energy = learned.build_energy(train.physics, learned.data.channels)
         problem = BilevelProblem(energy, train)
-        best = self._learn(learned.name, problem, seconds - used)
+        best = self._learn(learned, problem, seconds - used)
 
         say(self.console, f"\nReconstructing {len(test)} held-out images ...")
         results = {
@@ -175,15 +176,17 @@ class _Demo:
             f"Change: learnreg learn {output / COPY}",
         )
 
-    def _learn(self, name: str, problem: BilevelProblem, seconds: float) -> Run:
+    def _learn(self, config: Config, problem: BilevelProblem, seconds: float) -> Run:
         """One run, shown while it goes on; Ctrl-C ends the demo, not only this run."""
-        say(self.console, f"\nLearning {name}: {problem.describe()}")
+        name, learner = config.name, config.build_learner()
+        way = " in blocks of Adam's steps" if isinstance(learner, Deferred) else ""
+        say(self.console, f"\nLearning {name}{way}: {problem.describe()}")
         budget = Budget(seconds=max(seconds, LEAST), patience=PATIENCE)
         folder = self.output / "checkpoint" / slug(name)
         with LearnProgress(self.console, budget, problem.size) as progress:
             run = learn(
                 problem,
-                MAID(),
+                learner,
                 budget=budget,
                 seed=self.seed,
                 checkpoint=folder,
