@@ -121,6 +121,7 @@ SCENES = {
         output="report-ct",
         example="sinogram.npy",
         clean="clean.npy",
+        tv_share=0.3,
     ),
     "mri": Scene(
         task="Magnetic resonance, four times accelerated",
