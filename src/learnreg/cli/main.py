@@ -13,7 +13,6 @@ from .guard import EXIT_CODES, announce, guarded
 if TYPE_CHECKING:
     from rich.console import Console
 
-DEMO_SECONDS = 90.0
 LOADING = "loading PyTorch and deepinv takes a few seconds ..."
 
 app = typer.Typer(
@@ -67,24 +66,38 @@ def common(
 @app.command()
 @guarded
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path(
-        "report"
-    ),
-    seconds: Annotated[
-        float,
+    name: Annotated[
+        str, typer.Argument(help="photographs (denoised), ct (few views) or mri (accelerated).")
+    ] = "photographs",
+    output: Annotated[
+        Path | None,
         typer.Option(
-            help="Most time for learning, in seconds; it ends sooner when nothing more is gained."
+            "--output",
+            "-o",
+            help="Folder for the report.",
+            show_default="report, report-ct, report-mri",
         ),
-    ] = DEMO_SECONDS,
-    seed: Annotated[int, typer.Option(help="Seed of crops and noise.")] = 0,
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Most time for learning, in seconds; it ends sooner when nothing more is gained.",
+            show_default="90; 120 for ct and mri",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of crops, noise and mask.")] = 0,
     resume: Resume = False,
     debug: Debug = False,
 ) -> None:
-    """Learn a denoiser from photographs and write a report: no file and no network needed."""
+    """Learn to reconstruct from photographs and write a report: no file and no network needed.
+
+    photographs: noise is removed. ct: images from few views. mri: images from a quarter of the
+    measurements. A method with learned filters is compared with total variation.
+    """
     announce(f"learnreg {__version__}: a demonstration; {LOADING}")
     from .demo import run_demo
 
-    run_demo(output, seconds, seed, resume, _console())
+    run_demo(name, output, seconds, seed, resume, _console())
 
 
 @app.command()

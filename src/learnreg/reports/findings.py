@@ -37,6 +37,7 @@ TASKS = {
     "Tomography": "tomography",
     "TomographyWithAstra": "tomography",
     "MRI": "MRI",
+    "RealImages": "MRI",
     "MultiCoilMRI": "multi-coil MRI",
     "DynamicMRI": "dynamic MRI",
     "NonCartesianMRI": "MRI",

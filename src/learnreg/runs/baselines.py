@@ -44,7 +44,10 @@ AS_IT_IS = {
 """Measurements that are pictures of the same size."""
 
 ENLARGED = ("Downsampling", "DownsamplingMatlab")
-ZERO_FILLED = ("MRI", "DynamicMRI", "SequentialMRI", "MultiCoilMRI", "NonCartesianMRI")
+REAL = "RealImages"
+"""Our operator of real images inside one of ``ZERO_FILLED``."""
+
+ZERO_FILLED = ("MRI", "DynamicMRI", "SequentialMRI", "MultiCoilMRI", "NonCartesianMRI", REAL)
 
 TV_RANGE, TV_STEPS = 1e4, 12
 """The weights that are searched, largest over smallest, and how many are tried."""
@@ -174,11 +177,14 @@ def seen_in(energy: object, data: Native | Measured, start: Tensor, truth: Tenso
 
 
 def kind_of(physics: nn.Module) -> str:
-    """The class of deepinv that a physics is; "" for an operator of the user's own."""
+    """The class of deepinv that a physics is, or our RealImages; "" for an operator of the user's
+    own.
+    """
     if any(name in vars(physics) for name in OWN):
         return ""
     for kind in type(physics).__mro__:
-        if kind.__module__.partition(".")[0] == MAKERS:
+        ours = kind.__name__ == REAL and kind.__module__.partition(".")[0] == __name__.split(".")[0]
+        if ours or kind.__module__.partition(".")[0] == MAKERS:
             return kind.__name__
         if any(name in vars(kind) for name in OWN):
             return ""
