@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,10 +20,11 @@ from tests.cli.cases import assert_same_run, environment, invoke, write_config
 from tests.cli.test_compare import write as write_comparison
 
 from learnreg.cli import guard
+from learnreg.cli import learn as cli_learn
 from learnreg.cli.guard import guarded, lasting_streams, noted, stoppable
 from learnreg.cli.learn import claimed
 from learnreg.core.errors import DataWarning
-from learnreg.core.locks import FolderLock
+from learnreg.core.locks import FolderLock, locked
 from learnreg.runs import Run
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="signals and pipes of POSIX")
@@ -118,7 +120,8 @@ def test_a_full_disk_loses_no_model(tmp_path, monkeypatch):
     error = invoke("learn", write_config(tmp_path), code=2).stderr
     assert error.count("note: The checkpoint in") == 1
     message = error.splitlines()[-1]
-    assert "No space left on device" in message and "--resume" in message
+    assert "No space left on device" in message and "--resume" not in message
+    assert "no checkpoint" in message and message.rstrip().endswith("--overwrite")
     place = message.partition("saved to ")[2].split()[0]
     assert place.startswith(str(tmp_path)) and len(Run.load(place).record.rows) == 3
 
@@ -137,6 +140,20 @@ def test_no_room_for_the_report_says_that_the_model_is_there(tmp_path, monkeypat
     assert "model.safetensors" in error and "--resume" in error and error.count("\n") == 1
     monkeypatch.setattr("learnreg.cli.learn.Report.save", lambda self, folder: folder / "page")
     assert "page" in invoke("learn", path, "--resume").stdout  # as it was advised
+
+
+@pytest.mark.filterwarnings("default:The checkpoint")
+def test_a_checkpoint_that_found_no_room_is_not_said_to_be_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["learnreg.runs.learn"], "save_checkpoint", full)
+    monkeypatch.setattr("learnreg.cli.learn.Report.save", full)
+    path = write_config(tmp_path)
+    message = invoke("learn", path, code=2).stderr.splitlines()[-1]
+    assert "the checkpoint," not in message and "--resume" not in message
+    assert "model.safetensors" in message and message.rstrip().endswith("--overwrite")
+    error = invoke("learn", path, code=2).stderr
+    assert "did not come to its report" in error and "finished" not in error
+    monkeypatch.setattr("learnreg.cli.learn.Report.save", lambda self, folder: folder / "page")
+    assert "page" in invoke("learn", path, "--overwrite").stdout  # as it was advised
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT])
@@ -205,6 +222,30 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path, options):
     assert "still going on" in error and "--output" in error
     assert not (tmp_path / "out" / "config.toml").exists()
     invoke("learn", path, *options)
+
+
+def test_a_run_that_is_going_on_is_called_neither_finished_nor_interrupted(learned, tmp_path):
+    path = write_config(tmp_path)
+    shutil.copytree(learned, tmp_path / "out")
+    with locked(tmp_path / "out"):
+        error = invoke("learn", path, code=2).stderr
+    assert "still going on" in error and "finished" not in error and "interrupted" not in error
+
+
+def test_what_another_run_wrote_meanwhile_is_not_overwritten(learned, tmp_path, monkeypatch):
+    """Both have looked at an empty folder; the first one is done when the second may write."""
+    plainly = cli_learn.prepared
+
+    def slow(config):
+        shutil.copytree(learned, tmp_path / "out")
+        return plainly(config)
+
+    monkeypatch.setattr(cli_learn, "prepared", slow)
+    path = write_config(tmp_path)
+    assert "a finished run" in invoke("learn", path, code=2).stderr
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        learned / "model.safetensors"
+    ).read_bytes()
 
 
 # --- signals --------------------------------------------------------------------------------------

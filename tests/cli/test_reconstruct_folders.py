@@ -239,3 +239,30 @@ def test_sizes_and_noise_levels_in_words():
     for text in ("", "/255", "1/0", "nan", "inf", "-1"):
         with pytest.raises(InputError):
             parse_sigma(text)
+
+
+def test_remarks_on_noise_stand_with_the_image_they_are_about(learned, tmp_path):
+    place = tmp_path / "noisy"
+    place.mkdir()
+    for i, level in enumerate([0.1, 0.1, 0.45, 0.1]):
+        noise = level * np.random.default_rng(i).standard_normal((48, 48))
+        tifffile.imwrite(place / f"{i}.tif", (0.5 + noise).clip(-0.9, 1.9).astype(np.float32))
+    text = run(learned, place, "-o", tmp_path / "clean").stdout
+    lines = text.replace("\n", " ").split("warning: ")
+    assert len(lines) == 2 and lines[1].index("2.tif") < lines[1].index("3.tif")
+    text = run(learned, place, "-o", tmp_path / "auto", "--sigma", "auto").stdout
+    assert len(re.findall(r"noise estimated at [\d.]+", text)) == 4
+
+
+def test_the_range_of_pictures_can_be_said(learned, tmp_path):
+    values = np.random.default_rng(0).integers(1000, 3000, (24, 20)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    tifffile.imwrite(tmp_path / "b.tif", (values / 4095).astype(np.float32))
+    for name, options in {"a": ("--range", "0,4095"), "b": ()}.items():
+        text = run(learned, tmp_path / f"{name}.tif", "-o", tmp_path / f"{name}_out.tif", *options)
+        assert "largest value" not in text.stdout
+    a, b = (tifffile.imread(tmp_path / f"{name}_out.tif") for name in "ab")
+    assert a.dtype == np.uint16 and np.abs(a / 4095 - b).max() < 1e-3
+    for wrong in ("4095", "5,3", "a,b", "0,inf"):
+        error = run(learned, tmp_path / "a.tif", "-o", "x.tif", "--range", wrong, code=2).stderr
+        assert "--range" in error

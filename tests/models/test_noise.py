@@ -80,3 +80,25 @@ def test_a_data_term_without_a_rule_is_refused(tmp_path):
     path = save_model(tmp_path / "model.safetensors", Energy(physics, TV(), L2()))
     with pytest.raises(InputError, match="given"):
         load(path, sigma=0.2).reconstruct(noisy(0.2))
+
+
+@pytest.mark.parametrize("sigma", [25.0, 0.6, 1e9])
+def test_a_level_in_grey_values_is_refused_wherever_it_is_said(model, sigma):
+    path, _ = model
+    with pytest.raises(InputError, match="/255"):
+        load(path, sigma=sigma)
+    assert load(path, sigma=0.5).demands.sigma == 0.5
+
+
+def test_every_measurement_has_its_own_remark_and_a_hopeless_one_silences_nobody(model):
+    path, _ = model
+    blank = torch.zeros(1, 1, 64, 64)
+    blank[..., ::2] = 1.0  # clipped everywhere: no telling
+    y = torch.cat([noisy(LEARNED, 1), blank, noisy(0.4, 1)])
+    fine, unknown, far = load(path).noise_remarks(y)
+    assert fine is None and unknown is None and far is not None and "0.1" in far
+    with pytest.warns(DataWarning, match="Too little"):
+        load(path, eps=1.0).reconstruct(y)
+    assert load(path, sigma=0.2).noise_remarks(y) == [None] * 3
+    levels = load(path, sigma="auto").estimated_levels(noisy(LEARNED, 2))
+    assert [len(found) for found in levels] == [1, 1]

@@ -74,6 +74,8 @@ def run_learn(
         say(console, f"Preparing the images of {source_of(config.data)} ...")
         problem, validation, test = prepared(config)
         with claimed(folder):
+            # another command may have had the folder since
+            _check_output(folder, path, config, resume, overwrite, alone=True)
             if overwrite:
                 _remove_old(folder)
             if (
@@ -117,14 +119,15 @@ def _finish(
     folder = Path(config.run.output)
     best = run.best_step if config.run.keep == "best" else None
     chosen = run if best is None else run.at(best)
-    kept = save_or_tell(chosen, folder, again)
+    way = _way_on(folder, again)
+    kept = save_or_tell(chosen, folder, *way)
     _copy_config(config, path, folder)
     try:
         if run.stop.code == "interrupted":
             raise KeyboardInterrupt
         say(console, f"Reconstructing {len(test)} held-out images ...")
         evaluation = evaluate(chosen, test, config.run.eps_evaluate, console)
-        with told(f"Kept in {folder}: {kept}.", again):
+        with told(f"Kept in {folder}: {kept}.", *way):
             report = Report(chosen, evaluation, **extras(config, problem, test, console))
             page = report.save(folder)
     except KeyboardInterrupt:
@@ -209,21 +212,41 @@ def _again(path: Path, folder: Path, seconds: float | None) -> str:
 
 
 def _kept(run: Run, folder: Path, again: str) -> str:
+    command, words = _way_on(folder, again)
     return (
-        f"Stopped after step {run.record.rows[-1]['step']}. Kept in {folder}: the checkpoint, "
-        "model.safetensors "
-        f"and history.safetensors. Go on with: {again}"
+        f"Stopped after step {run.record.rows[-1]['step']}. Kept in {folder}: {_saved(folder)}. "
+        f"{words.capitalize()}: {command}"
     )
+
+
+def _saved(folder: Path) -> str:
+    """What a run has left; checkpoints may not have found room."""
+    checkpoint = "the checkpoint, " if _has_checkpoint(folder) else ""
+    return f"{checkpoint}model.safetensors and history.safetensors"
+
+
+GO_ON = "go on from the latest checkpoint with"
+
+
+def _way_on(folder: Path, again: str) -> tuple[str, str]:
+    """What is to be done after an end before the time, and its command: a run without a checkpoint,
+    for which there may have been no room, starts again.
+    """
+    if _has_checkpoint(folder):
+        return again, GO_ON
+    anew = f"{again.removesuffix('--resume')}--overwrite"
+    return anew, "start again, since no checkpoint could be written, with"
 
 
 # --- what is kept ---------------------------------------------------------------------------------
 
 
-def save_or_tell(run: Run, folder: Path, again: str) -> str:
+def save_or_tell(run: Run, folder: Path, again: str, words: str = GO_ON) -> str:
     """Save a run; where its folder cannot be written any more, the model is saved elsewhere.
 
     Args:
         again: the command that goes on from the checkpoint.
+        words: what that is, if it is not to go on.
 
     Returns:
         What was saved, in words.
@@ -234,9 +257,9 @@ def save_or_tell(run: Run, folder: Path, again: str) -> str:
     try:
         run.save(folder)
     except OSError as error:
-        with told(_rescued(run), again):
+        with told(_rescued(run), again, words):
             raise error
-    return "the checkpoint, model.safetensors and history.safetensors"
+    return _saved(folder)
 
 
 def _rescued(run: Run) -> str:
@@ -250,12 +273,13 @@ def _rescued(run: Run) -> str:
 
 
 @contextmanager
-def told(kept: str, again: str) -> Iterator[None]:
+def told(kept: str, again: str, words: str = GO_ON) -> Iterator[None]:
     """Within this block a file that cannot be written becomes a message that says what was kept.
 
     Args:
         kept: a sentence.
         again: the command that goes on from the latest checkpoint.
+        words: what that is, if it is not to go on.
     """
     try:
         yield
@@ -264,7 +288,7 @@ def told(kept: str, again: str) -> Iterator[None]:
             str(error.filename or "the output folder"),
             given=error.strerror or str(error),
             expected="room for the results, in a folder that can be written",
-            remedy=f"{kept} Make room, then go on from the latest checkpoint with: {again}",
+            remedy=f"{kept} Make room, then {words}: {again}",
         ) from error
 
 
@@ -275,8 +299,20 @@ def _has_checkpoint(folder: Path) -> bool:
     return (folder / CHECKPOINT / FILE).is_file()
 
 
-def _check_output(folder: Path, path: Path, config: Config, resume: bool, overwrite: bool) -> None:
-    """Refuse to write over a run, or over a configuration that is not the present one."""
+def _check_output(
+    folder: Path,
+    path: Path,
+    config: Config,
+    resume: bool,
+    overwrite: bool,
+    *,
+    alone: bool = False,
+) -> None:
+    """Refuse to write over a run, or over a configuration that is not the present one.
+
+    Args:
+        alone: the folder is ours, and no other command can be at work in it.
+    """
     if resume and overwrite:
         raise InputError(
             "--resume",
@@ -287,11 +323,15 @@ def _check_output(folder: Path, path: Path, config: Config, resume: bool, overwr
     if overwrite or (resume and _has_checkpoint(folder)):
         return
     there = [name for name in RESULTS if (folder / name).exists()]
+    if not alone and (there or _has_checkpoint(folder)):
+        with claimed(folder):  # refused in its own words while a run is going on
+            pass
     if there:
+        kind = "a finished run" if RESULTS[0] in there else "a run that did not come to its report"
         remedy = "Choose another --output or replace it with --overwrite"
         raise InputError(
             f"output folder {folder}",
-            given=f"a finished run ({', '.join(there)})",
+            given=f"{kind} ({', '.join(there)})",
             expected="no run yet",
             remedy=f"{remedy}, or go on with --resume."
             if _has_checkpoint(folder)

@@ -259,7 +259,8 @@ def reconstruct(
     sigma: Annotated[
         str | None,
         typer.Option(
-            help="Noise level of the images: 0.1, 25/255, or auto.",
+            help="Noise level of the images, where black is 0 and white is 1: 0.1, 25/255, or "
+            "auto.",
             show_default="that of the model",
         ),
     ] = None,
@@ -291,6 +292,16 @@ def reconstruct(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave out images whose result is there.")
     ] = False,
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            "--range",
+            help="Numbers of the pictures that are black and white: 0,4095 for 12 bits, or "
+            "-1000,2000.",
+            metavar="LO,HI",
+            show_default="that of the training images",
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Apply a learned model to images of any size; each with its distance to the exact minimizer,
@@ -319,6 +330,7 @@ def reconstruct(
         memory=memory,
         processes=processes,
         skip_existing=skip_existing,
+        levels=levels,
         debug=debug,
     )
 

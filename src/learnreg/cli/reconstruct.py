@@ -52,6 +52,7 @@ def run_reconstruct(
     memory: str | None = None,
     processes: int = 1,
     skip_existing: bool = False,
+    levels: str | None = None,
     debug: bool = False,
 ) -> None:
     """Reconstruct every input and write it.
@@ -74,6 +75,8 @@ def run_reconstruct(
         memory: what a solve may take, ``800MB`` or ``2GB``; what is free when None.
         processes: files at a time, each by one thread.
         skip_existing: leave out images whose result is there.
+        levels: ``LO,HI``, the numbers of pictures that are black and white; those of the training
+            images when None.
         debug: the first error is raised.
 
     Raises:
@@ -90,7 +93,13 @@ def run_reconstruct(
     file = find_model(model)
     jobs = plan(inputs, output)
     recipe = Recipe(
-        file, demands, channel_wise, float64, alone=debug or len(jobs) == 1, debug=debug
+        file,
+        demands,
+        channel_wise,
+        float64,
+        alone=debug or len(jobs) == 1,
+        debug=debug,
+        levels=parse_levels(levels),
     )
     keep_large_blocks()
     found = recipe.model()
@@ -203,6 +212,32 @@ def parse_bytes(text: str) -> int:
             remedy="Leave it out for what is free.",
         )
     return size
+
+
+def parse_levels(text: str | None) -> tuple[float, float] | None:
+    """The numbers that are black and white, in words.
+
+    Raises:
+        InputError: not two finite numbers, the smaller one first.
+
+    >>> parse_levels("0,4095"), parse_levels("[-1000, 2000]")
+    ((0.0, 4095.0), (-1000.0, 2000.0))
+    """
+    if text is None:
+        return None
+    parts = text.strip().strip("[]()").split(",")
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 2 or not -math.inf < numbers[0] < numbers[1] < math.inf:
+        raise InputError(
+            "--range",
+            given=text,
+            expected="two numbers, those of black and of white, such as 0,4095",
+            remedy="Leave it out for the range of the training images.",
+        )
+    return numbers[0], numbers[1]
 
 
 def _check_processes(processes: int) -> None:

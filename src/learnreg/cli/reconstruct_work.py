@@ -56,6 +56,7 @@ class Recipe:
         channel_wise, float64: as for ``load``.
         alone: an error is raised, not kept: there is one image only, or its traceback is wanted.
         debug: also that of one page among others.
+        levels: of pictures that become 0 and 1; as in training when None.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class Recipe:
     float64: bool = False
     alone: bool = False
     debug: bool = False
+    levels: tuple[float, float] | None = None
 
     def model(self) -> TrainedModel:
         """The model itself."""
@@ -78,6 +80,7 @@ class _Read:
     job: Job
     picture: Picture
     remarks: tuple[str, ...]
+    noise: str = ""
 
 
 def read_input(path: Path, units: tuple[float, float] | None = None) -> Picture:
@@ -191,7 +194,7 @@ class Worker:
                 picture = (
                     scan_picture(job.source, self.model)
                     if is_scan(job.source) and self.model.takes_images
-                    else read_input(job.source, self.model.units)
+                    else read_input(job.source, self.recipe.levels or self.model.units)
                 )
             except Exception as error:  # readers fail in many ways on damaged files
                 return self._failed(job, error)
@@ -221,7 +224,7 @@ class Worker:
                 solution = self.model.reconstruct(
                     y, lambda share: self.progress(first, share), throw=False
                 )
-            group[0] = replace(group[0], remarks=(*group[0].remarks, *remarks))
+            group = self._remarked(group, y, remarks)
         except Exception as error:  # whatever it is, the other files are not to pay for it
             if len(group) == 1:
                 yield self._failed(first, error)
@@ -233,6 +236,25 @@ class Worker:
             return
         for index, read in enumerate(group):
             yield self._finished(read, solution, index)
+
+    def _remarked(self, group: list[_Read], y: Tensor, heard: list[str]) -> list[_Read]:
+        """What was said of a batch y, with the images that it is about; what is about none of them
+        stands with the first.
+        """
+        own = self.model.noise_remarks(y) if len(group) > 1 else [None]
+        texts = [[] if text is None else [text] for text in own]
+        texts[0] = [*(text for text in heard if text not in own), *texts[0]]
+        levels = self.model.estimated_levels(y)
+        return [
+            replace(
+                read,
+                remarks=(*read.remarks, *more),
+                noise=f"; noise estimated at {', '.join(f'{x:.2g}' for x in found)}"
+                if found
+                else "",
+            )
+            for read, more, found in zip(group, texts, levels, strict=True)
+        ]
 
     def _finished(self, read: _Read, solution: Solution, index: int) -> Outcome:
         """Write one image of a batch; an output that fails is everybody's."""
@@ -246,7 +268,7 @@ class Worker:
         with heard() as remarks:
             note = write_output(job.target, solution.value[index], read.picture)
         remarks = [*read.remarks, *remarks]
-        words = verdict(self.model, read.picture, solution, index)
+        words = verdict(self.model, read.picture, solution, index) + read.noise
         if status.ok:
             return Outcome(job, "done", words + note, tuple(remarks))
         limit = f"; not reached within {self.recipe.demands.max_seconds:g} s"

@@ -226,7 +226,8 @@ def _thin(files: Sequence[Facts], levels: Mapping[str, Levels], given: object) -
     names = listed([f.name for f in files], 3)
     return [
         f"{names}: the largest value is {high:.6g}, {100 * filled:.2g} % of the range "
-        f"[{lo:g}, {hi:g}] that becomes [0, 1]. {meant} ([data] range, or the argument range)."
+        f"[{lo:g}, {hi:g}] that becomes [0, 1]. {meant} ([data] range, the argument range, or "
+        f"reconstruct --range)."
     ]
 
 

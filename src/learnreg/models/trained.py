@@ -32,7 +32,7 @@ from ..solvers.tiles import Tiling, can_be_cut, solve_in_tiles
 from .accuracy import Demands, Quality, estimated_bytes, not_enough
 from .kinds import AnyImage, as_batch
 from .model_file import FORMAT, load_model
-from .noise import at_sigma
+from .noise import at_sigma, check_level, estimated_levels, noise_remarks
 
 NAME = "model.safetensors"
 
@@ -141,6 +141,7 @@ class TrainedModel:
         notes: Mapping[str, object] | None = None,
     ) -> None:
         self.energy, self.demands = energy, demands or Demands()
+        check_level(energy, self.demands.sigma)
         self.channel_wise, self.path, self.notes = channel_wise, path, dict(notes or {})
         self._local = threading.local()
 
@@ -276,6 +277,32 @@ class TrainedModel:
             solution = joined(solution, channels)
         failed = [s for s in solution.status if not s.ok and s is not Status.BUDGET]
         return solution.raise_if_failed() if throw and failed else solution
+
+    @isolated
+    def noise_remarks(self, y: Tensor) -> list[str | None]:
+        """For each of the measurements y (b, ...): in which way its noise is not that of the model,
+        unless a level is given.
+        """
+        if self.demands.sigma is not None:
+            return [None] * len(y)
+        energy = self._own()
+        found = [noise_remarks(energy, self._at_a_time(energy, part)) for part in y.split(1)]
+        return [next((text for text in texts if text), None) for texts in found]
+
+    @isolated
+    def estimated_levels(self, y: Tensor) -> list[list[float]]:
+        """For each of y (b, ...) the noise levels that "auto" takes, of channels that are treated
+        one by one each its own; none where a level is given.
+        """
+        if self.demands.sigma != "auto":
+            return [[] for _ in y]
+        energy = self._own()
+        return [estimated_levels(energy, self._at_a_time(energy, part)) for part in y.split(1)]
+
+    def _at_a_time(self, energy: Energy | SaddleEnergy, y: Tensor) -> Tensor:
+        """One measurement (1, c, ...) as it is solved: (c, 1, ...) if channel by channel."""
+        apart = self._image_shape(energy, y) == y.shape[1:] and self.apart(y.shape[1])
+        return y[0][:, None] if apart else y
 
     def apart(self, channels: int) -> bool:
         """Whether the channels of an image are treated one by one.
