@@ -70,7 +70,8 @@ class Recipe:
     def model(self) -> TrainedModel:
         """The model itself."""
         found = load(self.path, channel_wise=self.channel_wise, float64=self.float64)
-        return found.with_demands(self.demands)
+        found = found.with_demands(self.demands)
+        return found if self.levels is None else found.with_units(self.levels)
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ class Worker:
                 picture = (
                     scan_picture(job.source, self.model)
                     if is_scan(job.source) and self.model.takes_images
-                    else read_input(job.source, self.recipe.levels or self.model.units)
+                    else read_input(job.source, self.model.units)
                 )
             except Exception as error:  # readers fail in many ways on damaged files
                 return self._failed(job, error)

@@ -181,6 +181,11 @@ class TrainedModel:
         except Exception:  # why all: physics refuse foreign shapes in many ways
             return False
 
+    def with_units(self, units: tuple[float, float]) -> TrainedModel:
+        """The same model for files whose levels ``units`` are 0 and 1."""
+        notes = {**self.notes, "units": list(units)}
+        return TrainedModel(self.energy, self.demands, self.channel_wise, self.path, notes)
+
     def with_demands(self, demands: Demands) -> TrainedModel:
         """The same model with other demands."""
         return TrainedModel(self.energy, demands, self.channel_wise, self.path, self.notes)
