@@ -36,18 +36,25 @@ class Batch(NamedTuple):
     back: Callable[[Tensor], AnyImage]
 
 
-def as_batch(image: object) -> Batch:
+Levels: TypeAlias = tuple[float, float]
+
+
+def as_batch(image: object, units: Levels | None = None) -> Batch:
     """An image of any of the kinds.
+
+    Args:
+        units: the integers that were 0 and 1 in the images a model was learned from. Types that
+            cannot reach them, and all types when None, are [0, 1] over their whole range.
 
     Raises:
         InputError: another kind, type or shape; says what would do.
     """
     if isinstance(image, Tensor):
-        return _of_tensor(image)
+        return _of_tensor(image, units)
     if isinstance(image, Image.Image):
-        return _of_pillow(image)
+        return _of_pillow(image, units)
     if isinstance(image, np.ndarray):
-        return _of_array(image)
+        return _of_array(image, units)
     raise InputError(
         "image",
         given=type(image).__name__,
@@ -57,7 +64,7 @@ def as_batch(image: object) -> Batch:
     )
 
 
-def _of_tensor(image: Tensor) -> Batch:
+def _of_tensor(image: Tensor, units: Levels | None) -> Batch:
     if image.dim() not in (2, 3, 4):
         raise _wrong_shape(tuple(image.shape), "(h, w), (c, h, w) or (b, c, h, w)")
     if image.dtype not in (*FLOATS, torch.uint8):
@@ -70,31 +77,39 @@ def _of_tensor(image: Tensor) -> Batch:
     shape, dtype, device = image.shape, image.dtype, image.device
     y = image.detach()
     y = y[None, None] if y.dim() == 2 else y[None] if y.dim() == 3 else y
+    low, high = _levels(np.dtype(np.uint8), units)
     if dtype == torch.uint8:
-        y = y.float() / 255
+        y = (y.float() - low) / (high - low)
     elif dtype != torch.float64:
         y = y.float()
 
     def back(x: Tensor) -> Tensor:
         x = x.reshape(shape)
         if dtype == torch.uint8:
-            x = (x.clamp(0, 1) * 255).round()
+            x = (x * (high - low) + low).round().clamp(0, 255)
         return x.to(device=device, dtype=dtype)
 
     return Batch(y, back)
 
 
-def _of_array(image: Array) -> Batch:
-    y = _channels_first(image)
+def _levels(dtype: np.dtype, units: Levels | None) -> Levels:
+    """The integers that are 0 and 1."""
+    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    reached = units is not None and least <= units[0] and units[1] <= most
+    return units if units is not None and reached else (float(least), float(most))
+
+
+def _of_array(image: Array, units: Levels | None) -> Batch:
+    y = _channels_first(image, units)
 
     def back(x: Tensor) -> Array:
         values = x[0].permute(1, 2, 0).reshape(image.shape).cpu()
-        return _as(values, image.dtype)
+        return _as(values, image.dtype, units)
 
     return Batch(y, back)
 
 
-def _channels_first(image: Array) -> Tensor:
+def _channels_first(image: Array, units: Levels | None) -> Tensor:
     """(1, c, h, w) of an array (h, w) or (h, w, c).
 
     Raises:
@@ -111,8 +126,8 @@ def _channels_first(image: Array) -> Tensor:
         )
     values = image[:, :, None] if image.ndim == 2 else image
     if image.dtype in WHOLE:
-        scale = np.float32(np.iinfo(image.dtype).max)
-        values = values.astype(np.float32) / scale
+        low, high = (np.float32(level) for level in _levels(image.dtype, units))
+        values = (values.astype(np.float32) - low) / (high - low)
     elif image.dtype in (np.float16, np.float32, np.float64):
         values = values.astype(np.float64 if image.dtype == np.float64 else np.float32)
     else:
@@ -125,15 +140,16 @@ def _channels_first(image: Array) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))[None]
 
 
-def _as(values: Tensor, dtype: np.dtype) -> Array:
+def _as(values: Tensor, dtype: np.dtype, units: Levels | None) -> Array:
     """Values in [0, 1] as numbers of a type; integers are clipped and rounded."""
     array = values.numpy()
     if dtype in WHOLE:
-        array = (array.clip(0, 1) * np.iinfo(dtype).max).round()
+        low, high = _levels(dtype, units)
+        array = (array * (high - low) + low).round().clip(0, np.iinfo(dtype).max)
     return array.astype(dtype)
 
 
-def _of_pillow(image: Image.Image) -> Batch:
+def _of_pillow(image: Image.Image, units: Levels | None) -> Batch:
     mode = TRANSPARENT.get(image.mode, MODES.get(image.mode))
     if mode is None:
         raise InputError(
@@ -147,7 +163,7 @@ def _of_pillow(image: Image.Image) -> Batch:
     pixels = np.asarray(opaque)
     # why: older releases of Pillow widen 16 bits
     pixels = pixels.astype(np.uint16) if mode == "I;16" else pixels
-    of_array = _of_array(pixels)
+    of_array = _of_array(pixels, units)
 
     def back(x: Tensor) -> Image.Image:
         array = of_array.back(x)

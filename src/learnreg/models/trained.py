@@ -167,7 +167,8 @@ class TrainedModel:
 
         Args:
             image: an array (h, w) or (h, w, c), a PIL image, or a tensor (h, w), (c, h, w) or
-                (b, c, h, w). Integers mean [0, 1] at the largest value of their type, and are
+                (b, c, h, w). Integers are in the ``units`` of the training images, where
+                their type holds these, else [0, 1] at the largest value of their type; they are
                 clipped and rounded in the result; floating-point numbers are left as they are. A
                 transparency stays as it is.
 
@@ -198,7 +199,7 @@ class TrainedModel:
         Raises:
             InputError, SolveError: as when called.
         """
-        batch = as_batch(image)
+        batch = as_batch(image, self.units)
         solution = self.reconstruct(batch.y)
         # why a cast: the kind that was given comes back
         return cast(Kind, batch.back(solution.value)), solution
