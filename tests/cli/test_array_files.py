@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from learnreg.cli.array_files import list_inputs, read_measured, result_name, write_result
-from learnreg.core.errors import InputError
+from learnreg.core.errors import DataWarning, InputError
 from learnreg.data import read_array
 
 
@@ -46,7 +46,8 @@ def test_a_folder_of_pictures_and_arrays(tmp_path: Path) -> None:
     for name in ("b.npy", "a.png", "c.NII.GZ", ".hidden.npy", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
 
-    found = list_inputs(tmp_path, (".png",))
+    with pytest.warns(DataWarning, match="left out notes.txt"):
+        found = list_inputs(tmp_path, (".png",))
 
     assert [path.name for path in found] == ["a.png", "b.npy", "c.NII.GZ"]
     assert [result_name(path) for path in found[1:]] == ["b.npy", "c.npy"]

@@ -91,6 +91,10 @@ def test_units_of_the_model_need_a_type_that_reaches_them(tmp_path):
     with pytest.warns(DataWarning, match=r"uint8 pixels, which cannot be in the units \[0, 4095\]"):
         read = read_picture(tmp_path / "in.png", (0, 4095))
     assert read.levels == (0, 255) and read.pixels.max() > 0.9
+    # of a tomograph's model: numbers without a sign have no air at -1000
+    path = tiff(tmp_path / "in.tif", (GREY * 65535).astype(np.uint16))
+    with pytest.warns(DataWarning, match=r"uint16 pixels, which cannot be in the units \[-1000"):
+        assert read_picture(path, (-1000, 2000)).levels == (0, 65535)
 
 
 def test_what_looks_wrong_is_said_on_reading(tmp_path):

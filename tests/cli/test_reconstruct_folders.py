@@ -266,3 +266,18 @@ def test_the_range_of_pictures_can_be_said(learned, tmp_path):
     for wrong in ("4095", "5,3", "a,b", "0,inf"):
         error = run(learned, tmp_path / "a.tif", "-o", "x.tif", "--range", wrong, code=2).stderr
         assert "--range" in error
+
+
+@pytest.mark.filterwarnings("default:.*left out")
+def test_what_is_left_out_of_a_folder_is_named(learned, tmp_path):
+    place = tmp_path / "noisy"
+    (place / "deeper").mkdir(parents=True)
+    save_png(place / "a.png", 20, 24)
+    save_png(place / "deeper" / "b.png", 20, 24)
+    (place / "c.heic").write_bytes(b"another format")
+    (place / ".hidden").write_bytes(b"")
+    result = run(learned, place, "-o", tmp_path / "clean")
+    said = result.stdout + result.stderr
+    assert said.count("left out c.heic, deeper/.") == 1 and ".hidden" not in said
+    again = run(learned, place / "deeper", "-o", tmp_path / "clean")
+    assert "left out" not in again.stdout + again.stderr

@@ -311,3 +311,19 @@ def test_saddle_points_are_applied_as_well():
     model = TrainedModel(lr.SaddleEnergy(DENOISING, R.TGV(), tikhonov=1e-2), Demands(eps=0.1))
     found = model.reconstruct(IMAGES["batch"])
     assert found.ok and found.value.shape == IMAGES["batch"].shape and len(found.theorem) == 2
+
+
+@pytest.mark.parametrize("kind", ["array", "pillow"])
+def test_integers_are_in_the_units_of_the_training_images(path, tmp_path, kind):
+    """A model of 12 bits in 16, given what a microscope writes."""
+    energy = lr.load(path).energy
+    lr.save_model(tmp_path / "m.safetensors", energy, {"units": [0.0, 4095.0]})
+    model = lr.load(tmp_path / "m.safetensors", eps=1e-3)
+    y = np.random.default_rng(0).integers(0, 4096, (24, 20)).astype(np.uint16)
+    given = Image.fromarray(y) if kind == "pillow" else y
+    found = np.asarray(model(given)).astype(float)
+    wanted = model((y / 4095).astype(np.float32)) * 4095
+    assert np.abs(found - wanted).max() <= 0.51
+    bytes_ = (y // 16).astype(np.uint8)  # a type that cannot be in these units
+    found = model(bytes_).astype(float)
+    assert np.abs(found - model((bytes_ / 255).astype(np.float32)) * 255).max() <= 0.51

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError
+from ..core.errors import DataWarning, InputError
 from ..data import read_array, save_array
 from ..data.arrays import ARRAYS, array_file
 from ..data.formats import TIFF
@@ -47,11 +48,18 @@ def is_array(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
+SHOWN = 5
+"""Names at most in a warning."""
+
+
 def list_inputs(folder: Path, pictures: tuple[str, ...]) -> list[Path]:
     """The pictures and arrays of a folder, sorted by name; hidden files are passed over.
 
     Raises:
         InputError: there is none.
+
+    Warns:
+        DataWarning: names the files and subfolders that are left out.
     """
     known = (*pictures, *SUFFIXES)
     entries = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
@@ -63,7 +71,24 @@ def list_inputs(folder: Path, pictures: tuple[str, ...]) -> list[Path]:
             expected="at least one of *" + ", *".join(known),
             remedy="Put the files directly into this folder (subfolders are not searched).",
         )
+    _tell_left_out(folder, [p.name for p in entries if p not in set(found)])
     return sorted(found, key=lambda p: p.name)
+
+
+def _tell_left_out(folder: Path, files: list[str]) -> None:
+    """What is in a folder and is not treated, in one warning."""
+    below = [f"{p.name}/" for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    names = sorted(files) + sorted(below)
+    if not names:
+        return
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    warnings.warn(
+        f"{folder}: left out {', '.join(names[:SHOWN])}{more}. Subfolders are not searched, and "
+        "files of other formats not read: name the folders as inputs of their own, convert the "
+        "files.",
+        DataWarning,
+        stacklevel=3,
+    )
 
 
 def result_name(source: Path) -> str:

@@ -130,7 +130,10 @@ def _reaches(facts: Facts, units: Levels) -> bool:
     """Whether the type of a file holds such levels."""
     if facts.dtype.kind == "f":
         return True
-    return facts.dtype.kind != "b" and units[1] <= np.iinfo(facts.dtype).max
+    if facts.dtype.kind == "b":
+        return False
+    limits = np.iinfo(facts.dtype)
+    return bool(limits.min <= units[0] and units[1] <= limits.max)
 
 
 def write_picture(path: Path, x: Tensor, like: Picture) -> str:

@@ -34,8 +34,8 @@ _DEPTHS = (1, 8, 10, 12, 14, 16, 24, 32)
 """Bits of detectors and masks: the likely white levels are 2^k - 1."""
 
 _REMEDY = (
-    "Say which levels are black and white: range=(lo, hi), or range = [lo, hi] in [data]; "
-    '"auto" takes them from the images.'
+    "Say which levels are black and white: range=(lo, hi), range = [lo, hi] in [data], or "
+    'reconstruct --range lo,hi; in the first two "auto" takes them from the images.'
 )
 
 

@@ -37,10 +37,15 @@ class Batch(NamedTuple):
     back: Callable[[Tensor], AnyImage]
 
 
-def as_batch(image: object, raw: bool = False) -> Batch:
+Levels: TypeAlias = tuple[float, float]
+
+
+def as_batch(image: object, units: Levels | None = None, *, raw: bool = False) -> Batch:
     """An image of any of the kinds.
 
     Args:
+        units: the integers that were 0 and 1 in the images a model was learned from. Types that
+            cannot reach them, and all types when None, are [0, 1] over their whole range.
         raw: integers stay the numbers that they are, counts for example, and the result is
             floating-point.
 
@@ -49,12 +54,12 @@ def as_batch(image: object, raw: bool = False) -> Batch:
     """
     if isinstance(image, Tensor):
         whole = image.dtype in (torch.uint8, *WIDER)
-        return _of_tensor(image.float() if raw and whole else image)
+        return _of_tensor(image.float() if raw and whole else image, units)
     if isinstance(image, Image.Image):
-        return _of_pillow(image)
+        return _of_pillow(image, units)
     if isinstance(image, np.ndarray):
         whole = np.issubdtype(image.dtype, np.integer)
-        return _of_array(image.astype(np.float32) if raw and whole else image)
+        return _of_array(image.astype(np.float32) if raw and whole else image, units)
     raise InputError(
         "image",
         given=type(image).__name__,
@@ -64,7 +69,7 @@ def as_batch(image: object, raw: bool = False) -> Batch:
     )
 
 
-def _of_tensor(image: Tensor) -> Batch:
+def _of_tensor(image: Tensor, units: Levels | None) -> Batch:
     if image.dim() not in (2, 3, 4):
         raise _wrong_shape(tuple(image.shape), "(h, w), (c, h, w) or (b, c, h, w)")
     if image.dtype not in (*FLOATS, torch.uint8):
@@ -77,8 +82,9 @@ def _of_tensor(image: Tensor) -> Batch:
     shape, dtype, device = image.shape, image.dtype, image.device
     y = image.detach()
     y = y[None, None] if y.dim() == 2 else y[None] if y.dim() == 3 else y
+    low, high = _levels(np.dtype(np.uint8), units)
     if dtype == torch.uint8:
-        y = y.float() / 255
+        y = (y.float() - low) / (high - low)
     elif dtype != torch.float64:
         y = y.float()
 
@@ -87,7 +93,7 @@ def _of_tensor(image: Tensor) -> Batch:
         fits = x.numel() == shape.numel()
         x = x.reshape(shape) if fits else x if len(shape) == 4 else _fewer_axes(x[0], len(shape))
         if dtype == torch.uint8:
-            x = (x.clamp(0, 1) * 255).round()
+            x = (x * (high - low) + low).round().clamp(0, 255)
         return x.to(device=device, dtype=dtype)
 
     return Batch(y, back)
@@ -98,19 +104,26 @@ def _fewer_axes(x: Tensor, axes: int) -> Tensor:
     return x[0] if axes == 2 and x.shape[0] == 1 else x
 
 
-def _of_array(image: Array) -> Batch:
-    y = _channels_first(image)
+def _levels(dtype: np.dtype, units: Levels | None) -> Levels:
+    """The integers that are 0 and 1."""
+    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    reached = units is not None and least <= units[0] and units[1] <= most
+    return units if units is not None and reached else (float(least), float(most))
+
+
+def _of_array(image: Array, units: Levels | None) -> Batch:
+    y = _channels_first(image, units)
 
     def back(x: Tensor) -> Array:
         values = x[0].permute(1, 2, 0).cpu()
         if values.numel() == image.size:
-            return _as(values.reshape(image.shape), image.dtype)
-        return _as(values[..., 0] if values.shape[-1] == 1 else values, image.dtype)
+            return _as(values.reshape(image.shape), image.dtype, units)
+        return _as(values[..., 0] if values.shape[-1] == 1 else values, image.dtype, units)
 
     return Batch(y, back)
 
 
-def _channels_first(image: Array) -> Tensor:
+def _channels_first(image: Array, units: Levels | None) -> Tensor:
     """(1, c, h, w) of an array (h, w) or (h, w, c).
 
     Raises:
@@ -127,8 +140,8 @@ def _channels_first(image: Array) -> Tensor:
         )
     values = image[:, :, None] if image.ndim == 2 else image
     if image.dtype in WHOLE:
-        scale = np.float32(np.iinfo(image.dtype).max)
-        values = values.astype(np.float32) / scale
+        low, high = (np.float32(level) for level in _levels(image.dtype, units))
+        values = (values.astype(np.float32) - low) / (high - low)
     elif image.dtype in (np.float16, np.float32, np.float64):
         values = values.astype(np.float64 if image.dtype == np.float64 else np.float32)
     else:
@@ -141,15 +154,16 @@ def _channels_first(image: Array) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))[None]
 
 
-def _as(values: Tensor, dtype: np.dtype) -> Array:
+def _as(values: Tensor, dtype: np.dtype, units: Levels | None) -> Array:
     """Values in [0, 1] as numbers of a type; integers are clipped and rounded."""
     array = values.numpy()
     if dtype in WHOLE:
-        array = (array.clip(0, 1) * np.iinfo(dtype).max).round()
+        low, high = _levels(dtype, units)
+        array = (array * (high - low) + low).round().clip(0, np.iinfo(dtype).max)
     return array.astype(dtype)
 
 
-def _of_pillow(image: Image.Image) -> Batch:
+def _of_pillow(image: Image.Image, units: Levels | None) -> Batch:
     mode = TRANSPARENT.get(image.mode, MODES.get(image.mode))
     if mode is None:
         raise InputError(
@@ -163,7 +177,7 @@ def _of_pillow(image: Image.Image) -> Batch:
     pixels = np.asarray(opaque)
     # why: older releases of Pillow widen 16 bits
     pixels = pixels.astype(np.uint16) if mode == "I;16" else pixels
-    of_array = _of_array(pixels)
+    of_array = _of_array(pixels, units)
 
     def back(x: Tensor) -> Image.Image:
         array = of_array.back(x)

@@ -195,10 +195,11 @@ class TrainedModel:
 
         Args:
             image: an array (h, w) or (h, w, c), a PIL image, or a tensor (h, w), (c, h, w) or
-                (b, c, h, w); measurements come back as an image. Integers mean [0, 1] at the
-                largest value of their type, and are clipped and rounded in the result, but for
-                counts (``KL``), sinograms and k-space, which keep their numbers; floating-point
-                numbers are left as they are. A transparency stays as it is.
+                (b, c, h, w); measurements come back as an image. Integers are in the ``units`` of
+                the training images, where their type holds these, else [0, 1] at the largest value
+                of their type; they are clipped and rounded in the result. Those of counts (``KL``),
+                sinograms and k-space keep their numbers; floating-point numbers are left as they
+                are. A transparency stays as it is.
 
         Raises:
             InputError: another kind, channels that the model was not learned for, NaN or Inf, an
@@ -227,7 +228,7 @@ class TrainedModel:
         Raises:
             InputError, SolveError: as when called.
         """
-        batch = as_batch(image, raw=keeps_counts(self.energy))
+        batch = as_batch(image, self.units, raw=keeps_counts(self.energy))
         solution = self.reconstruct(batch.y)
         # why a cast: the kind that was given comes back
         return cast(Kind, batch.back(solution.value)), solution
