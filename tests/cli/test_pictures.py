@@ -284,3 +284,19 @@ def test_files_without_metadata(tmp_path, ending):
     read, target, _ = there_and_back(path)
     assert read.metadata.description is None and read.metadata.exif is None
     assert load_image(target).shape == read.pixels.shape
+
+
+def test_twelve_bits_of_a_tiff_can_be_seen_in_a_png(tmp_path):
+    """0 to 4095 of 65535 would be nearly black."""
+    picture = np.random.default_rng(0).integers(0, 4096, (20, 24)).astype(np.uint16)
+    source = tmp_path / "scan.tif"
+    tifffile.imwrite(source, picture, photometric="minisblack")
+    like = read_picture(source, (0.0, 4095.0))
+    note = write_picture(tmp_path / "clean.png", like.pixels, like)
+    assert "0 to 4095 written as 0 to 65535" in note
+    seen = np.asarray(Image.open(tmp_path / "clean.png")).astype(float)
+    assert np.abs(seen / 65535 - picture / 4095).max() < 1e-4
+    note = write_picture(tmp_path / "clean.tif", like.pixels, like)
+    assert "written as" not in note and np.array_equal(
+        tifffile.imread(tmp_path / "clean.tif"), picture
+    )

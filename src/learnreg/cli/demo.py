@@ -38,6 +38,8 @@ PATIENCE = 400.0
 rests after a thousand of them, Fields of Experts after some six thousand.
 """
 EPS = 1e-2
+FEW = 2
+"""A method that had time for fewer steps has hardly been tried."""
 LEAST = 1e-3
 """Seconds of a budget that is used up: it has to be positive."""
 
@@ -200,6 +202,12 @@ class _Demo:
                 f"Kept: the checkpoint in {folder}. Go on with: {self.again}"
             )
         say(self.console, run)
+        if run.stop.code == "budget" and run.record.rows[-1]["step"] < FEW:
+            say(
+                self.console,
+                f"note: {name} had time for {run.record.rows[-1]['step']} steps only, which says "
+                "little of it; give more --seconds before comparing.",
+            )
         return run
 
     def _example(self, test: Pairs) -> None:

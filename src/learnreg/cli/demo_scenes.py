@@ -14,7 +14,7 @@ Table = Mapping[str, object]
 MAID: Table = {"type": "maid"}
 BLOCKS: Table = {"type": "deferred", "length": 20}
 """Steps of Adam, certified at the end of every block: where the data leave much open certificates
-are dear, and after the same work the loss was 5 % lower than with MAID.
+are dear. On MRI the loss was 5 % lower than with MAID after the same work; on CT neither was ahead.
 """
 
 

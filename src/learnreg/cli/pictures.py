@@ -141,9 +141,10 @@ def write_picture(path: Path, x: Tensor, like: Picture) -> str:
     hold.
 
     From TIFF to TIFF the type and the units of ``like`` are kept. Other files keep 8 bits, and 16
-    in .png (colour of 16 bits with the extra ``formats``); .tif holds float32 in [0, 1] if ``like``
-    was no TIFF. JPEG has quality 95 without subsampling. How far the file is from ``x``, over the
-    whole image, is measured by reading it again.
+    in .png (colour of 16 bits with the extra ``formats``), over their whole range where ``like``
+    was a TIFF; .tif holds float32 in [0, 1] if ``like`` was no TIFF. JPEG has quality 95 without
+    subsampling. How far the file is from ``x``, over the whole image, is measured by reading it
+    again.
 
     Args:
         path: the file; the ending chooses the format.
@@ -208,7 +209,10 @@ def _form(suffix: str, like: Picture, channels: int) -> _Form:
     if suffix in TIFF and like.path.suffix.lower() not in TIFF:
         return _Form(np.dtype(np.float32), UNIT)  # asked for because it keeps everything
     if like.dtype != np.bool_ and holds(suffix, like.dtype, channels):
-        return _Form(like.dtype, like.levels)
+        # why: a picture in another format is looked at, and 12 bits of 16 would be nearly black
+        shown = like.dtype.kind == "u" and suffix not in TIFF and like.path.suffix.lower() in TIFF
+        full = (0.0, float(np.iinfo(like.dtype).max)) if shown else like.levels
+        return _Form(like.dtype, full)
     sixteen = np.dtype(np.uint16)
     if like.deep and holds(suffix, sixteen, channels):
         return _Form(sixteen, (0.0, 65535.0))

@@ -102,7 +102,7 @@ class Budget:
         for name, used in (("seconds", seconds), ("work", work_per_image), ("steps", steps)):
             limit = self.limits.get(name)
             if limit is not None and used >= limit:
-                return StopReason("budget", f"the budget of {limit:g} {UNITS[name]} was used up")
+                return StopReason("budget", f"the budget of {limit:.4g} {UNITS[name]} was used up")
         return None
 
     def rested(self, course: Course, what: str = "loss") -> StopReason | None:
