@@ -84,7 +84,7 @@ def test_streams_are_read_up_to_the_limit() -> None:
 
 
 def test_what_does_not_fit_is_refused_at_the_first_item(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learnreg.core.memory.available_bytes", lambda: 100_000)
+    monkeypatch.setattr("learnreg.core.memory.free_memory", lambda: 100_000)
 
     class Large(Items):
         def __len__(self) -> int:

@@ -363,7 +363,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_read(
 ) -> None:
     shape = (5_000, SIZE, SIZE)
     np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, shape).flush()
-    monkeypatch.setattr("learnreg.core.memory.available_bytes", lambda: 10_000_000)
+    monkeypatch.setattr("learnreg.core.memory.free_memory", lambda: 10_000_000)
 
     with pytest.raises(InputError, match=r"5000 pairs.*split=\(n_train, n_test\)"):
         measured(tmp_path / "x.npy", tmp_path / "x.npy", dinv.physics.Denoising(), split=(1.0, 0.0))

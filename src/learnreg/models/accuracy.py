@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 from ..core.errors import InputError
+from ..core.memory import free_memory, in_words
 from ..core.ranges import check_choice, check_number, check_positive
 
 Quality = Literal["draft", "fine"]
@@ -26,9 +25,6 @@ gradient, 44 for L-BFGS).
 
 VECTORS_IN_TILES = 8
 """The same where images are solved tile by tile, besides one window."""
-
-UNITS = ((9, "GB"), (6, "MB"), (3, "kB"))
-"""Powers of ten and their names."""
 
 KEPT_FREE = 0.8
 """Of the memory that is free, what a solve may take when nothing else is said."""
@@ -76,43 +72,6 @@ class Demands:
         return self.memory or int(KEPT_FREE * free_memory())
 
 
-def free_memory() -> int:
-    """Bytes that this process can still get without harm; as much as nobody has where the system
-    does not tell.
-    """
-    found = [n for n in (_of_system(), _of_group()) if n is not None]
-    return min(found, default=2**62)
-
-
-def _of_system() -> int | None:
-    """What Linux calls available, elsewhere half of what is built in."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def _of_group() -> int | None:
-    """What is left of the limit of the control group, for containers."""
-    group = Path("/sys/fs/cgroup")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            most, now = (int((group / name).read_text(encoding="ascii")) for name in (limit, used))
-        except (OSError, ValueError):
-            continue
-        return max(0, most - now)
-    return None
-
-
 def estimated_bytes(values: int, itemsize: int, window: int | None = None) -> int:
     """What a solve takes.
 
@@ -124,16 +83,6 @@ def estimated_bytes(values: int, itemsize: int, window: int | None = None) -> in
     if window is None or window >= values:
         return VECTORS * values * itemsize
     return (VECTORS_IN_TILES * values + VECTORS * window) * itemsize
-
-
-def in_words(size: float) -> str:
-    """A number of bytes.
-
-    >>> in_words(2.5e9), in_words(3e6)
-    ('2.5 GB', '3 MB')
-    """
-    power, unit = next((pair for pair in UNITS if size >= 10 ** pair[0]), UNITS[-1])
-    return f"{size / 10**power:.3g} {unit}"
 
 
 def not_enough(what: str, needed: int, given: int) -> InputError:
