@@ -168,7 +168,7 @@ def test_compressed_deep_colour(tmp_path, compression):
 def test_other_types_with_a_range(tmp_path, dtype):
     values = (picture() * 2000 - (0 if dtype == "uint32" else 1000)).astype(dtype)
     path, lo = tiff(tmp_path / "x.tif", values), -1000 if values.min() < 0 else 0
-    with pytest.raises(InputError, match=r"range=\(lo, hi\), or range = \[lo, hi\] in \[data\]"):
+    with pytest.raises(InputError, match=r"range=\(lo, hi\), range = \[lo, hi\] in \[data\]"):
         load_image(path)
     read = load_image(path, range=(lo, lo + 2000))
     np.testing.assert_allclose(read[0], picture(), atol=1e-3)

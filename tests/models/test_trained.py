@@ -327,3 +327,14 @@ def test_integers_are_in_the_units_of_the_training_images(path, tmp_path, kind):
     bytes_ = (y // 16).astype(np.uint8)  # a type that cannot be in these units
     found = model(bytes_).astype(float)
     assert np.abs(found - model((bytes_ / 255).astype(np.float32)) * 255).max() <= 0.51
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_integers_are_no_levels_of_floating_point_images(path, dtype):
+    """A model of floats in [0, 1] takes an 8-bit picture as one, not as 255 times the range."""
+    most = np.iinfo(dtype).max
+    image = (picture(channels=1)[:, :, 0] * most).round().astype(dtype)
+    plain, floats = lr.load(path), lr.load(path).with_units((0.0, 1.0))
+    assert np.array_equal(plain(image), floats(image))
+    deep = lr.load(path).with_units((0.0, 4095.0))
+    assert (dtype == np.uint8) == np.array_equal(deep(image), plain(image))

@@ -67,7 +67,7 @@ def list_inputs(folder: Path, pictures: tuple[str, ...]) -> list[Path]:
     if not found:
         raise InputError(
             str(folder),
-            given=f"{len(entries)} files, none of them readable" if entries else "no file",
+            given=f"{len(entries)} files, none of them readable" if entries else "an empty folder",
             expected="at least one of *" + ", *".join(known),
             remedy="Put the files directly into this folder (subfolders are not searched).",
         )

@@ -456,6 +456,13 @@ def _check(plan: Plan) -> None:
     plan.config.budget.build("budget")
     c = plan.config
     Settings(**c.run.model_dump()).check_device()
+    for number, section in enumerate(plan.starts.values(), 1):
+        build_regularizer(
+            section,
+            f"starts({number})" if plan.config.starts else "regularizer",
+            channels=plan.config.data.channels,
+            seed=seeds[0],
+        )
     for section in plan.starts.values():
         check_method(section, c.run.solver)
         check_problem(c.physics, c.noise, section, c.fidelity, size_of(c.data), c.data.channels)
@@ -473,13 +480,6 @@ def _check(plan: Plan) -> None:
                 given.grants,
                 repr(given),
             )
-    for number, section in enumerate(plan.starts.values(), 1):
-        build_regularizer(
-            section,
-            f"starts({number})" if plan.config.starts else "regularizer",
-            channels=plan.config.data.channels,
-            seed=seeds[0],
-        )
 
 
 def _lines(tables: Mapping[str, object], name: str = "") -> Iterator[str]:

@@ -133,7 +133,9 @@ def _reaches(facts: Facts, units: Levels) -> bool:
     if facts.dtype.kind == "b":
         return False
     limits = np.iinfo(facts.dtype)
-    return bool(limits.min <= units[0] and units[1] <= limits.max)
+    # units of one level or less are those of floating-point files
+    levels = units[1] - units[0] > 1
+    return bool(levels and limits.min <= units[0] and units[1] <= limits.max)
 
 
 def write_picture(path: Path, x: Tensor, like: Picture) -> str:

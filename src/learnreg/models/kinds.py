@@ -107,7 +107,10 @@ def _fewer_axes(x: Tensor, axes: int) -> Tensor:
 def _levels(dtype: np.dtype, units: Levels | None) -> Levels:
     """The integers that are 0 and 1."""
     least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
-    reached = units is not None and least <= units[0] and units[1] <= most
+    # units of one level or less are those of floating-point images
+    reached = (
+        units is not None and least <= units[0] and units[1] <= most and units[1] - units[0] > 1
+    )
     return units if units is not None and reached else (float(least), float(most))
 
 

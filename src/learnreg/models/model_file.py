@@ -186,7 +186,9 @@ def _check_size(spec: Mapping[str, Any], numbers: int) -> None:
         ValueError: names the integers.
     """
     sizes = [v for k, v in spec.items() if type(v) is int and k != "seed"]
-    if math.prod(max(1, abs(v)) for v in sizes) > max(SMALL, numbers):
+    # why two: a bank of filters has as many weights as its two largest sizes multiply to, or more
+    largest = sorted((max(1, abs(v)) for v in sizes), reverse=True)[:2]
+    if math.prod(largest) > max(SMALL, numbers):
         raise ValueError(f"{spec.get('type')} of sizes {sizes} with {numbers} weights"[:200])
     terms = spec.get("terms")
     for part in (*(terms if isinstance(terms, list) else ()), spec.get("regularizer")):

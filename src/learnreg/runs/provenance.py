@@ -172,7 +172,8 @@ def data_of(pairs: object) -> dict[str, object]:
         found["sources"] = list(dict.fromkeys(name.rsplit("@", 1)[0] for name in names))
     if offers(pairs, Seeded):
         found["seed"] = pairs.seed
-    if offers(pairs, InUnits) and pairs.units is not None:
+    # an objective has units of another kind
+    if offers(pairs, InUnits) and isinstance(pairs.units, tuple):
         found["units"] = list(pairs.units)
     return found
 
