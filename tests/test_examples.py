@@ -102,12 +102,51 @@ def test_the_blocks_of_what_you_can_bring_run_one_after_the_other(tmp_path):
             ["estimated (not certified)", "exact value certified", "score matching"],
         ),
         ("docs/learners.md", ["gap to best"]),
+        ("docs/noise_levels.md", ["as learned", "estimated tensor"]),
     ],
 )
 def test_the_blocks_of_a_page_run_one_after_the_other(tmp_path, page, says):
     (tmp_path / "page.py").write_text("\n\n".join(fenced(page)))
     out = run("-W", "error", str(tmp_path / "page.py"), cwd=tmp_path)
     assert all(words in out for words in says), out
+
+
+def test_the_blocks_of_pages_about_data_run_one_after_the_other(tmp_path):
+    """In one process, since most of the time goes into imports."""
+    pages = ["docs/physics.md", "docs/own_data.md", "docs/measured_data.md"]
+    blocks = [block for page in [*pages, "docs/saddle_points.md"] for block in fenced(page)]
+    # why not the first: it is an example of its own
+    (tmp_path / "pages.py").write_text("\n\n".join([*blocks, fenced("README.md")[1]]))
+    out = run("-W", "error", str(tmp_path / "pages.py"), cwd=tmp_path)
+    for words in (
+        "True (1, 32, 32)",
+        "of the validation pairs",
+        "uint8 certified distance",
+        "with Tomography, 3 parameters, 4 images",
+        "certified distance <=",
+        "certified distance to the minimizer",
+    ):
+        assert words in out, out
+
+
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
+PAGES += [*sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments" / "README.md"]
+
+
+def anchors(page: Path) -> set[str]:
+    """What links to the headings of a page end with."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    for place, _, heading in (link.partition("#") for link in links if "://" not in link):
+        target = page if not place else page.parent / place
+        assert target.exists(), f"{place} is not there"
+        assert not heading or heading in anchors(target.resolve()), f"{place} has no {heading}"
 
 
 @pytest.mark.slow

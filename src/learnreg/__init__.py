@@ -22,6 +22,7 @@ _ROOMS = (
     "models",
     "objectives",
     "operators",
+    "physics",
     "problems",
     "regularizers",
     "reports",
@@ -71,6 +72,7 @@ _HOME = {
     "HOAG": "learners",
     "LBFGSB": "learners",
     "Stochastic": "learners",
+    "Deferred": "learners",
     "DFO": "learners",
     "DFOLS": "learners",
     "GridSearch": "learners",
@@ -80,6 +82,7 @@ _HOME = {
     "Run": "runs",
     "Report": "reports",
     "Comparison": "reports",
+    "load": "models",
     "load_model": "models",
     "save_model": "models",
 }

@@ -14,6 +14,7 @@ from rich.console import Console
 from tests.cli.cases import assert_same_run, environment, invoke, rows, write_config
 
 import learnreg
+from learnreg.cli.guard import EXIT_CODES
 from learnreg.cli.main import app
 from learnreg.cli.progress import LearnProgress
 from learnreg.runs import Budget
@@ -32,6 +33,13 @@ def test_help_lists_every_command():
     for command in COMMANDS:
         assert re.search(rf"^\W*{command}\b", text, re.MULTILINE)
         assert "Usage" in invoke(command, "--help").stdout
+
+
+def test_help_says_what_exit_codes_mean():
+    text = " ".join(invoke("--help").stdout.split())
+    for code in EXIT_CODES.split(": ", 1)[1].split("; "):
+        assert code.split(" ")[0] in text
+    assert "130 interrupted" in text
 
 
 def test_versions():
@@ -137,7 +145,7 @@ def test_an_error_is_one_line_without_a_traceback(tmp_path):
         "Did you mean 'rho'?",
     ):
         assert words in result.stderr
-    assert result.stdout == ""
+    assert result.stdout.count("\n") == 1  # what is read, said before anything slow
 
 
 def test_debug_lets_the_traceback_through(tmp_path):
@@ -232,9 +240,51 @@ def test_a_file_gets_one_line_per_step():
     with LearnProgress(console, Budget(steps=10), images=4) as progress:
         progress(ROW)
         progress({**ROW, "step": 4, "psnr": float("nan")})
-    first, second = console.file.getvalue().splitlines()
+    start, meaning, first, second = console.file.getvalue().splitlines()
+    assert start.startswith("Solving") and "work/image: evaluations of the energy" in meaning
     assert (
         first.startswith("step 3  loss 1.25  PSNR 28.50")
         and "step size -" in first
         and "PSNR -" in second
     )
+    assert "left" not in first and second.endswith("left 0:00")  # a pace needs two rows
+
+
+@pytest.mark.parametrize("width", [20, 30, 40, 60, 79, 200])
+def test_a_narrow_terminal_shows_whole_columns(width):
+    console = Console(file=io.StringIO(), force_terminal=True, width=width)
+    with LearnProgress(console, Budget(seconds=60), images=4) as progress:
+        progress(ROW)
+        table = console.render_lines(progress._render())
+    text = ["".join(segment.text for segment in line) for line in table]
+    assert "…" not in "".join(text) and all(len(line) <= width for line in text)
+    assert "step" in text[0] and "loss" in text[0] and "1.25" in text[1]
+    assert ("PSNR" in text[0]) == (width >= 30) and ("delta" in text[0]) == (width > 79)
+
+
+@pytest.mark.parametrize(
+    ("budget", "left"),
+    [
+        (Budget(seconds=100), 70.0),
+        (Budget(steps=13), 15 * 10 / 1),
+        (Budget(work=400), 15 * 200 / 50),
+        (Budget(seconds=100, steps=4), 15.0),
+        (Budget(seconds=10), 0.0),
+        (Budget(patience=5), None),
+    ],
+)
+def test_how_long_a_budget_lasts(budget, left):
+    progress = LearnProgress(Console(file=io.StringIO()), budget, images=4)
+    progress({**ROW, "step": 2, "work": 600, "seconds": 15.0})
+    progress(ROW)
+    assert progress._pace.left() == (left if left is None else pytest.approx(left))
+
+
+def test_validation_has_a_column():
+    console = Console(file=io.StringIO())
+    with LearnProgress(console, Budget(steps=10), images=4) as progress:
+        progress({**ROW, "validation_psnr": 27.125})
+        progress({**ROW, "validation_psnr": None})
+    text = console.file.getvalue()
+    assert "held-out: the same of the validation images" in text
+    assert "held-out 27.12" in text and "held-out -" in text

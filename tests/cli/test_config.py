@@ -5,6 +5,7 @@ place and remedy.
 from __future__ import annotations
 
 import inspect
+import pickle
 from dataclasses import fields
 
 import pytest
@@ -169,7 +170,7 @@ BAD_VALUES = [
     ("data", "scale", "0", "greater than 0"),
     ("data", "scale", "1.5", "less than or equal to 1"),
     ("data", "channels", "2", "1 or 3"),
-    ("physics", "type", '"blur"', "denoising"),
+    ("physics", "type", '"blurr"', "denoising, blur.*Did you mean 'blur'"),
     ("physics", "sigma", "0.0", "greater than 0"),
     ("physics", "sigma", "nan", "finite"),
     ("learner", "type", '"madi"', "maid, fixed.*Did you mean 'maid'"),
@@ -243,9 +244,9 @@ def test_a_value_that_a_regularizer_refuses_is_named(load, kind, line, expected)
             r"\[regularizer.terms\(1\)\] weight: given -3.0",
         ),
         ("[budget]", r"\[budget\]: given no limit"),
+        ("[run]\nkeep = 'best'", r"\[run\] keep: given \"best\" without images to validate on"),
         ("data = 3", r"\[data\]: given 3; expected a table"),
         ("learner = 'maid'", r"\[learner\] type: given \"maid\""),
-        ("[run]\nseed = -1\ndtype = 'half'", "1 more mistake in this file"),
         ("x =", "no valid TOML"),
     ],
 )
@@ -259,6 +260,107 @@ def test_a_missing_file_says_how_to_write_one(tmp_path):
         load_config(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="directory"):
         load_config(tmp_path)
-    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="no valid TOML"):
-        load_config(tmp_path / "bytes.toml")
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    path = tmp_path / "bom.toml"
+    path.write_bytes(b"\xef\xbb\xbf[run]\nseed = 3\n")
+    assert load_config(path).run.seed == 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+def test_wide_characters_are_named(tmp_path, encoding):
+    path = tmp_path / "wide.toml"
+    path.write_text("[run]\nseed = 3\n", encoding=encoding)
+    with pytest.raises(ConfigError, match=r"given a file in UTF-(16|32); expected .* UTF-8\. Save"):
+        load_config(path)
+
+
+def test_another_alphabet_is_named_with_its_line(tmp_path):
+    path = tmp_path / "latin.toml"
+    path.write_bytes("[run]\n# für später\n".encode("latin-1"))
+    with pytest.raises(
+        ConfigError, match=r"0xfc in line 2, which is no UTF-8 \(in Latin-1 it is 'ü'\)"
+    ):
+        load_config(path)
+
+
+def test_a_name_that_is_none(tmp_path):
+    with pytest.raises(ConfigError, match="the character NUL"):
+        load_config(f"{tmp_path}/a\0b")
+
+
+@pytest.mark.parametrize(
+    "text", ["x = " + "[" * 5000, "x = " + "[" * 30 + "]" * 30, "a." * 40 + "a = 1"]
+)
+def test_what_lies_too_deep_is_refused(load, text):
+    with pytest.raises(ConfigError, match=r"within each other|no valid TOML"):
+        load(text)
+
+
+def test_a_character_that_no_file_can_have_is_refused(load):
+    with pytest.raises(ConfigError, match="no file can be named by"):
+        load('[run]\noutput = "a\\u0000b"')
+
+
+# --- all of them at once --------------------------------------------------------------------------
+
+MANY = """\
+[learner]
+rhoo = 0.5
+eps0 = -1.0
+growth = 0.5
+trials = 2.5
+[learner.accuracy]
+tighten = 2.0
+loosen = 0.5
+[regularizer]
+type = "FoE"
+size = 4
+padding = "wrap"
+[physics]
+sigma = -3
+[budget]
+steps = 0
+work = -1
+[run]
+seed = -1
+dtype = "half"
+solver = "bfgs"
+threads = 1000000
+[runs]
+"""
+
+
+def test_one_message_names_every_mistake(load):
+    with pytest.raises(ConfigError) as caught:
+        load(MANY)
+    message = str(caught.value)
+    heads = [line.split(": given ")[0].strip() for line in message.splitlines()[1:]]
+    wanted = """[learner] rhoo|[learner] eps0|[learner] growth|[learner] trials|
+        [learner.accuracy] tighten|[learner.accuracy] loosen|[regularizer] size|
+        [regularizer] padding|[physics] sigma|[budget] steps|[budget] work|[run] seed|[run] dtype|
+        [run] solver|[run] threads|[runs]""".replace("\n", "").split("|")
+    assert sorted(heads) == sorted(head.strip() for head in wanted)
+    sections = [head.split("]")[0].split(".")[0] for head in heads]
+    assert sections == sorted(sections, key=sections.index)  # section by section
+    assert all("; expected " in line for line in message.splitlines()[1:])
+    assert f"{len(heads)} mistakes" in message.splitlines()[0]
+    assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args
+
+
+def test_consequences_of_a_mistake_are_none(load):
+    """A budget without its only limit, keys of a misspelt regularizer, a strategy for it."""
+    with pytest.raises(ConfigError) as caught:
+        load(
+            "[budget]\nseconds = -1\n[regularizer]\ntype = 'foe'\nfilters = 3\n"
+            "[hypergradient]\ntype = 'piggyback'"
+        )
+    message = str(caught.value)
+    assert message.count("given") == 2 and "2 mistakes" in message
+
+
+def test_more_threads_than_a_machine_bears_are_refused(load):
+    with pytest.raises(ConfigError, match=r"\[run\] threads: given 100000; expected at most \d+"):
+        load("[run]\nthreads = 100000")
+    assert load("[run]\nthreads = 4").run.threads == 4

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from learnreg.cli.compare_config import load_comparison
-from learnreg.cli.learn import prepare
+from learnreg.cli.prepare import prepare
 from learnreg.learners.box import box_of
 from learnreg.objectives.bilevel import Bilevel
 

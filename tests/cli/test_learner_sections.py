@@ -21,6 +21,7 @@ from learnreg.learners import (
     HOAG,
     LBFGSB,
     MAID,
+    Deferred,
     FixedAccuracy,
     GridSearch,
     OptunaSearch,
@@ -311,7 +312,7 @@ RUNS = {
 class Unwritten:
     """In the place of Report, which takes longer than all the rest here."""
 
-    def __init__(self, *arguments) -> None: ...
+    def __init__(self, *arguments, **extras) -> None: ...
 
     def save(self, folder: Path) -> Path:
         return folder
@@ -361,3 +362,10 @@ def test_a_learner_that_refuses_the_strategy_says_so(tmp_path):
     path = configured(tmp_path, section("maid") + "[hypergradient]\ntype = 'unrolled'\n")
     error = invoke("learn", path, code=2).stderr
     assert "MAID" in error and "start='solution'" in error.replace("\n", " ")
+
+
+def test_a_method_inside_a_learner_keeps_the_defaults_it_has_there(load):
+    config = load('[learner]\ntype = "deferred"\n[learner.explore]\nbatch = 3\n')
+    built = config.build_learner()
+    assert built == Deferred(Stochastic.preset("iadam", batch=3))
+    assert load('[learner]\ntype = "deferred"\n').build_learner() == Deferred()

@@ -68,7 +68,7 @@ def test_colour_with_a_grey_model_goes_channel_by_channel(tmp_path):
 def test_a_colour_model_wants_colour(tmp_path):
     path = write_config(tmp_path, steps=1, regularizer='type = "FoE"\nfilters = 2\nsize = 3')
     for i in range(2):
-        save_png(tmp_path / f"{i}.png", 30 + i, 30, 3)
+        save_png(tmp_path / f"{i}.png", 30, 30 + 5 * i, 3)
     text = path.read_text(encoding="utf-8").replace('"phantoms"', json.dumps(str(tmp_path)))
     path.write_text(text.replace("size = 24", "size = 24\nchannels = 3"), encoding="utf-8")
     invoke("learn", path)

@@ -12,10 +12,9 @@ from tests.cli.cases import assert_same_run, invoke, rows, save_png, write_confi
 
 from learnreg.cli.compare_config import load_comparison
 from learnreg.cli.config import Config, example, load_config
-from learnreg.cli.learn import prepare
 from learnreg.cli.mistakes import one_of_words
+from learnreg.cli.prepare import prepare
 from learnreg.cli.progress import LearnProgress
-from learnreg.cli.reconstruct import model_channels
 from learnreg.cli.settings import (
     OF_SADDLES,
     REGULARIZERS,
@@ -27,6 +26,7 @@ from learnreg.cli.settings import (
 from learnreg.core.errors import ConfigError
 from learnreg.hypergradients import JointPiggyback, Piggyback
 from learnreg.hypergradients.choose import natural_map
+from learnreg.models.trained import model_channels
 from learnreg.problems import Energy, SaddleEnergy
 from learnreg.regularizers import KNOWN, TGV, ExactTV, LearnedTV, SaddleRegularizer
 from learnreg.reports import Comparison
@@ -321,7 +321,7 @@ def test_the_page_says_how_distances_are_certified(learned, tmp_path):
     page = " ".join((learned / "index.html").read_text(encoding="utf-8").split())
     assert "it follows from strong convexity and the primal-dual gap, so no reconstruction" in page
     assert re.search(r"which is itself within \de-0\d of the exact one", page)
-    for name in ("run.json", "run.safetensors"):
+    for name in ("run.json", "run.safetensors", "model.safetensors"):
         (tmp_path / name).write_bytes((learned / name).read_bytes())
     assert "ExactTV" in invoke("report", tmp_path).stdout
     assert (tmp_path / "index.html").read_bytes() == (learned / "index.html").read_bytes()
@@ -351,7 +351,7 @@ def test_resuming_gives_the_numbers_of_an_uninterrupted_run(options, tmp_path, u
 def unreported(monkeypatch) -> None:
     """Without evaluation and page, which take longer than all the rest here."""
     monkeypatch.setattr("learnreg.cli.learn.evaluate", lambda *_: None)
-    monkeypatch.setattr("learnreg.cli.learn.Report", lambda *_: Unwritten())
+    monkeypatch.setattr("learnreg.cli.learn.Report", lambda *_, **__: Unwritten())
 
 
 class Unwritten:

@@ -175,6 +175,14 @@ TABLE: dict[str, Entry] = {
             "record": integer(1, 4, optional=True),
         },
     ),
+    "Deferred": Entry(
+        lr.Deferred,
+        settings={
+            "length": integer(1, 10),
+            "share": fraction(),
+            "longest": integer(10, 100),
+        },
+    ),
     "DFO": Entry(
         lr.DFO,
         settings={
@@ -302,7 +310,7 @@ TABLE: dict[str, Entry] = {
             "channels": integer(1, 2),
             "zero_mean": FLAG,
             "padding": choice("reflect", "zero"),
-            "init": choice("dct", "random"),
+            "init": choice("auto", "dct", "opponent", "random"),
             "weight": positive(optional=True),
             "smoothing": positive(),
             "least_smoothing": within(1e-3, -1.0, 0.5),

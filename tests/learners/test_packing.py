@@ -24,6 +24,7 @@ from learnreg.learners import (
     HOAG,
     LBFGSB,
     MAID,
+    Deferred,
     FixedAccuracy,
     GridSearch,
     OptunaSearch,
@@ -44,6 +45,7 @@ LEARNERS: dict[str, Callable[[], object]] = {
     "lbfgsb": LBFGSB,
     "sgd": lambda: Stochastic(batch=1, momentum=0.5),
     "adam": lambda: Stochastic.preset("iadam", batch=1, record=1),
+    "deferred": lambda: Deferred(Stochastic.preset("iadam", batch=1), length=2),
     "dfo": lambda: DFO(box=BOX),
     "dfols": lambda: DFOLS(box=BOX),
     "grid": lambda: GridSearch(BOX, points=3),
@@ -51,7 +53,7 @@ LEARNERS: dict[str, Callable[[], object]] = {
     "optuna": lambda: OptunaSearch(BOX),
 }
 EXTRAS = {"dfols": "dfols", "optuna": "optuna"}
-SCORED = ("maid", "hoag", "lbfgsb", "sgd", "adam", "grid", "random")
+SCORED = ("maid", "hoag", "lbfgsb", "sgd", "adam", "deferred", "grid", "random")
 
 known = pytest.mark.parametrize(
     "name",

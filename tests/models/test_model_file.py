@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save, save_file
 from tests.regularizers.cases import CASES, Case, perturbed
 from torch import Tensor, nn
 
-from learnreg.core.errors import ModelFileError
+from learnreg import physics
+from learnreg.core.errors import DataWarning, InputError, ModelFileError
+from learnreg.core.params import named_trainable
 from learnreg.models import load_model, model_notes, save_model
-from learnreg.problems import L2, Energy
+from learnreg.problems import L2, Energy, at_noise_level
 from learnreg.regularizers import TV, FoE, Regularizer, SaddleRegularizer, Tikhonov
 from learnreg.solvers import solve
 
@@ -219,24 +221,98 @@ def blur() -> nn.Module:
     return deepinv.physics.Blur(filter=torch.ones(1, 1, 3, 3) / 9, padding="circular")
 
 
+class Mirror(deepinv.physics.LinearPhysics):
+    """A class of one's own, which no file can name."""
+
+    def A(self, x: Tensor, **kwargs: object) -> Tensor:
+        return x.flip(-1)
+
+    def A_adjoint(self, y: Tensor, **kwargs: object) -> Tensor:
+        return y.flip(-1)
+
+
 def test_a_physics_that_the_file_cannot_describe_must_be_given(path):
-    physics = blur()
-    save_model(path, Energy(physics, TV() + Tikhonov(0.1)))
+    mirror = Mirror()
+    with pytest.warns(DataWarning, match=r"names the physics Mirror.*load_model\(path, physics"):
+        save_model(path, Energy(mirror, TV() + Tikhonov(0.1)))
     with pytest.raises(
         ModelFileError,
-        match=r"given a model for Blur; expected physics=.*load_model\(path, physics",
+        match=r"given a model for Mirror, .*no class that a file can name"
+        r"; expected physics=.*load_model\(path, physics",
     ):
         load_model(path)
-    loaded = load_model(path, physics=physics)
-    assert loaded.physics is physics
+    loaded = load_model(path, physics=mirror)
+    assert loaded.physics is mirror
     y = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert solve(loaded, y, 1e-2).ok
 
 
+@pytest.mark.parametrize(
+    ("setup", "channels"),
+    [
+        (physics.Blur(width=1.0), 1),
+        (physics.Inpainting(), 3),
+        (physics.SuperResolution(), 1),
+        (physics.Demosaicing(), 3),
+        (physics.MRI(), 1),
+        (physics.MRI(coils=2), 2),
+        (physics.CT(10), 1),
+        (physics.CT(10, "fan"), 1),
+        (physics.PET(10), 1),
+    ],
+    ids=str,
+)
+def test_a_model_file_needs_nothing_else(setup, channels, path):
+    built = setup.build((16, 16), channels)
+    x = torch.rand(2, channels, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    y = built(x)
+    trained = Energy(built, TV() + Tikhonov(0.1, learned=False), L2(0.5))
+    save_model(path, trained)
+    loaded = load_model(path)
+    found, again = solve(trained, y, 1e-2), solve(loaded, y, 1e-2)
+    assert again.ok
+    torch.testing.assert_close(found.value, again.value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (12, 16)])
+@pytest.mark.parametrize("setup", [physics.MRI(), physics.CT(10), physics.Inpainting()], ids=str)
+def test_measurements_of_another_size_are_refused_in_words(setup, shape, path):
+    save_model(path, Energy(setup.build((16, 16)), TV() + Tikhonov(0.1)))
+    loaded = load_model(path)
+    y = loaded.physics.A(torch.rand(1, 1, 16, 16))
+    other = torch.rand(*y.shape[:2], *shape)
+    with pytest.raises(InputError, match="given measurements of shape"):
+        solve(loaded, other, 1e-2)
+
+
+def test_files_of_the_first_version_still_load(path):
+    saved(path)
+
+    def old(header):
+        header.update(version=1, physics={"type": "Denoising", "sigma": 0.25})
+
+    rewritten(path, old)
+    loaded = load_model(path)
+    assert type(loaded.physics) is deepinv.physics.Denoising
+    assert loaded.physics.noise_model.sigma == 0.25
+
+
+def test_filters_that_were_learned_come_back_learned(path):
+    kernel = torch.nn.Parameter(torch.rand(1, 1, 3, 3, generator=torch.Generator().manual_seed(0)))
+    blurred = deepinv.physics.Blur(filter=kernel, padding="circular")
+    trained = Energy(blurred, TV() + Tikhonov(0.1))
+    save_model(path, trained)
+    loaded = load_model(path)
+    names = [[name for name, _ in named_trainable(e.physics)] for e in (trained, loaded)]
+    assert names == [["filter"], ["filter"]]
+    assert loaded.physics.filter.equal(kernel)
+
+
 def test_another_physics_takes_the_place_of_the_stored_one(path):
     saved(path)
-    physics = blur()
-    assert load_model(path, physics=physics).physics is physics
+    other = blur()
+    assert load_model(path, physics=other).physics is other
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -249,6 +325,18 @@ def refused(path: Path, *words: str, **arguments: object) -> None:
     message = str(error.value)
     assert ": given " in message and "; expected " in message
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("key", ["channels", "filters", "size"])
+@pytest.mark.parametrize("value", [2**17 + 1, 2**31, 2**70])
+def test_a_regularizer_larger_than_its_weights_is_refused_before_memory_is_taken(
+    key, value, path, monkeypatch
+):
+    saved(path, FoE(filters=2, size=3))
+    rewritten(path, lambda header: header["regularizer"].update({key: value}))
+    monkeypatch.setattr(torch, "randn", None)
+    monkeypatch.setattr(torch, "zeros", None)
+    refused(path, "sizes")
 
 
 @pytest.mark.parametrize("length", [0, 1, 8, 50, 300, -1])
@@ -301,11 +389,11 @@ def test_foreign_safetensors(metadata, path):
     refused(path, str(path), "a learnreg-model file")
 
 
-@pytest.mark.parametrize("version", [2, 99, 0, None, "1"])
+@pytest.mark.parametrize("version", [3, 99, 0, None, "1", True])
 def test_another_version(version, path):
     saved(path)
     rewritten(path, lambda header: header.update(version=version))
-    refused(path, str(path), f"version {version}", "expected version 1", "Update learnreg")
+    refused(path, str(path), f"version {version}", "expected version 2", "Update learnreg")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -370,6 +458,10 @@ HEADERS = {
     "sigma of text": lambda h: h.update(sigma="1"),
     "physics of text": lambda h: h.update(physics="Denoising"),
     "negative noise": lambda h: h.update(physics={"type": "Denoising", "sigma": "a"}),
+    "unknown physics": lambda h: h.update(physics={"type": "os.system", "settings": {}}),
+    "physics without tensors": lambda h: h.update(
+        physics={"type": "MRI", "settings": {"three_d": False}}
+    ),
 }
 
 
@@ -428,3 +520,19 @@ def test_every_regularizer_of_the_library_can_be_named_by_a_file():
     assert classes - {"Regularizer", "Sum", "Scaled", "SaddleRegularizer"} == set(
         regularizers.KNOWN
     )
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.2])
+def test_a_physics_with_another_noise_level_is_followed(tmp_path, sigma):
+    learned = Energy(denoising(), TV(0.1))
+    path = save_model(tmp_path / "model.safetensors", learned)
+    other = load_model(path, physics=denoising(sigma))
+    wanted = at_noise_level(learned, sigma)
+    y = torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    found, expected = (solve(energy, y, 1e-5).value for energy in (other, wanted))
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+    same = load_model(path, physics=denoising())
+    assert same.fidelity == learned.fidelity
+    # saved again it is a model for the other level
+    again = load_model(save_model(tmp_path / "again.safetensors", other))
+    torch.testing.assert_close(solve(again, y, 1e-5).value, expected, atol=2e-5, rtol=0)

@@ -12,8 +12,8 @@ from deepinv import physics as dphysics
 from torch import Tensor
 
 from learnreg.core.bounds import Kind
-from learnreg.core.errors import AdjointError, InputError, MissingPropertyError, ModelFileError
-from learnreg.operators.physics import LinearMap, describe_physics, physics_from_description
+from learnreg.core.errors import AdjointError, InputError, MissingPropertyError
+from learnreg.operators.physics import LinearMap
 from learnreg.operators.spectrum import averages
 from learnreg.problems import L2, Energy
 from learnreg.regularizers import TV, Tikhonov
@@ -54,22 +54,22 @@ PHYSICS = {
     "blur": (
         lambda: dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="reflect"),
         GREY,
-        Kind.ESTIMATE,
+        Kind.BOUND,
     ),
     "blur_circular": (
         lambda: dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="circular"),
         GREY,
-        Kind.ESTIMATE,
+        Kind.BOUND,
     ),
     "blur_colours": (
         lambda: dphysics.Blur(filter=uniform(1, 3, 3, 3), padding="circular"),
         (3, 4, 5),
-        Kind.ESTIMATE,
+        Kind.BOUND,
     ),
     "blur_valid": (
         lambda: dphysics.Blur(filter=uniform(1, 1, 3, 3), padding="valid"),
         GREY,
-        Kind.ESTIMATE,
+        Kind.BOUND,
     ),
     "decolorize": (lambda: dphysics.Decolorize(), (3, 4, 4), Kind.EXACT),
     "mri": (
@@ -130,7 +130,9 @@ def test_the_spectrum_agrees_with_the_dense_matrix(kind):
     curvature = operator.spectrum(torch.zeros(1, *shape))
     assert curvature.L.kind == known
     if curvature.L.certified:
-        assert curvature.L.value == pytest.approx(largest, rel=1e-5)
+        assert largest <= curvature.L.value * (1 + 1e-6)  # the matrix is one of float32
+        close = 1e-5 if curvature.L.kind == Kind.EXACT or "fft" in kind else 5e-3
+        assert curvature.L.value == pytest.approx(largest, rel=close)
     else:  # a power iteration comes from below, and is labelled accordingly
         assert 0.95 * largest <= curvature.L.value <= 1.03 * largest
     assert curvature.mu.certified and curvature.mu.value <= smallest + 1e-6
@@ -463,17 +465,6 @@ def test_a_physics_updated_in_place_is_seen():
     assert operator.spectrum(x).mu.value == pytest.approx(float(mask.square().min()))
     assert operator.spectrum(x).L.value == pytest.approx(float(mask.square().max()))
     torch.testing.assert_close(operator.double().forward(x.double()).float(), operator.forward(x))
-
-
-def test_a_description_rebuilds_gaussian_denoising_only():
-    denoising = dphysics.Denoising(dphysics.GaussianNoise(0.07))
-    description = describe_physics(denoising)
-    rebuilt = physics_from_description(description)
-    assert isinstance(rebuilt, dphysics.Denoising)
-    assert float(rebuilt.noise_model.sigma) == pytest.approx(0.07)
-    blur = describe_physics(dphysics.Blur(filter=uniform(1, 1, 3, 3)))
-    with pytest.raises(ModelFileError, match="given a model for Blur; expected physics="):
-        physics_from_description(blur)
 
 
 def test_one_operator_per_image_is_solved_or_refused_by_name():

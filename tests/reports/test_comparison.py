@@ -125,7 +125,7 @@ def gridded(values=(0.1, 1.0, 10.0), others=(1e-3, 1e-1), seeds=2):
 
 
 def page_of(comparison, folder):
-    return comparison.save(folder).read_text(encoding="utf-8")
+    return comparison.save(folder, formats=("png",)).read_text(encoding="utf-8")
 
 
 def text_of(page):
@@ -444,6 +444,14 @@ def test_grids_of_one_key_of_words_of_three_keys_and_with_failures():
     assert heat_maps([replace(run, points=(), failure="no") for run in runs]) == {}
 
 
+def test_no_learner_stands_in_a_legend_without_a_line():
+    runs = [*several(2), failed("hoag", 0), silent(make_run("dfo"))]
+    figure = curves(runs, "loss", "loss", logarithmic=True)
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert told == ["MAID", "fixed", "Adam"]
+    assert curves([failed()], "loss", "loss", logarithmic=True).legends == []
+
+
 def test_schedules_show_one_run_per_setting():
     axes = schedules(several(3)).axes
     assert [len(axis.lines) for axis in axes] == [3, 0, 3]
@@ -472,8 +480,15 @@ def test_page_stands_alone_and_all_files_are_written(saved):
     assert all('alt="' in tag for tag in re.findall(r"<img[^>]*>", page))
     found = {str(p.relative_to(saved.parent)) for p in saved.parent.rglob("*") if p.is_file()}
     figures = ("loss", "above", "psnr", "gaps", "schedules", "grid_0_maid")
-    assert found == {"index.html", "comparison.json", *(f"figures/{n}.png" for n in figures)}
-    assert all(p.read_bytes().startswith(b"\x89PNG") for p in (saved.parent / "figures").iterdir())
+    kinds = {"png": b"\x89PNG", "svg": b"<svg", "pdf": b"%PDF"}
+    assert found == {
+        *("index.html", "comparison.json", "tables/table.csv", "tables/runs.csv"),
+        *(f"figures/{n}.{kind}" for n in figures for kind in kinds),
+    }
+    for path in (saved.parent / "figures").iterdir():
+        assert path.read_bytes().startswith(kinds[path.suffix[1:]])
+    rows = (saved.parent / "tables" / "table.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 5 and rows[4].startswith("hoag,2,0,")
 
 
 def test_page_has_the_numbers_the_failures_and_the_reasons(saved):
@@ -543,6 +558,30 @@ def test_load_and_save_again_gives_the_same_files(saved, tmp_path):
         (tmp_path / "comparison.json").read_text(encoding="utf-8"), parse_constant=pytest.fail
     )
     assert (data["format"], data["version"]) == ("learnreg-comparison", 1)
+
+
+def test_the_page_can_be_repeated_from_its_configuration(tmp_path):
+    text = '[data]\nsource = "a <b> & c"\n'
+    settings = {**SETTINGS, "data": {"source": "natural", "size": 96}, "physics": {"sigma": 0.1}}
+    made = Comparison(several(2), settings, config=text, command="learnreg compare config.toml")
+    page = page_of(made, tmp_path)
+    shown = re.search(r'<pre class="config"><code>(.*?)</code>', page, re.S)[1]
+    assert html.unescape(shown).strip() == text.strip()
+    words = text_of(page)
+    assert "learnreg compare config.toml" in words and "sigma 0.1" in words and "size 96" in words
+    again = Comparison.load(tmp_path)
+    assert (again.config, again.command) == (made.config, made.command)
+    bare = text_of(page_of(Comparison(several(2)), tmp_path / "bare"))
+    assert "was given no configuration" in bare
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["certified", "estimated", "unknown"])
+def test_certified_is_said_of_proven_brackets_only(kind, tmp_path):
+    runs = [replace(r, points=[{**p, "kind": kind} for p in r.points]) for r in several(2)]
+    words = text_of(page_of(Comparison(runs, SETTINGS), tmp_path))
+    proven = re.sub("not certified", "", words)
+    assert ("certified" in proven) is (kind == "certified")
 
 
 def test_hostile_names_are_escaped(tmp_path):

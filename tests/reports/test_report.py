@@ -107,6 +107,9 @@ def make_evaluation(shift=0.0, images=5, kind=Kind.BOUND, honest=True, **changes
         "names": tuple(f"photo {i}" for i in range(images)),
         "cost": Cost(gradients=50),
         "honesty": rows if honest else (),
+        "peak": (1.0,) * images,
+        "seen": y,
+        "seen_as": "noisy",
     }
     return Evaluation(**{**given, **changes})
 
@@ -122,13 +125,17 @@ def two_methods(**changes):
 
 
 def page_of(report, folder):
-    return report.save(folder).read_text(encoding="utf-8")
+    return report.save(folder, formats=("png",)).read_text(encoding="utf-8")
 
 
 def text_of(page):
     """The words of a page, without markup, styles and images, on one line."""
     page = re.sub(r"<style>.*?</style>", "", page, flags=re.S)
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", "", page)))
+
+
+STARTS = {"png": b"\x89PNG", "svg": b"<svg", "pdf": b"%PDF"}
+"""How files of the formats begin."""
 
 
 @pytest.fixture(scope="module")
@@ -154,13 +161,17 @@ def test_all_files_are_written_and_no_temporary_ones(saved):
         "index.html",
         "run.json",
         "run.safetensors",
-        *(f"figures/{n}.png" for n in figures),
+        *(f"figures/{n}.{kind}" for n in figures for kind in STARTS),
+        *(f"tables/{n}.csv" for n in ("table", "images", "pairs")),
+        "tables/table.tex",
+        "tables/references.bib",
     }
-    assert all(p.read_bytes().startswith(b"\x89PNG") for p in (saved.parent / "figures").iterdir())
+    for path in (saved.parent / "figures").iterdir():
+        assert path.read_bytes().startswith(STARTS[path.suffix[1:]]), path.name
 
 
 def test_same_input_gives_the_same_page(saved, tmp_path):
-    assert two_methods().save(tmp_path).read_bytes() == saved.read_bytes()
+    assert page_of(two_methods(), tmp_path) == saved.read_text(encoding="utf-8")
 
 
 def test_table_is_computed_from_the_input(saved, tmp_path):
@@ -184,7 +195,9 @@ def test_table_is_computed_from_the_input(saved, tmp_path):
 
 def test_summary_says_who_won_by_how_much():
     words = two_methods().summary()
-    assert "FoE lifts the PSNR from 20.02 dB to 29.40 dB on average, 0.40 dB above TV" in words
+    assert (
+        "FoE lifts the PSNR from 20.02 dB (noisy) to 29.40 dB on average, 0.40 dB above TV" in words
+    )
     assert "ahead of it on 5 of 5 images" in words and "The budget of 60 s was used up." in words
     assert "smoothed TV for denoising, learned from 4 photographs." in words
     assert "does not lift" in Report(make_run(), make_evaluation(-15.0)).summary()
@@ -263,7 +276,7 @@ def test_the_page_says_what_certified_distances_follow_from(theorem, words, tmp_
 
 def test_load_and_save_again_gives_the_same_files(saved, tmp_path):
     loaded = Report.load(saved.parent)
-    again = loaded.save(tmp_path)
+    again = loaded.save(tmp_path, formats=())
     for name in ("run.json", "run.safetensors", "index.html"):
         assert (again.parent / name).read_bytes() == (saved.parent / name).read_bytes(), name
     assert str(loaded) == str(two_methods())
@@ -278,7 +291,7 @@ def test_json_is_versioned_and_free_of_nan(tmp_path):
     data = json.loads(
         (tmp_path / "run.json").read_text(encoding="utf-8"), parse_constant=pytest.fail
     )
-    assert (data["format"], data["version"]) == ("learnreg-run", 1)
+    assert (data["format"], data["version"]) == ("learnreg-run", 2)
     assert data["methods"][0]["evaluation"]["psnr"][1:3] == [None, None]
     assert "not known" in words and not re.search(r"\b(nan|inf)\b", words)
     assert "not known" in str(Report.load(tmp_path))
@@ -296,7 +309,7 @@ def test_hostile_names_are_escaped(tmp_path):
     evaluation = make_evaluation(
         names=(f'" onerror="{evil}', "$x$", "../../a", "\x00\n\udcff", "b" * 300)
     )
-    path = Report.compare({evil: (run, evaluation)}).save(tmp_path)
+    path = Report.compare({evil: (run, evaluation)}).save(tmp_path, formats=("png",))
     page = path.read_text(encoding="utf-8")
     assert (
         "<script" not in page
@@ -305,19 +318,21 @@ def test_hostile_names_are_escaped(tmp_path):
     )
     assert 'alert("1")' in text_of(page)
     assert {p.parent.name for p in tmp_path.rglob("*.png")} == {"figures"}
-    assert Report.load(tmp_path).save(tmp_path / "again").read_bytes() == path.read_bytes()
+    assert (
+        Report.load(tmp_path).save(tmp_path / "again", formats=()).read_bytes() == path.read_bytes()
+    )
 
 
 def test_names_that_share_a_file_name_keep_their_figures(tmp_path):
     methods = {n: (make_run(n, make_bank()), make_evaluation()) for n in ("FoE", "foe", "?")}
-    Report.compare(methods).save(tmp_path)
+    Report.compare(methods).save(tmp_path, formats=("png",))
     assert len(list((tmp_path / "figures").glob("filters_*.png"))) == 3
 
 
 def test_empty_record_and_missing_columns(tmp_path):
     words = text_of(page_of(Report(make_run(rows=()), make_evaluation()), tmp_path))
     assert "not known accepted steps" in words
-    Report(make_run(rows=({"step": 0, "loss": 1.0},)), make_evaluation()).save(tmp_path)
+    Report(make_run(rows=({"step": 0, "loss": 1.0},)), make_evaluation()).save(tmp_path, formats=())
 
 
 @pytest.mark.parametrize("channels", [2, 3])
@@ -337,9 +352,9 @@ def test_colour_and_complex_images_and_foreign_measurements(tmp_path, channels):
         ("run.json", lambda b: b"[1, 2]", ModelFileError, "another kind"),
         (
             "run.json",
-            lambda b: b.replace(b'"version": 1', b'"version": 2'),
+            lambda b: b.replace(b'"version": 2', b'"version": 3'),
             ModelFileError,
-            "version 2",
+            "version 3",
         ),
         (
             "run.json",
@@ -404,6 +419,6 @@ def test_saving_leaves_no_trace_in_global_state_or_input(tmp_path):
         make_evaluation(),
     )
     x, kernels = evaluation.x.clone(), run.filters["kernels"].clone()
-    Report(run, evaluation).save(tmp_path)
+    Report(run, evaluation).save(tmp_path, formats=("png",))
     assert dict(matplotlib.rcParams) == before
     assert torch.equal(x, evaluation.x) and torch.equal(kernels, run.filters["kernels"])

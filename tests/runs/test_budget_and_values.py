@@ -65,10 +65,15 @@ TABLE: dict[type, dict[str, Range]] = {
         "smallest_eps": REQUIRED,
     },
     FixedAccuracy: {**DESCENT, "eps": REQUIRED, "delta": REQUIRED},
-    Budget: {"seconds": POSITIVE, "work": POSITIVE, "steps": COUNT_OR_NONE},
+    Budget: {
+        "seconds": POSITIVE,
+        "work": POSITIVE,
+        "steps": COUNT_OR_NONE,
+        "patience": POSITIVE,
+    },
     Adaptive: {"tighten": FRACTION, "loosen": FACTOR},
 }
-NOT_NUMBERS = {MAID: {"accuracy", "test"}}
+NOT_NUMBERS = {MAID: {"accuracy", "test"}, Budget: {"plateau"}}  # the latter is no limit
 
 ROWS = [
     pytest.param(cls, name, limits, id=f"{cls.__name__}.{name}")
@@ -126,7 +131,8 @@ def test_an_unknown_test_is_refused(value):
 
 def test_a_budget_without_a_limit_is_refused():
     with pytest.raises(
-        InputError, match=r"budget: given no limit; expected seconds, work or steps.*Budget"
+        InputError,
+        match=r"budget: given no limit; expected seconds, work, steps or patience.*Budget",
     ):
         Budget()
 

@@ -18,7 +18,7 @@ from learnreg.core.errors import InputError, ModelFileError, SolveError
 from learnreg.core.results import RunRecord
 from learnreg.learners import MAID
 from learnreg.metrics import psnr, ssim
-from learnreg.problems import BilevelProblem, Energy
+from learnreg.problems import BilevelProblem, Energy, at_noise_level
 from learnreg.regularizers import TV, Tikhonov
 from learnreg.runs import Run
 from learnreg.solvers import solve
@@ -412,3 +412,14 @@ def test_filters_are_shown_where_there_are_any(runs):
     assert not filters["kernels"].equal(
         pictures(IMAGES["FoE"]()).energy.regularizer.filters()["kernels"]
     )
+
+
+def test_a_physics_with_another_noise_level_is_followed():
+    outcome = run(pictures(), MAID(), steps=1)
+    y = phantoms()[1].y
+    louder = deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.2))
+    found = outcome.reconstruct(y, 1e-3, physics=louder).value
+    wanted = solve(at_noise_level(outcome.energy, 0.2), y, 1e-3).value
+    assert float((found - wanted).flatten(1).norm(dim=1).max()) <= 2e-3
+    as_learned = outcome.reconstruct(y, 1e-3).value
+    assert float((found - as_learned).flatten(1).norm(dim=1).min()) > 0.1

@@ -4,7 +4,6 @@ to a report.
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import shutil
@@ -21,14 +20,15 @@ from ..reports import Comparison
 from ..reports.comparison import FILE
 from .compare_config import Plan, load_comparison
 from .compare_progress import CompareProgress
-from .guard import Interrupted, say
+from .extras import AGAIN
+from .guard import ALL_FAILED, Interrupted, say
 from .jobs import Job, plan_jobs, run_all
-from .learn import COPY, RESULTS, claim, prepare
+from .learn import COPY, RESULTS, claimed
+from .prepare import prepare
+from .settings import cores
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-ALL_FAILED = 1
 
 
 def run_compare(
@@ -67,27 +67,33 @@ def run_compare(
     )
     folder = Path(plan.config.run.output)
     jobs = plan_jobs(plan, folder)
-    _check_output(folder, path, jobs, resume, overwrite)
+    _check_output(folder, path, plan, jobs, resume, overwrite)
     problem, _ = prepare(
         jobs[0].config
     )  # what is wrong with the data is said once, and before anything is started
-    claim(folder)
-    if overwrite:
-        for job in (job for job in jobs if job.begun):
-            shutil.rmtree(job.folder)
-    _copy_config(plan, path, folder)
-    waiting = [job for job in jobs if not job.finished]
-    at_once = min(
-        plan.config.comparison.processes or _places(plan.config.run.threads), max(1, len(waiting))
-    )
-    say(console, _opening(plan, jobs, waiting, at_once, problem.describe()))
-    try:
-        with CompareProgress(console, jobs) as watch:
-            run_all(waiting, at_once, watch)
-    except KeyboardInterrupt:
-        raise Interrupted(_kept(jobs, path, folder, seconds)) from None
+    with claimed(folder):
+        if overwrite:
+            for job in (job for job in jobs if job.begun):
+                shutil.rmtree(job.folder)
+        _copy_config(plan, path, folder)
+        waiting = [job for job in jobs if not job.finished]
+        at_once = min(
+            plan.config.comparison.processes or _places(plan.config.run.threads),
+            max(1, len(waiting)),
+        )
+        say(console, _opening(plan, jobs, waiting, at_once, problem.describe()))
+        try:
+            with CompareProgress(console, jobs) as watch:
+                run_all(waiting, at_once, watch)
+        except KeyboardInterrupt:
+            raise Interrupted(_kept(jobs, path, folder, seconds)) from None
     outcomes = [job.outcome() for job in jobs]
-    comparison = Comparison.of(outcomes, _settings(plan, at_once))
+    comparison = Comparison.of(
+        outcomes,
+        _settings(plan, at_once),
+        config=plan.to_toml(),
+        command=shlex.join(["learnreg", "compare", COPY, "--output", AGAIN]),
+    )
     page = comparison.save(folder)
     say(console, f"\n{comparison}\n\nReport: {page}")
     if all(outcome["failure"] for outcome in outcomes):
@@ -109,11 +115,10 @@ def _opening(plan: Plan, jobs: list[Job], waiting: list[Job], at_once: int, prob
 def _settings(plan: Plan, at_once: int) -> dict[str, Any]:
     """How the runs were done, for the report."""
     c = plan.config
-    budget = {key: value for key, value in c.budget.model_dump().items() if value is not None}
     return {
         "seeds": c.comparison.seeds,
         "starts": [name for name in plan.starts if name],
-        "budget": budget,
+        "budget": c.budget.build("budget").limits,
         "points": c.comparison.points,
         "relative": c.comparison.relative,
         "eps_test": c.run.eps_evaluate,
@@ -121,7 +126,7 @@ def _settings(plan: Plan, at_once: int) -> dict[str, Any]:
         "solver": c.run.solver,
         "processes": at_once,
         "threads": c.run.threads,
-        "cores": _cores(),
+        "cores": cores(),
         "data": c.data.model_dump(),
         "physics": c.physics.model_dump(),
         "version": __version__,
@@ -144,16 +149,13 @@ def _kept(jobs: list[Job], path: Path, folder: Path, seconds: float | None) -> s
     )
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _places(threads: int | None) -> int:
-    return max(1, _cores() // (threads or 1))
+    return max(1, cores() // (threads or 1))
 
 
-def _check_output(folder: Path, path: Path, jobs: list[Job], resume: bool, overwrite: bool) -> None:
+def _check_output(
+    folder: Path, path: Path, plan: Plan, jobs: list[Job], resume: bool, overwrite: bool
+) -> None:
     """Refuse to write over other results, or over a configuration that is not the present one."""
     if resume and overwrite:
         raise InputError(
@@ -182,7 +184,9 @@ def _check_output(folder: Path, path: Path, jobs: list[Job], resume: bool, overw
             remedy="Go on with --resume, start again with --overwrite, or choose another --output.",
         )
     copy = folder / COPY
-    if copy.exists() and not copy.samefile(path):
+    # our own copy, of a comparison that was ended before its first run, is no other configuration
+    ours = copy.is_file() and copy.read_bytes() == plan.to_toml().encode()
+    if copy.exists() and not copy.samefile(path) and not ours:
         raise InputError(
             f"output folder {folder}",
             given=f"another configuration ({copy})",

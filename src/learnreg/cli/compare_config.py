@@ -10,31 +10,39 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
 from ..core.errors import ConfigError
 from ..core.grants import Grants, check_needs
 from . import toml
 from .config import TAGS, Config
-from .mistakes import nearest, one_of_words, read_tables, translated
+from .data_section import Data
+from .measured_section import AnyData, size_of
+from .mistakes import Check, gathered, nearest, one_of_words, read_tables, translated
+from .physics_section import (
+    FIDELITIES,
+    NOISES,
+    PHYSICS,
+    Fidelity,
+    NoiseSection,
+    Physics,
+    check_problem,
+    follow,
+    unsaid,
+)
+from .sections import Built, Section, located, one_of, tag_of
 from .settings import (
     LEARNERS,
     REGULARIZERS,
     BudgetSection,
-    Built,
-    Data,
-    Physics,
     Regularizer,
-    Section,
     Settings,
     Strategy,
     build_regularizer,
     check_method,
     check_strategy,
+    check_threads,
     default_strategy,
-    located,
-    one_of,
-    tag_of,
 )
 
 _HEAD = """\
@@ -80,14 +88,14 @@ class Comparing(Section):
     points: int = Field(default=12, ge=2)
     """steps of each run whose loss and held-out PSNR are evaluated again"""
     relative: float = Field(default=5e-4, gt=0, lt=1)
-    """width of the certified bracket of the training loss, relative to it"""
+    """width of the bracket of the training loss, relative to it; certified where that is proven"""
 
 
 def _settings() -> Any:
-    """The section [run] without the seed, which is one of several here."""
+    """The section [run] without the seed, which is one of several here, and without validation."""
     fields = Settings.model_fields.items()
     kept: dict[str, Any] = {
-        name: (info.annotation, info) for name, info in fields if name != "seed"
+        name: (info.annotation, info) for name, info in fields if name not in ("seed", "keep")
     }
     kept["output"] = (
         str,
@@ -135,11 +143,20 @@ class _Common(Section):
     """What every comparison has, with defaults."""
 
     comparison: Comparing = Comparing()
-    data: Data = Data()
-    physics: Physics = Physics()
+    data: AnyData = Data()
+    physics: Physics = PHYSICS["denoising"]()
+    noise: NoiseSection = NOISES["gaussian"]()
+    """that of the physics when left out"""
+    fidelity: Fidelity = FIDELITIES["L2"]()
+    """the data term: that of the noise when left out"""
     regularizer: Regularizer = REGULARIZERS["FoE"]()
     budget: BudgetSection = BudgetSection.model_validate({"seconds": 120.0})
     run: RunSection = RunSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow(cls, tables: object) -> object:
+        return follow(tables)
 
 
 class CompareConfig(_Common):
@@ -199,6 +216,8 @@ class Plan:
         return Config(
             data=c.data,
             physics=c.physics,
+            noise=c.noise,
+            fidelity=c.fidelity,
             regularizer=self.starts[start],
             learner=variant.section,
             hypergradient=variant.hypergradient,
@@ -215,7 +234,7 @@ def example() -> str:
     """A commented configuration of a comparison of two learners."""
     return (
         _HEAD
-        + toml.write(_Common(), comments=True)
+        + toml.write(unsaid(_Common()), comments=True)
         + _LEARNERS.format(learners=", ".join(LEARNERS))
     )
 
@@ -238,23 +257,49 @@ def load_comparison(
     for (section, key), given in (changes or {}).items():
         if given is not None and isinstance(tables.setdefault(section, {}), dict):
             tables[section][key] = given
-    try:
-        config = CompareConfig.model_validate(tables)
-    except ValidationError as error:
-        raise translated(str(path), error, CompareConfig, _PLACES) from None
-    try:
-        entries = enumerate(config.learners, 1)
-        variants = tuple(
-            v for number, entry in entries for v in _variants(entry, number, config.run.solver)
-        )
-        base = tables.get("regularizer", {"type": tag_of(config.regularizer)})
-        plan = Plan(config, variants, _starts(config, base), tables)
-        _check(plan)
-    except ConfigError as error:
-        raise ConfigError(
-            f"{path}: {error.what}", given=error.given, expected=error.expected, remedy=error.remedy
-        ) from error
+    config = gathered(str(path), tables, CompareConfig, _PLACES, CHECKS)
+    return _plan(config, tables)
+
+
+def _plan(config: CompareConfig, tables: dict[str, Any]) -> Plan:
+    """What a file asks for, checked.
+
+    Raises:
+        ConfigError: what the sections alone do not show.
+    """
+    entries = enumerate(config.learners, 1)
+    variants = tuple(
+        v for number, entry in entries for v in _variants(entry, number, config.run.solver)
+    )
+    base = tables.get("regularizer", {"type": tag_of(config.regularizer)})
+    plan = Plan(config, variants, _starts(config, base), tables)
+    _check(plan)
     return plan
+
+
+CHECKS: list[Check[CompareConfig]] = [
+    (("budget",), lambda config, _: config.budget.build("budget")),
+    (("run",), lambda config, _: check_threads(config.run.threads)),
+    (
+        ("comparison",),
+        lambda config, _: check_threads(config.comparison.processes, "[comparison] processes"),
+    ),
+    (
+        (
+            "learners",
+            "starts",
+            "data",
+            "physics",
+            "noise",
+            "regularizer",
+            "fidelity",
+            "run",
+            "comparison",
+        ),
+        _plan,
+    ),
+]
+"""What the values of single keys do not show."""
 
 
 def _variants(entry: Entry, number: int, solver: str) -> Iterator[Variant]:
@@ -409,8 +454,18 @@ def _check(plan: Plan) -> None:
         if titles.count(variant.name) > 1:  # "a (b=1)" may be a name as well as a point of a grid
             raise _twice(f"learners({names[variant.learner]})", variant.name, "learner")
     plan.config.budget.build("budget")
+    c = plan.config
+    Settings(**c.run.model_dump()).check_device()
+    for number, section in enumerate(plan.starts.values(), 1):
+        build_regularizer(
+            section,
+            f"starts({number})" if plan.config.starts else "regularizer",
+            channels=plan.config.data.channels,
+            seed=seeds[0],
+        )
     for section in plan.starts.values():
-        check_method(section, plan.config.run.solver)
+        check_method(section, c.run.solver)
+        check_problem(c.physics, c.noise, section, c.fidelity, size_of(c.data), c.data.channels)
     for variant, section in product(plan.variants, plan.starts.values()):
         where = f"learners({names[variant.learner]})"
         learner = variant.section.build(f"{where}.grid" if variant.grid else where)
@@ -425,13 +480,6 @@ def _check(plan: Plan) -> None:
                 given.grants,
                 repr(given),
             )
-    for number, section in enumerate(plan.starts.values(), 1):
-        build_regularizer(
-            section,
-            f"starts({number})" if plan.config.starts else "regularizer",
-            channels=plan.config.data.channels,
-            seed=seeds[0],
-        )
 
 
 def _lines(tables: Mapping[str, object], name: str = "") -> Iterator[str]:

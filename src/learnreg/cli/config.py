@@ -6,45 +6,106 @@ would have been accepted, with the nearest key if one was misspelt.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, model_validator
+from torch import nn
 
 from ..core import objective
 from ..core.errors import ConfigError
 from ..core.maps import SolutionMap
+from ..physics import Noise, Setup
+from ..problems import Energy, SaddleEnergy
 from ..runs import Budget
 from . import toml
-from .mistakes import one_of_words, read_tables, translated
+from .data_section import Data
+from .measured_section import DATA, AnyData, size_of
+from .mistakes import Check, gathered, nearest, one_of_words, read_tables
+from .physics_section import (
+    FIDELITIES,
+    NOISES,
+    PHYSICS,
+    Fidelity,
+    NoiseSection,
+    Physics,
+    build_energy,
+    build_noise,
+    build_setup,
+    check_problem,
+    follow,
+    unsaid,
+)
+from .sections import Section, located, tag_of
 from .settings import (
     LEARNERS,
     REGULARIZERS,
     SADDLES,
     STRATEGIES,
     BudgetSection,
-    Data,
     Learner,
     Part,
-    Physics,
     Regularizer,
-    Section,
     Settings,
     Strategy,
     Terms,
     build_regularizer,
+    check_kept,
     check_method,
     check_strategy,
+    check_threads,
     leaves,
-    tag_of,
 )
 
-TAGS: dict[str, type[BaseModel]] = {**LEARNERS, **STRATEGIES, **REGULARIZERS, "Sum": Terms}
+TAGS: dict[str, type[BaseModel]] = {
+    **LEARNERS,
+    **STRATEGIES,
+    **REGULARIZERS,
+    "Sum": Terms,
+    **DATA,
+    **PHYSICS,
+    **NOISES,
+    **FIDELITIES,
+}
 """The sections that a key ``type`` chooses."""
+_SMALL: dict[str, object] = {"size": 48, "train": 6, "test": 4}
+_SOURCES: dict[str, dict[str, object]] = {
+    "demosaicing": {"channels": 3, "source": "phantoms"},
+    "PET": {"source": "phantoms"},
+}
+_STARTS = {  # weights of TV that suit the noise of each
+    "blur": ({"type": "blur"}, 0.005),
+    "inpainting": ({"type": "inpainting"}, 0.01),
+    "superresolution": ({"type": "superresolution"}, 0.003),
+    "demosaicing": ({"type": "demosaicing"}, 0.01),
+    "MRI": ({"type": "MRI"}, 0.01),
+    "multicoil_MRI": ({"type": "MRI", "coils": 4}, 0.01),
+    "CT": ({"type": "CT"}, 0.001),
+    "fan_beam_CT": ({"type": "CT", "geometry": "fan"}, 0.001),
+    "PET": ({"type": "PET", "angles": 40}, 3.0),
+}
+EXAMPLES: dict[str, dict[str, object]] = {"denoising": {}} | {
+    name: {
+        "data": _SMALL | _SOURCES.get(name, {}),
+        "physics": physics,
+        "regularizer": {"type": "TV", "weight": weight},
+        "budget": {"seconds": 60.0},
+    }
+    for name, (physics, weight) in _STARTS.items()
+}
+EXAMPLES["PET"]["fidelity"] = {"tikhonov": 0.5}  # why: far from the minimum KL bends very little
+"""What ``learnreg learn --example NAME`` prints: runs of a minute, by the name of their physics."""
+
 _HEAD = """\
 # A run of learnreg; start it with: learnreg learn config.toml
 # Every key may be left out: the values below are the defaults.
+# Only a [regularizer] with keys of its own needs its type.
 # Paths are relative to the folder you start in.
+# Physics: {physics}.
+# Whole examples: learnreg learn --example NAME, with NAME {examples}.
+# Noise: {noises}. Data terms: {fidelities}.
+# Data: simulated measurements of images, or type = "measured" for pairs from files.
 # Learners: {learners}, each with its own keys.
 # Regularizers: {regularizers}, each with its own keys.
 # A sum of regularizers has one table [[regularizer.terms]] per term in the place of type and keys.
@@ -57,14 +118,46 @@ _HEAD = """\
 class Config(Section):
     """A whole configuration; ``Config()`` is the default run."""
 
-    data: Data = Data()
-    physics: Physics = Physics()
+    data: AnyData = Data()
+    physics: Physics = PHYSICS["denoising"]()
+    noise: NoiseSection = NOISES["gaussian"]()
+    """that of the physics when left out"""
+    fidelity: Fidelity = FIDELITIES["L2"]()
+    """the data term: that of the noise when left out"""
     regularizer: Regularizer = REGULARIZERS["FoE"]()
     learner: Learner = LEARNERS["maid"]()
     hypergradient: Strategy | None = None
     """how to differentiate: implicit when left out, piggyback for saddle points"""
     budget: BudgetSection = BudgetSection.model_validate({"seconds": 120.0})
     run: Settings = Settings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow(cls, tables: object) -> object:
+        return follow(tables)
+
+    def build_setup(self) -> Setup:
+        """The settings of the physics."""
+        return build_setup(self.physics)
+
+    def build_noise(self) -> Noise:
+        """The settings of the noise."""
+        return build_noise(self.physics, self.noise)
+
+    def build_physics(self, size: tuple[int, int], channels: int) -> nn.Module:
+        """The operator with its noise, for images of this size.
+
+        Raises:
+            ConfigError: files that cannot be used, or that do not fit the images.
+        """
+        setup, noise = self.build_setup(), self.build_noise()
+        with located("physics"):
+            return setup.build(size, channels, self.run.seed, noise)
+
+    def build_energy(self, physics: nn.Module, channels: int) -> Energy | SaddleEnergy:
+        """The energy for such a physics, at the start of the regularizer."""
+        inherited = {"channels": channels, "seed": self.run.seed}
+        return build_energy(physics, self.regularizer, self.fidelity, **inherited)
 
     def build_regularizer(self) -> Part:
         """The start of the regularizer."""
@@ -94,14 +187,36 @@ class Config(Section):
         return toml.write(self, comments)
 
 
-def example() -> str:
-    """The default configuration as a commented file."""
+def example(name: str | None = None) -> str:
+    """A commented configuration: the default run, or that of one of ``EXAMPLES``.
+
+    Raises:
+        ConfigError: no such example.
+    """
+    lower = {known.lower(): known for known in EXAMPLES}
+    if name is not None and name.lower() not in lower:
+        raise ConfigError(
+            "--example",
+            given=name,
+            expected=one_of_words(EXAMPLES),
+            remedy=nearest(name, list(EXAMPLES)) or "Leave the name out for denoising.",
+        )
+    config = Config() if name is None else Config.model_validate(EXAMPLES[lower[name.lower()]])
     names = {
+        "physics": ", ".join(PHYSICS),
+        "examples": one_of_words(EXAMPLES),
+        "noises": ", ".join(NOISES),
+        "fidelities": ", ".join(FIDELITIES),
         "learners": one_of_words(LEARNERS),
         "regularizers": one_of_words(REGULARIZERS),
         "saddles": ", ".join(SADDLES),
     }
-    return _HEAD.format(**names) + Config().to_toml(comments=True)
+    head = "\n".join(
+        line
+        for text in _HEAD.format(**names).splitlines()
+        for line in textwrap.wrap(text, toml.WIDTH, subsequent_indent="#     ") or [""]
+    )
+    return f"{head}\n{unsaid(config).to_toml(comments=True)}"
 
 
 def load_config(
@@ -122,22 +237,35 @@ def load_config(
     for (section, key), given in (changes or {}).items():
         if given is not None and isinstance(tables.setdefault(section, {}), dict):
             tables[section][key] = given
-    try:
-        config = Config.model_validate(tables)
-    except ValidationError as error:
-        raise translated(str(path), error, Config, TAGS) from None
-    try:
-        for build in (
-            config.build_regularizer,
-            config.build_learner,
-            config.build_hypergradient,
-            config.build_budget,
-        ):
-            build()
-        check_strategy(config.regularizer, config.hypergradient)
-        check_method(config.regularizer, config.run.solver)
-    except ConfigError as error:
-        raise ConfigError(
-            f"{path}: {error.what}", given=error.given, expected=error.expected, remedy=error.remedy
-        ) from error
-    return config
+    return gathered(str(path), tables, Config, TAGS, CHECKS)
+
+
+CHECKS: list[Check[Config]] = [
+    (("regularizer",), lambda config, _: config.build_regularizer()),
+    (("learner",), lambda config, _: config.build_learner()),
+    (("hypergradient",), lambda config, _: config.build_hypergradient()),
+    (("budget",), lambda config, _: config.build_budget()),
+    (
+        ("regularizer", "hypergradient"),
+        lambda config, _: check_strategy(config.regularizer, config.hypergradient),
+    ),
+    (("regularizer", "run"), lambda config, _: check_method(config.regularizer, config.run.solver)),
+    (("run",), lambda config, _: check_threads(config.run.threads)),
+    (("run",), lambda config, _: config.run.check_device()),
+    (
+        ("data", "physics", "noise", "regularizer", "fidelity"),
+        lambda config, _: check_problem(
+            config.physics,
+            config.noise,
+            config.regularizer,
+            config.fidelity,
+            size_of(config.data),
+            config.data.channels,
+        ),
+    ),
+    (
+        ("run", "data"),
+        lambda config, _: check_kept(config.run.keep, dict(config.data).get("validation", 0)),
+    ),
+]
+"""What the values of single keys do not show."""

@@ -24,8 +24,9 @@ from ..core.words import slug
 from ..runs.compare import CURVE, Entry, Measure, measured_run, read_json
 from .compare_config import Plan
 from .config import Config
-from .learn import COPY, limited_threads, prepare
+from .learn import COPY, limited_threads
 from .memory import keep_large_blocks
+from .prepare import prepare
 
 JOB, FAILURE, PROGRESS, LOG = "job.json", "failure.json", "progress.json", "log.txt"
 POLL, PATIENCE = 0.25, 30.0
@@ -160,7 +161,8 @@ def attempt(job: Job, progress: Callable[[Row], None]) -> None:
         run_job(job, progress)
     except Exception as error:  # whatever it is, the other runs go on
         kind = "" if isinstance(error, LearnregError) else f"{type(error).__name__}: "
-        told = {"message": f"{kind}{error}", "traceback": traceback.format_exc()}
+        words = f"{kind}{error}".replace("without resume", "again with --overwrite")
+        told = {"message": words, "traceback": traceback.format_exc()}
         write_atomically(job.folder / FAILURE, json.dumps(told, indent=1).encode())
 
 
@@ -312,9 +314,9 @@ class _Reporter:
 
 def main(folder: str, parent: str) -> int:
     """One job in this process: ``python -m learnreg.cli.jobs FOLDER PARENT``; the exit code."""
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # what was started in the background ignores interrupts
+    # what was started in the background ignores interrupts, and clusters send the second
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     job = Job.load(Path(folder))
     keep_large_blocks()
     try:

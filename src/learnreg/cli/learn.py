@@ -4,28 +4,32 @@ folder.
 
 from __future__ import annotations
 
-import os
 import shlex
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..core.errors import InputError, SolveError
+from ..core.errors import CheckpointError, ConfigError, InputError, SolveError
 from ..core.files import write_atomically
+from ..core.locks import FolderLock
 from ..core.results import Evaluation
-from ..data import Pairs, pairs
-from ..problems import BilevelProblem, energy_for
+from ..data import Pairs
+from ..problems import BilevelProblem
 from ..reports import Report
 from ..runs import Run, learn
 from ..runs.checkpoint import FILE
 from .config import Config, load_config
+from .extras import extras
 from .guard import Interrupted, say
+from .measured_section import source_of
 from .memory import keep_large_blocks
-from .physics import build_physics
+from .prepare import prepared
 from .progress import LearnProgress
 
 if TYPE_CHECKING:
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 
 RESULTS = ("index.html", "run.json", "run.safetensors", "model.safetensors", "history.safetensors")
 CHECKPOINT, COPY = "checkpoint", "config.toml"
+STALE = 600.0
+"""Seconds after which a file that was being written is taken for a left-over."""
 
 
 def run_learn(
@@ -60,53 +66,93 @@ def run_learn(
     """
     config = load_config(path, {("run", "output"): output, ("budget", "seconds"): seconds})
     folder = Path(config.run.output)
-    _check_output(folder, path, resume, overwrite)
+    again = _again(path, folder, seconds)
+    _check_output(folder, path, config, resume, overwrite)
     resume = resume and _has_checkpoint(folder)
     keep_large_blocks()
     with limited_threads(config.run.threads):
-        problem, test = prepare(config)
-        claim(folder)
-        if (
-            not resume
-        ):  # the settings of a run that can be resumed are replaced only when it has been
-            _copy_config(config, path, folder)
-        say(console, f"{'Resuming' if resume else 'Learning'} {config.name}: {problem.describe()}")
-        run = _learn(config, problem, folder, console, resume)
-        run.save(folder)
-        _copy_config(config, path, folder)
-        try:
-            if run.stop.code == "interrupted":
-                raise KeyboardInterrupt
-            evaluation = evaluate(run, test, config.run.eps_evaluate, console)
-            page = Report(run, evaluation).save(folder)
-        except KeyboardInterrupt:
-            raise Interrupted(_kept(run, path, folder)) from None
-    say(console, run)
+        say(console, f"Preparing the images of {source_of(config.data)} ...")
+        problem, validation, test = prepared(config)
+        with claimed(folder):
+            # another command may have had the folder since
+            _check_output(folder, path, config, resume, overwrite, alone=True)
+            if overwrite:
+                _remove_old(folder)
+            if (
+                not resume
+            ):  # the settings of a run that can be resumed are replaced only when it has been
+                _copy_config(config, path, folder)
+            say(
+                console,
+                f"{'Resuming' if resume else 'Learning'} {config.name}: {problem.describe()}",
+            )
+            watched = validation if len(validation) else None
+            run = _learn(config, problem, watched, folder, console, resume)
+            _finish(run, problem, test, config, path, again, console)
+
+
+def _remove_old(folder: Path) -> None:
+    """Take away what a new run would leave beside itself until it has results of its own."""
+    for name in RESULTS:
+        (folder / name).unlink(missing_ok=True)
+    (folder / CHECKPOINT / FILE).unlink(missing_ok=True)
+
+
+def _finish(
+    run: Run,
+    problem: BilevelProblem,
+    test: Pairs,
+    config: Config,
+    path: Path,
+    again: str,
+    console: Console,
+) -> None:
+    """Save, evaluate and report what was learned.
+
+    Args:
+        again: the command that goes on from the checkpoint.
+
+    Raises:
+        Interrupted: Ctrl-C, before or meanwhile.
+        InputError: something could not be written; the message says what was, and where.
+    """
+    folder = Path(config.run.output)
+    best = run.best_step if config.run.keep == "best" else None
+    chosen = run if best is None else run.at(best)
+    way = _way_on(folder, again)
+    kept = save_or_tell(chosen, folder, *way)
+    _copy_config(config, path, folder)
+    try:
+        if run.stop.code == "interrupted":
+            raise KeyboardInterrupt
+        say(console, f"Reconstructing {len(test)} held-out images ...")
+        evaluation = evaluate(chosen, test, config.run.eps_evaluate, console)
+        with told(f"Kept in {folder}: {kept}.", *way):
+            report = Report(chosen, evaluation, **extras(config, problem, test, console))
+            page = report.save(folder)
+    except KeyboardInterrupt:
+        raise Interrupted(_kept(run, folder, again)) from None
+    say(console, chosen)
+    if run.best_step is not None:
+        say(console, _validated(run, chosen))
     say(
         console,
-        f"\n{Report(run, evaluation)}\n\nReport: {page}\nModel:  {folder / 'model.safetensors'}",
+        f"\n{report}\n\nReport: {page}\nModel:  {folder / 'model.safetensors'}",
     )
 
 
-def prepare(config: Config) -> tuple[BilevelProblem, Pairs]:
-    """The learning problem and the held-out pairs."""
-    physics, data = build_physics(config.physics), config.data
-    sides: Any = pairs(
-        data.source,
-        physics,
-        size=data.size,
-        split=(data.train, data.test),
-        seed=config.run.seed,
-        channels=data.channels,
-        scale=data.scale,
-    )
-    train, test = (side.to(dtype=getattr(torch, config.run.dtype)) for side in sides)
-    return BilevelProblem(energy_for(physics, config.build_regularizer()), train), test
+def _validated(run: Run, chosen: Run) -> str:
+    """Which step was best for the validation pairs, where there are any."""
+    best, last = run.best_step, run.record.rows[-1]["step"]
+    words = ", the last one" if best == last else f" of {last}"
+    taken = "It was kept." if chosen.record.rows[-1]["step"] == best else "The last one was kept."
+    other = "" if best == last or chosen is not run else ' ([run] keep = "best" keeps it.)'
+    return f"Validation: the best step was {best}{words}. {taken}{other}"
 
 
 def evaluate(run: Run, test: Pairs, eps: float, console: Console) -> Evaluation:
-    """Certified reconstructions of the held-out pairs, with the certificate compared to the true
-    error on the first.
+    """Reconstructions of the held-out pairs, with the certificate compared to the true error on
+    the first.
     """
     evaluation = run.evaluate(test, eps)
     try:
@@ -119,7 +165,12 @@ def evaluate(run: Run, test: Pairs, eps: float, console: Console) -> Evaluation:
 
 
 def _learn(
-    config: Config, problem: BilevelProblem, folder: Path, console: Console, resume: bool
+    config: Config,
+    problem: BilevelProblem,
+    validation: Pairs | None,
+    folder: Path,
+    console: Console,
+    resume: bool,
 ) -> Run:
     """The run, shown while it goes on."""
     budget = config.build_budget()
@@ -136,7 +187,15 @@ def _learn(
                 solver=config.run.solver,
                 progress=progress,
                 name=config.name,
+                validation=validation,
             )
+    except CheckpointError as error:
+        raise CheckpointError(
+            error.what,
+            given=error.given,
+            expected=error.expected,
+            remedy=error.remedy.replace("without resume", "again with --overwrite"),
+        ) from error
     except KeyboardInterrupt:
         held = (
             f"The checkpoint in {folder} is as it was."
@@ -146,13 +205,91 @@ def _learn(
         raise Interrupted(held) from None
 
 
-def _kept(run: Run, path: Path, folder: Path) -> str:
-    again = shlex.join(["learnreg", "learn", str(path), "--output", str(folder), "--resume"])
+def _again(path: Path, folder: Path, seconds: float | None) -> str:
+    changed = [] if seconds is None else ["--seconds", f"{seconds:g}"]
+    output = ["--output", str(folder)]
+    return shlex.join(["learnreg", "learn", str(path), *changed, *output, "--resume"])
+
+
+def _kept(run: Run, folder: Path, again: str) -> str:
+    command, words = _way_on(folder, again)
     return (
-        f"Stopped after step {run.record.rows[-1]['step']}. Kept in {folder}: the checkpoint, "
-        "model.safetensors "
-        f"and history.safetensors. Go on with: {again}"
+        f"Stopped after step {run.record.rows[-1]['step']}. Kept in {folder}: {_saved(folder)}. "
+        f"{words.capitalize()}: {command}"
     )
+
+
+def _saved(folder: Path) -> str:
+    """What a run has left; checkpoints may not have found room."""
+    checkpoint = "the checkpoint, " if _has_checkpoint(folder) else ""
+    return f"{checkpoint}model.safetensors and history.safetensors"
+
+
+GO_ON = "go on from the latest checkpoint with"
+
+
+def _way_on(folder: Path, again: str) -> tuple[str, str]:
+    """What is to be done after an end before the time, and its command: a run without a checkpoint,
+    for which there may have been no room, starts again.
+    """
+    if _has_checkpoint(folder):
+        return again, GO_ON
+    anew = f"{again.removesuffix('--resume')}--overwrite"
+    return anew, "start again, since no checkpoint could be written, with"
+
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+
+def save_or_tell(run: Run, folder: Path, again: str, words: str = GO_ON) -> str:
+    """Save a run; where its folder cannot be written any more, the model is saved elsewhere.
+
+    Args:
+        again: the command that goes on from the checkpoint.
+        words: what that is, if it is not to go on.
+
+    Returns:
+        What was saved, in words.
+
+    Raises:
+        InputError: not all could be saved; says what was, and where.
+    """
+    try:
+        run.save(folder)
+    except OSError as error:
+        with told(_rescued(run), again, words):
+            raise error
+    return _saved(folder)
+
+
+def _rescued(run: Run) -> str:
+    """Save a run into a new folder for temporary files, in which there may still be room."""
+    try:
+        place = Path(tempfile.mkdtemp(prefix="learnreg-"))
+        run.save(place)
+    except OSError:
+        return "The model could not be kept anywhere."
+    return f"The model and the history were saved to {place} instead: move them to where they last."
+
+
+@contextmanager
+def told(kept: str, again: str, words: str = GO_ON) -> Iterator[None]:
+    """Within this block a file that cannot be written becomes a message that says what was kept.
+
+    Args:
+        kept: a sentence.
+        again: the command that goes on from the latest checkpoint.
+        words: what that is, if it is not to go on.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            str(error.filename or "the output folder"),
+            given=error.strerror or str(error),
+            expected="room for the results, in a folder that can be written",
+            remedy=f"{kept} Make room, then {words}: {again}",
+        ) from error
 
 
 # --- the output folder ----------------------------------------------------------------------------
@@ -162,8 +299,20 @@ def _has_checkpoint(folder: Path) -> bool:
     return (folder / CHECKPOINT / FILE).is_file()
 
 
-def _check_output(folder: Path, path: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse to write over a run, or over a configuration that is not the present one."""
+def _check_output(
+    folder: Path,
+    path: Path,
+    config: Config,
+    resume: bool,
+    overwrite: bool,
+    *,
+    alone: bool = False,
+) -> None:
+    """Refuse to write over a run, or over a configuration that is not the present one.
+
+    Args:
+        alone: the folder is ours, and no other command can be at work in it.
+    """
     if resume and overwrite:
         raise InputError(
             "--resume",
@@ -174,11 +323,15 @@ def _check_output(folder: Path, path: Path, resume: bool, overwrite: bool) -> No
     if overwrite or (resume and _has_checkpoint(folder)):
         return
     there = [name for name in RESULTS if (folder / name).exists()]
+    if not alone and (there or _has_checkpoint(folder)):
+        with claimed(folder):  # refused in its own words while a run is going on
+            pass
     if there:
+        kind = "a finished run" if RESULTS[0] in there else "a run that did not come to its report"
         remedy = "Choose another --output or replace it with --overwrite"
         raise InputError(
             f"output folder {folder}",
-            given=f"a finished run ({', '.join(there)})",
+            given=f"{kind} ({', '.join(there)})",
             expected="no run yet",
             remedy=f"{remedy}, or go on with --resume."
             if _has_checkpoint(folder)
@@ -192,7 +345,7 @@ def _check_output(folder: Path, path: Path, resume: bool, overwrite: bool) -> No
             remedy="Go on with --resume, start again with --overwrite, or choose another --output.",
         )
     copy = folder / COPY
-    if copy.exists() and not copy.samefile(path):
+    if copy.exists() and not copy.samefile(path) and not _same_run(copy, config):
         raise InputError(
             f"output folder {folder}",
             given=f"another configuration ({copy})",
@@ -201,20 +354,71 @@ def _check_output(folder: Path, path: Path, resume: bool, overwrite: bool) -> No
         )
 
 
+def _same_run(copy: Path, config: Config) -> bool:
+    """Whether a run of the same settings was ended here before its first checkpoint; it may have
+    had another budget. A file that somebody wrote by hand is never taken for one of ours.
+    """
+    try:
+        before = load_config(copy)
+        ours = copy.read_bytes() == before.to_toml().encode()
+    except (ConfigError, OSError):
+        return False
+    if not ours:
+        return False
+    free = {"budget": config.budget, "run": config.run}
+    alike = before.run.model_copy(update={"output": config.run.output}) == config.run
+    return alike and before.model_copy(update=free) == config
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Within this block nobody else writes into the folder, which is made and can be written.
+
+    Raises:
+        InputError: it cannot.
+        CheckpointError: another command has it.
+    """
+    claim(folder)
+    try:
+        lock = FolderLock(folder)
+        lock.acquire()
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"output folder {folder}",
+            given=error.given,
+            expected=error.expected,
+            remedy="Wait for that run or stop it, or choose another --output.",
+        ) from None
+    try:
+        _sweep(folder)
+        yield
+    finally:
+        lock.release()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what writes that were killed have left behind (see ``write_atomically``)."""
+    for place, names in ((folder, (*RESULTS, COPY)), (folder / CHECKPOINT, (FILE,))):
+        for left in (path for name in names for path in place.glob(f".{name}.????????")):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > STALE:
+                    left.unlink()
+
+
 def claim(folder: Path) -> None:
     """Make the folder; find out now, and not after the learning, that it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        problem = "" if os.access(folder, os.W_OK) else "not writable"
-    except OSError as error:
-        problem = error.strerror or str(error)
-    if problem:
-        raise InputError(
-            f"output folder {folder}",
-            given=problem,
-            expected="a folder that can be made and written",
-            remedy="Choose another --output.",
-        )
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except (OSError, ValueError) as error:
+        problem = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    raise InputError(
+        f"output folder {folder}",
+        given=problem,
+        expected="a folder that can be made and written",
+        remedy="Choose another --output.",
+    )
 
 
 def _copy_config(config: Config, path: Path, folder: Path) -> None:
@@ -223,7 +427,8 @@ def _copy_config(config: Config, path: Path, folder: Path) -> None:
     """
     copy = folder / COPY
     if not (copy.exists() and copy.samefile(path)):
-        write_atomically(copy, config.to_toml().encode())
+        with suppress(OSError):  # a full disk must not end what can go on
+            write_atomically(copy, config.to_toml().encode())
 
 
 @contextmanager

@@ -31,3 +31,18 @@ def keep_large_blocks() -> bool:
         return False
     mapped = any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_MAPPED)
     return bool(mapped and mallopt(M_TRIM_THRESHOLD, LARGEST_KEPT))
+
+
+def return_free_blocks() -> bool:
+    """Hand what is free back to the system, after something large that does not come again; True if
+    there was any.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    import ctypes
+
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return False
+    return bool(trim(0))

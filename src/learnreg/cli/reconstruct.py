@@ -6,40 +6,35 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
+import typer
 
-from ..core.errors import InputError, SolveError
-from ..core.results import Solution
-from ..data import list_images
-from ..models import load_model, model_notes
-from ..problems import Energy, SaddleEnergy
-from ..reports.words import evidence
-from ..solvers import solve
-from .guard import say
+from ..core.errors import InputError
+from ..models import Demands, TrainedModel, find_model
+from ..models.accuracy import PER_PIXEL, Quality
+from ..models.noise import parse_sigma
+from .guard import SOME_FAILED, Interrupted, say
 from .memory import keep_large_blocks
-from .pictures import WRITABLE, Picture, read_picture, write_picture
+from .outcomes import Outcome
+from .reconstruct_plan import Job, check_targets, plan
+from .reconstruct_show import ReconstructProgress
+from .reconstruct_work import Recipe, Worker, in_processes
+from .scan_files import keeping_scans
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-PER_PIXEL = 1e-2 / 96
-"""Distance per pixel (root mean square) asked for by default: 1e-2 over 96 x 96 pixels, 1/40 of an
-8-bit grey level.
-"""
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
-
-@dataclass(frozen=True)
-class Job:
-    """One image to be reconstructed."""
-
-    source: Path
-    target: Path
+MOST_PROCESSES = 4
+"""Per core: more only take memory from each other."""
 
 
 def run_reconstruct(
@@ -49,27 +44,117 @@ def run_reconstruct(
     console: Console,
     *,
     eps: float | None = None,
+    quality: str | None = None,
+    sigma: str | None = None,
+    max_seconds: float | None = None,
     channel_wise: bool = False,
     float64: bool = False,
+    memory: str | None = None,
+    processes: int = 1,
+    skip_existing: bool = False,
+    levels: str | None = None,
+    debug: bool = False,
 ) -> None:
     """Reconstruct every input and write it.
 
+    One file that fails does not stop the others: failures are listed at the end. What concerns
+    all of them, the model or the output, stops at once.
+
     Args:
-        model: a ``model.safetensors``.
+        model: a ``model.safetensors``, or the folder of a run.
         inputs: image files, or folders of them.
         output: a file for one input, a folder for several; made if it does not exist.
         console: where to say what was reached.
-        eps: distance to the exact minimizer over all pixels of an image; a default that grows with
-            its size when None.
+        eps: distance to the exact minimizer over all pixels of an image; by ``quality`` when None.
+        quality: ``draft`` or ``fine`` (when None), see ``models.accuracy``.
+        sigma: noise level in words, ``auto`` to estimate it; that of the model when None.
+        max_seconds: of an image; written is what has been reached.
         channel_wise: treat every channel as a grey image, also where the model has as many channels
             as the image.
         float64: compute in double precision.
+        memory: what a solve may take, ``800MB`` or ``2GB``; what is free when None.
+        processes: files at a time, each by one thread.
+        skip_existing: leave out images whose result is there.
+        levels: ``LO,HI``, the numbers of pictures that are black and white; those of the training
+            images when None.
+        debug: the first error is raised.
 
     Raises:
-        InputError: eps not positive, a missing or unreadable image, an output that is an input or
-            cannot be written, channels that the model was not learned for.
+        InputError: an option out of range, a missing image, an output that is an input or cannot be
+            written; of one image alone also an unreadable one, or channels that the model was not
+            learned for.
         ModelFileError: a missing, damaged or foreign model.
-        SolveError: eps was not reached.
+        SolveError: eps was not reached for the only image.
+        Interrupted: Ctrl-C; the message says what was kept.
+        typer.Exit: some images failed or ran out of time, with the code ``SOME_FAILED``.
+    """
+    demands = _demands(eps, quality, sigma, max_seconds, memory)
+    _check_processes(processes)
+    file = find_model(model)
+    jobs = plan(inputs, output)
+    recipe = Recipe(
+        file,
+        demands,
+        channel_wise,
+        float64,
+        alone=debug or len(jobs) == 1,
+        debug=debug,
+        levels=parse_levels(levels),
+    )
+    keep_large_blocks()
+    found = recipe.model()
+    say(console, f"Model: {describe_model(found)}")
+    jobs = keeping_scans(jobs, found)
+    check_targets(jobs)
+    jobs = _left(jobs, console) if skip_existing else jobs
+    if not jobs:
+        return
+    if len(jobs) > 1:
+        say(console, f"{len(jobs)} images, into {jobs[0].target.parent}")
+
+    troubled: list[Outcome] = []
+    with ReconstructProgress(console, len(jobs)) as progress:
+        outcomes = _outcomes(found, recipe, jobs, processes, progress)
+        try:
+            with closing(outcomes):
+                for outcome in outcomes:
+                    progress.finished(outcome)
+                    troubled += [outcome] if outcome.state != "done" else []
+        except KeyboardInterrupt:
+            raise Interrupted(_kept(progress.done - _failures(troubled), jobs)) from None
+    if troubled:
+        _list(troubled, len(jobs))
+        raise typer.Exit(SOME_FAILED)
+
+
+def _outcomes(
+    model: TrainedModel,
+    recipe: Recipe,
+    jobs: Sequence[Job],
+    processes: int,
+    progress: ReconstructProgress,
+) -> Generator[Outcome, None, None]:
+    """From this process, or from several."""
+    if min(processes, len(jobs)) > 1:
+        yield from in_processes(recipe, jobs, min(processes, len(jobs)))
+    else:
+        yield from Worker(model, recipe, progress.at).run(jobs)
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def _demands(
+    eps: float | None,
+    quality: str | None,
+    sigma: str | None,
+    max_seconds: float | None,
+    memory: str | None,
+) -> Demands:
+    """What is asked of every image.
+
+    Raises:
+        InputError: names the option.
     """
     if eps is not None and not (math.isfinite(eps) and eps > 0):
         raise InputError(
@@ -78,163 +163,155 @@ def run_reconstruct(
             expected="a positive finite distance",
             remedy="Leave it out for a default that suits the size of the image.",
         )
-    energy = load_model(model)
-    jobs = plan(inputs, output)
-    keep_large_blocks()
-    energy = energy.widened() if float64 else energy
-    say(console, f"Model: {describe_model(model, energy)}")
-    for job in jobs:
-        picture = read_picture(job.source)
-        try:
-            solution, asked = reconstruct(energy, picture, eps, channel_wise)
-        except SolveError as error:
-            hint = "" if float64 else " The option --float64 reaches further."
-            raise SolveError(f"{job.source}: {error}{hint}", error.solution) from error
-        note = write_picture(job.target, _joined(solution.value, picture), picture)
-        say(console, f"{job.source} -> {job.target}: {_verdict(solution, asked, picture)}{note}")
-
-
-def reconstruct(
-    energy: Energy | SaddleEnergy, picture: Picture, eps: float | None, channel_wise: bool
-) -> tuple[Solution, float]:
-    """The solution, a batch of channels if they are treated apart, and the distance asked for over
-    the whole image.
-    """
-    channels = picture.pixels.shape[0]
-    asked = eps if eps is not None else PER_PIXEL * math.sqrt(picture.pixels.numel())
-    expected = model_channels(energy.regularizer.spec())
-    apart = channel_wise or (expected == 1 and channels > 1)
-    if expected is not None and expected != (1 if apart else channels):
+    if eps is not None and quality is not None:
         raise InputError(
-            str(picture.path),
-            given=f"{1 if apart else channels} channel(s) at a time",
-            expected=f"{expected} channels, as in the images the model was learned from",
-            remedy="Leave --channel-wise out."
-            if channel_wise
-            else "Learn a model with channels = 1.",
+            "--quality",
+            given=f"{quality} and --eps {eps:g}",
+            expected="one of the two",
+            remedy="A quality is a distance per pixel, eps one over the whole image.",
         )
-    dtype = next(energy.regularizer.parameters()).dtype
-    y = picture.pixels.to(dtype)
-    y = y[:, None] if apart else y[None]
-    return solve(energy, y, asked / math.sqrt(y.shape[0])), asked
+    if quality is not None and quality not in PER_PIXEL:
+        raise InputError(
+            "--quality",
+            given=quality,
+            expected=" or ".join(PER_PIXEL),
+            remedy="Use --eps for any other distance.",
+        )
+    if max_seconds is not None and not (math.isfinite(max_seconds) and max_seconds > 0):
+        raise InputError(
+            "--max-seconds", given=max_seconds, expected="a positive number of seconds"
+        )
+    return Demands(
+        eps,
+        cast(Quality, quality or "fine"),
+        max_seconds,
+        None if memory is None else parse_bytes(memory),
+        None if sigma is None else parse_sigma(sigma),
+    )
 
 
-def model_channels(spec: dict[str, Any]) -> int | None:
-    """The channels that a regularizer was made for; None if any number will do."""
-    inner = [*spec.get("terms", ()), *([spec["regularizer"]] if "regularizer" in spec else [])]
-    # where there are both, the latter are feature maps; a word says how TV treats any number
-    own = spec.get("in_channels", spec.get("channels"))
-    found = [own if isinstance(own, int) else None, *(model_channels(part) for part in inner)]
-    return next((c for c in found if c is not None), None)
+def parse_bytes(text: str) -> int:
+    """A number of bytes in words.
+
+    Raises:
+        InputError: not a positive number with a unit that is known.
+
+    >>> parse_bytes("1.5GB"), parse_bytes("800 MB"), parse_bytes("2GiB")
+    (1500000000, 800000000, 2147483648)
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([a-z]*)\s*", text.lower())
+    try:
+        size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
+    except (ValueError, KeyError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise InputError(
+            "--memory",
+            given=text,
+            expected="a size such as 800MB, 2GB or 1.5GiB",
+            remedy="Leave it out for what is free.",
+        )
+    return size
 
 
-def describe_model(path: Path, energy: Energy | SaddleEnergy) -> str:
+def parse_levels(text: str | None) -> tuple[float, float] | None:
+    """The numbers that are black and white, in words.
+
+    Raises:
+        InputError: not two finite numbers, the smaller one first.
+
+    >>> parse_levels("0,4095"), parse_levels("[-1000, 2000]")
+    ((0.0, 4095.0), (-1000.0, 2000.0))
+    """
+    if text is None:
+        return None
+    parts = text.strip().strip("[]()").split(",")
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 2 or not -math.inf < numbers[0] < numbers[1] < math.inf:
+        raise InputError(
+            "--range",
+            given=text,
+            expected="two numbers, those of black and of white, such as 0,4095",
+            remedy="Leave it out for the range of the training images.",
+        )
+    return numbers[0], numbers[1]
+
+
+def _check_processes(processes: int) -> None:
+    """Refuse fewer than one process, and more than can be of use."""
+    most = MOST_PROCESSES * (os.cpu_count() or 1)
+    if not 1 <= processes <= most:
+        raise InputError(
+            "--processes",
+            given=processes,
+            expected=f"a number from 1 to {most}",
+            remedy="One per core is usually best.",
+        )
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def describe_model(model: TrainedModel) -> str:
     """What the model is and what noise it knows: on other noise it is the wrong tool."""
-    notes, noise = model_notes(path), getattr(energy.physics, "noise_model", None)
+    energy = model.energy
+    noise = getattr(energy.physics, "noise_model", None)
     sigma = getattr(noise, "sigma", None)
     learned = (
         ""
         if sigma is None
         else f", learned for noise of standard deviation {float(torch.as_tensor(sigma)):g}"
     )
-    return f"{notes.get('name') or type(energy.regularizer).__name__}{learned} ({path})"
+    name = model.notes.get("name") or type(energy.regularizer).__name__
+    return f"{name}{learned} ({model.path})"
 
 
-def _joined(value: Tensor, picture: Picture) -> Tensor:
-    """(c, h, w) from one image or from its channels."""
-    return value.reshape(picture.pixels.shape)
+def _left(jobs: list[Job], console: Console) -> list[Job]:
+    """The images whose result is not there; results are whole or absent."""
+    left = [job for job in jobs if not job.target.exists()]
+    if len(left) < len(jobs):
+        say(console, f"{len(jobs) - len(left)} of {len(jobs)} images are there already: skipped")
+    return left
 
 
-def _verdict(solution: Solution, asked: float, picture: Picture) -> str:
-    """How far the result can be from the exact one, over the whole image and per pixel."""
-    distance = float(solution.error.square().sum().sqrt())
-    channels, height, width = picture.pixels.shape
-    apart = ", channels one by one" if solution.error.numel() > 1 else ""
-    per_pixel = distance / math.sqrt(picture.pixels.numel())
+def _failures(troubled: Sequence[Outcome]) -> int:
+    return sum(outcome.state == "failed" for outcome in troubled)
+
+
+def _kept(written: int, jobs: Sequence[Job]) -> str:
     return (
-        f"{height} x {width}, {'grey' if channels == 1 else 'colour'}{apart}; "
-        f"{solution.kind.label} distance to "
-        f"the exact minimizer <= {distance:.2e} over the image (eps {asked:.2e}), {per_pixel:.1e} "
-        "per pixel"
-        f"{f', by {evidence(solution.theorem)}' if solution.theorem else ''}"
+        f"Stopped from the keyboard. {written} of {len(jobs)} images are written to "
+        f"{jobs[0].target.parent}. The same command with --skip-existing goes on."
     )
 
 
-# --- which file goes where ------------------------------------------------------------------------
+def _list(troubled: Sequence[Outcome], count: int) -> None:
+    """What went wrong, together, on the error stream."""
+    from rich.console import Console
 
-
-def plan(inputs: Sequence[Path], output: str) -> list[Job]:
-    """A target for every input, checked before anything is computed; makes the output folder.
-
-    Raises:
-        InputError: no such input; a target that is an input, is written twice or has an ending that
-            cannot be.
-    """
-    sources = [
-        file for entry in inputs for file in (list_images(entry) if entry.is_dir() else [entry])
-    ]
-    for source in sources:
-        if not source.is_file():
-            raise InputError(
-                str(source),
-                given="no such file",
-                expected="an image file",
-                remedy="Check the path.",
-            )
-    place = Path(output)
-    into_folder = place.is_dir() or place.suffix == "" or output.endswith(("/", os.sep))
-    if not into_folder and (len(sources) > 1 or any(entry.is_dir() for entry in inputs)):
-        raise InputError(
-            "--output",
-            given=f"the file {output} for {len(sources)} image(s)",
-            expected="a folder",
-            remedy=f"For example: -o {place.with_suffix('')}/",
+    console = Console(stderr=True)
+    failed = [o for o in troubled if o.state == "failed"]
+    missed = [o for o in troubled if o.state == "missed"]
+    for outcome in troubled:
+        if outcome.bad:
+            pages = f"{len(outcome.bad)} of {outcome.job.pages} pages of {outcome.job.source}"
+            say(console, f"{pages} failed; they stand in the result as they were read:")
+            for text in outcome.bad:
+                say(console, f"  {text}")
+    if failed:
+        say(console, f"{len(failed)} of {count} images failed; the others are written:")
+        for outcome in failed:
+            source = str(outcome.job.source)
+            text = outcome.text.removeprefix(f"{source}: ")
+            say(console, f"  {source}: {text}")
+    if missed:
+        say(
+            console,
+            f"{len(missed)} of {count} images did not reach the accuracy in time; they are written "
+            "as they were:",
         )
-    jobs = [Job(source, place / _file_name(source) if into_folder else place) for source in sources]
-    _check_targets(jobs)
-    folder = place if into_folder else place.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            "--output",
-            given=f"{folder} ({error.strerror})",
-            expected="a folder that can be made",
-            remedy="Choose another output.",
-        ) from error
-    return jobs
-
-
-def _file_name(source: Path) -> str:
-    return source.name if source.suffix.lower() in WRITABLE else f"{source.stem}.png"
-
-
-def _check_targets(jobs: Sequence[Job]) -> None:
-    inputs = {job.source.resolve() for job in jobs}
-    first: dict[Path, Path] = {}
-    for job in jobs:
-        target = job.target.resolve()
-        if target.suffix.lower() not in WRITABLE:
-            raise InputError(
-                "--output",
-                given=f"{job.target} with the ending {job.target.suffix!r}",
-                expected=f"one of {', '.join(WRITABLE)}",
-                remedy="Choose .png for viewing, .tif for exact values.",
-            )
-        if target in inputs or (
-            target.exists() and any(target.samefile(source) for source in inputs)
-        ):
-            raise InputError(
-                "--output",
-                given=f"{job.target}, which is an input",
-                expected="a file of its own",
-                remedy="Name another file or folder: the noisy image is not overwritten.",
-            )
-        if target in first:
-            raise InputError(
-                "--output",
-                given=f"{job.target} for both {first[target]} and {job.source}",
-                expected="different file names",
-                remedy="Reconstruct them into different folders.",
-            )
-        first[target] = job.source
+        for outcome in missed:
+            say(console, f"  {outcome.job.source}: {outcome.text}")

@@ -1,33 +1,15 @@
-"""The sections of a configuration; learners, budget and regularizers describe themselves by their
-own signatures.
-
-A section built by ``described`` has the keys, types, defaults and comments of the class that it
-stands for, so a new argument of that class is a new key here. Ranges are checked where they are
-written down: in the class itself.
-"""
+"""The sections that stand for objects of the library, and how the run is done."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import re
-from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    ClassVar,
-    Literal,
-    TypeAlias,
-    Union,
-    cast,
-    get_type_hints,
-)
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model
+import torch
+from pydantic import Field
 
-from ..core.errors import ConfigError, InputError
+from ..core.errors import ConfigError
 from ..core.maps import SolutionMap
 from ..hypergradients import Implicit, JacobianFree, JointPiggyback, Piggyback, Unrolled
 from ..learners import (
@@ -36,197 +18,20 @@ from ..learners import (
     HOAG,
     LBFGSB,
     MAID,
+    Deferred,
     FixedAccuracy,
     GridSearch,
     OptunaSearch,
     RandomSearch,
     Stochastic,
 )
-from ..learners.box import Ranges
 from ..regularizers import KNOWN, BlackBox, SaddleRegularizer, Scaled, Sum
 from ..regularizers import Regularizer as Differentiable
 from ..runs import Budget
 from ..solvers.select import check_solver
+from .sections import Built, Section, described, located, one_of, tag_of
 
 Part: TypeAlias = Differentiable | SaddleRegularizer
-
-INHERITED = {
-    "channels": "those of [data] when left out",
-    "in_channels": "those of [data] when left out",
-    "seed": "that of [run] when left out",
-}
-"""Arguments that a regularizer takes from another section unless they are given."""
-
-
-class Section(BaseModel):
-    """One table of a configuration file: an unknown key, a wrong type, NaN and Inf are errors."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class Built(Section):
-    """A section that stands for an object of the library.
-
-    Attributes:
-        target: the class of the object.
-        inherited: those of its keys that another section stands in for.
-        refused: keys that others of its kind have, with what is said of them here.
-    """
-
-    target: ClassVar[Callable[..., object]]
-    inherited: ClassVar[frozenset[str]] = frozenset()
-    refused: ClassVar[dict[str, str]] = {}
-
-    def build(self, where: str = "", **inherited: object) -> Any:
-        """The object.
-
-        Args:
-            where: name of the section, for error messages.
-            inherited: values for keys that were left out.
-
-        Raises:
-            ConfigError: a value that the object refuses.
-        """
-        arguments = {}
-        for key in type(self).model_fields:
-            value = getattr(self, key)
-            if isinstance(value, Built):
-                arguments[key] = value.build(f"{where}.{key}")
-            elif key not in ("type", "scale"):
-                own = value is not None or key not in self.inherited
-                arguments[key] = value if own else inherited.get(key.removeprefix("in_"))
-        with located(where):
-            return type(self).target(
-                **{k: v for k, v in arguments.items() if k not in self.inherited or v is not None}
-            )
-
-
-class located:
-    """Within this block an InputError becomes a ConfigError that names the section."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, InputError):
-            key = error.what.removeprefix(self.where.rsplit(".", 1)[-1]).strip()
-            raise ConfigError(
-                f"[{self.where}] {key}".strip(),
-                given=error.given,
-                expected=error.expected,
-                remedy=error.remedy,
-            ) from error
-
-
-def described(
-    target: Callable[..., object], tag: str | None = None, **extra: object
-) -> type[Built]:
-    """The section of a class: one key per argument, with its type, default and description.
-
-    Args:
-        tag: the value of the key ``type`` that chooses this class.
-        extra: further keys, as pydantic fields.
-    """
-    fields: dict[str, Any] = {} if tag is None else {"type": (Literal[tag], tag)}
-    hints, comments = get_type_hints(target.__init__), comments_of(target)
-    parameters = inspect.signature(target).parameters
-    given_elsewhere = frozenset(INHERITED) & set(parameters)
-    # a choice of words under such a name, as of TV, is its own
-    given_elsewhere = frozenset(name for name in given_elsewhere if hints[name] is int)
-    if "in_channels" in parameters:  # then ``channels`` are those of its own feature maps
-        given_elsewhere -= {"channels"}
-    for name, parameter in parameters.items():
-        default, hint = parameter.default, hints[name]
-        if name == "name":  # of a solver, for its results: nothing to choose
-            continue
-        if hint == Ranges:
-            hint = Any  # its class says better than a union of types what is wrong with a box
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            inner = described(hint)
-            fields[name] = (inner, Field(default_factory=inner, description=comments.get(name)))
-        elif name in given_elsewhere:
-            fields[name] = (hint | None, Field(None, description=INHERITED[name]))
-        else:
-            given = ... if default is inspect.Parameter.empty else default
-            fields[name] = (hint, Field(given, description=comments.get(name)))
-    fields.update(extra)
-    model = create_model(getattr(target, "__name__", "Section"), __base__=Built, **fields)
-    model.target, model.inherited = target, given_elsewhere
-    model.__doc__ = (inspect.getdoc(target) or "").split("\n")[0].replace("``", "")
-    return model
-
-
-def comments_of(target: Callable[..., object]) -> dict[str, str]:
-    """The descriptions under ``Args:`` in a docstring, by argument.
-
-    >>> comments_of(Budget)["steps"]
-    'accepted steps'
-    """
-    block = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)*)", inspect.getdoc(target) or "", re.MULTILINE)
-    entries = (
-        re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {5,}.*)*)", block[1], re.MULTILINE) if block else []
-    )
-    plain = {
-        names: " ".join(text.split())
-        .replace("``", "")
-        .replace("when None", "when left out")
-        .rstrip(".")
-        for names, text in entries
-    }
-    return {name.strip(): text for names, text in plain.items() for name in names.split(",")}
-
-
-def one_of(sections: dict[str, type[Built]], default: str | None = None) -> Any:
-    """A union of sections told apart by ``type``; a table with ``terms`` is a Sum."""
-
-    def choose(table: object) -> str | None:
-        if isinstance(table, Built):
-            return tag_of(table)
-        if not isinstance(table, dict):
-            return None
-        chosen = table.get("type", "Sum" if "terms" in table else default)
-        return None if chosen is None else str(chosen)
-
-    members = tuple(Annotated[model, Tag(tag)] for tag, model in sections.items())
-    return Annotated[Union[members], Discriminator(choose)]  # noqa: UP007 - of a tuple
-
-
-class Data(Section):
-    """Where the images come from."""
-
-    source: str = "natural"
-    """"natural" (photographs that come with scikit-image), "phantoms", or a folder of images"""
-    size: int = Field(default=96, ge=11)
-    """height and width of the crops in pixels"""
-    train: int = Field(default=24, ge=1)
-    """number of training crops"""
-    test: int = Field(default=8, ge=1)
-    """number of held-out crops, from other photographs"""
-    scale: float | None = Field(default=None, gt=0, le=1)
-    """photographs are made smaller by this factor first; 0.5 for "natural" and 1 otherwise when
-    left out
-    """
-    channels: Literal[1, 3] = 1
-    """1 (grey) or 3 (colour)"""
-
-
-class Physics(Section):
-    """How measurements are made."""
-
-    type: Literal["denoising"] = "denoising"
-    """the measurement is the image itself, with noise"""
-    sigma: float = Field(default=0.1, gt=0)
-    """standard deviation of the Gaussian noise, for images in [0, 1]"""
 
 
 class Settings(Section):
@@ -236,6 +41,8 @@ class Settings(Section):
     """of crops, noise and random start values"""
     dtype: Literal["float32", "float64"] = "float32"
     """precision of the computations (closing gradients are float64 in any case)"""
+    device: str = "cpu"
+    """"cpu", "cuda", "cuda:1", or "auto": a graphics processor where there is one"""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; resuming to the same numbers needs the same number of them"""
     solver: str = "auto"
@@ -243,9 +50,37 @@ class Settings(Section):
     saddle points
     """
     eps_evaluate: float = Field(default=1e-2, gt=0)
-    """certified distance of the held-out reconstructions, over all pixels of one image"""
+    """distance of the held-out reconstructions to the exact ones, over all pixels of one image"""
+    keep: Literal["last", "best"] = "last"
+    """which parameters become the model: those of the last step, or of the best in validation"""
+    baselines: list[Literal["tuned TV", "BM3D"]] = Field(default=["tuned TV"])
+    """further methods in the report: "tuned TV" has one weight, the best for the training images;
+    "BM3D" needs the package bm3d
+    """
     output: str = Field(default="report", min_length=1)
     """folder for the report, the model and the checkpoint"""
+
+    def check_device(self) -> torch.device:
+        """Where the computations are done.
+
+        Raises:
+            ConfigError: a device that this machine does not have.
+        """
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if self.device == "auto":
+            return torch.device("cuda" if count else "cpu")
+        kind, _, number = self.device.partition(":")
+        place = int(number) if number.isdecimal() else 0
+        known = kind == "cuda" and place < count and (number.isdecimal() or not number)
+        if self.device == "cpu" or (known and ":" not in number):
+            return torch.device(self.device)
+        there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+        raise ConfigError(
+            "[run] device",
+            given=f'"{self.device}"',
+            expected=f"a device of this machine: {there}",
+            remedy='Take "auto" for a graphics processor where there is one.',
+        )
 
 
 _SCALE = (float, Field(1.0, gt=0, description="constant factor in front of the regularizer"))
@@ -270,6 +105,7 @@ LEARNERS = {
         "hoag": HOAG,
         "lbfgsb": LBFGSB,
         "stochastic": Stochastic,
+        "deferred": Deferred,
         "dfo": DFO,
         "dfols": DFOLS,
         "grid": GridSearch,
@@ -335,17 +171,40 @@ def build_regularizer(section: Built, where: str = "regularizer", **inherited: o
     return built if isinstance(section, Terms) else scaled(getattr(section, "scale", 1.0), built)
 
 
-def tag_of(section: Built) -> str:
-    """The ``type`` that has chosen a section."""
-    return str(getattr(section, "type", None))
-
-
 def leaves(section: Built) -> Iterator[Built]:
     """The plain regularizers of a section."""
     if isinstance(section, Terms):
         yield from section.terms
     else:
         yield section
+
+
+# --- what the machine can do ----------------------------------------------------------------------
+
+
+THREADS_PER_CORE = 4
+"""More threads only wait for each other, and some thousands end the process."""
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_threads(number: int | None, where: str = "[run] threads") -> None:
+    """Refuse more threads, or processes, than a small multiple of the cores.
+
+    Raises:
+        ConfigError: names the largest number.
+    """
+    most = THREADS_PER_CORE * cores()
+    if number is not None and number > most:
+        raise ConfigError(
+            where,
+            given=number,
+            expected=f"at most {most}, {THREADS_PER_CORE} for each of the {cores()} cores here",
+            remedy=f"{cores()} is a good number; more are not faster.",
+        )
 
 
 # --- what goes together ---------------------------------------------------------------------------
@@ -378,6 +237,21 @@ def check_strategy(
             given=f'"{tag_of(strategy)}" for {tag_of(regularizer)}',
             expected=f"one of {names}",
             remedy="Leave the section out for the first of them.",
+        )
+
+
+def check_kept(keep: str, validation: int) -> None:
+    """Refuse to keep the best step where nothing tells which one it is.
+
+    Raises:
+        ConfigError: there are no images to validate on.
+    """
+    if keep == "best" and not validation:
+        raise ConfigError(
+            "[run] keep",
+            given='"best" without images to validate on',
+            expected='"last", or a number of validation crops in [data]',
+            remedy="The last step is the best one for the training images.",
         )
 
 

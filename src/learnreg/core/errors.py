@@ -65,3 +65,10 @@ class SolveError(LearnregError, RuntimeError):
     def __init__(self, message: str, solution: object) -> None:
         self.solution = solution
         super().__init__(message)
+
+
+class DataWarning(UserWarning):
+    """Data that can be used, but that look as if something else had been meant.
+
+    Its text has the form of an error's: what was found, what would be usual, what to do.
+    """

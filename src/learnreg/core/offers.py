@@ -130,6 +130,22 @@ def effort_of(regularizer: object) -> float:
     return float(regularizer.effort) if offers(regularizer, Priced) else EFFORT
 
 
+class Local(Protocol):
+    """Says how local it is; whoever overrides ``grad`` answers for that as well."""
+
+    @property
+    def reach(self) -> int | None:
+        """A gradient at a pixel depends on no pixel farther than this along any axis of an image;
+        None where it may depend on all of them.
+        """
+        ...
+
+
+def reach_of(part: object) -> int | None:
+    """How far a gradient of a part sees; None where nobody says."""
+    return part.reach if offers(part, Local) else None
+
+
 class DualVariable(Protocol):
     """Slopes of potentials as variables of their own, for the primal-dual Newton method."""
 

@@ -237,9 +237,9 @@ class StopReason:
     """Why a learning run ended.
 
     Attributes:
-        code: short name: ``budget``, ``stationary``, ``accuracy_floor``, ``rounding_floor``,
-            ``line_search``, ``small_progress``, ``radius``, ``grid``, ``linear_steps``,
-            ``no_certificate``, ``not_finite``, ``interrupted``.
+        code: short name: ``budget``, ``plateau``, ``stationary``, ``accuracy_floor``,
+            ``rounding_floor``, ``line_search``, ``small_progress``, ``radius``, ``grid``,
+            ``linear_steps``, ``no_certificate``, ``not_finite``, ``interrupted``.
         sentence: what the user reads.
     """
 
@@ -269,6 +269,9 @@ class RunRecord:
         settings: everything needed to repeat the run (seed, budget, versions, learner
             configuration).
         parameter_names: one name per entry of theta.
+        setup: what the run was made of, in plain values: ``data``, ``physics``, ``noise``,
+            ``fidelity``, ``regularizer``, ``machine``, ``versions`` and ``date``, as far as they
+            are known (see ``runs.provenance``); empty in records of earlier versions.
     """
 
     problem: str
@@ -277,6 +280,7 @@ class RunRecord:
     rows: tuple[dict[str, Any], ...]
     settings: dict[str, Any] = field(default_factory=dict)
     parameter_names: tuple[str, ...] = ()
+    setup: dict[str, Any] = field(default_factory=dict)
 
     def column(self, name: str) -> list[Any]:
         """One value per row; missing entries are None."""
@@ -294,6 +298,7 @@ class RunRecord:
             tuple(data["rows"]),
             data.get("settings", {}),
             tuple(data.get("parameter_names", ())),
+            data.get("setup", {}),
         )
 
     def __repr__(self) -> str:
@@ -318,8 +323,7 @@ class Evaluation:
         x: (b, c, h, w) ground truth.
         y: measurements.
         psnr, ssim: one value per image for the reconstruction.
-        psnr_input, ssim_input: the same for the input shown to the user (A^T y, for denoising y
-            itself).
+        psnr_input, ssim_input: the same for the input shown to the user, ``seen``.
         error: (b,) distance to the exact minimizer; ``kind`` says how it is known.
         kind: Kind of ``error``.
         status: one Status per image.
@@ -331,6 +335,11 @@ class Evaluation:
         theorem: per image, which certificate gave ``error`` where there are several (see
             ``Solution``).
         peak: the peak of PSNR and SSIM, per image: 1 where white is 1, else the range of the data.
+        seen: (b, c, ...), what the measurements show before anything is learned: y itself for
+            denoising and deblurring, filtered back-projection for tomography, ..., else t A^T y
+            with the t that fits the data best (see ``runs.baselines``); None in older files.
+        seen_as: what ``seen`` is, for example "zero-filled"; "input" where nobody knows.
+        setup: the held-out data in plain values, as ``data`` in ``RunRecord.setup``.
     """
 
     reconstruction: Tensor
@@ -349,6 +358,9 @@ class Evaluation:
     honesty: tuple[dict[str, float], ...] = ()
     theorem: tuple[str, ...] = ()
     peak: tuple[float, ...] = ()
+    seen: Tensor | None = None
+    seen_as: str = "input"
+    setup: dict[str, Any] = field(default_factory=dict)
 
     def mean(self, column: str) -> float:
         values = getattr(self, column)
@@ -379,6 +391,8 @@ class Evaluation:
                 "honesty": self.honesty,
                 "theorem": self.theorem,
                 "peak": self.peak,
+                "seen_as": self.seen_as,
+                "setup": self.setup,
             }
         )
 

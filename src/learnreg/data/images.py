@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.resources
+import warnings
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ..core.errors import InputError
-from .formats import TIFF, read_pixels
+from ..core.errors import DataWarning, InputError
+from ..core.ranges import plain
+from .files_out import check_writable, write_pixels
+from .formats import TIFF, check_file, read_raw, size_of
+from .stacks import layout_of, named, series_remarks
+from .units import RangeLike, as_image, auto_levels, check_range, facts_of, levels_of, remarks_on
 
 NATURAL = {
     "astronaut": ("astronaut.png", "a portrait: skin, cloth, a flag, a helmet"),
@@ -33,15 +37,11 @@ bank trained on one brick wall learns that wall. So figures on this list are kin
 textures would be.
 """
 
+GREY = ("camera", "coins")
+"""Those of :data:`NATURAL` without colour."""
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 """File name endings (in lower case) that count as images."""
-
-LUMA = (
-    0.299,
-    0.587,
-    0.114,
-)  # ITU-R BT.601 on gamma-coded values, as in most of the denoising literature
-_WRITABLE = (".png", ".jpg", ".jpeg", *TIFF)
 
 
 def natural_photographs() -> dict[str, Tensor]:
@@ -60,6 +60,15 @@ def natural_photographs() -> dict[str, Tensor]:
 
 def load_natural(name: str) -> Tensor:
     """One photograph of :data:`NATURAL` as (1, h, w), float32 in [0, 1]."""
+    return load_image(natural_file(name))
+
+
+def natural_file(name: str) -> Path:
+    """The file of one photograph of :data:`NATURAL`.
+
+    Raises:
+        InputError: it is missing from the installation of scikit-image.
+    """
     file = NATURAL[name][0]
     path = Path(str(importlib.resources.files("skimage"))) / "data" / file
     if not path.is_file():
@@ -69,54 +78,105 @@ def load_natural(name: str) -> Tensor:
             expected="the file as it lies in the scikit-image wheel",
             remedy="Reinstall scikit-image from its wheel, or pass a folder of your own images.",
         )
-    return load_image(path)
+    return path
 
 
-def load_image(path: str | PathLike[str], channels: int = 1) -> Tensor:
-    """Read one image file.
+def load_image(
+    path: str | PathLike[str],
+    channels: int = 1,
+    range: RangeLike = None,
+    page: int | None = None,
+) -> Tensor:
+    """Read one image file, or one page of a TIFF stack.
 
-    Integer pixels are divided by the largest value of their type; float pixels must be on the scale
-    of [0, 1] already (noise may take them outside, so [-1, 2] is accepted and nothing is clipped).
-    Transparency is dropped, the orientation tag of cameras is obeyed. Colour becomes grey as 0.299
-    R + 0.587 G + 0.114 B; grey becomes colour by repetition. 16-bit colour keeps its 16 bits in
-    TIFF files; from PNG files it is read with 8.
+    Transparency is dropped, the orientation tag of cameras is obeyed, white-is-zero files are
+    turned over. Colour becomes grey as 0.299 R + 0.587 G + 0.114 B; grey becomes colour by
+    repetition. Nothing is clipped. Colour of 16 bits is read as such from uncompressed TIFF
+    files, and from PNG and compressed TIFF files with the extra ``formats``.
 
     Args:
         path: a PNG, JPEG, TIFF, BMP or WebP file.
         channels: 1 (grey) or 3 (red, green, blue).
+        range: ``(lo, hi)``, the levels that become 0 and 1; ``"dtype"`` for 0 and the largest value
+            of the integer type; ``"auto"`` for 0 and the smallest 2^k - 1 that holds the image, or
+            its smallest and largest value if it is float or signed. None is "dtype" for integers of
+            8 and 16 bits, or the depth that a TIFF header declares; float pixels must then be on
+            the scale of [0, 1] (noise may take them to [-1, 2]).
+        page: of a TIFF file with several, counted from 0; :func:`count_pages` says how many there
+            are. Previews and masks do not count; of several series, the first is read.
 
     Returns:
         (channels, h, w), float32.
 
     Raises:
-        InputError: no such file, not an image, several pages, no pixels, NaN/Inf or out-of-range
-            float pixels.
+        InputError: no such file, not an image, several pages and none named, no such page,
+            bands that are no colours, no pixels, NaN/Inf, or pixels whose scale must not be
+            guessed.
+
+    Warns:
+        DataWarning: the image fills less than a fifth of its range, or was read with fewer bits
+            than it has; the file has further series.
+
+    Example:
+        >>> x = load_image("slice.tif", range=(-1000, 1000))  # doctest: +SKIP
+        >>> pages = [load_image("stack.tif", page=i) for i in range(count_pages("stack.tif"))]
+        ... # doctest: +SKIP
     """
-    if channels not in (1, 3) or isinstance(channels, bool):
+    check_channels(channels)
+    raw = read_raw(Path(path), page)
+    facts, given = facts_of(named(path, page), raw), check_range(range)
+    levels = auto_levels([facts]) if given == "auto" else levels_of(facts, given)
+    for remark in series_remarks(Path(path)) + remarks_on([facts], {facts.name: levels}, given):
+        warnings.warn(remark, DataWarning, stacklevel=2)
+    return as_image(raw, levels, channels)
+
+
+def count_pages(path: str | PathLike[str]) -> int:
+    """Number of pages of an image file: 1 but for TIFF stacks.
+
+    Raises:
+        InputError: no such file, a damaged one, a volume behind one header.
+
+    Example:
+        >>> count_pages("stack.tif")  # doctest: +SKIP
+        64
+    """
+    file = Path(path)
+    check_file(file)
+    if file.suffix.lower() not in TIFF:
+        size_of(file)
+        return 1
+    try:
+        return len(layout_of(file))
+    except InputError:
+        raise
+    except Exception:  # why all: the reader of pixels finds the words, or a way
+        read_raw(file)
+        return 1
+
+
+def check_channels(channels: object) -> int:
+    """1 or 3.
+
+    Raises:
+        InputError: anything else.
+    """
+    number = plain(channels)
+    if not isinstance(number, int) or isinstance(number, bool) or number not in (1, 3):
         raise InputError(
             "channels",
             given=repr(channels),
             expected="1 (grey) or 3 (colour)",
             remedy="Pass channels=1 or channels=3.",
         )
-    path = Path(path)
-    if not path.is_file():
-        given = "a folder" if path.is_dir() else "no such file"
-        raise InputError(str(path), given=given, expected="an image file", remedy="Check the path.")
-    pixels = read_pixels(path)
-    if pixels.shape[2] in (2, 4):  # grey or colour with transparency
-        pixels = pixels[:, :, :-1]
-    if channels == 1 and pixels.shape[2] == 3:
-        pixels = pixels @ np.asarray(LUMA)[:, None]
-    image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32))
-    return image.expand(channels, -1, -1).contiguous()
+    return number
 
 
 def save_image(path: str | PathLike[str], x: Tensor) -> None:
     """Write one image; the ending of ``path`` chooses the format.
 
-    ``.png`` and ``.jpg`` hold 8 bits: pixels are clipped to [0, 1] and rounded. ``.tif`` holds
-    float32 and is not clipped.
+    ``.png`` and ``.jpg`` hold 8 bits: pixels are clipped to [0, 1] and rounded, and JPEG (quality
+    95, colour as fine as grey) loses a little more. ``.tif`` holds float32 and is not clipped.
 
     Args:
         path: file to write, in an existing folder; an existing file is replaced.
@@ -126,21 +186,7 @@ def save_image(path: str | PathLike[str], x: Tensor) -> None:
         InputError: unknown ending, no such folder, wrong shape, NaN/Inf pixels.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in _WRITABLE:
-        raise InputError(
-            str(path),
-            given=f'the ending "{path.suffix}"',
-            expected="one of " + ", ".join(_WRITABLE),
-            remedy="Choose .png for viewing or .tif for exact values.",
-        )
-    if not path.parent.is_dir():
-        raise InputError(
-            str(path),
-            given=f"a folder {path.parent} that does not exist",
-            expected="an existing folder",
-            remedy="Create the folder first.",
-        )
+    check_writable(path)
     image = x.detach().cpu().float()
     image = image[0] if image.dim() == 4 and image.shape[0] == 1 else image
     image = image[None] if image.dim() == 2 else image
@@ -161,12 +207,9 @@ def save_image(path: str | PathLike[str], x: Tensor) -> None:
     pixels = (
         image[0].numpy() if image.shape[0] == 1 else image.permute(1, 2, 0).contiguous().numpy()
     )
-    if suffix in TIFF:
-        import tifffile
-
-        tifffile.imwrite(path, pixels, photometric="minisblack" if image.shape[0] == 1 else "rgb")
-    else:
-        Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8)).save(path)
+    if path.suffix.lower() not in TIFF:
+        pixels = (pixels.clip(0, 1) * 255).round().astype(np.uint8)
+    write_pixels(path, pixels)
 
 
 def list_images(folder: str | PathLike[str]) -> list[Path]:

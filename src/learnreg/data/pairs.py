@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from ..core.batch import check_images
-from ..core.errors import InputError
+from ..core.errors import DataWarning, InputError
 from ..core.measured import Native, tensors_of
 from ..operators.pickling import picklable
 from ..operators.private import clone
-from .gather import SourceLike, gather
+from .gather import gather
 from .measure import measure
 from .seeds import check_count, check_seed, generator
+from .sources import SourceLike
+from .units import RangeLike, noise_remark
 
 if TYPE_CHECKING:
     from deepinv.physics import Physics
@@ -43,6 +46,9 @@ class Pairs:
         seed: the seed that made the data; None for data from elsewhere.
         params: tensors of the physics that differ from image to image, (n, ...), by the names that
             ``physics.update`` takes (masks, coil maps, kernels).
+        units: the levels (lo, hi) of the image files that are 0 and 1 in ``x``, if a range was
+            asked for; None where every file had the full range of its type. New files are to
+            be read with them: ``load_image(path, range=train.units)``.
 
     Raises:
         InputError: shapes that do not fit together, another type of pixels, NaN/Inf (names the
@@ -55,6 +61,7 @@ class Pairs:
     names: tuple[str, ...]
     seed: int | None = None
     params: Mapping[str, Tensor] = field(default_factory=dict)
+    units: tuple[float, float] | None = None
 
     def __getstate__(self) -> dict[str, object]:
         """For pickle, which refuses the functions without a name in a physics."""
@@ -247,6 +254,15 @@ def _index(i: object) -> int:
     return operator.index(i)  # type: ignore[arg-type]
 
 
+class Sides(NamedTuple):
+    """Pairs for training, for validation (to stop or to choose by) and for the test."""
+
+    train: Pairs
+    validation: Pairs
+    test: Pairs
+
+
+@overload
 def pairs(
     source: SourceLike,
     physics: Physics,
@@ -256,35 +272,105 @@ def pairs(
     seed: int,
     channels: int = 1,
     scale: float | None = None,
-) -> tuple[Pairs, Pairs]:
+    range: RangeLike = None,
+    group: str | None = None,
+    skip_small: bool = False,
+    validation_source: SourceLike | None = None,
+    test_source: SourceLike | None = None,
+) -> tuple[Pairs, Pairs]: ...
+@overload
+def pairs(
+    source: SourceLike,
+    physics: Physics,
+    *,
+    size: int,
+    split: tuple[int, int, int],
+    seed: int,
+    channels: int = 1,
+    scale: float | None = None,
+    range: RangeLike = None,
+    group: str | None = None,
+    skip_small: bool = False,
+    validation_source: SourceLike | None = None,
+    test_source: SourceLike | None = None,
+) -> Sides: ...
+def pairs(
+    source: SourceLike,
+    physics: Physics,
+    *,
+    size: int,
+    split: tuple[int, int] | tuple[int, int, int],
+    seed: int,
+    channels: int = 1,
+    scale: float | None = None,
+    range: RangeLike = None,
+    group: str | None = None,
+    skip_small: bool = False,
+    validation_source: SourceLike | None = None,
+    test_source: SourceLike | None = None,
+) -> tuple[Pairs, Pairs] | Sides:
     """Training and test pairs (x, y = physics(x)) from photographs; the same seed gives the same
     pairs.
 
-    The photographs, not the crops, are dealt to the two sides, so no pixel of a photograph in the
-    test set is ever trained on. Crops are spread evenly over the photographs of a side, at random
+    The photographs, not the crops, are dealt to the sides, so no pixel of a photograph in the test
+    set is ever trained on. Crops are spread evenly over the photographs of a side, at random
     places, no window twice, without augmentation. The noise of an image depends on the seed and the
-    image only, not on how many others there are.
+    image only, not on how many others there are. Photographs are read one at a time: only their
+    crops stay in memory, and miniatures in which the same photograph on two sides is looked for.
 
     Args:
         source: ``"natural"`` (the photographs of :data:`learnreg.data.images.NATURAL`),
-            ``"phantoms"``, a folder, or a list of image files. A folder that is called "natural" is
-            reached by ``"./natural"``.
+            ``"phantoms"``, a folder, a list of image files, or one TIFF stack. A folder that is
+            called "natural" is reached by ``"./natural"``. Every page of a stack is an image,
+            ``"stack.tif#3"`` (from 0), by which a list can name it, too; pages are read one by one.
         physics: a ``deepinv.physics.Physics``; its noise model is used, and it is left as it was.
         size: height and width of the crops, in pixels.
-        split: (number of training crops, number of test crops); one of them may be 0.
+        split: (number of training crops, number of test crops), or (training, validation, test);
+            some of them may be 0. Validation photographs come out of those for training: the test
+            pairs stay as they were where there are enough photographs.
         seed: non-negative integer.
-        channels: 1 (grey) or 3 (colour; folders and files only).
+        channels: 1 (grey) or 3 (colour).
         scale: factor in (0, 1] by which photographs are downsampled before cropping. None stands
             for 0.5 with "natural" (the originals are sampled finer than they are sharp) and 1
             otherwise.
+        range: the levels of the files that become 0 and 1: ``(lo, hi)``; ``"dtype"`` for the full
+            range of an integer type; ``"auto"`` for one range for all files: 0 and the smallest 2^k
+            - 1 that holds all, or, of float and signed files, the smallest and the largest value of
+            the training images. None is "dtype" for integers of 8 and 16 bits, or the depth that a
+            TIFF header declares, and [0, 1] for floats.
+        group: a regular expression that finds in a file's name the patient (or scene) it belongs
+            to: its first group, or the whole match. Files of one patient stay on one side. Without
+            it, the pages of a file stay together; only where there are fewer files than sides
+            are they cut into blocks of neighbours: training first, the test last.
+        skip_small: leave out photographs that are smaller than a crop.
+        validation_source: where the validation photographs come from, if not from ``source``.
+        test_source: where the test photographs come from, if not from ``source``.
 
     Returns:
-        (train, test), with x (n, channels, size, size) float32 in [0, 1], on the CPU.
+        (train, test), or (train, validation, test) for three numbers, with x (n, channels, size,
+        size) float32, [0, 1] for what the range holds, on the CPU.
 
     Raises:
-        InputError: a value out of range, missing or unreadable images, an image smaller than a
-            crop, the same image twice, fewer than two photographs for two sides, a physics that
-            does not take such images.
+        InputError: a value out of range, missing, unreadable or too small images (all of them in
+            one message), the same image twice, fewer photographs than sides, a physics that does
+            not take such images.
+
+    Warns:
+        DataWarning: pages of one file on several sides; images that fill less than a fifth of their
+            range or were read with fewer bits than they have; photographs of two sides that look
+            like the same one, or of which one shows a part of the other; grey photographs among
+            colour; noise of more than half the range of the images.
+
+    Example:
+        >>> train, validation, test = pairs(
+        ...     "scans",
+        ...     deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.1)),
+        ...     size=96,
+        ...     split=(24, 4, 8),
+        ...     seed=0,
+        ...     range=(0, 4095),
+        ...     group="^patient[0-9]+",
+        ... )  # doctest: +SKIP
     """
     from deepinv.physics import Physics
 
@@ -295,11 +381,29 @@ def pairs(
             expected="a deepinv.physics object",
             remedy="For denoising: physics = deepinv.physics.Denoising(GaussianNoise(0.1)).",
         )
-    sides = gather(source, size=size, split=split, seed=seed, channels=channels, scale=scale)
-    train, test = (
-        Pairs(x, measure(x, physics, names, seed), physics, tuple(names), seed) if names else None
-        for x, names in sides
+    gathered = gather(
+        source,
+        size=size,
+        split=split,
+        seed=seed,
+        channels=channels,
+        scale=scale,
+        range=range,
+        group=group,
+        skip_small=skip_small,
+        validation_source=validation_source,
+        test_source=test_source,
     )
-    full = train or test
-    assert full is not None  # split holds at least one image
-    return train or full[:0], test or full[:0]
+    noise = noise_remark(physics, torch.cat([x for x, _ in gathered.sides]))
+    for remark in [*gathered.remarks, *([noise] if noise else [])]:
+        warnings.warn(remark, DataWarning, stacklevel=2)
+
+    made = [
+        Pairs(x, measure(x, physics, names, seed), physics, tuple(names), seed, {}, gathered.units)
+        if names
+        else None
+        for x, names in gathered.sides
+    ]
+    full = next(side for side in made if side is not None)  # split holds at least one image
+    train, validation, test = (side if side is not None else full[:0] for side in made)
+    return (train, test) if len(split) == 2 else Sides(train, validation, test)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Protocol, cast
+from dataclasses import replace
+from typing import Literal, Protocol, cast, get_args
 
 import torch
 from deepinv.models import Reconstructor as DeepinvReconstructor
@@ -18,7 +19,9 @@ from ..core.grants import Grants, check_needs
 from ..core.guards import check_energy, check_strategy, isolated
 from ..core.maps import Ask, Cotangent, Level, Limits, Posed, Pullback, SolutionMap
 from ..core.measured import Measured, Native, measured
+from ..core.noise import FollowsNoise, followed, learned_level
 from ..core.params import trainable
+from ..core.ranges import check_choice
 from ..core.results import Solution
 from ..core.status import Status, summarize
 from ..solvers.select import check_solver
@@ -26,6 +29,9 @@ from ..solvers.solve import as_data
 from .choose import check_map, natural_map
 from .evaluate import checked_pull
 from .once import once
+from .unrolled import Unrolled
+
+Noise = Literal["follow", "as_learned"]
 
 REMEMBERED = 4
 """Of so many physics handed to ``forward`` what was found out about them is kept: their spectra and
@@ -47,6 +53,10 @@ class Reconstructor(DeepinvReconstructor):
     Parameters are those of the energy (regularizer, data term and physics), so torch.optim,
     Lightning and deepinv.Trainer work. A derivative of the derivative is refused.
 
+    Measurements at another noise level than the one that the physics of the energy had when this
+    layer was made want another amount of regularization: where the physics of a call has Gaussian
+    noise of known size, the regularizer is weighed by the rule of ``problems.at_noise_level``.
+
     Args:
         energy: the lower level.
         eps: distance per image; maps of a fixed number of steps have no use for it.
@@ -54,10 +64,17 @@ class Reconstructor(DeepinvReconstructor):
         hypergradient: the solution map; ``Implicit()`` or, for a SaddleEnergy, ``Piggyback()`` when
             None.
         relative_delta: residual of the backward system relative to the incoming gradient.
+        noise: ``follow`` is the above; ``as_learned`` leaves the regularizer as it is at every
+            noise level.
+
+    Warns:
+        DataWarning: in ``forward``, a noise level that is far from the learned one where no rule
+            is known (a data term such as KL or L1), or noise that is not Gaussian.
 
     Raises:
         MissingPropertyError: a solution map that does not belong to the energy.
-        InputError: eps or relative_delta not positive; in ``forward`` also bad measurements.
+        InputError: eps or relative_delta not positive, noise neither of the words; in ``forward``
+            also bad measurements.
         SolveError: in ``forward``, when an image misses eps.
     """
 
@@ -69,9 +86,11 @@ class Reconstructor(DeepinvReconstructor):
         solver: str = "auto",
         hypergradient: SolutionMap | None = None,
         relative_delta: float = 1e-3,
+        noise: Noise = "follow",
     ) -> None:
         super().__init__()
         check_energy(energy)
+        check_choice("noise", noise, get_args(Noise))
         check_solver(solver)
         check_strategy(hypergradient, "hypergradient")
         per_image(eps, torch.zeros(1, 1))
@@ -80,7 +99,8 @@ class Reconstructor(DeepinvReconstructor):
             check_map(hypergradient, energy)
         self.energy, self.eps, self.solver = energy, eps, solver
         self.strategy: SolutionMap = hypergradient or natural_map(energy)
-        self.relative_delta = relative_delta
+        self.relative_delta, self.noise = relative_delta, noise
+        self._learned = learned_level(energy)
         self._recent = Recent()
 
     @isolated
@@ -95,8 +115,9 @@ class Reconstructor(DeepinvReconstructor):
         Args:
             y: measurements, real or complex, or a TensorList.
             physics: replaces the one of the energy when given, as ``deepinv.Trainer`` does; its
-                tensors may hold one slice per image.
+                tensors may hold one slice per image, its noise level too.
             params: tensors of the operator per image, as in ``solve``; they are not differentiated.
+                ``sigma`` is the noise level.
 
         Raises:
             MissingPropertyError: a gradient asked for that the solution map does not grant, or with
@@ -107,15 +128,15 @@ class Reconstructor(DeepinvReconstructor):
         energy = self._energy(physics)
         data = as_data(y, params, energy)
         self._check_gradients(data)
+        energy, strategy = self._at_noise(energy, measured(data).params.get("sigma"))
         learned = trainable(energy)
         if isinstance(data, Tensor):
-            return _Solve.apply(data, _Layer(self, energy), *learned)
+            return _Solve.apply(data, _Layer(self, energy, strategy), *learned)
 
         # complex numbers and lists become one real tensor, whose gradient autograd takes back
         layout = cast(WithLayout, energy).layout(data)
-        real = _Solve.apply(
-            layout.data_in(data.y), _Layer(self, energy, data.params, layout), *learned
-        )
+        call = _Layer(self, energy, strategy, data.params, layout)
+        real = _Solve.apply(layout.data_in(data.y), call, *learned)
         return layout.image_out(real)
 
     def _check_gradients(self, data: Tensor | Measured) -> None:
@@ -144,6 +165,42 @@ class Reconstructor(DeepinvReconstructor):
         if physics is None:
             return self.energy
         return self._recent.of(self.energy, physics)
+
+    def _at_noise(self, energy: nn.Module, given: Tensor | None) -> tuple[nn.Module, SolutionMap]:
+        """Energy and solution map for the noise of this call.
+
+        Args:
+            energy: with the physics of the call.
+            given: noise levels of its images, in the place of that of the physics.
+        """
+        learned = None if self.noise == "as_learned" else self._learned
+        levels = given if given is None else given.detach().double().flatten()
+        other = followed(energy, learned, levels, stacklevel=7)
+        if other is energy or learned is None or not offers(energy, FollowsNoise):
+            return energy, self.strategy
+
+        at = energy.noise_level if levels is None else levels
+        if at is None:
+            return other, self.strategy
+        return other, _scaled_steps(self.strategy, energy.regularizer_factor(learned, at))
+
+
+def _scaled_steps(strategy: SolutionMap, factors: Tensor) -> SolutionMap:
+    """The solution map for D / k + R in the place of D + k R, whose slopes are those times k.
+
+    Raises:
+        MissingPropertyError: a given step, and one noise level per image.
+    """
+    if not isinstance(strategy, Unrolled) or strategy.step is None:
+        return strategy
+    if bool((factors != factors[0]).any()):
+        raise MissingPropertyError(
+            "hypergradient",
+            given=f"{strategy!r} and one noise level per image",
+            expected="steps that are chosen per image, or one noise level",
+            remedy="Leave step out, or pass images of one noise level at a time.",
+        )
+    return replace(strategy, step=strategy.step * float(factors[0]))
 
 
 class Recent:
@@ -215,12 +272,13 @@ class _Layer:
         self,
         model: Reconstructor,
         energy: nn.Module,
+        strategy: SolutionMap,
         params: Mapping[str, Tensor] | None = None,
         layout: Layout | None = None,
     ) -> None:
         self.energy, self.params, self.layout = energy, dict(params or {}), layout
         self.eps, self.solver, self.relative = model.eps, model.solver, model.relative_delta
-        self.strategy = model.strategy
+        self.strategy = strategy
 
     def posed(self, y: Tensor) -> Posed:
         """The lower level for real measurements."""

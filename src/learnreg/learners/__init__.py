@@ -1,6 +1,7 @@
 """Step rules: the methods that decide where theta goes. They know objectives, and nothing else."""
 
 from .accuracy import Adaptive, Fixed
+from .deferred import Deferred
 from .dfo import DFO
 from .dfols import DFOLS
 from .hoag import HOAG
@@ -16,6 +17,7 @@ __all__ = [
     "LBFGSB",
     "MAID",
     "Adaptive",
+    "Deferred",
     "Fixed",
     "FixedAccuracy",
     "GridSearch",

@@ -372,12 +372,22 @@ def _tighten_early(
     return _tighten(rules, objective, state, _cut(rules, 0.5 * decrease, state.point.width), effort)
 
 
-def _tighten(
-    rules: DescentRules, objective: Objective, state: DescentState, factor: float, effort: _Effort
+def tighten(
+    rules: DescentRules, objective: Objective, state: DescentState, factor: float
 ) -> DescentState:
     """eps times ``factor`` and theta_k solved again; delta stays, because no bracket depends on
     it.
+
+    Raises:
+        Halt: at the floor of the floating-point type, or of the rules.
     """
+    return _tighten(rules, objective, state, factor, _Effort())
+
+
+def _tighten(
+    rules: DescentRules, objective: Objective, state: DescentState, factor: float, effort: _Effort
+) -> DescentState:
+    """``tighten``, counted."""
     if not (state.point.width > 0 or bool((state.point.error > 0).any())):  # nothing to tighten
         raise rounding_floor(
             state.theta.dtype,

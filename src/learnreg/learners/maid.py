@@ -11,7 +11,7 @@ from ..core.errors import InputError
 from ..core.grants import Grants
 from ..core.objective import Objective
 from ..core.ranges import check_choice, check_fraction, check_number, check_positive, shown, tidy
-from .accuracy import Accuracy, Adaptive, Fixed
+from .accuracy import Adaptive, Fixed
 from .curvature import CurvaturePairs
 from .descent import DescentRules, DescentState, descend
 
@@ -116,11 +116,13 @@ class MAID:
 
     def step(self, objective: Objective, state: DescentState) -> DescentState:
         """One accepted step; raises Halt with the reason when there can be none."""
-        return descend(self._rules(self.accuracy), objective, state)
+        return descend(self.rules, objective, state)
 
-    def _rules(self, accuracy: Accuracy) -> DescentRules:
+    @property
+    def rules(self) -> DescentRules:
+        """The constants of a step."""
         return DescentRules(
-            accuracy,
+            self.accuracy,
             self.rho,
             self.growth,
             self.eta,

@@ -269,7 +269,7 @@ class Stochastic:
         length = self.record or size // min(self.batch, size)
         try:
             for _ in range(length - before % length):
-                state = self._mini_batch(objective, state)
+                state = self.mini_batch(objective, state)
         except OutOfBudget:
             if state.k == before:
                 raise
@@ -277,8 +277,18 @@ class Stochastic:
             state, solutions=state.solutions.recorded(), adjoints=state.adjoints.recorded()
         )
 
-    def _mini_batch(self, objective: Objective, state: StochasticState) -> StochasticState:
-        """One step of the optimizer."""
+    def mini_batch(
+        self, objective: Objective, state: StochasticState, limit: int | None = None
+    ) -> StochasticState:
+        """One step of the optimizer.
+
+        Args:
+            limit: solver steps of a lower-level solve; as configured when None.
+
+        Raises:
+            Halt: the lower level could not be solved, or the gradient is not finite.
+            OutOfBudget: the budget was used up.
+        """
         k, size = state.k, objective.size
         index = drawn(k, size, min(self.batch, size), state.seed)
         chosen, here = index.tolist(), objective.subset(index)
@@ -286,7 +296,8 @@ class Stochastic:
             self.schedule(k, start, self.accuracy_exponent) for start in (state.eps0, state.delta0)
         )
         try:
-            point = settled(here.evaluate(state.theta, eps, _on(here, state.solutions, chosen)))
+            start = _on(here, state.solutions, chosen)
+            point = settled(here.evaluate(state.theta, eps, start, limit))
         except MissingPropertyError as error:
             raise Halt(
                 StopReason(

@@ -4,6 +4,8 @@ file.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -13,19 +15,23 @@ import torch
 from torch import nn
 
 from ..core.asking import offers
-from ..core.errors import ModelFileError
+from ..core.errors import DataWarning, ModelFileError
 from ..core.files import load_tensors, save_tensors
+from ..core.noise import followed
 from ..core.offers import Specified
 from ..core.params import named_trainable
-from ..operators.physics import describe_physics, physics_from_description
 from ..operators.private import clone
+from ..physics import describe, rebuild
 from ..problems.build import energy_for
 from ..problems.energy import Energy
 from ..problems.fidelity import KL, L1, L2, DataTerm, Huber, SaddleDataTerm, WeightedL2
 from ..problems.saddle import SaddleEnergy
 from ..regularizers import from_spec
 
-FORMAT, VERSION = "learnreg-model", 1
+FORMAT, VERSION = "learnreg-model", 2
+READABLE = (1, VERSION)
+"""Versions that can be read; files of the first hold the physics of denoising only."""
+
 FIDELITIES: dict[str, Callable[..., DataTerm | SaddleDataTerm]] = {
     "L2": L2,
     "L1": L1,
@@ -34,14 +40,23 @@ FIDELITIES: dict[str, Callable[..., DataTerm | SaddleDataTerm]] = {
 }
 """Data terms that a model file can name, built from the numbers in it."""
 
-OTHERS = ("fidelity", "physics")
-"""Parts of an energy whose learned tensors stand in the file under their own name."""
+SMALL = 2**12
+"""A product of the sizes of a regularizer up to which its memory does not matter."""
+
+OTHERS = ("fidelity", "physics", "recipe")
+"""Parts of an energy whose tensors stand in the file under their own name: what was learned of the
+data term and of the physics, and what the recipe of the physics needs.
+"""
 
 
 def save_model(
     path: str | Path, energy: Energy | SaddleEnergy, notes: Mapping[str, object] | None = None
 ) -> Path:
-    """Write a trained energy.
+    """Write a trained energy; the file holds all that a reconstruction needs.
+
+    The physics is stored as a recipe: the name of a known class, its settings and its tensors
+    (``learnreg.physics.describe``). What the recipe would not give back as it was is named only,
+    with a DataWarning that says why.
 
     Args:
         path: the file, usually ``model.safetensors``.
@@ -55,15 +70,25 @@ def save_model(
         if offers(regularizer, Specified)
         else {"type": type(regularizer).__qualname__}
     )
+    told, held = describe(energy.physics)
+    if "note" in told:
+        warnings.warn(
+            f"{path}: the file names the physics {told['type']} and does not hold it: "
+            f"{told['note']}. Load it with load_model(path, physics=...).",
+            DataWarning,
+            stacklevel=2,
+        )
     header = {
         "format": FORMAT,
-        "version": VERSION,
+        # why: denoising is written so that earlier releases can read it
+        "version": 1 if told["type"] == "Denoising" else VERSION,
         "regularizer": spec,
         **_describe_data_term(energy),
-        "physics": describe_physics(energy.physics),
+        "physics": told,
         "notes": dict(notes or {}),
     }
     tensors = dict(regularizer.state_dict()) | learned_tensors(energy)
+    tensors |= {f"recipe:{name}": t for name, t in held.items()}
     save_tensors(Path(path), tensors, header)
     return Path(path)
 
@@ -95,8 +120,9 @@ def load_model(
     """Read a trained energy.
 
     Args:
-        physics: replaces the stored one; needed when the file cannot describe its physics (anything
-            but denoising).
+        physics: replaces the stored one; needed when the file names its physics only (a class of
+            your own, tensors of single scans). Where its Gaussian noise has another level, the
+            energy follows it (``problems.at_noise_level``).
         regularizer: an instance to fill with the weights; needed for classes that are not the
             library's own.
         fidelity: the data term; needed where it is a function of your own.
@@ -105,12 +131,16 @@ def load_model(
 
     Raises:
         ModelFileError: missing, corrupted or foreign file, newer version, weights that do not fit.
+
+    Warns:
+        DataWarning: a physics with noise that the model was not learned for, and no rule for it.
     """
     tensors, header = load_tensors(Path(path), FORMAT)
-    if header.get("version") != VERSION:
+    version = header.get("version")
+    if isinstance(version, bool) or version not in READABLE:
         raise ModelFileError(
             str(path),
-            given=f"version {header.get('version')}",
+            given=f"version {version}",
             expected=f"version {VERSION}",
             remedy="Update learnreg.",
         )
@@ -120,22 +150,56 @@ def load_model(
             str(path), given=f"NaN or Inf in {', '.join(broken)}", expected="finite weights"
         )
     try:
-        module = from_spec(dict(header["regularizer"])) if regularizer is None else regularizer
         own = {k: t for k, t in tensors.items() if k.partition(":")[0] not in OTHERS}
+        if regularizer is None:
+            _check_size(header["regularizer"], sum(t.numel() for t in own.values()))
+        module = from_spec(dict(header["regularizer"])) if regularizer is None else regularizer
         module = _filled(module, own, str(path))
-        found = physics or physics_from_description(header["physics"])
+        found = physics or rebuild(header["physics"], _of_part(tensors, "recipe"))
         found = _with_learned(found, _of_part(tensors, "physics"), "physics")
         data_term, tikhonov = _data_term(header, _of_part(tensors, "fidelity"), fidelity)
-        return energy_for(found, module, data_term, tikhonov)
+        energy = energy_for(found, module, data_term, tikhonov)
     except ModelFileError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         raise ModelFileError(
             str(path),
             given=f"a damaged recipe ({type(error).__name__}: {error})",
             expected="the header written by save_model",
             remedy="Restore the file from its run.",
         ) from error
+    return energy if physics is None else followed(energy, _learned_level(header), stacklevel=3)
+
+
+def _check_size(spec: Mapping[str, Any], numbers: int) -> None:
+    """Refuse a regularizer of more numbers than the file holds, before any memory is taken.
+
+    Raises:
+        ValueError: names the integers.
+    """
+    sizes = [v for k, v in spec.items() if type(v) is int and k != "seed"]
+    # why two: a bank of filters has as many weights as its two largest sizes multiply to, or more
+    largest = sorted((max(1, abs(v)) for v in sizes), reverse=True)[:2]
+    if math.prod(largest) > max(SMALL, numbers):
+        raise ValueError(f"{spec.get('type')} of sizes {sizes} with {numbers} weights"[:200])
+    terms = spec.get("terms")
+    for part in (*(terms if isinstance(terms, list) else ()), spec.get("regularizer")):
+        if isinstance(part, Mapping):
+            _check_size(part, numbers)
+
+
+def _learned_level(header: Mapping[str, Any]) -> float | None:
+    """The standard deviation of the Gaussian noise of the training data."""
+    told = header["physics"].get("sigma")
+    return float(told) if isinstance(told, int | float) and told > 0 else None
 
 
 def _describe_data_term(energy: Energy | SaddleEnergy) -> dict[str, object]:

@@ -11,18 +11,19 @@ from torch import Tensor
 from ..core.bounds import Constants, Curvature
 from ..core.cost import Cost
 from ..core.curvature import MeanCurvature
-from ..core.errors import AdjointError, InputError, MissingPropertyError, ModelFileError
+from ..core.errors import AdjointError, InputError, MissingPropertyError
 from ..core.measured import Native, tensors_of
 from .checks import probe
 from .foreign import LinearPhysicsLike
 from .layout import Layout, layout_of
 from .private import (
+    aligned,
     batched_names,
     is_narrow,
-    noise_of,
     of_images,
     same,
     snapshot,
+    tensor_named,
     widened,
     with_tensors,
 )
@@ -178,8 +179,12 @@ class LinearMap:
     def with_params(self, params: Mapping[str, Tensor]) -> LinearMap:
         """The same operator with other tensors, as deepinv's ``physics(x, **params)``.
 
+        Their first axis counts the images; axes of length one that they lack after it, compared
+        with the tensors that they replace, are put in: masks (b, h, w) become (b, 1, h, w).
+
         Raises:
-            InputError: a name that the physics does not know.
+            InputError: a name that the physics does not know, or a tensor that it does not keep
+                with one slice per image.
         """
         self.refresh()
         known = {
@@ -200,7 +205,9 @@ class LinearMap:
         if key not in self._variants:
             if len(self._variants) >= MOST_VARIANTS:
                 self._variants.clear()
-            other = LinearMap(with_tensors(self.physics, params), trusted=self.trusted)
+            physics = with_tensors(self.physics, aligned(self.physics, params))
+            _check_slices(physics, params)
+            other = LinearMap(physics, trusted=self.trusted)
             self._variants[key] = other, dict(params)  # held, so that no identity is used again
         return self._variants[key][0]
 
@@ -405,6 +412,25 @@ class LinearMap:
         return f"LinearMap({type(self.physics).__name__})"
 
 
+def _check_slices(physics: LinearPhysicsLike, params: Mapping[str, Tensor]) -> None:
+    """Refuse parameters per image whose first axis the physics took for another one.
+
+    Raises:
+        InputError: names the tensor.
+    """
+    for name, t in params.items():
+        kept = tensor_named(physics, name)
+        if kept is None or not kept.dim() or not t.dim() or kept.shape[0] == t.shape[0]:
+            continue
+        raise InputError(
+            f"params[{name!r}]",
+            given=f"shape {tuple(t.shape)}, of which {type(physics).__name__} made "
+            f"{tuple(kept.shape)}",
+            expected=f"one slice per image, ({t.shape[0]}, ...), that stays one",
+            remedy="Give it all axes that the tensor of the physics has.",
+        )
+
+
 _REMEDIES = {
     "adjoint": "Implement A_adjoint as the exact transpose of A (for example with "
     "deepinv.physics.adjoint_function).",
@@ -559,41 +585,3 @@ class TiedMap:
         self.map.cost += Cost(hessian_products=image.shape[0])
         t = torch.where(torch.isfinite(t), t, 1.0)
         return image * t.view(-1, *[1] * (image.dim() - 1))
-
-
-def describe_physics(physics: torch.nn.Module) -> dict[str, object]:
-    """What a model file stores of a physics: everything for Gaussian denoising, only the name of
-    any other.
-    """
-    sigma = noise_of(physics).get("sigma")
-    description: dict[str, object] = {"type": type(physics).__name__}
-    if sigma is not None:
-        description["sigma"] = float(torch.as_tensor(sigma).flatten()[0])
-    return description
-
-
-def physics_from_description(description: dict[str, object]) -> torch.nn.Module:
-    """The physics that a model file describes.
-
-    Raises:
-        ModelFileError: one that the file cannot rebuild.
-    """
-    from deepinv.physics import Denoising, GaussianNoise
-
-    sigma = description.get("sigma", 0.1) if isinstance(description, dict) else None
-    if not isinstance(sigma, int | float) or not sigma >= 0:
-        raise ModelFileError(
-            "physics",
-            given=description,
-            expected="a type and a noise level sigma >= 0",
-            remedy="Restore the file from its run.",
-        )
-    if description.get("type") != "Denoising":
-        raise ModelFileError(
-            "physics",
-            given=f"a model for {description.get('type')}",
-            expected="physics=...",
-            remedy="Pass the deepinv physics it was trained for to load_model(path, physics=...).",
-        )
-    physics: torch.nn.Module = Denoising(GaussianNoise(sigma))
-    return physics

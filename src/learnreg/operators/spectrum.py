@@ -15,6 +15,7 @@ from ..core.cost import Cost
 from ..core.curvature import MeanCurvature
 from .foreign import DecomposablePhysicsLike, LinearPhysicsLike
 from .layout import Layout
+from .nonnegative import collatz_wielandt, known_nonnegative, shows_a_negative_entry
 
 POWER_ITERATIONS = 30
 
@@ -133,7 +134,22 @@ def _length(t: Tensor) -> float:
 
 @torch.no_grad()
 def largest_eigenvalue(tied: Applied, x: Tensor) -> tuple[Constants, Cost]:
-    """||A||^2 estimated by power iterations, per image where the operators differ; mu is 0."""
+    """||A||^2 per image where the operators differ; mu is 0.
+
+    Proven where A has no negative entries, otherwise estimated by power iterations.
+    """
+    known = known_nonnegative(tied.physics)
+    plain = not (tied.layout.several or tied.layout.complex_image)
+    wide = tied.double()
+    if known is Kind.ESTIMATE and plain:
+        plain = not shows_a_negative_entry(wide.forward, x)
+    if plain and known > Kind.UNKNOWN:
+        found = collatz_wielandt(wide.normal, x)
+        if found is not None:
+            products = found.products * x.shape[0]
+            constants = Constants(torch.zeros_like(found.upper), found.upper, Kind.BOUND, known)
+            return constants, Cost(hessian_products=products, power_iterations=products)
+
     values = power_iterations(tied.normal, x, POWER_ITERATIONS)
     spent = POWER_ITERATIONS * x.shape[0]
     constants = Constants(torch.zeros_like(values), 1.02 * values, Kind.BOUND, Kind.ESTIMATE)

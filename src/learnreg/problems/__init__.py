@@ -6,6 +6,7 @@ from .energy import Energy, EnergyAt
 from .fidelity import KL, L1, L2, Foreign, Huber, Poisson, WeightedL2
 from .losses import Custom, ScaledSquaredError, SquaredError, WeightedSquaredError
 from .measurement_losses import SURE, Whiteness
+from .noise_level import at_noise_level, noise_level
 from .saddle import SaddleAt, SaddleEnergy
 
 __all__ = [
@@ -27,5 +28,7 @@ __all__ = [
     "WeightedL2",
     "WeightedSquaredError",
     "Whiteness",
+    "at_noise_level",
     "energy_for",
+    "noise_level",
 ]

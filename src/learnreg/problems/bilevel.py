@@ -10,9 +10,11 @@ from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from ..core.asking import offers
 from ..core.batch import check_images
+from ..core.datasets import collect, is_dataset
 from ..core.errors import InputError
 from ..core.guards import check_energy, check_measured, check_pairs
 from ..core.maps import Upper
@@ -68,38 +70,63 @@ def _plain(data: Measured) -> Tensor | Measured:
     return cast(Tensor, data.y) if plain else data
 
 
+def _in_memory(
+    pairs: PairsLike | Tensor | Measured | Dataset[Any] | DataLoader[Any], limit: int | None
+) -> PairsLike | Tensor | Measured:
+    """The items of a dataset, stacked; anything else as it is."""
+    if is_dataset(pairs):
+        found = collect(pairs, limit)
+        return found if found.x is not None else Measured(found.y, found.params)
+    if limit is not None:
+        raise InputError(
+            "limit",
+            given=f"{limit} for {type(pairs).__name__}",
+            expected="a Dataset or DataLoader, of which so many pairs are read",
+            remedy="Slice pairs in memory: pairs[:n].",
+        )
+    # why a cast: the other two were datasets
+    return cast(PairsLike | Tensor | Measured, pairs)
+
+
 class BilevelProblem:
     """The learning problem f(theta) = mean_i g(x_i(theta)) + p(theta).
 
     Args:
         energy: the lower level, with trainable parameters.
         pairs: training pairs ``.x`` (n, c, h, w) and ``.y``; for a loss of measurements also the
-            measurements alone.
+            measurements alone; or a ``torch.utils.data`` ``Dataset`` or ``DataLoader`` of (x, y) or
+            (x, y, params), which is read into memory.
         loss: g per image: ``SquaredError()`` when None, another loss with known constants, any
             function of (x, x_true) that autograd can differentiate (see ``Custom``), or a loss of
             measurements, which needs no ground truth (``SURE``, ``Whiteness``).
         penalty: p, from theta (d,) to a scalar >= 0 that autograd can differentiate; none when
             None.
+        limit: how many pairs of a dataset to use, the first ones; all when None.
 
     Raises:
-        InputError: no images, images and measurements of different number, or nothing to learn.
+        InputError: no images, images and measurements of different number, nothing to learn, or a
+            dataset whose items are no pairs or do not fit into memory.
     """
 
     energy: Any  # a Level; of the class that was handed in
     loss: Any
     pairs: Any
+    given: Any  # the pairs as they were handed in, with their names
     copies: int = 1  # how often the loss looks at every image
     _upper: Upper
 
     def __init__(
         self,
         energy: object,
-        pairs: PairsLike | Tensor | Measured,
+        pairs: PairsLike | Tensor | Measured | Dataset[Any] | DataLoader[Any],
         loss: object | None = None,
         penalty: Callable[[Tensor], Tensor] | None = None,
+        *,
+        limit: int | None = None,
     ) -> None:
         check_energy(energy, "at", "start", "parameters")
-        self.energy, self.penalty = energy, penalty
+        pairs = _in_memory(pairs, limit)
+        self.energy, self.penalty, self.given = energy, penalty, pairs
         if not trainable(cast(nn.Module, energy)):
             raise InputError(
                 "energy",

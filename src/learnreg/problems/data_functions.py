@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -35,6 +35,19 @@ class Diagonal:
 
     def select(self, index: Tensor) -> Diagonal:
         return self if isinstance(self.weights, float) else Diagonal(_chosen(self.weights, index))
+
+
+Box: TypeAlias = tuple[slice, slice]
+"""Rows and columns of a window."""
+
+
+def cropped(t: Tensor, box: Box, size: torch.Size) -> Tensor:
+    """A window of what is like images of the sides ``size``; a side of one is for all pixels."""
+    for axis in (0, 1):
+        if t.dim() >= 2 - axis and t.shape[axis - 2] == size[axis]:
+            part = box[axis]
+            t = t.narrow(axis - 2, part.start, part.stop - part.start)
+    return t
 
 
 class DataFunction(ABC):
@@ -71,6 +84,12 @@ class DataFunction(ABC):
     @abstractmethod
     def double(self) -> Self:
         """The same in float64."""
+
+    def window(self, box: Box) -> Self | None:
+        """The same of a window of every image, where D is a sum over pixels and y like an image;
+        None for any other.
+        """
+        return None
 
     def curvature(self, a: Tensor) -> Tensor | None:
         """The diagonal of the Hessian at a, like a; None where it is not diagonal."""
@@ -155,6 +174,13 @@ class Quadratic(DataFunction):
             self.y[index], weight if isinstance(weight, float) else _chosen(weight, index)
         )
 
+    def window(self, box: Box) -> Quadratic:
+        size, weight = self.y.shape[-2:], self.weight
+        return Quadratic(
+            cropped(self.y, box, size),
+            weight if isinstance(weight, float) else cropped(weight, box, size),
+        )
+
     def double(self) -> Quadratic:
         weight = self.weight
         return Quadratic(self.y.double(), weight if isinstance(weight, float) else weight.double())
@@ -188,6 +214,9 @@ class HuberFunction(DataFunction):
 
     def select(self, index: Tensor) -> HuberFunction:
         return replace(self, y=self.y[index])
+
+    def window(self, box: Box) -> HuberFunction:
+        return replace(self, y=cropped(self.y, box, self.y.shape[-2:]))
 
     def double(self) -> HuberFunction:
         return replace(self, y=self.y.double())
@@ -238,6 +267,9 @@ class PoissonFunction(DataFunction):
 
     def select(self, index: Tensor) -> PoissonFunction:
         return replace(self, y=self.y[index])
+
+    def window(self, box: Box) -> PoissonFunction:
+        return replace(self, y=cropped(self.y, box, self.y.shape[-2:]))
 
     def double(self) -> PoissonFunction:
         return replace(self, y=self.y.double())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,10 +28,12 @@ from ..core.offers import (
     effort_of,
     is_saddle,
     offers_averages,
+    reach_of,
 )
 from ..core.protocols import Hessian
 from ..core.ranges import absent
 from ..operators.physics import TiedMap
+from ..operators.windows import cuts, window
 from .data_functions import DataFunction, weight_like
 from .fidelity import L2, DataTerm, WeightedL2, as_data_term, data_constants
 from .tied import ModuleLike, Tied
@@ -307,6 +310,44 @@ class EnergyAt:
         if self.data.quadratic:
             return self.data.to_data(moved, moved)
         return self.data.to_data(self.operator.forward(x), moved)
+
+    @property
+    def reach(self) -> int | None:
+        """A gradient at a pixel depends on no pixel farther than this; None where that is not
+        known, or windows cannot be looked at alone.
+        """
+        corner = (slice(0, 1), slice(0, 1))
+        pictures = self.back.dim() == 4 and cuts(self.operator)
+        local = pictures and self.data.window(corner) is not None
+        return reach_of(self.regularizer) if local else None
+
+    def windows(self, double: bool = False) -> Callable[[slice, slice], EnergyAt]:
+        """(rows, columns) -> the potentials of a window of all images, as of images of their own:
+        their gradients are those of the whole but for ``reach`` pixels inside the cuts.
+
+        Args:
+            double: in float64.
+        """
+        energy = self.energy.widened() if double else self.energy
+        # copying a physics of deepinv takes a second: once, not for every window
+        whole = self.operator.double() if double else self.operator
+
+        def window_of(rows: slice, columns: slice) -> EnergyAt:
+            data = self.data.window((rows, columns))
+            if data is None:
+                raise MissingPropertyError(
+                    "energy",
+                    given=f"{type(self.data).__name__}, which cannot be cut",
+                    expected="a sum over pixels",
+                    remedy="Solve the whole image.",
+                )
+            back = self.back[..., rows, columns]
+            operator = window(whole, self.back, rows, columns)
+            if double:
+                data, back = data.double(), back.double()
+            return EnergyAt(energy, operator, data, self.constants, back)
+
+        return window_of
 
     @property
     def averages(self) -> bool:

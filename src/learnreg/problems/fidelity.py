@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..convex import Convex, KullbackLeibler, Norm, Squares, Zero
 from ..core.bounds import Bound, Constants, Curvature
 from ..core.errors import InputError, MissingPropertyError
-from ..core.ranges import check_number, check_positive, tidy
+from ..core.ranges import check_flag, check_number, check_positive, tidy
 from ..operators.physics import TiedMap
 from .data_functions import (
     DataFunction,
@@ -240,18 +240,22 @@ class KL:
         background: r, positive: where it is small the curvature y / (gain r)^2 is large.
         gain: positive, what a count is worth in units of A x. Counts are then
             y = Poisson(A x / gain + r).
+        scaled: y is gain times the counts.
     """
 
     background: float = 1.0
     gain: float = 1.0
+    scaled: bool = False
 
     def __post_init__(self) -> None:
         check_positive("background", self.background)
         check_positive("gain", self.gain)
+        check_flag("scaled", self.scaled)
         tidy(self)
 
     def tie(self, y: Tensor) -> PoissonFunction:
         """Raises: InputError for negative counts."""
+        y = y / self.gain if self.scaled else y
         if bool((y < 0).any()):
             raise InputError(
                 "y",
@@ -397,15 +401,7 @@ def _poisson(fidelity: _Likelihood) -> DataTerm:
             expected="bkg > 0, where the likelihood is smooth",
             remedy="Pass PoissonLikelihood(gain, bkg=...), or use KL in a SaddleEnergy.",
         )
-    return _ScaledCounts(background, gain) if distance.denormalize else KL(background, gain)
-
-
-@dataclass(frozen=True)
-class _ScaledCounts(KL):
-    """KL for measurements gain * counts."""
-
-    def tie(self, y: Tensor) -> PoissonFunction:
-        return super().tie(y / self.gain)
+    return KL(background, gain, scaled=bool(distance.denormalize))
 
 
 class _Function(Protocol):

@@ -30,6 +30,7 @@ from ..core.protocols import Blocks
 from ..core.ranges import absent, check_number
 from ..operators.physics import LinearMap, TiedMap
 from .fidelity import L2, SaddleDataTerm, WeightedL2, as_data_term
+from .noise_level import PerImage
 from .tied import ModuleLike, Tied
 
 THEOREMS = ("gap", "residual", "kkt")
@@ -162,7 +163,10 @@ class SaddleEnergy(Tied[SaddleRegularizerLike, SaddleDataTerm]):
         before = self.operator.cost
         operator, data, back = self.tie(y, None)
         u = back if x is None or x.dim() == 2 else x
-        tied = _tie(self, operator, data, u, back, self.data_term(y))
+        term = self.data_term(y)
+        if isinstance(term, PerImage):  # so that parts of the batch know their own numbers
+            term = term.of(data)
+        tied = _tie(self, operator, data, u, back, term)
         spent = operator.map.cost - before if operator.map is self.operator else operator.map.cost
         return replace(tied, spent=spent)
 

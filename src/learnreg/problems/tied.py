@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from ..core.errors import InputError
 from ..core.measured import Measured, Native, measured
+from ..core.noise import DIRECT, INDIRECT, factor, same_level
 from ..core.params import check_theta, set_theta, trainable
+from ..core.words import named
 from ..operators.layout import Layout
 from ..operators.physics import LinearMap, TiedMap
 from ..operators.pickling import picklable
 from ..operators.private import clone, promoted
 from .fidelity import WeightedL2
+from .noise_level import data_term_at, noise_level, other_noise
 
 
 class ModuleLike(nn.Module):
@@ -153,6 +156,56 @@ class Tied(nn.Module, Generic[R, D]):
             return self
         return self._like(self.regularizer, LinearMap(physics), self.fidelity)
 
+    @property
+    def noise_level(self) -> Tensor | None:
+        """The standard deviation of the Gaussian noise of the physics, float64, (1,) or (b,); None
+        where it is not known, or noise of another kind.
+        """
+        return noise_level(self.physics)
+
+    @property
+    def other_noise(self) -> str | None:
+        """The kind of noise of the physics, where it is known and has no such level."""
+        return other_noise(self.physics)
+
+    def regularizer_factor(
+        self, learned: float, sigma: Tensor, exponent: float | None = None
+    ) -> Tensor:
+        """k: what R is multiplied by at the noise levels sigma, (b,) like them.
+
+        Args:
+            learned, sigma, exponent: as for ``problems.at_noise_level``.
+        """
+        direct = self.operator.is_identity or self.operator.is_mask
+        usual = DIRECT if direct else INDIRECT
+        return factor(sigma, learned, usual if exponent is None else exponent)
+
+    def following(
+        self, learned: float, sigma: Tensor | None = None, exponent: float | None = None
+    ) -> Self:
+        """This energy, whose theta was learned at another noise level, at that of its physics.
+
+        The rule is that of ``problems.at_noise_level``, which has the words for it.
+
+        Args:
+            learned: the level of the training data.
+            sigma: (1,) or (b,), the level in the place of that of the physics.
+            exponent: p of the rule; one that suits the operator when None.
+
+        Returns:
+            Itself where the levels are the same, or the one of the physics is not known.
+
+        Raises:
+            MissingPropertyError: a data term without a rule.
+        """
+        levels = self.noise_level if sigma is None else sigma
+        if levels is None or same_level(levels, learned):
+            return self
+        factors = self.regularizer_factor(learned, levels, exponent)
+        scaled = data_term_at(self.fidelity, factors, levels / learned)
+        # why a cast: a data term of the same kind
+        return self._like(self.regularizer, self.operator, cast(D, scaled))
+
     def widened(self) -> Self:
         """A float64 copy; unlike ``nn.Module.double`` it leaves this one as it is."""
         regularizer = copy.deepcopy(self.regularizer).to(torch.float64)
@@ -213,7 +266,7 @@ class Tied(nn.Module, Generic[R, D]):
 
     def describe(self) -> str:
         """One line for records."""
-        return f"{type(self.regularizer).__name__} with {type(self.physics).__name__}"
+        return f"{named(self.regularizer)} with {type(self.physics).__name__}"
 
 
 DATA_PARAMETERS = frozenset({"weights"})

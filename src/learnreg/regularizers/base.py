@@ -13,7 +13,7 @@ from ..core.asking import offers
 from ..core.bounds import Bound, Curvature
 from ..core.curvature import MeanCurvature
 from ..core.errors import InputError, MissingPropertyError
-from ..core.offers import CurvatureNear
+from ..core.offers import CurvatureNear, reach_of
 from ..core.protocols import Hessian
 from ..core.ranges import check_number, check_positive
 from .described import Described
@@ -196,6 +196,13 @@ def _near(r: Regularizer, x: Tensor) -> tuple[Tensor, Tensor]:
     return bounds.mu.value * like, bounds.L.value * like
 
 
+def _farthest(terms: Iterable[Regularizer]) -> int | None:
+    """How far the gradient of a sum sees; None where one of its terms does not say."""
+    found = [reach_of(r) for r in terms]
+    known = [n for n in found if n is not None]
+    return max(known) if len(known) == len(found) else None
+
+
 class _Combined:
     """The Hessian of a weighted sum."""
 
@@ -229,6 +236,11 @@ class Sum(Regularizer):
     @property
     def effort(self) -> float:
         return sum(r.effort for r in self._parts())
+
+    @property
+    def reach(self) -> int | None:
+        """The farthest of its terms."""
+        return _farthest(self._parts())
 
     def value(self, x: Tensor) -> Tensor:
         return torch.stack([r.value(x) for r in self._parts()]).sum(dim=0)
@@ -331,6 +343,11 @@ class Scaled(Regularizer):
     @property
     def effort(self) -> float:
         return self.regularizer.effort
+
+    @property
+    def reach(self) -> int | None:
+        """That of R."""
+        return reach_of(self.regularizer)
 
     def value(self, x: Tensor) -> Tensor:
         return self.factor * self.regularizer.value(x)

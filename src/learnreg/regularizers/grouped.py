@@ -45,6 +45,11 @@ class SmoothedTV(Regularizer):
         self.isotropic = check_flag("isotropic", isotropic)
         self.channels = checked_channels(channels)
 
+    @property
+    def reach(self) -> int:
+        """Potentials of forward differences: the neighbours."""
+        return 1
+
     def _scales(self) -> tuple[Tensor, Tensor]:
         """w and nu as detached scalars."""
         return self.log_weight.detach().exp(), self.log_smoothing.detach().exp()

@@ -4,6 +4,7 @@ alone.
 
 from .comparison import Comparison
 from .pairing import ComparedRun
-from .report import LearnedRun, Report, SavedRun
+from .report import LearnedRun, Report
+from .stored import SavedRun
 
 __all__ = ["ComparedRun", "Comparison", "LearnedRun", "Report", "SavedRun"]

@@ -10,17 +10,26 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core import InputError, ModelFileError
 from ..core.files import write_atomically
+from ..core.ranges import check_choice
 from ..core.words import slug
 from .folder import made
 from .pairing import NEAR, ComparedRun, Lead, Spread, Summary, best_losses, lead, summaries
+from .provenance import compact
 from .words import show
 
+if TYPE_CHECKING:
+    from .figures import Figure
+
 FORMAT, VERSION, FILE = "learnreg-comparison", 1, "comparison.json"
-UNITS = {"work": "evaluations per image", "steps": "accepted steps"}
+UNITS = {
+    "work": "evaluations per image",
+    "steps": "accepted steps",
+    "patience": "evaluations per image without progress",
+}
 _FIELDS = {f.name for f in fields(ComparedRun)}
 _AGAIN = "Run the comparison again with --resume: finished runs are read from their folders."
 
@@ -36,13 +45,20 @@ class Comparison:
         settings: how they were done: ``budget`` (a table), ``relative``, ``points``, ``eps_test``,
             ``solver``, ``processes``, ``threads``, ``cores`` and whatever else is worth keeping;
             each may be missing.
+        config: the complete configuration (TOML) that repeats it; the page prints it for copying.
+        command: what was typed, for example ``learnreg compare config.toml``.
 
     Raises:
         InputError: no runs, or two of the same name, start and seed.
     """
 
     def __init__(
-        self, runs: Sequence[ComparedRun], settings: Mapping[str, object] | None = None
+        self,
+        runs: Sequence[ComparedRun],
+        settings: Mapping[str, object] | None = None,
+        *,
+        config: str = "",
+        command: str = "",
     ) -> None:
         if not runs:
             raise InputError("runs", given="none", expected="at least one")
@@ -57,10 +73,16 @@ class Comparison:
         self.runs = tuple(runs)
         self.settings: dict[str, Any] = dict(settings or {})
         self.best = best_losses(self.runs)
+        self.config, self.command = config, command
 
     @classmethod
     def of(
-        cls, outcomes: Sequence[Mapping[str, Any]], settings: Mapping[str, object] | None = None
+        cls,
+        outcomes: Sequence[Mapping[str, Any]],
+        settings: Mapping[str, object] | None = None,
+        *,
+        config: str = "",
+        command: str = "",
     ) -> Comparison:
         """From tables with the fields of ``ComparedRun``; other keys are passed over."""
         runs = []
@@ -69,7 +91,7 @@ class Comparison:
             if outcome.get("fixed"):  # what earlier versions called it
                 found.setdefault("adaptive", False)
             runs.append(ComparedRun(**found))
-        return cls(runs, settings)
+        return cls(runs, settings, config=config, command=command)
 
     # --- what the numbers say ---------------------------------------------------------------------
 
@@ -263,6 +285,25 @@ class Comparison:
         )
         return notes
 
+    def facts(self) -> list[tuple[str, str]]:
+        """What it was made of, as far as the settings say it: (what, how)."""
+        s, found = self.settings, []
+        data, physics = s.get("data"), s.get("physics")
+        if isinstance(physics, Mapping):
+            found.append(("physics and noise", compact({"type": "", **physics}).strip()))
+        if isinstance(data, Mapping):
+            found.append(("data", compact({"type": "", **data}).strip().strip("()")))
+        counts = [(run.images, run.held_out) for run in self.runs if run.images]
+        if counts:
+            found.append(("images", f"{counts[0][0]} to learn from, {counts[0][1]} held out"))
+        for name, key in (("precision", "dtype"), ("machine", "platform")):
+            if s.get(key):
+                found.append((name, show(s[key])))
+        versions = {"learnreg": s.get("version"), "torch": s.get("torch")}
+        versions |= {"deepinv": s.get("deepinv"), "python": s.get("python")}
+        known = [f"{name} {value}" for name, value in versions.items() if value]
+        return [*found, *([("versions", ", ".join(known))] if known else [])]
+
     def _word(self) -> str:
         """An adjective for the brackets, if they are all known in the same way."""
         kinds = {p.get("kind") for r in self.runs for p in r.points if p["loss"] is not None}
@@ -331,28 +372,43 @@ class Comparison:
             "format": FORMAT,
             "version": VERSION,
             "settings": self.settings,
+            "repeat": {"command": self.command, "config": self.config},
             "runs": [asdict(run) for run in self.runs],
         }
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``index.html``, ``figures/*.png`` and ``comparison.json``; returns the path of the
-        page.
+    def save(
+        self, folder: str | os.PathLike[str], formats: Sequence[str] = ("png", "svg", "pdf")
+    ) -> Path:
+        """Write ``index.html``, ``figures/``, ``tables/`` and ``comparison.json``; returns the path
+        of the page.
+
+        Args:
+            folder: made where it is not there.
+            formats: of the figures beside the page; some of "png", "svg" and "pdf".
 
         Raises:
-            InputError: ``folder`` is a file or cannot be created.
+            InputError: ``folder`` is a file or cannot be created; an unknown format.
         """
+        from .figures import MAKERS, files
+        from .tables import comparison_tables
+
+        for kind in formats:
+            check_choice("formats", kind, [*MAKERS])
         folder = made(folder)
-        page, pictures = self._render()
+        page, drawn = self._render()
+        for name, text in comparison_tables(self).items():
+            write_atomically(folder / "tables" / name, text.encode(errors="replace"))
         write_atomically(
             folder / FILE, json.dumps(self.to_dict(), indent=1, allow_nan=False).encode()
         )
-        for name, data in pictures.items():
-            write_atomically(folder / "figures" / name, data)
+        for name, figure in drawn.items():
+            for file, data in files(name, figure, formats).items():
+                write_atomically(folder / "figures" / file, data)
         write_atomically(folder / "index.html", page.encode(errors="replace"))
         return folder / "index.html"
 
-    def _render(self) -> tuple[str, dict[str, bytes]]:
-        """The page, and the figures by file name."""
+    def _render(self) -> tuple[str, dict[str, Figure]]:
+        """The page, and its figures by name."""
         from . import comparison_figures as draw  # slow imports, needed here only
         from . import figures
         from .template import render
@@ -367,16 +423,12 @@ class Comparison:
             "schedules": draw.schedules(self.runs),
         }
         grids = draw.heat_maps(self.runs)
-        files = {
-            f"{name}.png": figures.png(figure)
-            for name, figure in drawn.items()
-            if figure is not None
-        }
+        found = {name: figure for name, figure in drawn.items() if figure is not None}
         for number, (name, figure) in enumerate(grids.items()):
-            files[f"grid_{number}_{slug(name)[:40]}.png"] = figures.png(figure)
+            found[f"grid_{number}_{slug(name)[:40]}"] = figure
         uris, maps = (
             {
-                name: figures.data_uri(figures.svg(figure), "image/svg+xml")
+                name: figures.data_uri(figures.themed(figures.svg(figure)), "image/svg+xml")
                 for name, figure in some.items()
                 if figure is not None
             }
@@ -395,9 +447,11 @@ class Comparison:
             near=100 * NEAR,
             listed=_listed,
             count=_count,
+            proven=self._word().strip(),
+            facts=self.facts(),
             problems=list(dict.fromkeys(run.problem for run in self.runs if run.problem)),
         )
-        return page, files
+        return page, found
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Comparison:
@@ -440,7 +494,13 @@ class Comparison:
                 remedy="Read it with the release of learnreg that wrote it.",
             )
         try:
-            return cls.of(data["runs"], data["settings"])
+            repeat = data.get("repeat", {})
+            return cls.of(
+                data["runs"],
+                data["settings"],
+                config=str(repeat.get("config", "")),
+                command=str(repeat.get("command", "")),
+            )
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -91,6 +91,7 @@ def _over_costs(
 ) -> Figure:
     """Curves, one per run and cost, in the colours of their learners."""
     figure, axes = panels(1, 2, 3.5, width=8.4)
+    told: set[str] = set()
     for axis, (cost, words) in zip(axes, COSTS.items(), strict=True):
         every = [point for curve in found[cost] for point in _positive(curve)]
         for name, (color, style) in styles(runs).items():
@@ -103,6 +104,7 @@ def _over_costs(
                 axis.plot(*zip(*curve, strict=True), color=color, linewidth=0.8, alpha=0.38)
             middle = median_curve(mine, logarithmic)
             if middle:
+                told.add(name)
                 axis.plot(
                     *zip(*middle, strict=True),
                     color=color,
@@ -119,7 +121,7 @@ def _over_costs(
             log_ticks(axis.xaxis, [x for x, _ in every])
         axis.set_xlabel(words)
     axes[0].set_ylabel(label)
-    _legend(figure, styles(runs))
+    _legend(figure, {name: look for name, look in styles(runs).items() if name in told})
     return figure
 
 
@@ -191,6 +193,7 @@ def schedules(runs: Sequence[ComparedRun]) -> Figure:
     runs = list(reversed(shown.values()))
     titles = {"eps": "accuracy eps", "delta": "linear residual delta", "step_size": "step size"}
     longest = max((run.steps or 0 for run in runs), default=0)
+    told: set[str] = set()
     for axis, (column, title) in zip(axes, titles.items(), strict=True):
         every = []
         for run in runs:
@@ -203,6 +206,7 @@ def schedules(runs: Sequence[ComparedRun]) -> Figure:
             ]
             every += [y for _, y in pairs]
             if pairs:
+                told.add(run.learner)
                 color, style = look[run.learner]
                 axis.plot(
                     *zip(*pairs, strict=True),
@@ -221,7 +225,7 @@ def schedules(runs: Sequence[ComparedRun]) -> Figure:
         if longest > 200:
             axis.set_xscale("symlog", linthresh=10)
             axis.xaxis.set_major_formatter(FuncFormatter(readable))
-    _legend(figure, look)
+    _legend(figure, {name: line for name, line in look.items() if name in told})
     return figure
 
 
@@ -365,7 +369,9 @@ def _at(curve: Sequence[tuple[float, float]], x: float, logarithmic: bool) -> fl
 
 
 def _legend(figure: Figure, look: Mapping[str, tuple[str, LineStyleType]]) -> None:
-    """The learners, above all panels."""
+    """The learners that are drawn, above all panels."""
+    if not look:
+        return
     handles = [
         Line2D([], [], color=color, linestyle=style, linewidth=2.2)
         for color, style in look.values()

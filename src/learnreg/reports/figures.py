@@ -8,7 +8,9 @@ import base64
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,13 +28,37 @@ from matplotlib.typing import LineStyleType as LineStyleType
 from torch import Tensor
 
 from ..core import Evaluation, RunRecord
+from .columns import Column
 
 INK, FAINT, NOISY = "#2b3541", "#d9dee4", "#8591a0"
 COLORS = ("#2f7fc1", "#dd7d1c", "#2b9c7a", "#a85fb4", "#c2493d", "#7d7a2c")
+PALE = 0.25
+"""Opacity of dead filters."""
+
 _SCHEME = (
     f"<style>:root{{--ink:{INK};--faint:{FAINT}}}"
     "@media (prefers-color-scheme:dark){:root{--ink:#c6ced8;--faint:#38414c}}</style>"
 )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of a row.
+
+    Attributes:
+        name, value: above it.
+        whole, detail: (h, w) or (h, w, 3) in [0, 1].
+        frame: where the detail is: left, top, width, height in shares of the whole; None where no
+            frame is drawn.
+        words: the alternative text.
+    """
+
+    name: str
+    value: str
+    whole: np.ndarray
+    detail: np.ndarray
+    frame: tuple[float, float, float, float] | None
+    words: str
 
 
 def png(figure: Figure) -> bytes:
@@ -43,9 +69,7 @@ def png(figure: Figure) -> bytes:
 
 
 def svg(figure: Figure) -> bytes:
-    """SVG without background, in the reader's light or dark scheme; equal figures give equal
-    bytes.
-    """
+    """SVG without background, in dark ink; equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(
         buffer,
@@ -57,19 +81,48 @@ def svg(figure: Figure) -> bytes:
     text = text[text.index("<svg") :]
     for number, name in enumerate(dict.fromkeys(re.findall(r'id="([a-z][0-9a-f]{10})"', text))):
         text = text.replace(name, f"n{number}")
-    text = text.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
+    return text.encode()
+
+
+def themed(plain: bytes) -> bytes:
+    """An SVG in the reader's light or dark scheme."""
+    text = plain.decode().replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
     end = text.index(">") + 1
     return (text[:end] + _SCHEME + text[end:]).encode()
+
+
+def pdf(figure: Figure) -> bytes:
+    """PDF on white, with text as text; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # why: names of images may have letters that the font lacks; they are boxes then
+        warnings.simplefilter("ignore")
+        figure.savefig(
+            buffer,
+            format="pdf",
+            facecolor="white",
+            metadata={"CreationDate": None, "Creator": None, "Producer": None},
+        )
+    return buffer.getvalue()
+
+
+MAKERS: dict[str, Callable[[Figure], bytes]] = {"png": png, "svg": svg, "pdf": pdf}
+"""By the end of a file's name."""
+
+
+def files(name: str, figure: Figure, formats: Iterable[str]) -> dict[str, bytes]:
+    """One figure in several formats, by file name."""
+    return {f"{name}.{kind}": MAKERS[kind](figure) for kind in formats}
 
 
 def data_uri(data: bytes, mime: str) -> str:
     return f"data:{mime};base64,{base64.b64encode(data).decode()}"
 
 
-def picture_png(image: Tensor) -> bytes:
-    """One image (c, h, w) as PNG, one pixel per pixel, grey or colour scale [0, 1]."""
+def picture_png(pixels: np.ndarray) -> bytes:
+    """Pixels (h, w) or (h, w, 3) in [0, 1] as PNG, one pixel per pixel."""
     buffer = io.BytesIO()
-    imsave(buffer, displayable(image), cmap="gray", vmin=0.0, vmax=1.0, format="png")
+    imsave(buffer, pixels, cmap="gray", vmin=0.0, vmax=1.0, format="png")
     return buffer.getvalue()
 
 
@@ -79,26 +132,6 @@ def filter_png(kernel: Tensor) -> bytes:
     tile, top = _tile(kernel)
     imsave(buffer, tile, cmap="RdBu_r", vmin=-top, vmax=top, format="png")
     return buffer.getvalue()
-
-
-def displayable(image: Tensor) -> np.ndarray:
-    """(c, h, w) as it is drawn: in colour for c = 3, the modulus for c = 2 (complex), else channel
-    0.
-    """
-    image = image.detach().cpu().float()
-    if image.shape[0] == 3:
-        return image.clamp(0, 1).permute(1, 2, 0).numpy()
-    return (torch.linalg.vector_norm(image, dim=0) if image.shape[0] == 2 else image[0]).numpy()
-
-
-def detail(image: Tensor) -> tuple[int, int, int, int]:
-    """The liveliest ninth of an image (c, h, w), by variance: top, left, height, width."""
-    grey = image.detach().cpu().float().mean(0)[None, None]
-    h, w = max(1, grey.shape[-2] // 3), max(1, grey.shape[-1] // 3)
-    stride = (max(1, h // 4), max(1, w // 4))
-    mean, square = (torch.nn.functional.avg_pool2d(g, (h, w), stride) for g in (grey, grey**2))
-    best = int((square - mean**2).flatten().argmax())
-    return best // mean.shape[-1] * stride[0], best % mean.shape[-1] * stride[1], h, w
 
 
 def loss(records: Mapping[str, RunRecord]) -> Figure:
@@ -134,7 +167,7 @@ def loss(records: Mapping[str, RunRecord]) -> Figure:
         axis.set_xlabel(label)
         axis.set_xlim(left=0)
     axes[0].set_ylabel("training loss per image")
-    draw_legend(axes[0], records)
+    draw_legend(axes[0], records, shown=_with(records, ["loss"]))
     return figure
 
 
@@ -143,8 +176,12 @@ def schedules(records: Mapping[str, RunRecord]) -> Figure:
     omega.
     """
     figure, axes = panels(2, 2, 4.9)
-    errors = {"gradient_norm": "-", "omega_certified": "--", "omega_estimated": ":"}
-    columns_of = {
+    errors: dict[str, LineStyleType] = {
+        "gradient_norm": "-",
+        "omega_certified": "--",
+        "omega_estimated": ":",
+    }
+    columns_of: dict[str, dict[str, LineStyleType]] = {
         "accuracy eps of the lower level": {"eps": "-"},
         "linear residual delta": {"delta": "-"},
         "step size": {"step_size": "-"},
@@ -159,45 +196,43 @@ def schedules(records: Mapping[str, RunRecord]) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.set_xlabel("accepted step")
         axis.set_xlim(left=0)
-    draw_legend(axes[0], records)
-    draw_key(
-        axes[3],
-        {"norm": (INK, "-"), "omega, certified": (INK, "--"), "omega, estimated": (INK, ":")},
-    )
+    names = [_with(records, columns) for columns in columns_of.values()]
+    # every name once, in the first panel that draws it: a name without a line says nothing
+    told: set[str] = set()
+    for axis, shown in zip(axes[:3], names, strict=False):
+        if fresh := shown - told:
+            draw_legend(axis, records, shown=fresh)
+        told |= fresh
+    words = {"gradient_norm": "norm", "omega_certified": "omega, certified"}
+    words["omega_estimated"] = "omega, estimated"
+    styles: dict[str, tuple[str, LineStyleType]] = {
+        words[c]: (INK, style) for c, style in errors.items() if _with(records, [c])
+    }
+    if styles:
+        draw_key(axes[3], styles)
     return figure
 
 
-def psnr(evaluations: Mapping[str, Evaluation]) -> Figure:
-    """PSNR of every held-out image: one line of dots per image, the noisy input in grey."""
-    first = next(iter(evaluations.values()))
-    count = len(first.psnr)
+def psnr(columns: Sequence[Column], names: Sequence[str], colors: Sequence[str]) -> Figure:
+    """PSNR of every held-out image: one line of dots per image, one colour per competitor."""
+    count = len(columns[0].psnr)
     figure, (axis,) = panels(1, 1, min(9.0, 1.0 + 0.25 * count))
-    rows = list(range(count))
-    series = [
-        ("noisy", first.psnr_input, NOISY),
-        *((n, e.psnr, c) for (n, e), c in zip(evaluations.items(), cycle(), strict=False)),
-    ]
-    for name, values, color in series:
-        axis.scatter(
-            [v if math.isfinite(v) else math.nan for v in values],
-            rows,
-            s=26,
-            color=color,
-            zorder=3,
-            label=name,
-        )
-        axis.axvline(sum(values) / count, color=color, linewidth=1, alpha=0.6)
+    rows, drawn = list(range(count)), []
+    for column, color in zip(columns, colors, strict=True):
+        known = [v if math.isfinite(v) else math.nan for v in column.psnr]
+        if all(map(math.isnan, known)):
+            continue
+        drawn.append((column.name, color))
+        axis.scatter(known, rows, s=26, color=color, zorder=3, label=column.name)
+        axis.axvline(sum(column.psnr) / count, color=color, linewidth=1, alpha=0.6)
     shown = rows if count <= 40 else []
-    axis.set_yticks(
-        shown, [shortened(first.names[i], 28) if i < len(first.names) else str(i) for i in shown]
-    )
+    axis.set_yticks(shown, [shortened(names[i], 28) if i < len(names) else str(i) for i in shown])
     for text in axis.get_yticklabels():
         text.set_parse_math(False)
     axis.set_ylim(count - 0.5, -0.5)
     axis.set_xlabel("PSNR (dB); thin lines: means")
-    draw_legend(
-        axis, [name for name, _, _ in series], [color for _, _, color in series], outside=True
-    )
+    if drawn:
+        draw_legend(axis, [n for n, _ in drawn], [c for _, c in drawn], outside=True)
     return figure
 
 
@@ -233,138 +268,92 @@ def certificate(evaluations: Mapping[str, Evaluation]) -> Figure | None:
     return figure
 
 
-def pictures(
-    evaluations: Mapping[str, Evaluation], rows: Sequence[int], zoom: bool = True
-) -> Figure:
-    """Truth, noisy input and each method side by side, one grey scale [0, 1]; ``rows`` are image
-    numbers.
-
-    With ``zoom`` a row of details follows each image. An input that is no image like the truth is
-    left out.
-    """
-    first = next(iter(evaluations.values()))
-    h, w = first.x.shape[-2:]
+def pictures(rows: Sequence[Sequence[Cell]]) -> Figure:
+    """Rows of pictures with their details below, one pixel per pixel or enlarged."""
+    h, w = rows[0][0].whole.shape[:2]
     scale = max(1, round(360 / max(h, w)))
     wide, high, gap, head = w * scale, h * scale, 14, 46
-    columns = 1 + comparable(first) + len(evaluations)
+    columns = max(len(row) for row in rows)
     width = columns * (wide + gap) + gap
-    height = len(rows) * ((1 + zoom) * (high + gap) + head) + gap
+    height = len(rows) * (2 * (high + gap) + head) + gap
     figure = Figure((width / 200, height / 200))
-    for r, i in enumerate(rows):
-        y0, x0, dy, dx = detail(first.x[i])
-        top = r * ((1 + zoom) * (high + gap) + head) + head
-        for c, (name, value, image) in enumerate(_columns(evaluations, i)):
-            title = f"truth: {value}" if c == 0 else f"{name}  {value}"
-            parts = [(image, top), (image[..., y0 : y0 + dy, x0 : x0 + dx], top + high + gap)]
-            for k, (part, y) in enumerate(parts[: 1 + zoom]):
-                axis = figure.add_axes(
-                    (
-                        (gap + c * (wide + gap)) / width,
-                        1 - (y + high) / height,
-                        wide / width,
-                        high / height,
-                    )
-                )
+    for r, row in enumerate(rows):
+        top = r * (2 * (high + gap) + head) + head
+        for c, cell in enumerate(row):
+            for part, y in ((cell.whole, top), (cell.detail, top + high + gap)):
+                left, bottom = (gap + c * (wide + gap)) / width, 1 - (y + high) / height
+                axis = figure.add_axes((left, bottom, wide / width, high / height))
                 axis.set_axis_off()
                 axis.imshow(
-                    displayable(part),
-                    cmap="gray",
-                    vmin=0,
-                    vmax=1,
-                    interpolation="nearest",
-                    aspect="auto",
+                    part, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto"
                 )
-                if k == 0:
+                if part is cell.whole:
+                    title = f"{cell.name}  {cell.value}"
                     axis.set_title(title, fontsize=7.5, color=INK, pad=3, parse_math=False)
-                if k == 0 and zoom and c == 0:
-                    axis.add_patch(
-                        Rectangle(
-                            (x0 - 0.5, y0 - 0.5),
-                            dx,
-                            dy,
-                            fill=False,
-                            edgecolor="#ffb020",
-                            linewidth=1.1,
-                        )
-                    )
+                if part is cell.whole and c == 0 and cell.frame is not None:
+                    axis.add_patch(_frame(cell.frame, w, h))
     return figure
 
 
-def filters(kernels: Tensor, weights: Tensor, smoothings: Tensor | None = None) -> Figure:
+def _frame(frame: tuple[float, float, float, float], w: int, h: int) -> Rectangle:
+    """Left, top, width and height in shares of a picture of w x h pixels, as a rectangle."""
+    x, y, dx, dy = frame
+    return Rectangle(
+        (x * w - 0.5, y * h - 0.5),
+        dx * w,
+        dy * h,
+        fill=False,
+        edgecolor="#ffb020",
+        linewidth=1.1,
+    )
+
+
+def filters(
+    kernels: Tensor,
+    weights: Tensor,
+    smoothings: Tensor | None = None,
+    dead: Sequence[int] = (),
+) -> Figure:
     """Filters (K, c, s, s) from the heaviest to the lightest, each on its own scale symmetric about
-    zero.
+    zero; ``dead`` ones last and pale.
     """
-    order = filter_order(weights)
+    order = filter_order(weights, dead)
     columns = min(8, len(order))
     figure = Figure((0.95 * columns, 1.13 * math.ceil(len(order) / columns)), layout="constrained")
     for n, k in enumerate(order):
         axis = figure.add_subplot(math.ceil(len(order) / columns), columns, n + 1)
         tile, top = _tile(kernels[k])
-        axis.imshow(tile, cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
+        pale = PALE if k in dead else 1.0
+        axis.imshow(tile, cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest", alpha=pale)
         axis.set_axis_off()
         smoothing = "" if smoothings is None else f"\nsmoothing {float(smoothings[k]):.2g}"
         axis.set_title(f"weight {float(weights[k]):.2g}{smoothing}", fontsize=5.5, color=INK, pad=2)
     return figure
 
 
-def filter_order(weights: Tensor) -> list[int]:
-    """Filter numbers from the heaviest to the lightest."""
-    return [int(k) for k in torch.argsort(weights.detach().flatten(), descending=True, stable=True)]
-
-
-def comparable(evaluation: Evaluation) -> bool:
-    """True when the measurement can be shown as an image beside the truth."""
-    return evaluation.y.shape == evaluation.x.shape
-
-
-def cells(evaluations: Mapping[str, Evaluation], i: int) -> list[dict[str, str]]:
-    """Image ``i`` as the page shows it: name, value, and the whole picture and its detail as data
-    URIs.
-    """
-    y, x, h, w = detail(next(iter(evaluations.values())).x[i])
-    height, width = next(iter(evaluations.values())).x.shape[-2:]
-    box = (
-        f"left:{100 * x / width:.4g}%;top:{100 * y / height:.4g}%;"
-        f"width:{100 * w / width:.4g}%;height:{100 * h / height:.4g}%"
-    )
-    return [
-        {
-            "name": name,
-            "value": value,
-            "box": box,
-            "whole": data_uri(picture_png(image), "image/png"),
-            "detail": data_uri(picture_png(image[..., y : y + h, x : x + w]), "image/png"),
-        }
-        for name, value, image in _columns(evaluations, i)
-    ]
+def filter_order(weights: Tensor, dead: Sequence[int] = ()) -> list[int]:
+    """Filter numbers from the heaviest to the lightest, dead ones last."""
+    ranked = torch.argsort(weights.detach().flatten(), descending=True, stable=True)
+    return sorted((int(k) for k in ranked), key=lambda k: k in dead)
 
 
 def filter_cells(
-    kernels: Tensor, weights: Tensor, smoothings: Tensor | None = None
-) -> list[dict[str, str | float | None]]:
-    """Filters as the page shows them, from the heaviest to the lightest."""
+    kernels: Tensor,
+    weights: Tensor,
+    smoothings: Tensor | None = None,
+    dead: Sequence[int] = (),
+) -> list[dict[str, str | float | bool | None]]:
+    """Filters as the page shows them, from the heaviest to the lightest, dead ones last."""
     return [
         {
             "source": data_uri(filter_png(kernels[k]), "image/png"),
             "weight": float(weights[k]),
             "smoothing": None if smoothings is None else float(smoothings[k]),
+            "number": k + 1,
+            "dead": k in dead,
         }
-        for k in filter_order(weights)
+        for k in filter_order(weights, dead)
     ]
-
-
-def _columns(evaluations: Mapping[str, Evaluation], i: int) -> Iterable[tuple[str, str, Tensor]]:
-    """(name, what is known about it, image) of the truth, the noisy input and every method."""
-    first = next(iter(evaluations.values()))
-    yield (
-        "truth",
-        shortened(first.names[i] if i < len(first.names) else f"image {i}", 28),
-        first.x[i],
-    )
-    if comparable(first):
-        yield "noisy", f"{first.psnr_input[i]:.2f} dB", first.y[i]
-    for name, evaluation in evaluations.items():
-        yield shortened(name, 24), f"{evaluation.psnr[i]:.2f} dB", evaluation.reconstruction[i]
 
 
 def _tile(kernel: Tensor) -> tuple[np.ndarray, float]:
@@ -408,7 +397,7 @@ def panels(rows: int, columns: int, height: float, width: float = 7.6) -> tuple[
 
 
 def draw_line(
-    axis: Axes, xs: Sequence[float], ys: Sequence[float], color: str, style: str = "-"
+    axis: Axes, xs: Sequence[float], ys: Sequence[float], color: str, style: LineStyleType = "-"
 ) -> None:
     """A line; solid ones, and those with gaps, carry small dots so that a lonely value is still
     seen.
@@ -461,11 +450,34 @@ def draw_key(axis: Axes, lines: Mapping[str, tuple[str, LineStyleType]]) -> None
     axis.legend(handles, list(lines), fontsize=7.5, frameon=False, labelcolor=INK)
 
 
+def _with(records: Mapping[str, RunRecord], columns: Iterable[str]) -> set[str]:
+    """The runs that have something to draw in one of these columns."""
+    columns = list(columns)
+    return {
+        name
+        for name, record in records.items()
+        if any(v > 0 for column in columns for v in _numbers(record, column))
+    }
+
+
 def draw_legend(
-    axis: Axes, names: Iterable[str], colors: Sequence[str] = (), outside: bool = False
+    axis: Axes,
+    names: Iterable[str],
+    colors: Sequence[str] = (),
+    outside: bool = False,
+    shown: Container[str] | None = None,
 ) -> None:
-    names = [shortened(n, 28) for n in names]
-    handles = [Line2D([], [], color=c, linewidth=2.2) for c in (colors or cycle())[: len(names)]]
+    """The names with their colours; only those in ``shown``, if that is given."""
+    every = list(names)
+    chosen = [
+        (shortened(n, 28), c)
+        for n, c in zip(every, colors or cycle(), strict=False)
+        if shown is None or n in shown
+    ]
+    if not chosen:
+        return
+    names = [n for n, _ in chosen]
+    handles = [Line2D([], [], color=c, linewidth=2.2) for _, c in chosen]
     place: dict[str, Any] = (
         {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 6} if outside else {}
     )

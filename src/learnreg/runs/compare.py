@@ -490,7 +490,7 @@ def _settings(budget: Budget, seeds: Sequence[int], measure: Measure, solver: st
     """How the runs were done, for the report."""
     return {
         "seeds": list(seeds),
-        "budget": {k: v for k, v in vars(budget).items() if v is not None},
+        "budget": budget.limits,
         **vars(measure),
         "solver": solver,
         "threads": torch.get_num_threads(),

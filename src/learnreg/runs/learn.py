@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import __version__
 from ..core.cost import Cost
@@ -26,16 +26,22 @@ from ..core.grants import check_needs
 from ..core.guards import check_problem, check_strategy, isolated
 from ..core.locks import locked
 from ..core.maps import SolutionMap
+from ..core.measured import Measured
 from ..core.meter import OutOfBudget, never
 from ..core.objective import Evaluated, Halt, Learner, Objective, Row, State
 from ..core.packing import check_kept, outline, pack, unpack, widened
 from ..core.ranges import check_flag, check_integer, check_object, plain, shown
 from ..core.results import RunRecord, StopReason
+from ..core.words import named
 from ..objectives.bilevel import Bilevel
 from ..problems import BilevelProblem
-from .budget import Budget
+from ..problems.bilevel import PairsLike
+from .budget import Budget, Course
 from .checkpoint import FILE, check_folder, fingerprint, load_checkpoint, save_checkpoint
+from .digest import digest_of
+from .provenance import setup_of
 from .run import Run
+from .validation import KEYS, Validation
 
 S = TypeVar("S", bound=State)
 
@@ -54,6 +60,7 @@ def learn(
     progress: Callable[[Row], None] | None = None,
     name: str = "",
     promote: bool = True,
+    validation: PairsLike | Tensor | Measured | None = None,
 ) -> Run:
     """Learn theta: min_theta mean_i loss(x_i(theta)).
 
@@ -73,14 +80,20 @@ def learn(
         name: of the run in reports; the regularizer's class when empty.
         promote: go on in float64 when float32 cannot be solved accurately enough for the next
             decision; False stops there.
+        validation: held-out pairs, neither trained on nor tested on. Their loss and PSNR are put
+            into the record (``validation_loss``, ``validation_psnr``, ``validation_work``) at the
+            first step, the last, and as many in between as take a tenth of the work;
+            ``Budget(patience=...)`` then looks at their loss. The budget of work is the learner's
+            alone, that of seconds is for both. A look does not change what is learned.
 
     Returns:
-        Run. An interruption from the keyboard ends the run with the last accepted step, it does not
-        lose it.
+        Run, with the last accepted step; ``Run.best_step`` and ``Run.at`` give the one that was
+        best in validation. An interruption from the keyboard ends the run, it does not lose it.
 
     Raises:
-        InputError: a budget that is none, or a learner that is none; what a learner of one's own
-            returns cannot be recorded, or a checkpoint could not give its state back.
+        InputError: a budget that is none, or a learner that is none; validation pairs that do not
+            fit to the problem; what a learner of one's own returns cannot be recorded, or a
+            checkpoint could not give its state back.
         MissingPropertyError: the lower level is not strongly convex, or the objective does not
             grant what the learner needs.
         CheckpointError: a folder that another run is using; ``resume`` without a checkpoint, with a
@@ -105,7 +118,8 @@ def learn(
         check_folder(Path(checkpoint), resume)
 
     folder = Path(checkpoint) if checkpoint else None
-    session = _Session(objective, learner, budget, seed, folder, progress, promote)
+    watch = None if validation is None else Validation(objective, validation)
+    session = _Session(objective, learner, budget, seed, folder, progress, promote, watch)
     settings = {
         "seed": seed,
         "budget": vars(budget),
@@ -126,11 +140,12 @@ def learn(
         tuple(session.rows),
         settings,
         objective.names,
+        setup_of(objective, learner, objective.device),
     )
     last = session.thetas[-1]
     energy = objective.learned(last)
     thetas = torch.stack([t.to(last.dtype) for t in session.thetas])
-    return Run(record, stop, last, thetas, energy, name or _title(energy))
+    return Run(record, stop, last, thetas, energy, name or named(energy))
 
 
 def objective_of(
@@ -205,16 +220,10 @@ def _check_rest(checkpoint: object, progress: object, name: object) -> None:
         )
 
 
-def _title(energy: object) -> str:
-    """The class of the regularizer, or of an energy without one; scalings are looked through."""
-    part = energy
-    while isinstance(part, nn.Module) and "regularizer" in dict(part.named_children()):
-        part = part.get_submodule("regularizer")
-    return type(part).__name__
-
-
-CLOCKED = ("step", "work", "seconds", "cpu_seconds")
+CLOCKED = ("step", "work", "seconds", "cpu_seconds", *KEYS)
 """What the loop itself puts into every row, the counters aside."""
+
+VALIDATED = "loss of the validation pairs"
 
 
 def _form(theta: Tensor) -> tuple[object, ...]:
@@ -289,12 +298,16 @@ class _Session(Generic[S]):
         folder: Path | None,
         progress: Callable[[Row], None] | None,
         promote: bool,
+        validation: Validation | None,
     ) -> None:
         self.objective: Objective = objective
         self.learner, self.budget, self.seed = learner, budget, seed
         self.folder, self.progress, self.promote = folder, progress, promote
+        self.validation, self.course = validation, Course()
         self.identity = fingerprint(objective, learner) if folder else ""
         self.settings = _settings_of(objective, seed)
+        if folder and validation is not None:
+            self.settings["validation"] = digest_of(*validation.identity())
         self.meter = objective.meter
         self.state: S | None = None
         self.header: dict[str, object] = {}
@@ -311,11 +324,14 @@ class _Session(Generic[S]):
         # an objective may have served another run before, and may serve one later
         self.meter.cost, self.meter.should_stop = Cost(), never
         try:
-            return self._run(resume)
+            stop = self._run(resume)
         finally:
             self.meter.should_stop = never
             if self.state is not None and self._saved_rows < len(self.rows):
                 self._save()
+        if stop.code != "interrupted":  # who interrupts does not want to wait
+            self._look_at_last()
+        return stop
 
     def _run(self, resume: bool) -> StopReason:
         stop = None
@@ -326,7 +342,7 @@ class _Session(Generic[S]):
                 objective = self.objective
                 self._record(self.learner.init(objective, objective.theta, self.seed))
             self.meter.should_stop = lambda: self._spent() is not None
-            while (stop := self._spent()) is None:
+            while (stop := self._spent() or self._rested()) is None:
                 assert self.state is not None
                 self._record(self._step(self.state))
         except OutOfBudget:
@@ -370,6 +386,25 @@ class _Session(Generic[S]):
             self.wall, self.meter.cost.work / self.objective.size, len(self.rows) - 1
         )
 
+    def _rested(self) -> StopReason | None:
+        return self.budget.rested(self.course, "loss" if self.validation is None else VALIDATED)
+
+    def _look(self) -> None:
+        """Validate the last step if it is due, and note where its loss stands."""
+        row, watch = self.rows[-1], self.validation
+        if watch is not None and watch.due(self.rows):
+            row |= watch.look(self.thetas[-1], self.rows)
+        work = row["work"] / self.objective.size
+        self.course.add(work, row["loss"] if watch is None else row.get(KEYS[0]))
+
+    def _look_at_last(self) -> None:
+        """Validate the last step whatever it takes; a checkpoint does not have it, so that a
+        resumed run looks at the same steps as an uninterrupted one.
+        """
+        watch, row = self.validation, self.rows[-1]
+        if watch is not None and row.get(KEYS[-1]) is None:
+            self.rows[-1] = row | watch.look(self.thetas[-1], self.rows)
+
     def _record(self, state: S) -> None:
         self._clock()
         cost = self.meter.cost
@@ -381,6 +416,7 @@ class _Session(Generic[S]):
             "work": cost.work,
             "seconds": self.wall,
             "cpu_seconds": self.cpu,
+            **({} if self.validation is None else dict.fromkeys(KEYS)),
         }
         self.rows.append(row)
         self.thetas.append(theta.detach().clone())  # a learner may go on in the same memory
@@ -393,6 +429,7 @@ class _Session(Generic[S]):
             "wall": self.wall,
             "cpu": self.cpu,
         }  # what a step in progress spends is not part of it
+        self._look()
         # after every step, unless that would take more than a twentieth of the time
         if self.wall - self._saved_at >= 20 * self._saving:
             self._save()
@@ -482,6 +519,10 @@ class _Session(Generic[S]):
         self.state = unpack(kind, packed, self.objective.restore)
         self.meter.cost = Cost(**header["total"])
         self._saved_rows = len(self.rows)
+        for row in self.rows[:-1]:
+            loss = row["loss"] if self.validation is None else row.get(KEYS[0])
+            self.course.add(row["work"] / self.objective.size, loss)
+        self._look()  # at what was interrupted before it was looked at
 
     def _check_resumed(self, before: dict[str, object]) -> None:
         """Refuse to go on with other settings: the numbers would be those of no single run.

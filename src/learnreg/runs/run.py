@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-import torch
 from torch import Tensor, nn
 
 from ..core.asking import offers
@@ -20,13 +17,19 @@ from ..core.errors import InputError, SolveError
 from ..core.files import load_tensors, save_tensors
 from ..core.guards import check_measured, check_pairs, isolated
 from ..core.measured import Measured, Native, complex_channels
+from ..core.noise import followed, learned_level
 from ..core.offers import Filters
+from ..core.ranges import check_number
 from ..core.results import Evaluation, RunRecord, Solution, StopReason
-from ..metrics import Scale, psnr, scale_of, ssim
+from ..metrics import scale_of
+from ..metrics.quality import qualities
 from ..models import load_model, save_model
 from ..problems.bilevel import PairsLike, WithParams
 from ..solvers.solve import solve
 from ..solvers.views import view_of
+from .baselines import Seen, seen_in
+from .provenance import data_of
+from .validation import best_step
 
 FORMAT, MODEL = "learnreg-history", "model.safetensors"
 
@@ -103,6 +106,24 @@ class Run:
         return self.energy
 
     @property
+    def best_step(self) -> int | None:
+        """The step whose loss was the smallest in validation; None without ``validation`` pairs."""
+        return best_step(self.record.rows)
+
+    def at(self, step: int) -> Run:
+        """The run as it was after a step, for example ``run.at(run.best_step)``.
+
+        Raises:
+            InputError: a step that it did not make.
+        """
+        last = len(self.record.rows) - 1
+        check_number(
+            "step", step, lambda v: 0 <= v <= last, f"an integer from 0 to {last}", integer=True
+        )
+        record = replace(self.record, rows=self.record.rows[: step + 1])
+        return replace(self, record=record, theta=self.thetas[step], thetas=self.thetas[: step + 1])
+
+    @property
     def filters(self) -> dict[str, Tensor] | None:
         """Learned filters for reports, or None."""
         parts = dict(self.trained.named_children()) if isinstance(self.trained, nn.Module) else {}
@@ -119,10 +140,16 @@ class Run:
         params: Mapping[str, Tensor] | None = None,
         throw: bool = True,
     ) -> Solution:
-        """Certified reconstruction of y (b, ...), any image size; see ``solve`` for the errors
-        raised and for ``params``.
+        """Reconstruction of y (b, ...), any image size that the physics takes; see ``solve`` for
+        the errors raised and for ``params``.
+
+        Args:
+            physics: in the place of that of the training data; where its Gaussian noise has another
+                level, the energy follows it (``problems.at_noise_level``).
         """
-        energy = self.trained if physics is None else self.trained.with_physics(physics)
+        energy = self.trained
+        if physics is not None:
+            energy = followed(energy.with_physics(physics), learned_level(energy), stacklevel=4)
         return solve(energy, self._like_theta(y), eps, params=params, throw=throw)
 
     def _like_theta(self, y: Native | Measured) -> Native | Measured:
@@ -143,9 +170,10 @@ class Run:
     ) -> Evaluation:
         """Reconstruct every image of ``pairs`` and measure it.
 
-        PSNR and SSIM take the peak that suits the true images (``metrics.scale_of``), which
-        ``Evaluation.peak`` names; they are NaN where they are not defined, SSIM for volumes,
-        signals and images below 11 x 11 pixels.
+        ``Evaluation.seen`` is what the measurements show without any of this (see
+        ``runs.baselines.seen_in``). PSNR and SSIM take the peak that suits the true images
+        (``metrics.scale_of``), which ``Evaluation.peak`` names; they are NaN where they are not
+        defined, SSIM for volumes, signals and images below 11 x 11 pixels.
 
         Args:
             pairs: ``.x`` and ``.y``.
@@ -157,23 +185,16 @@ class Run:
         params = pairs.params if offers(pairs, WithParams) else None
         data = Measured(pairs.y, params) if params else pairs.y
         solution = self.reconstruct(data, eps, throw=False)
-        seen = self._seen(data, solution.value)
+        seen = self._seen(data, solution.value, pairs.x)
         scale = scale_of(pairs.x, together=True)
         named = pairs.names if offers(pairs, Named) else None
         names = named or tuple(f"image {i}" for i in range(len(pairs)))
-        quality = [
-            _measured(metric, image, pairs.x, scale)
-            for image in (solution.value, seen)
-            for metric in (psnr, ssim)
-        ]
         result = Evaluation(
             solution.value,
             pairs.x,
             pairs.y,
-            quality[0],
-            quality[1],
-            quality[2],
-            quality[3],
+            *qualities(solution.value, pairs.x),
+            *qualities(seen.image, pairs.x),
             solution.error,
             solution.kind,
             solution.status,
@@ -182,6 +203,9 @@ class Run:
             solution.cost,
             theorem=solution.theorem,
             peak=tuple(scale.peak.tolist()),
+            seen=seen.image,
+            seen_as=seen.name,
+            setup=data_of(pairs),
         )
         return (
             replace(result, honesty=self.check_certificate(pairs.y[:1]))
@@ -189,10 +213,11 @@ class Run:
             else result
         )
 
-    def _seen(self, data: Native | Measured, like: Tensor) -> Tensor:
+    def _seen(self, data: Native | Measured, like: Tensor, truth: Tensor) -> Seen:
         """What the measurements show of the images before anything is reconstructed."""
-        shown = self.trained.start(self._like_theta(data))
-        return complex_channels(shown) if like.is_complex() else shown
+        start = self.trained.start(self._like_theta(data))
+        start = complex_channels(start) if like.is_complex() else start
+        return seen_in(self.trained, data, start, truth)
 
     def check_certificate(
         self, y: Tensor, grid: Sequence[float] | None = None, reference_eps: float | None = None
@@ -267,9 +292,52 @@ class Run:
                 stacklevel=2,
             )
             return self.save_history(folder)
-        notes = {"name": self.name, "problem": self.record.problem, "stop": self.stop.sentence}
-        save_model(folder / MODEL, self.energy, notes)
+        self.save_model(folder / MODEL)
         return self.save_history(folder)
+
+    def save_model(self, path: str | Path) -> Path:
+        """Write the model alone; equal runs give equal files.
+
+        Raises:
+            InputError: the objective gave no energy, so that there is nothing to write.
+        """
+        if not self.has_model:
+            raise InputError(
+                "model",
+                given=f"{type(self.energy).__qualname__}, which is no energy",
+                expected="an energy of a regularizer, a data term and a physics",
+                remedy="Keep Run.theta, or save_history, and build the objective again.",
+            )
+        notes: dict[str, object] = {
+            "name": self.name,
+            "problem": self.record.problem,
+            "stop": self.stop.sentence,
+        }
+        data = self.record.setup.get("data")
+        if isinstance(data, dict) and "units" in data:
+            notes["units"] = data["units"]
+        if isinstance(data, dict) and "seed" in data:
+            notes["pictures"] = True  # images of [0, 1], not measured pairs in units of their own
+        return save_model(path, self.energy, notes)
+
+    def lacking(self, path: str | Path) -> str:
+        """What has to be handed to ``load_model`` besides the file that ``save_model`` wrote:
+        "regularizer", "fidelity", "physics", several of them, or nothing.
+        """
+        parts = {
+            "regularizer": self.energy.regularizer,
+            "fidelity": self.energy.fidelity,
+            "physics": self.energy.physics,
+        }
+        missing: list[str] = []
+        for candidates in ([], ["physics"], ["fidelity"], ["regularizer"], [*parts]):
+            try:
+                load_model(path, **{name: parts[name] for name in candidates})
+                missing = candidates
+                break
+            except InputError:
+                missing = [*parts]
+        return ", ".join(missing)
 
     def save_history(self, folder: str | Path) -> Path:
         """Write ``history.safetensors`` alone."""
@@ -355,28 +423,6 @@ class Run:
             f"  {last['work'] / self.record.images:.0f} evaluations per image, "
             f"{last['seconds']:.1f} s"
         )
-
-
-def _measured(
-    metric: Callable[..., Tensor], image: Tensor, truth: Tensor, scale: Scale
-) -> tuple[float, ...]:
-    """A metric of every image at the scale of the data set; NaN where it is not defined."""
-    unknown = (math.nan,) * len(truth)
-    if image.shape != truth.shape:
-        return unknown
-
-    modulus = image.is_complex() or truth.is_complex()
-    if modulus:
-        image, truth = image.abs(), truth.abs()
-    values = [math.nan] * len(truth)
-    for i, peak in enumerate(scale.peak.tolist()):
-        if not peak > 0:
-            continue
-        clip = bool(torch.isfinite(scale.high[i]))
-        with contextlib.suppress(InputError):  # SSIM is not defined for images of this shape
-            one = metric(image[i : i + 1], truth[i : i + 1], max_pixel=peak, clip=clip)
-            values[i] = float(one)
-    return tuple(values)
 
 
 def _show(value: float | None, spec: str) -> str:

@@ -8,6 +8,7 @@ from .newton import NewtonCG, PrimalDualNewton
 from .nmapg import NmAPG
 from .pdhg import PDHG
 from .solve import solve
+from .tiles import Tiling, can_be_cut, solve_in_tiles
 
 __all__ = [
     "AGD",
@@ -17,7 +18,10 @@ __all__ = [
     "PrimalDualNewton",
     "NmAPG",
     "Distance",
+    "Tiling",
+    "can_be_cut",
     "certify",
     "minimize",
     "solve",
+    "solve_in_tiles",
 ]
