@@ -53,7 +53,7 @@ def test_a_folder_of_pictures_and_arrays(tmp_path: Path) -> None:
     assert [result_name(path) for path in found[1:]] == ["b.npy", "c.npy"]
     with pytest.raises(InputError, match=r"2 files, none of them readable|1 files"):
         list_inputs(_only(tmp_path / "other", "notes.txt"), (".png",))
-    with pytest.raises(InputError, match="no file"):
+    with pytest.raises(InputError, match="an empty folder"):
         list_inputs(_only(tmp_path / "empty"), (".png",))
 
 
