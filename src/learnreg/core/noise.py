@@ -100,12 +100,17 @@ class HasOtherNoise(Protocol):
 E = TypeVar("E")
 
 
-def learned_level(energy: object) -> float | None:
-    """The Gaussian noise level of an energy's physics, where it is one for all images."""
-    levels = energy.noise_level if offers(energy, FollowsNoise) else None
+def single_level(levels: Tensor | None) -> float | None:
+    """The noise level if it is one for all images."""
     if levels is None or bool((levels != levels[0]).any()):
         return None
     return float(levels[0])
+
+
+def learned_level(energy: object) -> float | None:
+    """The Gaussian noise level of an energy's physics, where it is one for all images."""
+    levels = energy.noise_level if offers(energy, FollowsNoise) else None
+    return single_level(levels)
 
 
 def followed(

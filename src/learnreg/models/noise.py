@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.errors import DataWarning, InputError
 from ..core.noise import learned_level, mismatch
 from ..metrics import estimate_sigma
+from ..physics.noise import level
 from ..problems import at_noise_level
 from ..problems.energy import Energy
 from ..problems.saddle import SaddleEnergy
@@ -44,12 +45,11 @@ def parse_sigma(text: str) -> float | str:
     """
     if text.strip().lower() == "auto":
         return "auto"
-    above, slash, below = text.partition("/")
     try:
-        value = float(above) / (float(below) if slash else 1.0)
-    except (ValueError, ZeroDivisionError):
-        value = float("nan")
-    if not 0 < value < float("inf"):
+        value = level(text)
+    except InputError:
+        value = 0.0
+    if not value > 0:
         raise InputError(
             "--sigma",
             given=text,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from torch import nn
@@ -30,8 +30,8 @@ class Noise(Protocol):
 def level(value: object) -> float:
     """A noise level as a number.
 
-    >>> level("25/255") == 25 / 255, level(0.1)
-    (True, 0.1)
+    >>> level("25.5/255"), level(0.1)
+    (0.1, 0.1)
 
     Raises:
         InputError: a text that is no number and no fraction.
@@ -39,14 +39,18 @@ def level(value: object) -> float:
     if not isinstance(value, str):
         # why: what is no number is refused, in words, by the range that it has to be in
         return value  # type: ignore[return-value]
+    above, slash, below = value.partition("/")
     try:
-        return float(Fraction(value.replace(" ", "")))
+        number = float(above) / (float(below) if slash else 1.0)
     except (ValueError, ZeroDivisionError):
+        number = math.nan
+    if not math.isfinite(number):
         raise InputError(
             "sigma",
             given=shown(value),
             expected='a number such as 0.1, or a fraction as text such as "25/255"',
-        ) from None
+        )
+    return number
 
 
 def check_level(sigma: float, name: str = "sigma") -> None:

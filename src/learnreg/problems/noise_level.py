@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..convex import Convex
 from ..core.bounds import Curvature
 from ..core.errors import InputError, MissingPropertyError
+from ..core.noise import single_level
 from ..core.params import trainable
 from ..core.ranges import check_positive
 from ..operators.physics import TiedMap
@@ -72,13 +73,6 @@ def known_level(sigma: object) -> Tensor | None:
     levels = torch.as_tensor(sigma).detach().double().flatten()
     usable = levels.numel() > 0 and bool((torch.isfinite(levels) & (levels > 0)).all())
     return levels if usable else None
-
-
-def single_level(levels: Tensor | None) -> float | None:
-    """The noise level if it is one for all images."""
-    if levels is None or bool((levels != levels[0]).any()):
-        return None
-    return float(levels[0])
 
 
 def at_noise_level(
