@@ -129,13 +129,13 @@ class Energy(Tied[RegularizerLike, DataTerm]):
         for tensor in measured(y).tensors:
             check_images(torch.view_as_real(tensor) if tensor.is_complex() else tensor, "y")
         before = self.operator.cost
-        operator, data, image = self.tie(y, x)
+        operator, data, image = self.tie(y, x, lazy=True)
         like = image if x is None else x
 
         function = self.data_term(y).tie(data)
         constants = data_constants(function, operator, like) + self._of_regularizer(like)
         spent = operator.map.cost - before if operator.map is self.operator else operator.map.cost
-        return EnergyAt(self, operator, function, constants, image, spent)
+        return EnergyAt(self, operator, function, constants, image, spent, image is not x)
 
     def _of_regularizer(self, x: Tensor) -> Constants:
         """mu and L of R for images like x."""
@@ -254,8 +254,9 @@ class EnergyAt:
         operator: A and A^T of these images.
         data: D(., y) of these images.
         constants: mu and L per image.
-        back: A^T y, (b, c, ...).
+        back: A^T y, (b, c, ...), or images of this shape.
         spent: work that tying it has cost, checks and norms included.
+        pulled: whether ``back`` is A^T y.
     """
 
     energy: Energy
@@ -264,6 +265,7 @@ class EnergyAt:
     constants: Constants
     back: Tensor
     spent: Cost = Cost()
+    pulled: bool = True
 
     @property
     def y(self) -> Tensor:
@@ -276,7 +278,8 @@ class EnergyAt:
 
     def first(self) -> Tensor:
         """t A^T y with the t that fits the data best."""
-        return self.operator.fitted(self.back, self.data.y)
+        back = self.back if self.pulled else self.operator.adjoint(self.data.y)
+        return self.operator.fitted(back, self.data.y)
 
     def value(self, x: Tensor) -> Tensor:
         """(b, c, ...) -> (b,)."""
@@ -451,6 +454,7 @@ class EnergyAt:
             self.data.select(index),
             self.constants.select(index),
             self.back[index],
+            pulled=self.pulled,
         )
 
     def double(self) -> EnergyAt:
@@ -463,6 +467,7 @@ class EnergyAt:
             self.data.double(),
             self.constants,
             self.back.double(),
+            pulled=self.pulled,
         )
 
 
