@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from ..core.asking import offers
 from ..core.bounds import Bound, Constants, Kind
 from ..core.cost import Cost
+from ..core.params import flatten, trainable
 from .applied import Applied
 from .filtering import ROUNDING, Filtering, filtering_of, overridden, symbol_extremes
 from .foreign import LinearPhysicsLike
 from .nonnegative import PRODUCTS, collatz_wielandt, known_nonnegative
-from .parametrized import Parametrized, at_tensors
+from .parametrized import KnowsSensitivity, Parametrized, at_tensors
 from .private import with_absolute
 
 FEW = 4
@@ -107,6 +108,33 @@ def nonnegative_norm(
     spent = found.products * x.shape[0]
     constants = Constants(torch.zeros_like(found.upper), found.upper, Kind.BOUND, known)
     return constants, Cost(hessian_products=spent, power_iterations=spent)
+
+
+MOVED = 1.05
+"""||A|| of an operator with other parameters over that of the first one, up to which the bound by
+the triangle inequality is good enough.
+"""
+
+
+def perturbed(
+    physics: LinearPhysicsLike, first: LinearPhysicsLike, known: Constants, x: Tensor
+) -> Constants | None:
+    """||A(theta)|| <= ||A(theta_0)|| + beta ||theta - theta_0||, which costs no product; None where
+    beta is not declared, or theta has gone too far.
+
+    Args:
+        first: the same physics at theta_0.
+        known: its spectrum.
+    """
+    there, here = (flatten(trainable(p)).double() for p in (first, physics))
+    if not offers(physics, KnowsSensitivity):
+        return None
+    beta = physics.sensitivity(x)
+    root = known.L.sqrt()
+    moved = root + beta.value * float(torch.linalg.vector_norm(there - here))
+    if not bool((moved <= MOVED * root).all()):
+        return None
+    return Constants(torch.zeros_like(moved), moved**2, Kind.BOUND, min(known.L_kind, beta.kind))
 
 
 # --- convolutions ---------------------------------------------------------------------------------
@@ -202,7 +230,7 @@ def _of_parts(tied: Applied, x: Tensor, of_part: OfPart) -> tuple[Constants, Cos
         cost += spent
         total = own if total is None else _joined(total, own, times=product is not None)
         if product is not None and number + 1 < len(parts):
-            after = part.A(at.to(_dtype_of(part, at)))
+            after = part.A(at.to(dtype_of(part, at)))
             if not isinstance(after, Tensor) or after.is_complex():
                 return None
             at = after
@@ -211,7 +239,7 @@ def _of_parts(tied: Applied, x: Tensor, of_part: OfPart) -> tuple[Constants, Cos
     return total, cost
 
 
-def _dtype_of(part: LinearPhysicsLike, x: Tensor) -> torch.dtype:
+def dtype_of(part: LinearPhysicsLike, x: Tensor) -> torch.dtype:
     """The type of the tensors of a part, that of x where it has none."""
     tensors = (*part.parameters(), *part.buffers())
     kinds = (t.dtype.to_real() if t.is_complex() else t.dtype for t in tensors if t.numel() > 1)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..core.bounds import Bound
 from .foreign import LinearPhysicsLike
 from .private import with_tensors
 
@@ -21,6 +22,16 @@ class Parametrized(Protocol):
 
     def tensors(self) -> Mapping[str, Tensor]:
         """k(theta) by the names that ``base`` has for it, differentiable in theta."""
+        ...
+
+
+class KnowsSensitivity(Protocol):
+    """A physics of the user's own that knows how it moves with its parameters."""
+
+    def sensitivity(self, x: Tensor) -> Bound:
+        """beta with ||A(theta') v - A(theta) v|| <= beta ||theta' - theta|| ||v|| for images v like
+        x, and all theta that are met.
+        """
         ...
 
 

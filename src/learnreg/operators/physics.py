@@ -29,6 +29,7 @@ from .private import (
     with_tensors,
 )
 from .spectrum import (
+    Near,
     averages,
     convolution_defect,
     largest_eigenvalue,
@@ -503,9 +504,7 @@ class TiedMap:
         if key not in self.map._spectrum:
             found = singular_values(self, x)
             if found is None:
-                norm = largest_eigenvalue(
-                    self, self._like(x), self._part, self._trial, self._top_near(key)
-                )
+                norm = largest_eigenvalue(self, self._like(x), self._part, self._near(key))
                 found = norm.constants
                 self.map.cost += norm.cost
                 if norm.top is not None:
@@ -513,12 +512,13 @@ class TiedMap:
             self.map._spectrum[key] = found
         return self.map._spectrum[key]
 
-    @property
-    def _trial(self) -> bool:
-        return self.map.near is not None
-
-    def _top_near(self, key: tuple[object, ...]) -> Tensor | None:
-        return next((m._tops[key] for m in self.map._family() if key in m._tops), None)
+    def _near(self, key: tuple[object, ...]) -> Near | None:
+        """The operator of which this one is a variant."""
+        first = self.map.near
+        if first is None:
+            return None
+        known = None if self.names else first._spectrum.get(key)
+        return Near(first.physics, known, first._tops.get(key))
 
     def _part(self, number: int, physics: LinearPhysicsLike, x: Tensor) -> tuple[Constants, Cost]:
         """The spectrum of a part, see ``norms.OfPart``; one that is not learned is looked at once

@@ -15,14 +15,14 @@ from ..core.bounds import Bound, Constants, Curvature, Kind
 from ..core.cost import Cost
 from ..core.curvature import MeanCurvature
 from .applied import Applied
-from .foreign import DecomposablePhysicsLike
+from .foreign import DecomposablePhysicsLike, LinearPhysicsLike
 from .nonnegative import (
     PRODUCTS,
     collatz_wielandt,
     known_nonnegative,
     shows_a_negative_entry,
 )
-from .norms import FEW, OfPart, proven
+from .norms import FEW, OfPart, perturbed, proven
 
 POWER_ITERATIONS = 30
 
@@ -139,21 +139,38 @@ class Norm:
     top: Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Near:
+    """The same operator at other parameters.
+
+    Attributes:
+        physics: with these.
+        constants: its spectrum.
+        top: its ``Norm.top``.
+    """
+
+    physics: LinearPhysicsLike
+    constants: Constants | None
+    top: Tensor | None
+
+
 @torch.no_grad()
-def largest_eigenvalue(
-    tied: Applied, x: Tensor, of_part: OfPart, trial: bool = False, near: Tensor | None = None
-) -> Norm:
+def largest_eigenvalue(tied: Applied, x: Tensor, of_part: OfPart, near: Near | None = None) -> Norm:
     """Proven where A is made of parts that are known, or has no negative entries; otherwise
     estimated by power iterations.
 
     Args:
         of_part: see ``norms.proven``.
-        trial: the operator is one of many, so that a few products have to do.
-        near: ``Norm.top`` of an operator with slightly other parameters, to start from.
+        near: of an operator that is one of many, the first one; then a few products have to do.
     """
-    known = proven(tied, x, of_part, FEW if trial else PRODUCTS)
+    known = proven(tied, x, of_part, PRODUCTS if near is None else FEW)
     if known is not None and known[0].L_kind.certifies:
         return Norm(*known)
+
+    if near is not None and near.constants is not None:
+        moved = perturbed(tied.physics, near.physics, near.constants, x)
+        if moved is not None:
+            return Norm(moved, Cost())
 
     word = known_nonnegative(tied.physics)
     plain = not (tied.layout.complex_image or any(p.complex for p in tied.layout.parts))
@@ -169,8 +186,9 @@ def largest_eigenvalue(
     if known is not None:
         return Norm(*known)
 
-    count = POWER_ITERATIONS if near is None else ITERATIONS_NEAR
-    values, top = power_iterations(tied.normal, x, count, near)
+    start = None if near is None else near.top
+    count = POWER_ITERATIONS if start is None else ITERATIONS_NEAR
+    values, top = power_iterations(tied.normal, x, count, start)
     spent = count * x.shape[0]
     constants = Constants(torch.zeros_like(values), 1.02 * values, Kind.BOUND, Kind.ESTIMATE)
     return Norm(constants, Cost(hessian_products=spent, power_iterations=spent), top)
