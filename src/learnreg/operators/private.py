@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import InputError
 from .foreign import LinearPhysicsLike
 
 M = TypeVar("M", bound=nn.Module)
@@ -162,11 +163,35 @@ def aligned(physics: nn.Module, params: Mapping[str, Tensor]) -> dict[str, Tenso
     return {name: of(name, t) for name, t in params.items()}
 
 
+def check_slices(physics: LinearPhysicsLike, params: Mapping[str, Tensor]) -> None:
+    """Refuse parameters per image whose first axis the physics took for another one.
+
+    Raises:
+        InputError: names the tensor.
+    """
+    for name, t in params.items():
+        kept = tensor_named(physics, name)
+        if kept is None or not kept.dim() or not t.dim() or kept.shape[0] == t.shape[0]:
+            continue
+        raise InputError(
+            f"params[{name!r}]",
+            given=f"shape {tuple(t.shape)}, of which {type(physics).__name__} made "
+            f"{tuple(kept.shape)}",
+            expected=f"one slice per image, ({t.shape[0]}, ...), that stays one",
+            remedy="Give it all axes that the tensor of the physics has.",
+        )
+
+
 def with_tensors(physics: LinearPhysicsLike, tensors: Mapping[str, Tensor]) -> LinearPhysicsLike:
     """A copy updated with parameters, as ``physics.update(**tensors)`` would do it."""
     copied = clone(physics)
     copied.update(**tensors)
     return copied
+
+
+def with_absolute(physics: M, name: str) -> M:
+    """A shallow copy with the absolute values of one of its tensors."""
+    return _replaced(physics, lambda key, t: t.abs() if key == name else t)
 
 
 def windowed(physics: M, sides: torch.Size, rows: slice, columns: slice) -> M:

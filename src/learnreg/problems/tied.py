@@ -132,7 +132,10 @@ class Tied(nn.Module, Generic[R, D]):
                 physics = physics._apply(promoted)
             # probed at the first theta and at that of a Run; steps between are trusted
             trusted = self.operator.probed
-            other = self._like(regularizer, LinearMap(physics, trusted=trusted), fidelity)
+            # one ancestor for all, so that bounds do not depend on the way that led here
+            near = (self.operator.near or self.operator) if trusted else None
+            operator = LinearMap(physics, trusted=trusted, near=near)
+            other = self._like(regularizer, operator, fidelity)
         try:
             check_theta(other, theta)
         except InputError as error:
@@ -147,7 +150,7 @@ class Tied(nn.Module, Generic[R, D]):
 
     def untrusted(self) -> Self:
         """This one, with an operator that is probed at its next use."""
-        self._operator.trusted = False
+        self._operator.trusted, self._operator.near = False, None
         return self
 
     def with_physics(self, physics: nn.Module) -> Self:
@@ -222,7 +225,9 @@ class Tied(nn.Module, Generic[R, D]):
         return other
 
     # --- measurements -----------------------------------------------------------------------------
-    def tie(self, y: Native | Measured, x: Tensor | None) -> tuple[TiedMap, Tensor, Tensor]:
+    def tie(
+        self, y: Native | Measured, x: Tensor | None, lazy: bool = False
+    ) -> tuple[TiedMap, Tensor, Tensor]:
         """The operator of a batch, its real measurements and the image A^T y; see
         ``LinearMap.tied``.
         """
@@ -231,7 +236,7 @@ class Tied(nn.Module, Generic[R, D]):
         own = {name: t for name, t in data.params.items() if name not in DATA_PARAMETERS}
         if own:
             operator = operator.with_params(own)
-        return operator.tied(data.y, x)
+        return operator.tied(data.y, x, lazy)
 
     def data_term(self, y: Native | Measured) -> D | WeightedL2:
         """The data term, with its own parameters per image where the measurements bring them.
