@@ -47,6 +47,14 @@ class Declared(Protocol):
     nonnegative: bool
 
 
+class MadeOfParameters(Protocol):
+    """A physics whose tensors are made of parameters (``physics.LearnedPhysics``)."""
+
+    def fixed(self) -> LinearPhysicsLike:
+        """The physics at the present parameters, of a class of its own."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class NormBounds:
     """lower <= ||A||^2 <= upper.
@@ -69,6 +77,8 @@ def known_nonnegative(physics: LinearPhysicsLike) -> Kind:
     """
     from deepinv.physics import Blur, BlurFFT, Downsampling, Tomography
 
+    if offers(physics, MadeOfParameters):
+        return known_nonnegative(physics.fixed())
     overridden = {"A", "A_adjoint", "A_adj"} & {
         k for k, v in vars(physics).items() if v is not None
     }
