@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.bounds import Bound
 from .foreign import LinearPhysicsLike
-from .private import with_tensors
+from .private import shallow
 
 
 class Parametrized(Protocol):
@@ -36,6 +36,9 @@ class KnowsSensitivity(Protocol):
 
 
 def at_tensors(physics: Parametrized) -> LinearPhysicsLike:
-    """A private copy of ``base`` with the present tensors, which is no function of theta."""
-    present = {name: t.detach() for name, t in physics.tensors().items()}
-    return with_tensors(physics.base, present)
+    """The physics of the class of ``base`` at the present tensors, which is no function of theta; a
+    copy that shares all others.
+    """
+    copied = shallow(physics.base)
+    copied.update_parameters(**{name: t.detach() for name, t in physics.tensors().items()})
+    return copied

@@ -124,11 +124,11 @@ def is_narrow(physics: nn.Module) -> bool:
     if any(vars(module).get("dtype") == torch.float32 for module in physics.modules()):
         return True  # some of deepinv's keep a dtype of their own
     tensors = (*physics.parameters(), *physics.buffers())
-    # a scalar such as a device holder or a noise level decides nothing
+    # a scalar such as a device holder or a noise level decides nothing, one that is learned does
     return any(
         t.dtype in (torch.float32, torch.complex64, torch.float16, torch.bfloat16)
         for t in tensors
-        if t.numel() > 1
+        if t.numel() > 1 or t.requires_grad
     )
 
 
@@ -180,6 +180,17 @@ def check_slices(physics: LinearPhysicsLike, params: Mapping[str, Tensor]) -> No
             expected=f"one slice per image, ({t.shape[0]}, ...), that stays one",
             remedy="Give it all axes that the tensor of the physics has.",
         )
+
+
+def shallow(physics: M) -> M:
+    """A copy that shares all tensors: those put in their place leave the original as it is."""
+    copied = _replaced(physics, lambda name, t: t)
+    for module in copied.modules():
+        for key, value in vars(module).items():  # deepinv's stacks hold their parts in a list
+            if type(value) is list and any(isinstance(part, nn.Module) for part in value):
+                parts = (shallow(part) if isinstance(part, nn.Module) else part for part in value)
+                module.__dict__[key] = list(parts)
+    return copied
 
 
 def with_tensors(physics: LinearPhysicsLike, tensors: Mapping[str, Tensor]) -> LinearPhysicsLike:

@@ -12,6 +12,15 @@ from .catalogue import (
     Setup,
     SuperResolution,
 )
+from .kernel_parameters import (
+    DiscKernel,
+    Free,
+    GaussianKernel,
+    MotionKernel,
+    RadialKernel,
+    SimplexKernel,
+)
+from .learned import LearnedPhysics
 from .noise import (
     NOISES,
     Gaussian,
@@ -33,14 +42,21 @@ __all__ = [
     "Blur",
     "Demosaicing",
     "Denoising",
+    "DiscKernel",
+    "Free",
     "Gaussian",
+    "GaussianKernel",
     "Inpainting",
+    "LearnedPhysics",
+    "MotionKernel",
     "NoNoise",
     "Noise",
     "Poisson",
     "PoissonGaussian",
+    "RadialKernel",
     "SaltPepper",
     "Setup",
+    "SimplexKernel",
     "SuperResolution",
     "Uniform",
     "describe",

@@ -11,6 +11,7 @@ from deepinv.physics import LinearPhysics, NoiseModel
 from deepinv.physics.functional import conv2d, conv_transpose2d
 from torch import Tensor, nn
 
+from ..core.measured import Native
 from ..operators.foreign import LinearPhysicsLike
 
 
@@ -20,10 +21,7 @@ class _Complex(LinearPhysicsLike):
     mask: Tensor
     coil_maps: Tensor
 
-    def noise(self, y: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def update_parameters(self, **tensors: object) -> None:
+    def noise(self, x: Native, **parameters: object) -> Tensor:
         raise NotImplementedError
 
 
@@ -107,6 +105,8 @@ class Decimation(LinearPhysics):
 
     def A(self, x: Tensor, **kwargs: object) -> Tensor:
         """Raises: ValueError for sizes that are no multiples of the factor."""
+        if kwargs:
+            self.update_parameters(**kwargs)
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
             raise ValueError(
                 f"images of {x.shape[-2]} x {x.shape[-1]} pixels; height and width must be "
@@ -116,6 +116,8 @@ class Decimation(LinearPhysics):
         return blurred[..., :: self.factor, :: self.factor]
 
     def A_adjoint(self, y: Tensor, **kwargs: object) -> Tensor:
+        if kwargs:
+            self.update_parameters(**kwargs)
         spread = y.new_zeros(*y.shape[:-2], self.factor * y.shape[-2], self.factor * y.shape[-1])
         spread[..., :: self.factor, :: self.factor] = y
         return conv_transpose2d(spread, self.filter, padding=self.padding)

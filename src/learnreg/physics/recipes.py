@@ -17,6 +17,7 @@ from ..core.errors import ModelFileError
 from ..core.measured import tensors_of
 from ..operators.foreign import LinearPhysicsLike
 from ..operators.private import widened
+from . import learned_recipes
 from .given import Given, Unknown, own_tensors, parts_of, plain_of
 from .noise_recipes import describe_noise, rebuild_noise
 
@@ -45,12 +46,14 @@ class Recipe:
         tensors: names of its tensors that are stored.
         make: the operator of stored settings and tensors, without noise.
         image: the shape (c, h, w) that an operator is bound to; None for one of any size.
+        inside: tensors that it keeps in modules of its own.
     """
 
     settings: Callable[[nn.Module], dict[str, object]]
     tensors: tuple[str, ...]
     make: Callable[[Given], nn.Module]
     image: Callable[[nn.Module], Shape | None]
+    inside: Callable[[nn.Module], dict[str, Tensor]] = lambda physics: {}
 
 
 def describe(
@@ -161,6 +164,7 @@ def _written(physics: nn.Module, prefix: str) -> tuple[dict[str, object], dict[s
 
     own = own_tensors(physics)
     kept = {name: own[name] for name in recipe.tensors if own.get(name) is not None}
+    kept |= recipe.inside(physics)
     for name, t in kept.items():
         if t.dim() >= 4 and t.shape[0] > 1:
             raise Unknown(
@@ -238,7 +242,7 @@ def _any_shape(physics: nn.Module) -> Shape:
     """Images for an operator of any size: larger than its filters, multiples of its factors."""
     side, channels, factor = PROBE, 1, 1
     for module in physics.modules():
-        own, plain = own_tensors(module), plain_of(module)
+        own, plain = learned_recipes.tensors_of(module), plain_of(module)
         filter = own.get("filter")
         if filter is not None:
             side = max(side, 2 * max(filter.shape[-2:]))
@@ -268,9 +272,10 @@ def _read(header: Mapping[str, object], tensors: Mapping[str, Tensor], prefix: s
         raise ValueError(f"settings of {kind} that are no table")
 
     held = {name: tensors[prefix + name] for name in recipe.tensors if prefix + name in tensors}
+    held |= learned_recipes.held(tensors, prefix)
     physics = recipe.make(Given(kind, settings, held, parts))
     physics.noise_model = rebuild_noise(header)
-    own = own_tensors(physics)
+    own = dict((*physics.named_parameters(), *physics.named_buffers()))
     learned = header.get("learned", [])
     if not isinstance(learned, list) or not set(learned) <= set(held):
         raise ValueError(f"learned tensors of {kind} that it does not have")
@@ -310,7 +315,7 @@ def _classes() -> dict[str, type]:
     from deepinv import physics as known
     from deepinv.physics.forward import ComposedLinearPhysics, StackedLinearPhysics
 
-    from . import own
+    from . import learned, own
 
     return {
         kind.__name__: kind
@@ -329,6 +334,7 @@ def _classes() -> dict[str, type]:
             StackedLinearPhysics,
             own.Decimation,
             own.RealImages,
+            learned.LearnedPhysics,
         )
     }
 
@@ -354,7 +360,7 @@ def _recipes() -> dict[str, Recipe]:
             keep("padding", "use_fft"),
             ("filter",),
             lambda g: make(
-                "Blur", filter=g.tensor("filter", 4), padding=padded(g), use_fft=g.flag("use_fft")
+                "Blur", filter=g.maybe("filter"), padding=padded(g), use_fft=g.flag("use_fft")
             ),
             _unbound,
         ),
@@ -444,6 +450,13 @@ def _recipes() -> dict[str, Recipe]:
         ),
         "RealImages": Recipe(
             keep(), (), lambda g: make("RealImages", inner=g.part(("MRI", "MultiCoilMRI"))), _real
+        ),
+        "LearnedPhysics": Recipe(
+            learned_recipes.settings,
+            (),
+            learned_recipes.make,
+            _of_parts,
+            learned_recipes.inside,
         ),
         "ComposedLinearPhysics": Recipe(
             keep(), (), lambda g: makes["ComposedLinearPhysics"](*g.all_parts()), _of_parts

@@ -64,6 +64,14 @@ def _data(pairs: PairsLike) -> Measured:
     return Measured(y, (pairs.params or {}) if offers(pairs, WithParams) else {})
 
 
+def _units(part: object) -> Tensor:
+    """Natural steps of what a part of an energy learns; ones where it does not say."""
+    if offers(part, Units):
+        return part.units()
+    learned = trainable(part) if isinstance(part, nn.Module) else []
+    return torch.ones(sum(t.numel() for t in learned))
+
+
 def _plain(data: Measured) -> Tensor | Measured:
     """A real tensor as it is, anything else as Measured."""
     plain = isinstance(data.y, Tensor) and not data.y.is_complex() and not data.params
@@ -218,12 +226,10 @@ class BilevelProblem:
     def units(self) -> Tensor:
         """A natural step of every entry of theta (d,); ones where nobody says."""
         ones = torch.ones_like(self.theta)
-        regularizer = self.energy.regularizer if isinstance(self.energy, Tied) else None
-        if not offers(regularizer, Units):
+        if not isinstance(self.energy, Tied):
             return ones
-        own = regularizer.units().to(ones)
-        # parameters of data term and physics stand behind those of the regularizer
-        return torch.cat([own, ones[own.numel() :]])
+        parts = (self.energy.regularizer, self.energy.fidelity, self.energy.physics)
+        return torch.cat([_units(part).to(ones) for part in parts])
 
     @property
     def size(self) -> int:
