@@ -83,12 +83,15 @@ def known_nonnegative(physics: LinearPhysicsLike) -> Kind:
 
 
 @torch.no_grad()
-def collatz_wielandt(normal: Callable[[Tensor], Tensor], x: Tensor) -> NormBounds | None:
+def collatz_wielandt(
+    normal: Callable[[Tensor], Tensor], x: Tensor, most: int = PRODUCTS
+) -> NormBounds | None:
     """Both bounds of ||A||^2, per image; None if a product shows a negative entry.
 
     Args:
         normal: A^T A in float64, (b, ...) -> (b, ...), without negative entries.
         x: gives shape and device; its values are not used.
+        most: products at most.
     """
     # why random: an image of ones is sent to zero by differences, which have negative entries
     generator = torch.Generator().manual_seed(5)
@@ -97,7 +100,7 @@ def collatz_wielandt(normal: Callable[[Tensor], Tensor], x: Tensor) -> NormBound
     lower = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
     upper = torch.full_like(lower, torch.inf)
     count = 0
-    while count < PRODUCTS:
+    while count < most:
         product = normal(p).flatten(1)
         count += 1
         size = product.abs().amax(dim=1, keepdim=True)
