@@ -124,6 +124,15 @@ CASES = [
         True,
         True,
     ),
+    Case(
+        "KullbackLeibler-weight", lambda shape: KullbackLeibler(counts(shape), 0.3, 0.4), True, True
+    ),
+    Case(
+        "KullbackLeibler-weights",
+        lambda shape: KullbackLeibler(counts(shape), 0.3, 0.2 + random(shape, 6)),
+        True,
+        True,
+    ),
 ]
 
 each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

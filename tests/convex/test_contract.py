@@ -181,7 +181,7 @@ def test_gradient_and_hessian_of_the_conjugate(case: Case):
         return
     s = points(BLOCK, 14)
     if isinstance(f, KullbackLeibler):
-        s = 0.9 - s.abs()
+        s = (0.9 - s.abs()) * f.weight
     v, h, a = normal(BLOCK, 15), 1e-7, f.conjugate_grad(s)
     assert (f.gap(a, s) <= 1e-12 * (1 + dot(a, a))).all()
     keep = (
@@ -297,7 +297,8 @@ def singled(f: Convex) -> Convex:
     """The function with its data in float32 (the same numbers as ``singled(f).double()``)."""
     if isinstance(f, KullbackLeibler):
         background = f.background.float() if isinstance(f.background, Tensor) else f.background
-        return KullbackLeibler(f.data.float(), background)
+        weight = f.weight.float() if isinstance(f.weight, Tensor) else f.weight
+        return KullbackLeibler(f.data.float(), background, weight)
     if isinstance(f, Squares):
         weight = f.weight.float() if isinstance(f.weight, Tensor) else f.weight
         return Squares(weight, None if f.centre is None else f.centre.float())

@@ -23,8 +23,10 @@ from ..core.params import named_trainable
 from ..operators.private import clone
 from ..physics import describe, rebuild
 from ..problems.build import energy_for
+from ..problems.counts import KL, PoissonGaussian
 from ..problems.energy import Energy
-from ..problems.fidelity import KL, L1, L2, DataTerm, Huber, SaddleDataTerm, WeightedL2
+from ..problems.fidelity import L1, L2, DataTerm, Huber, SaddleDataTerm, WeightedL2
+from ..problems.per_image import HasTensors
 from ..problems.saddle import SaddleEnergy
 from ..regularizers import from_spec
 
@@ -36,9 +38,10 @@ FIDELITIES: dict[str, Callable[..., DataTerm | SaddleDataTerm]] = {
     "L2": L2,
     "L1": L1,
     "KL": KL,
+    "PoissonGaussian": PoissonGaussian,
     "Huber": Huber,
 }
-"""Data terms that a model file can name, built from the numbers in it."""
+"""Data terms that a model file can name, built from the numbers and the tensors in it."""
 
 SMALL = 2**12
 """A product of the sizes of a regularizer up to which its memory does not matter."""
@@ -105,8 +108,8 @@ def learned_tensors(energy: Energy | SaddleEnergy) -> dict[str, torch.Tensor]:
         if isinstance(module, nn.Module)
         for name, t in named_trainable(module)
     }
-    if isinstance(energy.fidelity, WeightedL2):
-        found["fidelity:weights"] = energy.fidelity.weights.detach()
+    if offers(energy.fidelity, HasTensors):
+        found |= {f"fidelity:{k}": t.detach() for k, t in energy.fidelity.tensors().items()}
     return found
 
 
@@ -212,6 +215,7 @@ def _describe_data_term(energy: Energy | SaddleEnergy) -> dict[str, object]:
     kind = type(fidelity).__name__
     named = FIDELITIES.get(kind) is type(fidelity)
     told: dict[str, object] = asdict(fidelity) if named and is_dataclass(fidelity) else {}
+    told = {key: value for key, value in told.items() if not isinstance(value, torch.Tensor)}
     tikhonov = energy.tikhonov if isinstance(energy, SaddleEnergy) else 0.0
     return {"fidelity": {"type": kind, **told}, "tikhonov": tikhonov}
 
@@ -268,7 +272,7 @@ def _data_term(
             expected=f"one of {', '.join(FIDELITIES)}",
             remedy="Pass your own data term: load_model(path, fidelity=...).",
         )
-    return FIDELITIES[kind](**arguments), tikhonov
+    return FIDELITIES[kind](**arguments, **tensors), tikhonov
 
 
 def _filled(module: nn.Module, tensors: dict[str, torch.Tensor], path: str) -> nn.Module:

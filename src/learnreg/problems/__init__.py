@@ -2,8 +2,9 @@
 
 from .bilevel import BilevelProblem
 from .build import energy_for
+from .counts import KL, Poisson, PoissonGaussian, count_weights
 from .energy import Energy, EnergyAt
-from .fidelity import KL, L1, L2, Foreign, Huber, Poisson, WeightedL2
+from .fidelity import L1, L2, Foreign, Huber, WeightedL2
 from .losses import Custom, ScaledSquaredError, SquaredError, WeightedSquaredError
 from .measurement_losses import SURE, Whiteness
 from .noise_level import at_noise_level, noise_level
@@ -21,6 +22,7 @@ __all__ = [
     "Foreign",
     "Huber",
     "Poisson",
+    "PoissonGaussian",
     "SaddleAt",
     "SaddleEnergy",
     "ScaledSquaredError",
@@ -29,6 +31,7 @@ __all__ = [
     "WeightedSquaredError",
     "Whiteness",
     "at_noise_level",
+    "count_weights",
     "energy_for",
     "noise_level",
 ]

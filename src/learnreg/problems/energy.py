@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,12 @@ NEEDED = ("value", "grad", "linearize", "directional", "bounds")
 
 DUAL = ("dual_start", "dual_linearize", "dual_update")
 """Methods that make a dual variable, for the primal-dual Newton method."""
+
+
+class SmoothOnCondition(Protocol):
+    """A data term that has a gradient for some of its settings only, and refuses others."""
+
+    def check_smooth(self) -> None: ...
 
 
 class RegularizerLike(ModuleLike):
@@ -102,9 +109,12 @@ class Energy(Tied[RegularizerLike, DataTerm]):
             raise InputError(
                 "fidelity",
                 given=f"{type(data_term).__name__}, which has no gradient",
-                expected="a smooth data term: L2, WeightedL2, Huber, KL",
+                expected="a smooth data term: L2, WeightedL2, Huber, KL, PoissonGaussian",
                 remedy="Use SaddleEnergy and a saddle regularizer such as ExactTV.",
             )
+        asked: object = data_term
+        if offers(asked, SmoothOnCondition):
+            asked.check_smooth()
         missing = absent(regularizer, NEEDED)
         if missing and not isinstance(regularizer, type):
             raise InputError(

@@ -31,6 +31,7 @@ from ..core.ranges import absent, check_number
 from ..operators.physics import LinearMap, TiedMap
 from .fidelity import L2, SaddleDataTerm, WeightedL2, as_data_term
 from .noise_level import PerImage
+from .per_image import in_double, of_images
 from .tied import ModuleLike, Tied
 
 THEOREMS = ("gap", "residual", "kkt")
@@ -125,7 +126,8 @@ class SaddleEnergy(Tied[SaddleRegularizerLike, SaddleDataTerm]):
             raise InputError(
                 "fidelity",
                 given=f"{type(data_term).__name__}, whose proximal map is not known",
-                expected="a data term of saddle points: L2, WeightedL2, Huber, L1, KL",
+                expected="a data term of saddle points: L2, WeightedL2, Huber, L1, KL, "
+                "PoissonGaussian",
                 remedy="Use a differentiable Energy with it.",
             )
         super().__init__(physics, regularizer, data_term)
@@ -445,7 +447,7 @@ class SaddleAt:
             self,
             operator=self.operator.select(index),
             back=self.back[index],
-            fidelity=_of_images(self.fidelity, index),
+            fidelity=of_images(self.fidelity, index),
             spent=Cost(),
             y=self.y[index],
             primal=tuple(g.select(index) for g in self.primal),
@@ -460,9 +462,7 @@ class SaddleAt:
             (self.y.shape[0], *self.shapes[0][0]), dtype=torch.float64, device=self.y.device
         )
         wide = self.energy.widened()
-        fidelity = self.fidelity
-        if isinstance(fidelity, WeightedL2):
-            fidelity = WeightedL2(fidelity.weights.detach().double())
+        fidelity = in_double(self.fidelity)
         double, y, back = self.operator.double(), self.y.double(), self.back.double()
         return _tie(wide, double, y, u, back, fidelity)
 
@@ -558,13 +558,6 @@ def _tie(
             back,
             fidelity,
         )
-
-
-def _of_images(fidelity: SaddleDataTerm, index: Tensor) -> SaddleDataTerm:
-    """The data term of some images: weights per image follow them."""
-    if isinstance(fidelity, WeightedL2) and fidelity.weights.shape[0] > 1:
-        return WeightedL2(fidelity.weights.detach()[index])
-    return fidelity
 
 
 def _limited(function: Convex) -> bool:

@@ -17,8 +17,8 @@ from ..operators.layout import Layout
 from ..operators.physics import LinearMap, TiedMap
 from ..operators.pickling import picklable
 from ..operators.private import clone, promoted
-from .fidelity import WeightedL2
 from .noise_level import data_term_at, noise_level, other_noise
+from .per_image import KNOWN, names_of, with_tensors
 
 
 class ModuleLike(nn.Module):
@@ -233,28 +233,41 @@ class Tied(nn.Module, Generic[R, D]):
         """
         data = measured(y)
         operator = self.operator.for_dtype(data.dtype)
-        own = {name: t for name, t in data.params.items() if name not in DATA_PARAMETERS}
+        own = self._params(data)[0]
         if own:
             operator = operator.with_params(own)
         return operator.tied(data.y, x, lazy)
 
-    def data_term(self, y: Native | Measured) -> D | WeightedL2:
+    def data_term(self, y: Native | Measured) -> D:
         """The data term, with its own parameters per image where the measurements bring them.
 
         Raises:
-            InputError: weights for a data term that has none.
+            InputError: those of another data term.
         """
-        given = {k: t for k, t in measured(y).params.items() if k in DATA_PARAMETERS}
-        if not given:
-            return self.fidelity
-        if not isinstance(self.fidelity, WeightedL2):
+        return with_tensors(self.fidelity, self._params(measured(y))[1])
+
+    def _params(self, data: Measured) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The parameters per image of the operator, and those of the data term: a name that both
+        have belongs to the data term.
+
+        Raises:
+            InputError: those of another data term.
+        """
+        params, taken = data.params, names_of(self.fidelity)
+        others = sorted((set(params) & set(KNOWN)) - taken)
+        known = {name.rsplit(".", 1)[-1] for name, _ in self.physics.named_buffers()}
+        wrong = [name for name in others if name not in known]
+        if wrong:
+            kind = KNOWN[wrong[0]]
+            made = "lr.WeightedL2(torch.ones(1, 1))" if kind == "WeightedL2" else "lr.KL()"
             raise InputError(
                 "params",
-                given=f"{', '.join(given)} with {type(self.fidelity).__name__}",
-                expected="the data term WeightedL2",
-                remedy="Make the energy with fidelity=lr.WeightedL2(torch.ones(1, 1)).",
+                given=f"{', '.join(wrong)} with {type(self.fidelity).__name__}",
+                expected=f"the data term {kind}",
+                remedy=f"Make the energy with fidelity={made}.",
             )
-        return WeightedL2(given["weights"])
+        of_term = {name: t for name, t in params.items() if name in taken}
+        return {name: t for name, t in params.items() if name not in taken}, of_term
 
     def layout(self, y: Native | Measured) -> Layout:
         """What the physics calls an image and its measurements."""
@@ -272,10 +285,6 @@ class Tied(nn.Module, Generic[R, D]):
     def describe(self) -> str:
         """One line for records."""
         return f"{named(self.regularizer)} with {type(self.physics).__name__}"
-
-
-DATA_PARAMETERS = frozenset({"weights"})
-"""Parameters per image that belong to the data term."""
 
 
 AnyTied: TypeAlias = Tied[Any, Any]
