@@ -8,6 +8,7 @@ from .losses import Custom, ScaledSquaredError, SquaredError, WeightedSquaredErr
 from .measurement_losses import SURE, Whiteness
 from .noise_level import at_noise_level, noise_level
 from .saddle import SaddleAt, SaddleEnergy
+from .sampling import SampledL2, SamplingWeights, SparsityPenalty, masked
 
 __all__ = [
     "KL",
@@ -23,12 +24,16 @@ __all__ = [
     "Poisson",
     "SaddleAt",
     "SaddleEnergy",
+    "SampledL2",
+    "SamplingWeights",
     "ScaledSquaredError",
+    "SparsityPenalty",
     "SquaredError",
     "WeightedL2",
     "WeightedSquaredError",
     "Whiteness",
     "at_noise_level",
     "energy_for",
+    "masked",
     "noise_level",
 ]
