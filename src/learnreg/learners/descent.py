@@ -123,18 +123,19 @@ def descend(rules: DescentRules, objective: Objective, state: DescentState) -> D
         state, whole, z, error = _gradient(rules, objective, state, box)
         units = objective.units.to(z.value) if rules.memory else torch.ones_like(z.value)
         state = _learn_curvature(rules, state, whole, units)
-        aim = _direction(rules, state, z, units, box, free_of(box, state.theta, whole.value))
+        found = _direction(rules, state, z, units, free_of(box, state.theta, whole.value))
         vague = z.norm == 0 or (rules.memory and error > FOR_CURVATURE * z.norm)
-        if aim is None or (isinstance(rules.accuracy, Adaptive) and vague):
+        if found is None or (isinstance(rules.accuracy, Adaptive) and vague):
             state = _sharpen(rules, objective, state, z, effort)
             continue
+        aim = Arc(state.theta, *found, z, box)
         first = _first_step(state, aim.direction, units, rules)
         state = _tighten_early(rules, objective, state, aim.at(first)[1], effort)
-        found = _search(rules, objective, state, aim, first, allowed, effort)
-        if isinstance(found, tuple):
-            state, new, alpha = found
+        reached = _search(rules, objective, state, aim, first, allowed, effort)
+        if isinstance(reached, tuple):
+            state, new, alpha = reached
             return _accept(rules, state, new, alpha, whole, effort)
-        state, failed, allowed = found, failed + 1, allowed + 1
+        state, failed, allowed = reached, failed + 1, allowed + 1
         decrease = _decrease(state)
         if isinstance(rules.accuracy, Fixed):
             raise Halt(
@@ -275,16 +276,15 @@ def _direction(
     state: DescentState,
     z: Hypergradient,
     units: Tensor,
-    box: Box | None,
-    free: Tensor | None,
-) -> Arc | None:
+    free: Tensor | None = None,
+) -> tuple[Tensor, float] | None:
     """d = P z and <d, z> if d passes the descent test, else scaled steepest descent, else None."""
     for pairs in (restricted(state.pairs, free, units), CurvaturePairs.empty(z.value)):
         d = pairs.direction(z.value, diagonal_metric(state.squares, units))
         d = d if free is None else d * free
         slope = float(d @ z.value)
         if isinstance(rules.accuracy, Fixed) or z.along(d, rules.test) <= (1 - rules.eta) * slope:
-            return Arc(state.theta, d, slope, z, box)
+            return d, slope
     return None
 
 
