@@ -148,9 +148,16 @@ class Deferred:
                 raise InputError(
                     f"explore.{name}",
                     given=shown(vars(self.explore)[name]),
-                    expected="None: blocks keep all solutions in memory, MAID's steps know no box",
+                    expected="None: blocks keep all solutions in memory, and know no box",
                     remedy=f"Leave it out, or use Stochastic({name}=...) by itself.",
                 )
+        if self.certify.box is not None:
+            raise InputError(
+                "certify.box",
+                given=shown(self.certify.box),
+                expected="None: blocks know no box",
+                remedy="Use MAID(box=...) or Stochastic(box=...) by itself.",
+            )
         check_number("length", self.length, lambda v: v >= 1, "an integer >= 1", integer=True)
         check_number(
             "longest",

@@ -33,6 +33,8 @@ from ..core.objective import (
 from ..core.results import Hypergradient, StopReason
 from ..core.status import Status
 from .accuracy import Accuracy, Adaptive, Fixed
+from .arcs import Arc, free_of, restricted, seen
+from .box import Box, Ranges, box_of
 from .curvature import CurvaturePairs, diagonal_metric, mean_squares
 
 LARGEST_CUT = 0.02
@@ -63,6 +65,11 @@ class DescentRules:
     gradient_tolerance: float
     smallest_eps: float
     error: ErrorWord
+    box: Ranges = None
+
+    def box_of(self, objective: Objective) -> Box | None:
+        """The box of theta, if there is one."""
+        return None if self.box is None else box_of(self.box, objective)
 
 
 @dataclass(frozen=True)
@@ -110,24 +117,25 @@ class _Effort:
 def descend(rules: DescentRules, objective: Objective, state: DescentState) -> DescentState:
     """One accepted step, or Halt with the reason why there can be none."""
     effort = _Effort()
+    box = rules.box_of(objective)
     allowed, failed = rules.trials, 0
     while failed < rules.rounds:
-        state, z, error = _gradient(rules, objective, state)
+        state, whole, z, error = _gradient(rules, objective, state, box)
         units = objective.units.to(z.value) if rules.memory else torch.ones_like(z.value)
-        state = _learn_curvature(rules, state, z, units)
-        aim = _direction(rules, state, z, units)
+        state = _learn_curvature(rules, state, whole, units)
+        found = _direction(rules, state, z, units, free_of(box, state.theta, whole.value))
         vague = z.norm == 0 or (rules.memory and error > FOR_CURVATURE * z.norm)
-        if aim is None or (isinstance(rules.accuracy, Adaptive) and vague):
+        if found is None or (isinstance(rules.accuracy, Adaptive) and vague):
             state = _sharpen(rules, objective, state, z, effort)
             continue
-        direction, slope = aim
-        first = _first_step(state, direction, units, rules)
-        state = _tighten_early(rules, objective, state, first * slope, effort)
-        found = _search(rules, objective, state, direction, slope, first, allowed, effort)
-        if isinstance(found, tuple):
-            state, new, alpha = found
-            return _accept(rules, state, new, alpha, z, effort)
-        state, failed, allowed = found, failed + 1, allowed + 1
+        aim = Arc(state.theta, *found, z, box)
+        first = _first_step(state, aim.direction, units, rules)
+        state = _tighten_early(rules, objective, state, aim.at(first)[1], effort)
+        reached = _search(rules, objective, state, aim, first, allowed, effort)
+        if isinstance(reached, tuple):
+            state, new, alpha = reached
+            return _accept(rules, state, new, alpha, whole, effort)
+        state, failed, allowed = reached, failed + 1, allowed + 1
         decrease = _decrease(state)
         if isinstance(rules.accuracy, Fixed):
             raise Halt(
@@ -161,11 +169,14 @@ def _decrease(state: DescentState) -> str:
 
 
 def _gradient(
-    rules: DescentRules, objective: Objective, state: DescentState
-) -> tuple[DescentState, Hypergradient, float]:
-    """The hypergradient at theta_k with the present accuracies, and its error."""
+    rules: DescentRules, objective: Objective, state: DescentState, box: Box | None
+) -> tuple[DescentState, Hypergradient, Hypergradient, float]:
+    """The hypergradient at theta_k with the present accuracies, what counts of it in a box, and
+    the error of that.
+    """
     point = checked(objective.refine(state.point, state.eps))
-    z = objective.gradient(point, state.delta, state.adjoint, rules.error)
+    whole = objective.gradient(point, state.delta, state.adjoint, rules.error)
+    z = seen(whole, free_of(box, state.theta, whole.value))
     state = replace(state, point=point, adjoint=z.adjoint)
     error = z.certified if rules.test == "certified" else z.estimated
     if error is None and rules.test == "certified":
@@ -188,7 +199,7 @@ def _gradient(
             )
         )
     unseen = (
-        z.norm == 0 and float(z.residual.max()) > rules.gradient_tolerance
+        whole.norm == 0 and float(z.residual.max()) > rules.gradient_tolerance
     )  # q = 0 met delta, theta played no part
     if (
         z.norm + error <= rules.gradient_tolerance
@@ -203,7 +214,7 @@ def _gradient(
             else "estimated"
         )
         raise Halt(StopReason("stationary", f"||grad f|| <= {z.norm + error:.2e} ({word})"))
-    return state, z, error
+    return state, whole, z, error
 
 
 def _sharpen(
@@ -261,11 +272,16 @@ def _learn_curvature(
 
 
 def _direction(
-    rules: DescentRules, state: DescentState, z: Hypergradient, units: Tensor
+    rules: DescentRules,
+    state: DescentState,
+    z: Hypergradient,
+    units: Tensor,
+    free: Tensor | None = None,
 ) -> tuple[Tensor, float] | None:
     """d = P z and <d, z> if d passes the descent test, else scaled steepest descent, else None."""
-    for pairs in (state.pairs, CurvaturePairs.empty(z.value)):
+    for pairs in (restricted(state.pairs, free, units), CurvaturePairs.empty(z.value)):
         d = pairs.direction(z.value, diagonal_metric(state.squares, units))
+        d = d if free is None else d * free
         slope = float(d @ z.value)
         if isinstance(rules.accuracy, Fixed) or z.along(d, rules.test) <= (1 - rules.eta) * slope:
             return d, slope
@@ -294,8 +310,7 @@ def _search(
     rules: DescentRules,
     objective: Objective,
     state: DescentState,
-    direction: Tensor,
-    slope: float,
+    aim: Arc,
     first: float,
     allowed: int,
     effort: _Effort,
@@ -305,16 +320,19 @@ def _search(
     """
     alpha = first
     for _ in range(allowed):
-        theta = state.point.theta - alpha * direction
+        theta, predicted = aim.at(alpha)
         effort.trials += 1
         scale = max(abs(state.point.loss), 1e-300)
-        if alpha * slope <= 1e-13 * scale:
+        if alpha * aim.slope <= 1e-13 * scale:
             break
-        new = objective.trial(theta, _trial_eps(rules, state, alpha * slope), state.point)
+        if not predicted > 0 or not aim.leads_down(theta, predicted, rules.eta, rules.test):
+            alpha *= rules.rho  # the box has bent the step too far
+            continue
+        new = objective.trial(theta, _trial_eps(rules, state, predicted), state.point)
         if new is None:
             alpha *= rules.rho
             continue
-        wanted = rules.sufficient * alpha * slope
+        wanted = rules.sufficient * predicted
         while not new.failed:
             if new.upper - state.point.lower + wanted <= 0:
                 return state, new, alpha
@@ -322,14 +340,14 @@ def _search(
                 break  # no accuracy can make this trial acceptable
             gain = state.point.corrected(state.adjoint) - new.corrected(state.adjoint) - wanted
             slack = state.point.width + new.width
-            if gain <= max(1e-2 * slack, 0.1 * alpha * slope) and new.eps <= state.eps:
+            if gain <= max(1e-2 * slack, 0.1 * predicted) and new.eps <= state.eps:
                 break  # undecided and not promising: a shorter step is cheaper than more accuracy
             if new.eps > state.eps and not new.at_floor:
                 new = objective.refine(new, max(state.eps, new.eps * _cut(rules, gain, slack)))
             else:
                 state = _tighten(rules, objective, state, _cut(rules, gain, slack), effort)
                 new = checked(objective.refine(new, state.eps))
-        alpha *= rules.rho if new.failed else _shrink(rules, state, new, alpha * slope)
+        alpha *= rules.rho if new.failed else _shrink(rules, state, new, predicted)
     return state
 
 

@@ -12,6 +12,7 @@ from ..core.grants import Grants
 from ..core.objective import Objective
 from ..core.ranges import check_choice, check_fraction, check_number, check_positive, shown, tidy
 from .accuracy import Adaptive, Fixed
+from .box import Ranges, box_of, check_ranges
 from .curvature import CurvaturePairs
 from .descent import DescentRules, DescentState, descend
 
@@ -62,6 +63,7 @@ class MAID:
             certified in both.
         gradient_tolerance: stop when ||z|| + error is below.
         smallest_eps: stop when a decision would need less.
+        box: [lower, upper] of the parameters, or a table by name; steps are projected (``arcs``).
 
     Raises:
         InputError: a value out of range.
@@ -81,6 +83,7 @@ class MAID:
     test: Literal["estimated", "certified"] = "estimated"
     gradient_tolerance: float = 1e-9
     smallest_eps: float = 1e-11
+    box: Ranges = None
 
     def __post_init__(self) -> None:
         tidy(self)
@@ -91,6 +94,7 @@ class MAID:
         check_positive("gradient_tolerance", self.gradient_tolerance)
         check_positive("smallest_eps", self.smallest_eps)
         check_choice("test", self.test, ("estimated", "certified"))
+        check_ranges("box", self.box)
         if not isinstance(self.accuracy, Adaptive):
             raise InputError(
                 "accuracy",
@@ -112,6 +116,7 @@ class MAID:
 
     def init(self, objective: Objective, theta: Tensor, seed: int = 0) -> DescentState:
         """Solve at theta_0 to eps0; nothing is drawn at random."""
+        box_of(self.box, objective)
         return first_state(objective, theta, self.eps0, self.delta0, self.alpha0)
 
     def step(self, objective: Objective, state: DescentState) -> DescentState:
@@ -134,6 +139,7 @@ class MAID:
             self.gradient_tolerance,
             self.smallest_eps,
             "certify" if self.test == "certified" else "estimate",
+            self.box,
         )
 
 

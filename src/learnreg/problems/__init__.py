@@ -9,6 +9,7 @@ from .losses import Custom, ScaledSquaredError, SquaredError, WeightedSquaredErr
 from .measurement_losses import SURE, Whiteness
 from .noise_level import at_noise_level, noise_level
 from .saddle import SaddleAt, SaddleEnergy
+from .sampling import SampledL2, SamplingWeights, SparsityPenalty, masked
 
 __all__ = [
     "KL",
@@ -25,7 +26,10 @@ __all__ = [
     "PoissonGaussian",
     "SaddleAt",
     "SaddleEnergy",
+    "SampledL2",
+    "SamplingWeights",
     "ScaledSquaredError",
+    "SparsityPenalty",
     "SquaredError",
     "WeightedL2",
     "WeightedSquaredError",
@@ -33,5 +37,6 @@ __all__ = [
     "at_noise_level",
     "count_weights",
     "energy_for",
+    "masked",
     "noise_level",
 ]

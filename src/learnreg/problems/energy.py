@@ -38,6 +38,7 @@ from ..operators.windows import cuts, window
 from .data_functions import DataFunction, weight_like
 from .energy_certificates import Parts
 from .fidelity import L2, DataTerm, WeightedL2, as_data_term, data_constants
+from .sampling import SampledL2
 from .tied import ModuleLike, Tied
 
 NEEDED = ("value", "grad", "linearize", "directional", "bounds")
@@ -214,7 +215,7 @@ class Energy(Tied[RegularizerLike, DataTerm]):
         """Whether changes of Hessian and mixed derivative are those of the regularizer: a quadratic
         data term free of theta adds nothing. Otherwise they depend on the data (``EnergyAt``).
         """
-        return isinstance(self.fidelity, L2 | WeightedL2) and not self.learns_data
+        return isinstance(self.fidelity, L2 | WeightedL2 | SampledL2) and not self.learns_data
 
     def certificate(self, name: str, *args: Tensor) -> Tensor | None:
         """``hessian_change``, ``mixed_change`` or ``mixed_norm`` of the energy (b,), None where
