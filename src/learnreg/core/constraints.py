@@ -333,9 +333,14 @@ def is_boxed(f: object) -> TypeGuard[Boxed]:
     return offers(f, Boxed)
 
 
+def bounds_of(f: object) -> Interval | None:
+    """The bounds of images of f; None where there are none."""
+    return f.domain if is_boxed(f) else None
+
+
 def domain_of(f: object) -> Domain:
     """Where the images of potentials f may be; ``EVERYWHERE`` where f says nothing."""
-    return f.domain if is_boxed(f) else EVERYWHERE
+    return bounds_of(f) or EVERYWHERE
 
 
 def masked(v: Tensor, kept: Tensor | None) -> Tensor:

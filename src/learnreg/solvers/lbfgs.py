@@ -11,9 +11,9 @@ The line search is that of ``linesearch``: gradients only, one trial a step.
 
 Within bounds it follows P(x_k + alpha d_k) (two-metric projection: Bertsekas, SIAM J. Control
 Optim. 1982): pixels that a gradient step of length 1 / L takes to a bound go there, and the
-recursion runs on the others, with pairs and P cut down to them. A pixel that is not held is farther than g_i / L
-from the bounds that -g points to, so that what the projection takes off a short step is of second
-order in alpha: some alpha is accepted.
+recursion runs on the others, with pairs and P cut down to them. A pixel that is not held is farther
+than g_i / L from the bound that -g points to, so that what the projection takes off a short step is
+of second order in alpha: some alpha is accepted.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from ..core.asking import offers
 from ..core.batch import norm, per_image
 from ..core.bounds import Curvature, constants_of
 from ..core.certificates import distance_from_gradient
-from ..core.constraints import Interval, domain_of, is_boxed
+from ..core.constraints import Interval, bounds_of, domain_of
 from ..core.cost import Cost
 from ..core.curvature import MeanCurvature
 from ..core.errors import InputError
@@ -427,7 +427,7 @@ class _Framed:
     @property
     def domain(self) -> Interval | None:
         """The bounds of what may move."""
-        return self.inner.domain if is_boxed(self.inner) else None
+        return bounds_of(self.inner)
 
     def _whole(self, z: Tensor) -> Tensor:
         x = self.around.clone()
