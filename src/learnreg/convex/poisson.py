@@ -30,6 +30,7 @@ class KullbackLeibler(Convex):
         InputError: negative, not finite or of the wrong type.
     """
 
+    separable = True
     smoothing = (
         "Its curvature is unbounded: use the proximal map, or a data term with bounded curvature "
         "(Squares)."

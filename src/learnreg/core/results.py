@@ -177,6 +177,8 @@ class Hypergradient:
         residual: (b,), ||H q - b||, recomputed.
         status: one Status per image of the linear solve.
         cost: evaluations summed over images.
+        undecided: pixels of all images that may or may not be at a bound in the minimizer: as long
+            as there are any the error is estimated at best. None where the energy has no bounds.
     """
 
     value: Tensor
@@ -190,6 +192,7 @@ class Hypergradient:
     residual: Tensor
     status: tuple[Status, ...]
     cost: Cost
+    undecided: int | None = None
 
     @property
     def norm(self) -> float:
@@ -217,6 +220,7 @@ class Hypergradient:
                 "residual": self.residual,
                 "status": self.status,
                 "cost": self.cost.to_dict(),
+                "undecided": self.undecided,
             }
         )
 
@@ -224,11 +228,13 @@ class Hypergradient:
         def show(e: float | None) -> str:
             return "not known" if e is None else f"{e:.2e}"
 
+        pixels = self.undecided
+        open_sets = f" ({pixels} pixels may or may not be at a bound)" if pixels else ""
         return (
             f"Hypergradient(d={self.value.numel()}, norm {self.norm:.4g}, loss {self.loss:.6g} in "
             f"[{self.bracket[0]:.6g}, {self.bracket[1]:.6g}] ({self.bracket_kind.label}); error "
             "certified "
-            f"{show(self.certified)}, estimated {show(self.estimated)})"
+            f"{show(self.certified)}{open_sets}, estimated {show(self.estimated)})"
         )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.asking import offers
 from ..core.bounds import constants_of
+from ..core.constraints import is_boxed
 from ..core.cost import Cost
 from ..core.offers import offers_averages
 from ..core.protocols import AnySolver, Potential
@@ -33,6 +34,8 @@ def automatic(f: Potential) -> tuple[AnySolver, str]:
     Fields of Experts on denoising, deblurring, inpainting and MRI: 1.3 to 8, on average kappa^(1/9)
     for kappa = L / mu.
     """
+    if not is_convex(f) and is_boxed(f):
+        return LBFGS(), "lbfgs (auto: within bounds, the energy is not known to be convex)"
     if not is_convex(f):
         return NmAPG(), "nmapg (auto: the energy is not known to be convex)"
 
