@@ -259,8 +259,8 @@ class LinearMap:
             back = self.image(y)
             layout = layout_of(y, back)
             image = layout.image_in(back)
-            # A^T is half an evaluation of the energy
-            self.cost += Cost(hessian_products=-(-image.shape[0] // 2))
+            # A^T is half an evaluation of the energy, as is the look at one image that follows
+            self.cost += Cost(hessian_products=image.shape[0] // 2 + 1)
             self._layouts[kind] = (layout, image.shape[1:], image.dtype)
         data = layout.data_in(y)
         like = image if x is None else x
