@@ -189,6 +189,23 @@ def with_tensors(physics: LinearPhysicsLike, tensors: Mapping[str, Tensor]) -> L
     return copied
 
 
+def registered(physics: M) -> M:
+    """The physics, or a shallow copy of a stack that torch knows the parts of.
+
+    why: deepinv keeps them in a list, where their parameters are not found and not converted.
+    """
+    from deepinv.physics import StackedPhysics
+
+    parts = vars(physics).get("physics_list")
+    if not isinstance(physics, StackedPhysics) or not isinstance(parts, list):
+        return physics
+    copied = copy.copy(physics)
+    state = copied.__dict__ = dict(physics.__dict__)
+    del state["physics_list"]
+    state["_modules"] = {**state["_modules"], "physics_list": nn.ModuleList(parts)}
+    return copied
+
+
 def with_absolute(physics: M, name: str) -> M:
     """A shallow copy with the absolute values of one of its tensors."""
     return _replaced(physics, lambda key, t: t.abs() if key == name else t)

@@ -114,9 +114,7 @@ class Parts:
             if learned is None:
                 return None
             of_data = (
-                learned.mixed_norm(at)
-                if name == "mixed_norm"
-                else learned.change(at, args[1])
+                learned.mixed_norm(at) if name == "mixed_norm" else learned.change(at, args[1])
             )
             blocks.append(of_data)
         return blocks

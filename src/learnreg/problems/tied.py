@@ -76,7 +76,7 @@ class Tied(nn.Module, Generic[R, D]):
         # why a cast: a module that also has the methods of R, which a subclass has checked
         self.regularizer = cast(R, regularizer)
         self.fidelity = fidelity
-        self.physics = physics
+        self.physics = self._operator.physics
 
     @property
     def operator(self) -> LinearMap:
