@@ -4,9 +4,9 @@ against matrices.
     OMP_NUM_THREADS=1 python benchmarks/operators_constants.py --json constants.json
 
 - ``constants``: random kernels (5x5, signed and not, five paddings), data terms, images x, points
-  x' at distance eps, adjoints q. The library bounds ||(H(x') - H(x)) q||, ||(J(x') - J(x))^T q|| and
-  ||J(x')||; the truth is made of the dense matrices of all shifts. A bound below the truth ends the
-  program.
+  x' at distance eps, adjoints q. The library bounds ||(H(x') - H(x)) q||, ||(J(x') - J(x))^T q||
+  and ||J(x')||; the truth is made of the dense matrices of all shifts. A bound below the truth ends
+  the program.
 - ``norms``: the proven ||A||^2 over the largest squared singular value of the matrix.
 - ``bilevel``: the certified error of a hypergradient over the true one, for problems that learn
   their kernel or their weights.
