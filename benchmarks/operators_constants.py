@@ -3,10 +3,10 @@ against matrices.
 
     OMP_NUM_THREADS=1 python benchmarks/operators_constants.py --json constants.json
 
-- ``constants``: random kernels (5x5, signed and not, five paddings), data terms, images x, points x'
-  at distance eps, adjoints q. The library bounds ||(H(x') - H(x)) q||, ||(J(x') - J(x))^T q|| and
-  ||J(x')||; the truth is made of the dense matrices of all shifts. A bound below the truth ends the
-  program.
+- ``constants``: random kernels (5x5, signed and not, five paddings), data terms, images x, points
+  x' at distance eps, adjoints q. The library bounds ||(H(x') - H(x)) q||, ||(J(x') - J(x))^T q||
+  and ||J(x')||; the truth is made of the dense matrices of all shifts. A bound below the truth ends
+  the program.
 - ``norms``: the proven ||A||^2 over the largest squared singular value of the matrix.
 - ``bilevel``: the certified error of a hypergradient over the true one, for problems that learn
   their kernel or their weights.
@@ -71,9 +71,7 @@ class Curved:
 def curved(term: str, y: Tensor, number: float, weights: Tensor) -> Curved:
     """Written out once more, independently of the library."""
     if term == "L2":
-        return Curved(
-            lambda a: (a - y) / number**2, lambda a: torch.full_like(a, 1 / number**2)
-        )
+        return Curved(lambda a: (a - y) / number**2, lambda a: torch.full_like(a, 1 / number**2))
     if term in ("weights", "learned weights"):
         return Curved(lambda a: weights * (a - y), lambda a: weights.expand_as(a))
     if term == "Huber":
@@ -181,7 +179,10 @@ class Case:
         here, there = self.mixed(self.x), self.mixed(self.moved)
         change = torch.einsum("bnj,bn->bj", there - here, self.q).norm(dim=1)
         return {
-            "hessian_change": (f.certificate("hessian_change", x, q, self.eps), self.hessian_moves()),
+            "hessian_change": (
+                f.certificate("hessian_change", x, q, self.eps),
+                self.hessian_moves(),
+            ),
             "mixed_change": (f.certificate("mixed_change", x, q, self.eps), change),
             "mixed_norm": (
                 f.certificate("mixed_norm", x, self.eps),

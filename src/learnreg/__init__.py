@@ -57,6 +57,7 @@ _HOME = {
     "SquaredError": "problems",
     "WeightedSquaredError": "problems",
     "Custom": "problems",
+    "DataConsistency": "problems",
     "SURE": "problems",
     "Whiteness": "problems",
     "BilevelProblem": "problems",

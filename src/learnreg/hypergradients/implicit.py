@@ -102,11 +102,11 @@ class Implicit(ToAccuracy):
             certified = error_bound.pullback_error(
                 level, potential, x, q, solution.error, system.residual, upper
             )
-        correction = None
+        correction = point = None
         if estimate:
             first = theta
             at = _Linearized(level, potential, whole, P, posed.y, x)
-            theta, q, extra = self._polished(at, upper, q, system.residual)
+            theta, q, extra, point = self._polished(at, upper, q, system.residual)
             correction, cost = first - theta, cost + extra
         return Pullback(
             theta,
@@ -119,6 +119,7 @@ class Implicit(ToAccuracy):
             correction,
             level.data_adjoint(x, posed.y, q) if ask.data else None,
             free.undecided,
+            point,
         )
 
     def _asked(self, error: ErrorWord | None) -> tuple[bool, bool]:
@@ -129,9 +130,9 @@ class Implicit(ToAccuracy):
 
     def _polished(
         self, at: _Linearized, upper: Upper, q: Tensor, residual: Tensor
-    ) -> tuple[Tensor, Tensor, Cost]:
+    ) -> tuple[Tensor, Tensor, Cost, Tensor]:
         """The derivative at P(x - w), w one truncated Newton step on the pixels that no bound
-        holds, and the q corrected there.
+        holds, the q corrected there, its cost, and P(x - w).
         """
         few = replace(self.linear, max_steps=self.polish_steps, restarts=0)
         r, domain = at.potential.grad(at.x), domain_of(at.potential)
@@ -160,7 +161,7 @@ class Implicit(ToAccuracy):
         size = at.x.shape[0]
         theta = -mixed_product(at.level, moved, at.y, corrected.value, self.group)
         extra = Cost(gradients=size, mixed_products=size, linearizations=size)
-        return theta, corrected.value, step.cost + corrected.cost + extra
+        return theta, corrected.value, step.cost + corrected.cost + extra, moved
 
 
 @dataclass(frozen=True, eq=False)

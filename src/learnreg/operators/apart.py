@@ -26,12 +26,12 @@ class Single(Protocol):
 @torch.no_grad()
 def names_per_image(alone: Single, x: Tensor) -> tuple[frozenset[str], Cost]:
     """Names of the tensors that hold one slice per image, after a test of all images, and what that
-    has cost.
+    has cost beyond the map of a single image.
 
     Raises:
         InputError: the operator takes the batch as a whole only.
     """
-    count, physics, cost = x.shape[0], alone.physics, Cost(hessian_products=1)
+    count, physics, cost = x.shape[0], alone.physics, Cost()
     try:
         single = alone.forward(x[:1])
         if single.shape[0] == 1:

@@ -23,6 +23,7 @@ from .private import (
     check_slices,
     is_narrow,
     of_images,
+    registered,
     same,
     snapshot,
     widened,
@@ -95,7 +96,7 @@ class LinearMap:
                 remedy="Gradients of ||A x - y||^2 need A^T; derive your operator from "
                 "deepinv.physics.LinearPhysics.",
             )
-        self.physics = cast(LinearPhysicsLike, physics)
+        self.physics = registered(cast(LinearPhysicsLike, physics))
         self.trusted, self.near = trusted, near
         # an adjoint that deepinv makes by autograd is one of float32 only: we make our own
         missing = vars(physics).get("A_adj", True) is None
@@ -116,6 +117,7 @@ class LinearMap:
         self._layouts: dict[tuple[object, ...], tuple[Layout, torch.Size, torch.dtype]] = {}
         self._tops: dict[tuple[object, ...], Tensor] = {}
         self._parts: dict[int, LinearMap] = {}
+        self._norms: dict[tuple[object, ...], Constants] = {}
         self._double: LinearMap | None = None
         self._variants: dict[object, tuple[LinearMap, dict[str, Tensor]]] = {}
 
@@ -259,8 +261,8 @@ class LinearMap:
             back = self.image(y)
             layout = layout_of(y, back)
             image = layout.image_in(back)
-            # A^T is half an evaluation of the energy
-            self.cost += Cost(hessian_products=-(-image.shape[0] // 2))
+            # A^T is half an evaluation of the energy, as is the look at one image that follows
+            self.cost += Cost(hessian_products=image.shape[0] // 2 + 1)
             self._layouts[kind] = (layout, image.shape[1:], image.dtype)
         data = layout.data_in(y)
         like = image if x is None else x
@@ -524,19 +526,20 @@ class TiedMap:
         """The spectrum of a part, see ``norms.OfPart``; one that is not learned is looked at once
         for all theta.
         """
-        fixed = not self.names and not trainable(physics)
-        family = self.map._family() if fixed and number >= 0 else []
-        part = next((m._parts[number] for m in family if number in m._parts), None)
-        if part is None:
-            near = None
-            if self.map.near is not None and not self.names:
-                near = self.map.near._parts.get(number)
-            part = LinearMap(physics, trusted=True, near=near)
-            if not self.names:
-                self.map._parts[number] = part
-        before = part.cost
-        own = part.on(x)
-        return own.spectrum(x), part.cost - before
+        key, family = (number, tuple(x.shape[1:])), self.map._family()
+        fixed = number >= 0 and not self.names and not trainable(physics)
+        for known in family if fixed else ():
+            if key in known._norms:
+                return known._norms[key], Cost()
+
+        near = self.map.near if not self.names else None
+        first = None if near is None else near._parts.get(number)
+        part = LinearMap(physics, trusted=True, near=first)
+        self.map._parts[number] = part
+        found = part.on(x).spectrum(x)
+        if fixed:
+            self.map._norms[key] = found
+        return found, part.cost
 
     def mean_curvature(self, x: Tensor) -> MeanCurvature | None:
         """Averages of A^T A for images like ``x``, as one image (1, ...) that broadcasts.

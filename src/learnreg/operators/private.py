@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import InputError
+from ..core.params import trainable
 from .foreign import LinearPhysicsLike
 
 M = TypeVar("M", bound=nn.Module)
@@ -30,8 +31,8 @@ DEPTH = 4
 """How deep plain attributes of a physics are looked into for changes."""
 
 
-def clone(physics: M) -> M:
-    """A deep copy, random generators included.
+def clone(physics: M, shared: Iterable[Tensor] = ()) -> M:
+    """A deep copy, random generators included; tensors in ``shared`` stay the same ones.
 
     deepinv's own method looks for generators in everything that can be reached, half a second of
     it; it is asked where one is not an attribute of a module.
@@ -39,6 +40,7 @@ def clone(physics: M) -> M:
     from deepinv.physics import Physics
 
     memo: dict[int, object] = {id(g): _same_generator(g) for g in _generators(physics)}
+    memo |= {id(t): t for t in shared}
     with torch.inference_mode(False), torch.no_grad():
         try:
             copied: M = copy.deepcopy(physics, memo)
@@ -194,9 +196,28 @@ def shallow(physics: M) -> M:
 
 
 def with_tensors(physics: LinearPhysicsLike, tensors: Mapping[str, Tensor]) -> LinearPhysicsLike:
-    """A copy updated with parameters, as ``physics.update(**tensors)`` would do it."""
-    copied = clone(physics)
+    """A copy updated with parameters, as ``physics.update(**tensors)`` would do it; what is learned
+    is that of ``physics``, so that derivatives reach it.
+    """
+    copied = clone(physics, trainable(physics))
     copied.update(**tensors)
+    return copied
+
+
+def registered(physics: M) -> M:
+    """The physics, or a shallow copy of a stack that torch knows the parts of.
+
+    why: deepinv keeps them in a list, where their parameters are not found and not converted.
+    """
+    from deepinv.physics import StackedPhysics
+
+    parts = vars(physics).get("physics_list")
+    if not isinstance(physics, StackedPhysics) or not isinstance(parts, list):
+        return physics
+    copied = copy.copy(physics)
+    state = copied.__dict__ = dict(physics.__dict__)
+    del state["physics_list"]
+    state["_modules"] = {**state["_modules"], "physics_list": nn.ModuleList(parts)}
     return copied
 
 

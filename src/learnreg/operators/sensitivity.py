@@ -26,7 +26,7 @@ from .filtering import Filtering, filtering_of, overridden, taps_sensitivity
 from .foreign import LinearPhysicsLike
 from .norms import dtype_of, factors, rows
 from .parametrized import KnowsSensitivity, Parametrized, at_tensors
-from .physics import LinearMap
+from .physics import LinearMap, TiedMap
 
 MOST_ROWS = 2**22
 """Entries of the Jacobian of a parametrization, up to which it is made as a matrix."""
@@ -55,6 +55,17 @@ def sensitivity(physics: LinearPhysicsLike, x: Tensor) -> Bound:
     known = tensor_sensitivities(physics, x)
     betas = [known.get(name, Bound.unknown()) for name, _ in learned]
     return _root_of_squares(betas)
+
+
+def sensitivity_of(tied: TiedMap, like: Tensor) -> Bound:
+    """beta of the operator of a batch, for images (b, c, ...) of which only the shape matters;
+    unknown for complex images.
+    """
+    native = tied.layout.image_out(like[:1].detach())
+    if native.is_complex():
+        return Bound.unknown()
+    physics = tied.map.physics
+    return sensitivity(physics, native.to(dtype_of(physics, native)))
 
 
 def _root_of_squares(bounds: list[Bound]) -> Bound:

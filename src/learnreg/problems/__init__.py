@@ -2,12 +2,14 @@
 
 from .bilevel import BilevelProblem
 from .build import energy_for
+from .consistency import DataConsistency
 from .counts import KL, Poisson, PoissonGaussian, count_weights
 from .energy import Energy, EnergyAt
 from .fidelity import L1, L2, Foreign, Huber, WeightedL2
 from .losses import Custom, ScaledSquaredError, SquaredError, WeightedSquaredError
 from .measurement_losses import SURE, Whiteness
 from .noise_level import at_noise_level, noise_level
+from .penalty import KernelPenalty, SobolevDistance
 from .saddle import SaddleAt, SaddleEnergy
 from .sampling import SampledL2, SamplingWeights, SparsityPenalty, masked
 
@@ -18,10 +20,12 @@ __all__ = [
     "SURE",
     "BilevelProblem",
     "Custom",
+    "DataConsistency",
     "Energy",
     "EnergyAt",
     "Foreign",
     "Huber",
+    "KernelPenalty",
     "Poisson",
     "PoissonGaussian",
     "SaddleAt",
@@ -30,6 +34,7 @@ __all__ = [
     "SamplingWeights",
     "ScaledSquaredError",
     "SparsityPenalty",
+    "SobolevDistance",
     "SquaredError",
     "WeightedL2",
     "WeightedSquaredError",

@@ -36,9 +36,8 @@ from ..core.batch import expand, norm
 from ..core.bounds import Bound
 from ..core.offers import HessianLipschitz, MixedLipschitz, certificate_of
 from ..core.params import trainable
-from ..operators.norms import dtype_of
 from ..operators.physics import TiedMap
-from ..operators.sensitivity import jacobian_of, sensitivity
+from ..operators.sensitivity import jacobian_of, sensitivity_of
 from .data_functions import DataFunction, OnBall, Quadratic
 from .fidelity import WeightedL2
 
@@ -121,11 +120,7 @@ class Parts:
 
     def _beta(self) -> Bound:
         """The sensitivity of A to the theta in it."""
-        map = self.operator.map
-        native = self.operator.layout.image_out(self.like[:1].detach())
-        if native.is_complex():
-            return Bound.unknown()
-        return sensitivity(map.physics, native.to(dtype_of(map.physics, native)))
+        return sensitivity_of(self.operator, self.like)
 
     def _at(self, x: Tensor, eps: Tensor) -> AtPoint | None:
         """The data term in the ball around x, in float64; None where a or psi'' is not proven."""

@@ -85,7 +85,7 @@ class Tied(nn.Module, Generic[R, D]):
         # why a cast: a module that also has the methods of R, which a subclass has checked
         self.regularizer = cast(R, regularizer)
         self.fidelity = fidelity
-        self.physics = physics
+        self.physics = self._operator.physics
         self._bound_by(as_constraint(constraint))
 
     def _bound_by(self, constraint: Between | None) -> None:
