@@ -255,9 +255,6 @@ class GaussianKernel(_Kernel):
     def spec(self) -> dict[str, object]:
         return {**super().spec(), "anisotropic": self.anisotropic}
 
-    def units(self) -> Mapping[str, float]:
-        return {"log_std": 0.3, "shape": 0.3}
-
 
 class MotionKernel(_Kernel):
     """A straight line of length |d| through the middle, blurred with 0.5 pixels; theta = d.
@@ -344,9 +341,6 @@ class DiscKernel(_Kernel):
         """In pixels, (images, channels)."""
         return self.log_radius.detach().exp()
 
-    def units(self) -> Mapping[str, float]:
-        return {"log_radius": 0.3}
-
 
 class Free(nn.Module):
     """Every entry of its own, without any constraint.
@@ -420,7 +414,8 @@ def odd_size(size: object) -> tuple[int, int]:
     if len(both) != 2:
         raise InputError("size", given=shown(size), expected="one odd integer, or two")
     for side in map(plain, both):
-        check_number("size", side, lambda v: v >= 1, "odd integers >= 1", integer=True)
+        # why 3: deepinv has no adjoint of a padded kernel of one pixel
+        check_number("size", side, lambda v: v >= 3, "odd integers >= 3", integer=True)
         if int(str(side)) % 2 == 0:
             raise InputError(
                 "size",
