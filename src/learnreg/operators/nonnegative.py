@@ -61,6 +61,10 @@ class NormBounds:
     products: int
 
 
+PROVEN: dict[type, Callable[[LinearPhysicsLike], Kind]] = {}
+"""Classes of this library that know themselves whether their matrix has negative entries."""
+
+
 def known_nonnegative(physics: LinearPhysicsLike) -> Kind:
     """How it is known that no entry of A is negative: BOUND for classes of deepinv that average,
     ESTIMATE for the user's word (``nonnegative = True``), UNKNOWN otherwise.
@@ -72,6 +76,8 @@ def known_nonnegative(physics: LinearPhysicsLike) -> Kind:
     overridden = {"A", "A_adjoint", "A_adj"} & {
         k for k, v in vars(physics).items() if v is not None
     }
+    if type(physics) in PROVEN and not overridden:
+        return PROVEN[type(physics)](physics)
     if type(physics) is Tomography and not overridden:
         return Kind.BOUND  # sums of bilinear interpolations
     if type(physics) in (Blur, BlurFFT, Downsampling) and not overridden:

@@ -310,7 +310,7 @@ def _classes() -> dict[str, type]:
     from deepinv import physics as known
     from deepinv.physics.forward import ComposedLinearPhysics, StackedLinearPhysics
 
-    from . import own
+    from . import emission, own
 
     return {
         kind.__name__: kind
@@ -329,6 +329,7 @@ def _classes() -> dict[str, type]:
             StackedLinearPhysics,
             own.Decimation,
             own.RealImages,
+            emission.EmissionTomography,
         )
     }
 
@@ -444,6 +445,17 @@ def _recipes() -> dict[str, Recipe]:
         ),
         "RealImages": Recipe(
             keep(), (), lambda g: make("RealImages", inner=g.part(("MRI", "MultiCoilMRI"))), _real
+        ),
+        "EmissionTomography": Recipe(
+            keep(),
+            ("attenuation", "filter"),
+            lambda g: make(
+                "EmissionTomography",
+                inner=g.part(("Tomography",)),
+                attenuation=g.tensor("attenuation"),
+                filter=g.tensor("filter", 4),
+            ),
+            _of_parts,
         ),
         "ComposedLinearPhysics": Recipe(
             keep(), (), lambda g: makes["ComposedLinearPhysics"](*g.all_parts()), _of_parts
