@@ -68,6 +68,7 @@ OBJECTS = {
     ),
     "fan": (lambda: P.CT(7, "fan").build((16, 16)), ANY),
     "counts": (lambda: P.PET(7).build((16, 16)), ANY),
+    "emission": (lambda: P.PET(7, attenuation=1.0, resolution=2.0).build((16, 16)), ANY),
     "real images": (lambda: P.MRI().build((16, 16)), ANY),
     "real images, coils": (lambda: P.MRI(coils=3).build((16, 16)), ANY),
     "superresolution": (lambda: P.SuperResolution(2, "sinc").build((16, 16)), ANY),

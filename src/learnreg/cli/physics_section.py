@@ -27,7 +27,17 @@ from ..physics import (
 from ..physics.files import tensor_of
 from ..physics.noise import Level as LevelHint
 from ..physics.noise import check_level, level
-from ..problems import KL, L1, L2, Energy, Huber, SaddleEnergy, WeightedL2, energy_for
+from ..problems import (
+    KL,
+    L1,
+    L2,
+    Energy,
+    Huber,
+    SaddleEnergy,
+    WeightedL2,
+    energy_for,
+)
+from ..problems import PoissonGaussian as PoissonGaussianTerm
 from ..regularizers import Regularizer, Tikhonov
 from . import toml
 from .sections import Built, Section, comments_of, described, located, one_of, tag_of
@@ -47,6 +57,10 @@ is not bounded. It shifts images by half a count.
 """
 
 
+NumberOrFile: TypeAlias = float | int | str
+"""A number or the name of a file; not the type of noise levels, whose texts are fractions."""
+
+
 @dataclass(frozen=True)
 class WeightsOfFile:
     """Least squares with a weight for every measurement.
@@ -64,6 +78,58 @@ class WeightsOfFile:
             InputError: a file that holds no weights.
         """
         return WeightedL2(tensor_of(self.file, "file")[None])
+
+
+@dataclass(frozen=True)
+class CountsOfFile:
+    """Kullback-Leibler distance to counts above a background.
+
+    Args:
+        background: expected counts without an image: a number, or a file (.npy) of the shape of the
+            measurements of one image
+        gain: what a count is worth in units of A x
+        scaled: whether measurements are gain times the counts
+    """
+
+    background: NumberOrFile = 1.0
+    gain: float = 1.0
+    scaled: bool = False
+
+    def load(self) -> KL:
+        """The data term.
+
+        Raises:
+            InputError: values out of range, a file that holds no background.
+        """
+        return KL(_background(self.background), self.gain, self.scaled)
+
+
+@dataclass(frozen=True)
+class ReadOutOfFile:
+    """Counts with read-out noise, by the shifted Poisson likelihood.
+
+    Args:
+        background: expected counts without an image: a number, or a file (.npy) of the shape of the
+            measurements of one image
+        gain: what a count is worth in the units of the measurements
+        sigma: standard deviation of the read-out noise in those units
+    """
+
+    background: NumberOrFile = 0.0
+    gain: float = 1.0
+    sigma: float = 1.0
+
+    def load(self) -> PoissonGaussianTerm:
+        """The data term.
+
+        Raises:
+            InputError: values out of range, a file that holds no background.
+        """
+        return PoissonGaussianTerm(_background(self.background), self.gain, self.sigma)
+
+
+def _background(given: NumberOrFile) -> float | torch.Tensor:
+    return tensor_of(given, "background")[None] if isinstance(given, str) else given
 
 
 # --- sections -------------------------------------------------------------------------------------
@@ -122,8 +188,9 @@ FIDELITIES = {
         "WeightedL2": WeightsOfFile,
         "L1": L1,
         "Huber": Huber,
-        "KL": KL,
-        "Poisson": KL,
+        "KL": CountsOfFile,
+        "Poisson": CountsOfFile,
+        "PoissonGaussian": ReadOutOfFile,
     }.items()
 }
 
@@ -200,6 +267,8 @@ def _fidelity_of(noise: Any, saddle: bool) -> dict[str, object]:
     kind = _kind(noise)
     if kind == "salt_pepper":
         return {"type": "L1"} if saddle else {"type": "Huber"}
+    if kind == "poisson_gaussian":
+        return _read_out(noise)
     if kind != "poisson":
         return {"type": "L2"}
     told = {name: _key(noise, name) for name in ("gain", "background", "normalized")}
@@ -210,6 +279,16 @@ def _fidelity_of(noise: Any, saddle: bool) -> dict[str, object]:
     background = counts.background or FEW_COUNTS
     gain = level(counts.gain)
     return {"type": "KL", "gain": gain, "background": background, "scaled": counts.normalized}
+
+
+def _read_out(noise: Any) -> dict[str, object]:
+    """The data term of counts with read-out noise."""
+    told = {name: _key(noise, name) for name in ("gain", "sigma")}
+    try:
+        counts = PoissonGaussian(**{name: v for name, v in told.items() if v is not None})
+    except InputError:  # said of the section itself
+        return {"type": "L2"}
+    return {"type": "PoissonGaussian", "gain": level(counts.gain), "sigma": level(counts.sigma)}
 
 
 def _with_ridge(fidelity: Any, physics: Any, regularizer: Any) -> Any:
@@ -250,6 +329,8 @@ def _curvature(fidelity: Any) -> float:
     kind = _kind(fidelity) or "L2"
     if kind in COUNTS:
         return 1 / number("gain")
+    if kind == "PoissonGaussian":
+        return 1 / (number("gain") + number("sigma") ** 2)
     return number("weight") if kind in ("Huber", "L1") else number("sigma") ** -2
 
 
@@ -310,7 +391,8 @@ def build_energy(
     tikhonov = float(getattr(fidelity, "tikhonov", None) or 0.0)
     constraint = None if bounds is None else bounds.build()
     with located("fidelity"):
-        data_term = term.load() if isinstance(term, WeightsOfFile) else term
+        from_file = isinstance(term, WeightsOfFile | CountsOfFile | ReadOutOfFile)
+        data_term = term.load() if from_file else term
         if isinstance(part, Regularizer):
             whole = part + Tikhonov(tikhonov, learned=False) if tikhonov else part
             return energy_for(physics, whole, data_term, constraint=constraint)
@@ -363,7 +445,7 @@ def _check_counts(noise: Noise, tag: str, fidelity: Built) -> None:
         raise ConfigError(
             "[fidelity] type",
             given=f'"{tag_of(fidelity)}" with {tag} noise, which makes measurements below zero',
-            expected="L2, WeightedL2, L1, Huber",
+            expected="PoissonGaussian, L2, WeightedL2, L1, Huber",
             remedy='Leave [fidelity] out, or set [noise] type = "poisson".',
         )
     if isinstance(noise, Poisson):

@@ -62,6 +62,10 @@ class NormBounds:
     products: int
 
 
+PROVEN: dict[type, Callable[[LinearPhysicsLike], Kind]] = {}
+"""Classes of this library that know themselves whether their matrix has negative entries."""
+
+
 def known_nonnegative(physics: LinearPhysicsLike) -> Kind:
     """How it is known that no entry of A is negative: BOUND for classes of deepinv that average,
     ESTIMATE for the user's word (``nonnegative = True``), UNKNOWN otherwise.
@@ -85,6 +89,8 @@ def known_nonnegative(physics: LinearPhysicsLike) -> Kind:
     own = vars(physics)
     as_made = all(own.get(name) is None for name in ("A", "A_adjoint", "A_adj"))
     buffers = dict(physics.named_buffers())
+    if type(physics) in PROVEN and as_made:
+        return PROVEN[type(physics)](physics)
     if type(physics) in (ComposedLinearPhysics, StackedLinearPhysics) and as_made:
         # a product or a stack of matrices without negative entries has none
         return min(known_nonnegative(p) for p in cast(_Listed, physics).physics_list)

@@ -1,5 +1,10 @@
 """Physics and noise by name, and recipes of them for model files: no code is ever stored."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 from .catalogue import (
     CT,
     MRI,
@@ -33,6 +38,25 @@ from .noise import (
 )
 from .recipes import describe, image_shape, rebuild
 
+if TYPE_CHECKING:
+    from .emission import EmissionTomography, contamination, resolution
+    from .own import Counts
+
+_LATER = {
+    "Counts": "own",
+    "EmissionTomography": "emission",
+    "contamination": "emission",
+    "resolution": "emission",
+}
+"""Names that need deepinv, which takes seconds to import, and the files that they are in."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return vars(importlib.import_module(f"{__name__}.{_LATER[name]}"))[name]
+
+
 __all__ = [
     "CT",
     "MRI",
@@ -40,10 +64,12 @@ __all__ = [
     "PET",
     "SETUPS",
     "Blur",
+    "Counts",
     "Demosaicing",
     "Denoising",
     "DiscKernel",
     "Free",
+    "EmissionTomography",
     "Gaussian",
     "GaussianKernel",
     "Inpainting",
@@ -59,7 +85,9 @@ __all__ = [
     "SimplexKernel",
     "SuperResolution",
     "Uniform",
+    "contamination",
     "describe",
     "image_shape",
     "rebuild",
+    "resolution",
 ]

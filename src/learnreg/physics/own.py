@@ -74,7 +74,10 @@ def in_own_units(physics: nn.Module) -> bool:
     """Whether the measurements are no pictures: sinograms, k-space."""
     from deepinv.physics import MRI, MultiCoilMRI, Tomography
 
-    return isinstance(physics, Tomography | MRI | MultiCoilMRI | RealImages)
+    from .emission import EmissionTomography
+
+    known = Tomography | MRI | MultiCoilMRI | RealImages | EmissionTomography
+    return isinstance(physics, known)
 
 
 class Decimation(LinearPhysics):
@@ -127,10 +130,14 @@ class Counts(NoiseModel):
     """Counts above a background, y ~ Poisson(max(z, 0) / gain + background), for z = A x.
 
     Args:
-        gain: positive, what a count is worth in units of A x.
-        background: expected counts without an image, >= 0.
+        gain: positive, what a count is worth in units of A x; a number, or a tensor (b,).
+        background: expected counts without an image, >= 0: a number, or a tensor that broadcasts to
+            z, (1, ...) or (b, ...).
         rng: random generator.
     """
+
+    gain: Tensor
+    background: Tensor
 
     def __init__(
         self,
@@ -142,9 +149,28 @@ class Counts(NoiseModel):
         self.register_buffer("gain", self._float_to_tensor(gain))
         self.register_buffer("background", self._float_to_tensor(background))
 
-    def forward(self, x: Tensor, seed: int | None = None, **kwargs: object) -> Tensor:
-        """x of any shape -> counts of the same shape and type."""
+    def forward(
+        self,
+        x: Tensor,
+        seed: int | None = None,
+        gain: Tensor | None = None,
+        background: Tensor | None = None,
+        **kwargs: object,
+    ) -> Tensor:
+        """x of any shape -> counts of the same shape and type.
+
+        Args:
+            gain, background: in the place of its own, for this call.
+        """
         self.rng_manual_seed(seed)
         self.to(x.device)
-        rate = x.clamp_min(0) / self.gain.to(x) + self.background.to(x)
+        worth = _spread(self.gain if gain is None else gain, x)
+        rate = x.clamp_min(0) / worth + _spread(
+            self.background if background is None else background, x
+        )
         return torch.poisson(rate, generator=self.rng)
+
+
+def _spread(t: Tensor, x: Tensor) -> Tensor:
+    """A number per image (b,), or a tensor like x."""
+    return t.to(x).view(-1, *[1] * (x.dim() - 1)) if t.dim() <= 1 else t.to(x)

@@ -315,7 +315,7 @@ def _classes() -> dict[str, type]:
     from deepinv import physics as known
     from deepinv.physics.forward import ComposedLinearPhysics, StackedLinearPhysics
 
-    from . import learned, own
+    from . import emission, learned, own
 
     return {
         kind.__name__: kind
@@ -335,6 +335,7 @@ def _classes() -> dict[str, type]:
             own.Decimation,
             own.RealImages,
             learned.LearnedPhysics,
+            emission.EmissionTomography,
         )
     }
 
@@ -457,6 +458,17 @@ def _recipes() -> dict[str, Recipe]:
             learned_recipes.make,
             _of_parts,
             learned_recipes.inside,
+        ),
+        "EmissionTomography": Recipe(
+            keep(),
+            ("attenuation", "filter"),
+            lambda g: make(
+                "EmissionTomography",
+                inner=g.part(("Tomography",)),
+                attenuation=g.tensor("attenuation"),
+                filter=g.tensor("filter", 4),
+            ),
+            _of_parts,
         ),
         "ComposedLinearPhysics": Recipe(
             keep(), (), lambda g: makes["ComposedLinearPhysics"](*g.all_parts()), _of_parts
