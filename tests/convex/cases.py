@@ -17,6 +17,7 @@ from learnreg.convex import (
     Hinge,
     KullbackLeibler,
     Norm,
+    Ridged,
     SmoothNorm,
     Squares,
     Zero,
@@ -121,6 +122,24 @@ CASES = [
     Case(
         "KullbackLeibler-varying",
         lambda shape: KullbackLeibler(counts(shape), 0.1 + random(shape, 5)),
+        True,
+        True,
+    ),
+    Case(
+        "Ridged-L1",
+        lambda shape: Ridged(Norm(0.7, normal((1, *shape[1:]), 3), isotropic=False), 0.1),
+        conjugate_smooth=True,
+    ),
+    Case("Ridged-iso", lambda shape: Ridged(Norm(0.7), 2.0), conjugate_smooth=True),
+    Case(
+        "Ridged-Huber",
+        lambda shape: Ridged(Norm(0.7, normal(shape, 3), False, 0.3), 0.2),
+        smooth=True,
+        conjugate_smooth=True,
+    ),
+    Case(
+        "Ridged-KullbackLeibler",
+        lambda shape: Ridged(KullbackLeibler(counts(shape), 0.3), 2.0),
         True,
         True,
     ),

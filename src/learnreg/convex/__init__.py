@@ -8,6 +8,7 @@ from .functions import Box, Squares, Zero
 from .hinge import Hinge
 from .norms import Norm
 from .poisson import KullbackLeibler
+from .ridged import Ridged
 from .smooth import SmoothNorm
 from .tangent import Diagonal, Radial, Tangent
 
@@ -24,5 +25,6 @@ __all__ = [
     "Hinge",
     "Box",
     "KullbackLeibler",
+    "Ridged",
     "Epigraph",
 ]

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..convex import Convex, KullbackLeibler, Norm, Squares, Zero
+from ..convex import Convex, KullbackLeibler, Norm, Ridged, Squares, Zero
 from ..core.bounds import Bound, Constants, Curvature
 from ..core.errors import InputError, MissingPropertyError
 from ..core.ranges import check_flag, check_number, check_positive, tidy
@@ -188,7 +188,7 @@ class Huber:
         return Curvature(Bound.exact(0.0), operator.spectrum(x).curvature.L * self.weight)
 
     def of_image(self, operator: TiedMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
-        return self.of_data(y) if operator.is_identity and not tikhonov else None
+        return _ridged(self.of_data(y), tikhonov) if operator.is_identity else None
 
     def of_data(self, y: Tensor) -> Convex:
         scale = self.weight * self.threshold
@@ -218,8 +218,8 @@ class L1:
         return Curvature(Bound.exact(0.0), Bound.unknown())
 
     def of_image(self, operator: TiedMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
-        """For denoising without ``tikhonov``."""
-        return self.of_data(y) if operator.is_identity and not tikhonov else None
+        """For denoising."""
+        return _ridged(self.of_data(y), tikhonov) if operator.is_identity else None
 
     def of_data(self, y: Tensor) -> Convex:
         return Norm(self.weight, y, isotropic=False)
@@ -273,8 +273,8 @@ class KL:
         return Curvature(Bound.exact(0.0), Bound.unknown())
 
     def of_image(self, operator: TiedMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
-        """For denoising without ``tikhonov``."""
-        return self.of_data(y) if operator.is_identity and not tikhonov else None
+        """For denoising."""
+        return _ridged(self.of_data(y), tikhonov) if operator.is_identity else None
 
     def of_data(self, y: Tensor) -> Convex:
         """Raises: MissingPropertyError for a gain, which saddle points do not take."""
@@ -460,6 +460,11 @@ def _quadratic_of_image(
     if isinstance(total, float):
         return Squares(total, pulled / total)
     return Squares(total, pulled / torch.where(total > 0, total, 1.0))
+
+
+def _ridged(function: Convex, tikhonov: float) -> Convex:
+    """A data term of the image itself, with the squared norm in it."""
+    return Ridged(function, tikhonov) if tikhonov else function
 
 
 def _ridge(tikhonov: float) -> Convex:
