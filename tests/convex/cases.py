@@ -18,6 +18,7 @@ from learnreg.convex import (
     Hinge,
     KullbackLeibler,
     Norm,
+    Ridged,
     SmoothNorm,
     Squares,
     Zero,
@@ -171,6 +172,34 @@ CASES += [
     Case(
         "Boxed-counts-background",
         lambda shape: within(shape, KullbackLeibler(counts(shape), 0.3), -1.0, 2.0),
+    ),
+    Case(
+        "Boxed-ridged-L1",
+        lambda shape: within(
+            shape, Ridged(Norm(0.7, normal(shape, 3), isotropic=False), 0.1), 0.0, 0.5
+        ),
+    ),
+    Case(
+        "Boxed-ridged-counts",
+        lambda shape: within(shape, Ridged(KullbackLeibler(counts(shape), 0.3), 2.0), -1.0, 2.0),
+    ),
+    Case(
+        "Ridged-L1",
+        lambda shape: Ridged(Norm(0.7, normal((1, *shape[1:]), 3), isotropic=False), 0.1),
+        conjugate_smooth=True,
+    ),
+    Case("Ridged-iso", lambda shape: Ridged(Norm(0.7), 2.0), conjugate_smooth=True),
+    Case(
+        "Ridged-Huber",
+        lambda shape: Ridged(Norm(0.7, normal(shape, 3), False, 0.3), 0.2),
+        smooth=True,
+        conjugate_smooth=True,
+    ),
+    Case(
+        "Ridged-KullbackLeibler",
+        lambda shape: Ridged(KullbackLeibler(counts(shape), 0.3), 2.0),
+        True,
+        True,
     ),
 ]
 

@@ -737,3 +737,22 @@ def test_functions_of_one_image_are_not_those_of_another():
         if isinstance(a, Squares | Norm) and a.centre is not None:
             assert torch.equal(a.centre, b.centre)
     assert torch.equal(part.y, alone.y) and replace(part, y=alone.y) != alone
+
+
+@pytest.mark.parametrize("fidelity", [L1(1.0), KL(0.05)], ids=repr)
+def test_a_tiny_tikhonov_belongs_to_the_data_term(fidelity, monkeypatch):
+    """One dual block, and steps that do not wait for an acceleration that never comes."""
+    y = pairs(2, (10, 10)).y.abs()
+    energy = SaddleEnergy(cases.denoising(), ExactTV(0.3).double(), fidelity, tikhonov=1e-3)
+    f = energy.at(y)
+    assert not f.data and len(f.dual) == 1 and f.bounds().mu.value == 1e-3
+    assert PDHG().steps(f).weak and not PDHG(rule="accelerated").steps(f).weak
+
+    quick = solve(energy, y, 0.3)
+    slow = solve(energy, y, 0.3, solver=PDHG(rule="accelerated"))
+    monkeypatch.setattr(type(fidelity), "of_image", lambda *arguments: None)
+    assert energy.at(y).data
+    blocked = solve(energy, y, 0.3)
+    for other in (slow, blocked):
+        assert bool((distance(quick.value, other.value) <= quick.error + other.error).all())
+    assert quick.cost.work < 0.7 * slow.cost.work

@@ -9,6 +9,7 @@ from .functions import Box, Squares, Zero
 from .hinge import Hinge
 from .norms import Norm
 from .poisson import KullbackLeibler
+from .ridged import Ridged, ridged
 from .smooth import SmoothNorm
 from .tangent import Diagonal, Radial, Tangent
 
@@ -26,5 +27,7 @@ __all__ = [
     "Box",
     "Boxed",
     "KullbackLeibler",
+    "Ridged",
+    "ridged",
     "Epigraph",
 ]

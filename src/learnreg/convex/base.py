@@ -41,9 +41,11 @@ class Convex(ABC):
         hessian_lipschitz: a proven Lipschitz constant of the Hessian in the spectral norm; inf if
             there is none.
         separable: whether phi is a sum over single entries.
+        floor: a number or a tensor (b or 1, ...) below which no entry of a point of the domain is.
     """
 
     separable: bool = False
+    floor: float | Tensor = -math.inf
     strong: float = 0.0
     smooth: float = math.inf
     hessian_lipschitz: float = math.inf

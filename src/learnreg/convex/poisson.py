@@ -70,6 +70,7 @@ class KullbackLeibler(Convex):
         else:
             check_positive("weight", weight)
         self.data, self.background, self.weight = data, background, weight
+        self.floor = -background
 
     def _intensity(self, a: Tensor) -> Tensor:
         """a + r, at least zero."""

@@ -44,11 +44,13 @@ class Curved:
         hessian: H.
         linear: b, (b, ...) or None for zero.
         strong: mu, a lower bound of the eigenvalues.
+        smooth: an upper one.
     """
 
     hessian: Tangent
     linear: Tensor | None
     strong: float
+    smooth: float = math.inf
 
     def prox(self, a: Tensor, step: Tensor) -> Tensor:
         """(I + step H)^-1 (a - step b)."""
@@ -76,6 +78,7 @@ class Curved:
             self.hessian.select(index),
             None if self.linear is None else self.linear[index],
             self.strong,
+            self.smooth,
         )
 
 
@@ -208,7 +211,10 @@ def linearized(f: Tied, x: Blocks, p: Blocks, slope: Tensor) -> AdjointSaddle:
             for phi, s, a in zip(f.dual, p, kx, strict=True)
         ]
     linear: list[Tensor | None] = [slope, *[None] * (count - 1)]
-    primal = tuple(Curved(h, b, mu) for h, b, mu in zip(hx, linear, moduli[:count], strict=True))
+    primal = tuple(
+        Curved(h, b, mu, g.smooth)
+        for h, b, mu, g in zip(hx, linear, moduli[:count], f.primal, strict=True)
+    )
     dual = tuple(Curved(h, None, mu) for h, mu in zip(hp, moduli[count:], strict=True))
 
     # asked for at the end of every image; a closure over the result would be a cycle that holds its

@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..convex import Convex, KullbackLeibler, Squares, Zero
+from ..convex import Convex, KullbackLeibler, Squares, Zero, ridged
 from ..core.bounds import Bound, Curvature
 from ..core.errors import InputError
 from ..core.ranges import Record, check_flag, check_number, check_positive, tidy
@@ -43,8 +43,8 @@ class _OfCounts:
         return Curvature(Bound.exact(0.0), Bound.unknown())
 
     def of_image(self, operator: TiedMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
-        """For denoising without ``tikhonov``."""
-        return self.of_data(y) if operator.is_identity and not tikhonov else None
+        """For denoising."""
+        return ridged(self.of_data(y), tikhonov) if operator.is_identity else None
 
     def of_data(self, y: Tensor) -> Convex:
         """D(., y): with v = gain u, sum of (v - gain y + gain y log(gain y / v)) / gain.

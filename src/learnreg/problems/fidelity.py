@@ -13,7 +13,7 @@ from typing import Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..convex import Convex, Norm, Squares, Zero
+from ..convex import Convex, Norm, Squares, Zero, ridged
 from ..core.bounds import Bound, Constants, Curvature
 from ..core.errors import InputError
 from ..core.ranges import check_number, check_positive, tidy
@@ -181,7 +181,7 @@ class Huber:
         return Curvature(Bound.exact(0.0), operator.spectrum(x).curvature.L * self.weight)
 
     def of_image(self, operator: TiedMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
-        return self.of_data(y) if operator.is_identity and not tikhonov else None
+        return ridged(self.of_data(y), tikhonov) if operator.is_identity else None
 
     def of_data(self, y: Tensor) -> Convex:
         scale = self.weight * self.threshold
@@ -211,8 +211,8 @@ class L1:
         return Curvature(Bound.exact(0.0), Bound.unknown())
 
     def of_image(self, operator: TiedMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
-        """For denoising without ``tikhonov``."""
-        return self.of_data(y) if operator.is_identity and not tikhonov else None
+        """For denoising."""
+        return ridged(self.of_data(y), tikhonov) if operator.is_identity else None
 
     def of_data(self, y: Tensor) -> Convex:
         return Norm(self.weight, y, isotropic=False)
