@@ -1,5 +1,6 @@
 """Physics and noise by name, and recipes of them for model files: no code is ever stored."""
 
+from .calibration import Calibration, calibrate
 from .catalogue import (
     CT,
     MRI,
@@ -40,6 +41,7 @@ __all__ = [
     "PET",
     "SETUPS",
     "Blur",
+    "Calibration",
     "Demosaicing",
     "Denoising",
     "DiscKernel",
@@ -59,6 +61,7 @@ __all__ = [
     "SimplexKernel",
     "SuperResolution",
     "Uniform",
+    "calibrate",
     "describe",
     "image_shape",
     "rebuild",
