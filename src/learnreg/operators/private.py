@@ -88,7 +88,9 @@ def widened(physics: M) -> M:
     deepinv's tomography also keeps a dtype, and an adjoint made for it.
     """
     wide = clone(physics)
-    for module in wide.modules():
+    for listed in _listed(wide):
+        listed._apply(promoted)
+    for module in (*wide.modules(), *(m for part in _listed(wide) for m in part.modules())):
         own = vars(module)
         if own.get("dtype") == torch.float32:
             own["dtype"] = torch.float64
@@ -99,6 +101,19 @@ def widened(physics: M) -> M:
                 own[name] = promoted(value)
     wide._apply(promoted)  # type: ignore[no-untyped-call]  # torch has no types here
     return wide
+
+
+def _listed(physics: nn.Module) -> list[nn.Module]:
+    """The operators that a physics holds in a list, where ``modules`` does not find them, as
+    deepinv's stacks do.
+    """
+    found: list[nn.Module] = []
+    for module in physics.modules():
+        for value in vars(module).values():
+            if type(value) is list:
+                parts = [part for part in value if isinstance(part, nn.Module)]
+                found += [m for part in parts for m in (part, *_listed(part))]
+    return found
 
 
 def promoted(t: Tensor) -> Tensor:
@@ -125,7 +140,8 @@ def is_narrow(physics: nn.Module) -> bool:
     """Whether some tensor of the physics has less than double precision."""
     if any(vars(module).get("dtype") == torch.float32 for module in physics.modules()):
         return True  # some of deepinv's keep a dtype of their own
-    tensors = (*physics.parameters(), *physics.buffers())
+    modules = (physics, *_listed(physics))
+    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
     # a scalar such as a device holder or a noise level decides nothing, one that is learned does
     return any(
         t.dtype in (torch.float32, torch.complex64, torch.float16, torch.bfloat16)
@@ -187,8 +203,8 @@ def check_slices(physics: LinearPhysicsLike, params: Mapping[str, Tensor]) -> No
 def shallow(physics: M) -> M:
     """A copy that shares all tensors: those put in their place leave the original as it is."""
     copied = _replaced(physics, lambda name, t: t)
-    for module in copied.modules():
-        for key, value in vars(module).items():  # deepinv's stacks hold their parts in a list
+    for module in copied.modules() if _listed(copied) else ():
+        for key, value in vars(module).items():
             if type(value) is list and any(isinstance(part, nn.Module) for part in value):
                 parts = (shallow(part) if isinstance(part, nn.Module) else part for part in value)
                 module.__dict__[key] = list(parts)

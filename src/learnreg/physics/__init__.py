@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from .calibration import Calibration, calibrate
 from .catalogue import (
     CT,
     MRI,
@@ -65,6 +66,7 @@ __all__ = [
     "SETUPS",
     "Blur",
     "Counts",
+    "Calibration",
     "Demosaicing",
     "Denoising",
     "DiscKernel",
@@ -86,6 +88,7 @@ __all__ = [
     "SuperResolution",
     "Uniform",
     "contamination",
+    "calibrate",
     "describe",
     "image_shape",
     "rebuild",

@@ -27,6 +27,11 @@ EDGE = 0.5
 """Standard deviation in pixels of the blur that makes lines and discs smooth in their parameters.
 """
 
+FAR, NARROW = 10.0, 3.0
+"""Logarithms of widths, and of half the ratio of two, beyond which kernels do not change any more:
+floating point would end before.
+"""
+
 LEAST_SHARE = 1e-7
 """Of the largest entry of a softmax: what the smallest starts with."""
 
@@ -222,16 +227,17 @@ class GaussianKernel(_Kernel):
     def weights(self) -> Tensor:
         if not self.anisotropic:
             up, right = _axes(self.size, self.log_std)
-            inverse = torch.exp(-2 * self.log_std)[..., None, None]
+            inverse = torch.exp(-2 * self.log_std.clamp(-FAR, FAR))[..., None, None]
             return torch.exp(-0.5 * inverse * (right.square() + up.square()))
         up, right = _axes(self.size, self.shape)
         a, b, c = (part[..., None, None] for part in self.shape.unbind(-1))
         r = (b.square() + c.square() + torch.finfo(a.dtype).tiny).sqrt()
         # exp(-2 S) = exp(-2 a) (cosh 2r - sinh 2r / r (S - a))
-        even, odd = torch.cosh(2 * r), torch.sinh(2 * r) / r
+        bent = 2 * r.clamp_max(NARROW)
+        even, odd = torch.cosh(bent), torch.sinh(bent) / r
         form = (even - odd * b) * right.square() + (even + odd * b) * up.square()
-        form = form - 2 * odd * c * right * up
-        return torch.exp(-0.5 * torch.exp(-2 * a) * form)
+        form = (form - 2 * odd * c * right * up).clamp_min(0)
+        return torch.exp(-0.5 * torch.exp(-2 * a.clamp(-FAR, FAR)) * form)
 
     def std(self) -> Tensor:
         """Standard deviations in pixels, (images, channels), or (images, channels, 2): along and

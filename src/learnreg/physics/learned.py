@@ -74,7 +74,8 @@ class LearnedPhysics(LinearPhysics):
         super().__init__(A=_unused, noise_model=own["noise_model"], sensor_model=_unused)
         self.base = lent
         self.parametrizations = nn.ModuleDict(_checked_modules(lent, parametrizations))
-        _look(self, image)
+        with torch.inference_mode(False):  # which would leave autograd nothing to do
+            _look(self, image)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the base at the present parameters, by name; differentiable."""
@@ -412,6 +413,9 @@ def _shapes(base: LinearPhysicsLike, tensors: Mapping[str, Tensor]) -> Iterator[
                 yield tuple(int(n) for n in size)
                 if int(size[0]) == 2:  # real images of a complex operator
                     yield (1, *(int(n) for n in size[1:]))
+        maps = tensors.get("multipliers", dict(module.named_buffers()).get("multipliers"))
+        if maps is not None and maps.dim() == 5:
+            yield (maps.shape[1], *maps.shape[-2:])
         width = plain.get("img_width")
         if isinstance(width, int):
             yield (1, width, width)
