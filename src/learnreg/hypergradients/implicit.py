@@ -122,9 +122,7 @@ class Implicit(ToAccuracy):
     def _polished(
         self, at: _Linearized, upper: Upper, q: Tensor, residual: Tensor
     ) -> tuple[Tensor, Tensor, Cost, Tensor]:
-        """The derivative at x - w, w one truncated Newton step, the q corrected there, its cost, and
-        x - w.
-        """
+        """The derivative at x - w, w one truncated Newton step; the q there; the cost; x - w."""
         few = replace(self.linear, max_steps=self.polish_steps, restarts=0)
         r = at.potential.grad(at.x)
         tiny = torch.finfo(at.x.dtype).tiny
