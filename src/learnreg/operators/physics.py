@@ -131,7 +131,9 @@ class LinearMap:
     @property
     def probed(self) -> bool:
         """Whether the operator has passed its probes, or is a variant of one that has."""
-        return self.trusted or bool(self._checked)
+        others = [other for other, _ in self._variants.values()]
+        others += [] if self._double is None else [self._double]
+        return self.trusted or bool(self._checked) or any(o.probed for o in others)
 
     def double(self) -> LinearMap:
         """The same operator in float64 (kept, so the copy is made once)."""
@@ -203,9 +205,9 @@ class LinearMap:
         known = {
             name for name, _ in (*self.physics.named_buffers(), *self.physics.named_parameters())
         }
-        # names of the noise model (sigma, gain) say nothing of A
-        noise = {name.rsplit(".", 1)[-1] for name in known if name.startswith("noise_model.")}
-        unknown = sorted(set(params) - known.union(noise, dir(self.physics)))
+        # those of parts as well; names of the noise model (sigma, gain) say nothing of A
+        inside = {name.rsplit(".", 1)[-1] for name in known}
+        unknown = sorted(set(params) - known.union(inside, dir(self.physics)))
         if unknown:
             raise InputError(
                 "params",
@@ -220,7 +222,8 @@ class LinearMap:
                 self._variants.clear()
             physics = with_tensors(self.physics, aligned(self.physics, params))
             check_slices(physics, params)
-            other = LinearMap(physics, trusted=self.trusted)
+            first = [m._variants[key][0] for m in self._family()[1:] if key in m._variants]
+            other = LinearMap(physics, trusted=self.trusted, near=first[0] if first else None)
             self._variants[key] = other, dict(params)  # held, so that no identity is used again
         return self._variants[key][0]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import InputError
-from ..core.params import trainable
+from ..core.params import keeping_learned, trainable
 from .foreign import LinearPhysicsLike
 
 M = TypeVar("M", bound=nn.Module)
@@ -99,7 +99,8 @@ def widened(physics: M) -> M:
         for name, value in own.items():  # tensors that were never registered
             if isinstance(value, Tensor):
                 own[name] = promoted(value)
-    wide._apply(promoted)  # type: ignore[no-untyped-call]  # torch has no types here
+    with keeping_learned(wide):
+        wide._apply(promoted)  # type: ignore[no-untyped-call]  # torch has no types here
     return wide
 
 

@@ -58,11 +58,12 @@ def sensitivity(physics: LinearPhysicsLike, x: Tensor) -> Bound:
 
 
 def sensitivity_of(tied: TiedMap, like: Tensor) -> Bound:
-    """beta of the operator of a batch, for images (b, c, ...) of which only the shape matters;
-    unknown for complex images.
+    """beta of the operator of a batch, for its images (b, c, ...) of which only the shape matters,
+    the largest of all; unknown for complex images, and for some images of a batch whose operators
+    differ.
     """
-    native = tied.layout.image_out(like[:1].detach())
-    if native.is_complex():
+    native = tied.layout.image_out((like if tied.names else like[:1]).detach())
+    if native.is_complex() or (tied.names and tied.index is not None):
         return Bound.unknown()
     physics = tied.map.physics
     return sensitivity(physics, native.to(dtype_of(physics, native)))

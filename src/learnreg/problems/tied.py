@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
 
 import torch
@@ -12,7 +13,7 @@ from ..core.constraints import Between, Interval, as_constraint
 from ..core.errors import InputError
 from ..core.measured import Measured, Native, measured
 from ..core.noise import DIRECT, INDIRECT, factor, same_level
-from ..core.params import check_theta, set_theta, trainable
+from ..core.params import check_theta, keeping_learned, set_theta, trainable
 from ..core.words import named
 from ..operators.layout import Layout
 from ..operators.physics import LinearMap, TiedMap
@@ -116,6 +117,12 @@ class Tied(nn.Module, Generic[R, D]):
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no types here
         self._operator = LinearMap(self.physics)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What torch does for ``to``, ``double`` and the like; learned buffers stay learned."""
+        with keeping_learned(self):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types here
+        return self
+
     @property
     def learns_data(self) -> bool:
         """Whether theta reaches into the physics or the data term."""
@@ -144,7 +151,8 @@ class Tied(nn.Module, Generic[R, D]):
         else:
             physics = clone(self.physics)
             if theta.dtype == torch.float64:
-                physics = physics._apply(promoted)
+                with keeping_learned(physics):
+                    physics._apply(promoted)
             # probed at the first theta and at that of a Run; steps between are trusted
             trusted = self.operator.probed
             # one ancestor for all, so that bounds do not depend on the way that led here
