@@ -115,6 +115,10 @@ class Convex(ABC):
         slope = self.grad(a)
         return slope, slope
 
+    def floor(self) -> float | Tensor:
+        """The least argument of finite value, entry by entry; of separable functions."""
+        return -math.inf
+
     def hessian(self, a: Tensor) -> Tangent:
         """The Hessian of phi at a; an element of the generalized one where the gradient has a kink.
 

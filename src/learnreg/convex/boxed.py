@@ -12,7 +12,6 @@ from torch import Tensor
 from ..core.constraints import Interval
 from ..core.errors import InputError
 from .base import Convex, Step, beyond, peak, refuse, slack, total
-from .poisson import KullbackLeibler
 from .tangent import Diagonal, Tangent
 
 
@@ -50,11 +49,11 @@ class Boxed(Convex):
             )
         self.inner, self.bounds = inner, bounds
         self.strong = inner.strong
-        lower, upper = bounds.lower, bounds.upper
-        if isinstance(inner, KullbackLeibler):  # whose own domain may end before
-            background = inner.background
-            least = -background if isinstance(background, Tensor) else lower.new_tensor(-background)
-            lower = torch.maximum(lower, least)
+        # the domain of phi itself may end before
+        lower = torch.maximum(
+            bounds.lower, torch.as_tensor(inner.floor(), dtype=bounds.lower.dtype)
+        )
+        upper = bounds.upper
         self.lower, self.upper = lower, upper
         # infinite where nothing is cut off: all slopes are those of phi there
         self._least = _where_finite(lower, inner.slopes(_finite(lower))[0], -math.inf)

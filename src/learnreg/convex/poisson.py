@@ -109,6 +109,9 @@ class KullbackLeibler(Convex):
     def grad(self, a: Tensor) -> Tensor:
         return 1 - self.data / self._interior(a + self.background)
 
+    def floor(self) -> float | Tensor:
+        return -self.background
+
     def hessian(self, a: Tensor) -> Diagonal:
         return Diagonal(self._curvature(a + self.background))
 
