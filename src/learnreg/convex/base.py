@@ -41,11 +41,9 @@ class Convex(ABC):
         hessian_lipschitz: a proven Lipschitz constant of the Hessian in the spectral norm; inf if
             there is none.
         separable: whether phi is a sum over single entries.
-        floor: a number or a tensor (b or 1, ...) below which no entry of a point of the domain is.
     """
 
     separable: bool = False
-    floor: float | Tensor = -math.inf
     strong: float = 0.0
     smooth: float = math.inf
     hessian_lipschitz: float = math.inf
@@ -116,6 +114,10 @@ class Convex(ABC):
         """The least and the largest subgradient at a, entry by entry; of separable functions."""
         slope = self.grad(a)
         return slope, slope
+
+    def floor(self) -> float | Tensor:
+        """The least argument of finite value, entry by entry; of separable functions."""
+        return -math.inf
 
     def hessian(self, a: Tensor) -> Tangent:
         """The Hessian of phi at a; an element of the generalized one where the gradient has a kink.

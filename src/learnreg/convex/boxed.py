@@ -49,11 +49,11 @@ class Boxed(Convex):
             )
         self.inner, self.bounds = inner, bounds
         self.strong = inner.strong
-        lower, upper = bounds.lower, bounds.upper
-        # whose own domain may end before
-        floor = inner.floor
-        least = floor if isinstance(floor, Tensor) else lower.new_tensor(floor)
-        lower = torch.maximum(lower, least)
+        # the domain of phi itself may end before
+        floor, lower = inner.floor(), bounds.lower
+        floor = floor if isinstance(floor, Tensor) else lower.new_tensor(floor)
+        lower = torch.maximum(lower, floor)
+        upper = bounds.upper
         self.lower, self.upper = lower, upper
         # infinite where nothing is cut off: all slopes are those of phi there
         self._least = _where_finite(lower, inner.slopes(_finite(lower))[0], -math.inf)

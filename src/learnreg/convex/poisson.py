@@ -70,7 +70,6 @@ class KullbackLeibler(Convex):
         else:
             check_positive("weight", weight)
         self.data, self.background, self.weight = data, background, weight
-        self.floor = -background
 
     def _intensity(self, a: Tensor) -> Tensor:
         """a + r, at least zero."""
@@ -126,6 +125,9 @@ class KullbackLeibler(Convex):
 
     def grad(self, a: Tensor) -> Tensor:
         return (1 - self.data / self._interior(a + self.background)) * self.weight
+
+    def floor(self) -> float | Tensor:
+        return -self.background
 
     def hessian(self, a: Tensor) -> Diagonal:
         return Diagonal(self._curvature(a + self.background) * self.weight)

@@ -35,10 +35,13 @@ class Ridged(Convex):
         self.phi, self.ridge = phi, float(ridge)
         self.strong, self.smooth = phi.strong + self.ridge, phi.smooth + self.ridge
         self.hessian_lipschitz, self.smoothing = phi.hessian_lipschitz, phi.smoothing
-        self.separable, self.floor = phi.separable, phi.floor
+        self.separable = phi.separable
 
     def value(self, a: Tensor) -> Tensor:
         return self.phi.value(a) + 0.5 * self.ridge * total(a * a)
+
+    def floor(self) -> float | Tensor:
+        return self.phi.floor()
 
     def slopes(self, a: Tensor) -> tuple[Tensor, Tensor]:
         least, most = self.phi.slopes(a)

@@ -535,6 +535,8 @@ def _tie(
         # theta enters through K alone, so an operator that learns needs a row of its own
         learns = bool(trainable(operator.physics))
         first = None if learns else fidelity.of_image(operator, y, u, energy.tikhonov)
+        if domain is not None and first is not None and not first.separable:
+            first = None  # bounds cut off sums over pixels only: a row of its own then
         data = first is None
         rows, dual, offset = [], list(regularizer.dual(u)), regularizer.offset(u)
         auxiliary, starts = regularizer.auxiliary(like), regularizer.dual_start(like)
