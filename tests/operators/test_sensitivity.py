@@ -114,6 +114,9 @@ class Parametrized(dphysics.LinearPhysics):
     def tensors(self) -> Mapping[str, Tensor]:
         return {self.name: (self.basis @ self.theta.exp()).tanh().view(1, 1, 5, 5)}
 
+    def fixed(self) -> Any:
+        return dphysics.Blur(filter=self.tensors()["filter"], padding=self.base.padding)
+
     def A(self, x: Tensor, **_: object) -> Tensor:
         return dphysics.functional.conv2d(x, self.tensors()["filter"], padding=self.base.padding)
 

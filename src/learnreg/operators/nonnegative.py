@@ -22,6 +22,7 @@ from torch import Tensor
 from ..core.asking import offers
 from ..core.bounds import Kind
 from .foreign import LinearPhysicsLike
+from .parametrized import Parametrized, at_tensors
 
 PRODUCTS = 14
 """Products with A^T A at most; 10 leave 1e-6 between the bounds on 64^2 tomography of 30 angles."""
@@ -79,6 +80,8 @@ def known_nonnegative(physics: LinearPhysicsLike) -> Kind:
         Upsampling,
     )
 
+    if offers(physics, Parametrized):
+        return known_nonnegative(at_tensors(physics))
     own = vars(physics)
     as_made = all(own.get(name) is None for name in ("A", "A_adjoint", "A_adj"))
     buffers = dict(physics.named_buffers())
@@ -110,14 +113,14 @@ def _nonnegative(t: Tensor | None) -> bool:
 
 @torch.no_grad()
 def collatz_wielandt(
-    normal: Callable[[Tensor], Tensor], x: Tensor, products: int = PRODUCTS, ones: bool = False
+    normal: Callable[[Tensor], Tensor], x: Tensor, most: int = PRODUCTS, ones: bool = False
 ) -> NormBounds | None:
     """Both bounds of ||A||^2, per image; None if a product shows a negative entry.
 
     Args:
         normal: A^T A in float64, (b, ...) -> (b, ...), without negative entries.
         x: gives shape and device; its values are not used.
-        products: with A^T A, at most.
+        most: products at most.
         ones: start with an image of ones, nearly the eigenvector of an operator that averages.
     """
     # why random: an image of ones is sent to zero by differences, which have negative entries
@@ -128,7 +131,7 @@ def collatz_wielandt(
     lower = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
     upper = torch.full_like(lower, torch.inf)
     count = 0
-    while count < products:
+    while count < most:
         product = normal(p).flatten(1)
         count += 1
         size = product.abs().amax(dim=1, keepdim=True)

@@ -21,15 +21,18 @@ from torch import Tensor, nn
 
 from ..core.asking import offers
 from ..core.bounds import Bound
-from ..core.params import named_trainable, trainable
+from ..core.params import named_trainable
 from .filtering import Filtering, filtering_of, overridden, taps_sensitivity
 from .foreign import LinearPhysicsLike
 from .norms import dtype_of, factors, rows
 from .parametrized import KnowsSensitivity, Parametrized, at_tensors
 from .physics import LinearMap, TiedMap
 
-MOST_ROWS = 2**22
-"""Entries of the Jacobian of a parametrization, up to which it is made as a matrix."""
+MOST_ENTRIES = 2**24
+"""Of the Jacobian of a parametrization, up to which it is made as a matrix."""
+
+AT_A_TIME = 64
+"""Columns of it."""
 
 FOR_ROUNDING = 1 + 1e-6
 """What bounds are widened by that were computed from tensors in float32."""
@@ -76,9 +79,14 @@ def _root_of_squares(bounds: list[Bound]) -> Bound:
 
 
 def tensor_sensitivities(physics: LinearPhysicsLike, x: Tensor) -> dict[str, Bound]:
-    """beta of single tensors on which A depends linearly, by name; of known classes only."""
+    """beta of single tensors on which A depends linearly, by the names of ``update``; of known
+    classes only, and of their products and stacks.
+    """
     from deepinv.physics import MRI, BlurFFT, Inpainting, MultiCoilMRI
 
+    product, stacked = factors(physics), rows(physics)
+    if product is not None or stacked is not None:
+        return _of_tensors_in(product or stacked or [], x, product is not None)
     filtering = filtering_of(physics)
     if filtering is not None:
         return {"filter": _of_taps(filtering, filtering.sides_of(x))}
@@ -97,6 +105,39 @@ def tensor_sensitivities(physics: LinearPhysicsLike, x: Tensor) -> dict[str, Bou
     return {}
 
 
+def _of_tensors_in(parts: list[LinearPhysicsLike], x: Tensor, times: bool) -> dict[str, Bound]:
+    """Of the tensors of parts; a name that several parts have is for all of them at once, so that
+    A is no longer linear in it.
+    """
+    norms, images = _along(parts, x) if times else ([], [x] * len(parts))
+    found: dict[str, Bound] = {}
+    for i, part in enumerate(parts):
+        for name, beta in tensor_sensitivities(part, images[i]).items():
+            found[name] = Bound.unknown() if name in found else _among(beta, norms, i)
+    return found
+
+
+def _along(parts: list[LinearPhysicsLike], x: Tensor) -> tuple[list[Bound], list[Tensor]]:
+    """||A_i||, and what A_i is applied to, of a product with A_1 first."""
+    norms, images = [], []
+    at = x
+    for part in parts:
+        at = at.to(dtype_of(part, at))
+        images.append(at)
+        spectrum = LinearMap(part, trusted=True).on(at).spectrum(at)
+        norms.append(Bound(math.sqrt(float(spectrum.L.max())), spectrum.L_kind))
+        at = part.A(at)
+    return norms, images
+
+
+def _among(beta: Bound, norms: list[Bound], place: int) -> Bound:
+    """beta of a factor times the norms of all others."""
+    for other, norm in enumerate(norms):
+        if other != place:
+            beta = Bound(beta.value * norm.value, min(beta.kind, norm.kind))
+    return beta
+
+
 def _of_taps(filtering: Filtering, sides: tuple[int, ...]) -> Bound:
     if len(sides) != len(filtering.window):
         return Bound.unknown()
@@ -107,21 +148,32 @@ def _of_taps(filtering: Filtering, sides: tuple[int, ...]) -> Bound:
 
 
 def _through_tensors(physics: Parametrized, x: Tensor) -> Bound:
-    """beta(k) ||Dk||, summed over the tensors, which may share parameters."""
+    """beta(k) ||Dk||, summed over the tensors, which may share parameters; tensors that are learned
+    as they are count by themselves.
+    """
     known = tensor_sensitivities(at_tensors(physics), x)
     with torch.enable_grad():
         made = physics.tensors()
-    learned = trainable(physics) if isinstance(physics, nn.Module) else []
-    total = Bound.exact(0.0)
+    learned = named_trainable(physics) if isinstance(physics, nn.Module) else []
+    total, seen = Bound.exact(0.0), torch.zeros(sum(t.numel() for _, t in learned))
     for name, t in made.items():
         if not t.requires_grad:
             continue
-        jacobian = jacobian_of(t, learned)
+        jacobian = jacobian_of(t, [p for _, p in learned])
         if name not in known or jacobian is None:
             return Bound.unknown()
+        seen += jacobian.abs().sum(dim=0).to(seen)
         stretch = float(torch.linalg.matrix_norm(jacobian, 2)) * FOR_ROUNDING
         total = total + known[name] * stretch
-    return total
+
+    blocks = [total]
+    sizes = [p.numel() for _, p in learned]
+    for (name, _), part in zip(learned, seen.split(sizes), strict=True):
+        if name.startswith("base.") and not part.any():
+            blocks.append(known.get(name.removeprefix("base."), Bound.unknown()))
+        elif not name.startswith("parametrizations.") and not part.any():
+            return Bound.unknown()  # nobody sees what it does
+    return _root_of_squares(blocks)
 
 
 def jacobian_of(t: Tensor, parameters: list[Tensor]) -> Tensor | None:
@@ -131,7 +183,7 @@ def jacobian_of(t: Tensor, parameters: list[Tensor]) -> Tensor | None:
     The columns come from differentiating u -> D^T u, which is linear.
     """
     count = sum(p.numel() for p in parameters)
-    if t.numel() * count > MOST_ROWS or t.is_complex():
+    if t.numel() * count > MOST_ENTRIES or t.is_complex():
         return None
     with torch.enable_grad():
         if not t.requires_grad:
@@ -147,11 +199,19 @@ def jacobian_of(t: Tensor, parameters: list[Tensor]) -> Tensor | None:
         row = torch.cat(flat)
         if not row.requires_grad:
             return torch.zeros(t.numel(), count, dtype=torch.float64, device=t.device)
-        columns = []
-        for entry in row:
-            (column,) = torch.autograd.grad(entry, u, retain_graph=True, allow_unused=True)
-            columns.append(torch.zeros_like(t) if column is None else column)
-    return torch.stack([c.detach().double().reshape(-1) for c in columns], dim=1)
+        return _columns(row, u)
+
+
+def _columns(row: Tensor, u: Tensor) -> Tensor:
+    """d row / d u transposed, (entries of u, entries of row), some at a time."""
+    size, at = row.numel(), []
+    for start in range(0, size, AT_A_TIME):
+        part = torch.arange(start, min(start + AT_A_TIME, size), device=row.device)
+        chosen = torch.zeros(len(part), size, dtype=row.dtype, device=row.device)
+        chosen[torch.arange(len(part)), part] = 1
+        (found,) = torch.autograd.grad(row, u, chosen, retain_graph=True, is_grads_batched=True)
+        at.append(found.detach().double().reshape(len(part), -1))
+    return torch.cat(at).T
 
 
 def _of_parts(parts: list[LinearPhysicsLike], x: Tensor, times: bool) -> Bound:
@@ -159,21 +219,7 @@ def _of_parts(parts: list[LinearPhysicsLike], x: Tensor, times: bool) -> Bound:
     shared = [p for part in parts for _, p in named_trainable(part)]
     if len({id(p) for p in shared}) < len(shared):
         return Bound.unknown()
-    betas, norms, at = [], [], x
-    for part in parts:
-        betas.append(sensitivity(part, at))
-        if times:
-            at = at.to(dtype_of(part, at))
-            spectrum = LinearMap(part, trusted=True).on(at).spectrum(at)
-            norms.append(Bound(math.sqrt(float(spectrum.L.max())), spectrum.L_kind))
-            at = part.A(at)
-    if not times:
-        return _root_of_squares(betas)
-    blocks = []
-    for i, beta in enumerate(betas):
-        if beta.value == 0:
-            continue
-        for j, norm in enumerate(norms):
-            beta = beta if j == i else Bound(beta.value * norm.value, min(beta.kind, norm.kind))
-        blocks.append(beta)
-    return _root_of_squares(blocks)
+    norms, images = _along(parts, x) if times else ([], [x] * len(parts))
+    betas = [sensitivity(part, at) for part, at in zip(parts, images, strict=True)]
+    learned = [i for i, beta in enumerate(betas) if beta.value != 0]
+    return _root_of_squares([_among(betas[i], norms, i) for i in learned])

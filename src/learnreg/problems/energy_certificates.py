@@ -269,7 +269,7 @@ class LearnedData:
         out = []
         for i in range(r.shape[0]):
             own = per[min(i, shape[0] - 1)]
-            out.append(torch.linalg.matrix_norm(flat[i][:, None] * own, 2))
+            out.append(_largest_singular_value(flat[i][:, None] * own))
         return torch.stack(out)
 
     def mixed_norm(self, at: AtPoint) -> Tensor:
@@ -281,7 +281,7 @@ class LearnedData:
             total = total + at.norm * (self.stretched(r) + at.norm * at.radius * self.row)
         if self.of_data is not None:
             per = self.of_data.view(self.images, -1, self.of_data.shape[1])
-            sizes = torch.linalg.matrix_norm(per, 2)
+            sizes = torch.stack([_largest_singular_value(own) for own in per])
             total = total + at.norm * at.largest * sizes
         return total
 
@@ -290,6 +290,22 @@ class LearnedData:
         if self.weights is None:
             return torch.zeros_like(at.norm)
         return at.norm * at.radius * self.stretched(at.seen(q))
+
+
+DENSE = 512
+"""Numbers of theta up to which singular values are computed."""
+
+
+def _largest_singular_value(matrix: Tensor) -> Tensor:
+    """An upper bound of ||M||: exact where every row has one entry at most, or for few columns;
+    else the root of the largest row sum times the largest column sum of |M| (Schur).
+    """
+    if bool(((matrix != 0).sum(dim=1) <= 1).all()):
+        return matrix.square().sum(dim=0).amax().sqrt()
+    if matrix.shape[1] <= DENSE:
+        return torch.linalg.matrix_norm(matrix, 2) * (1 + 1e-9)
+    size = matrix.abs()
+    return (size.sum(dim=0).amax() * size.sum(dim=1).amax()).sqrt()
 
 
 def _summed_like(t: Tensor, shape: torch.Size) -> Tensor:
