@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import learnreg as lr
 from learnreg.core.bounds import Bound, Kind
 from learnreg.core.params import named_trainable
-from learnreg.operators.sensitivity import jacobian_of, sensitivity
+from learnreg.operators.sensitivity import jacobian_of, moves, sensitivity
 
 PADDINGS = ("circular", "valid", "constant", "reflect", "replicate")
 
@@ -105,14 +105,16 @@ def test_masks(kind):
 class Parametrized(dphysics.LinearPhysics):
     """A blur whose kernel is a curve in theta, as ``operators.parametrized`` asks for it."""
 
-    def __init__(self, base: Any, numbers: int, name: str = "filter") -> None:
+    def __init__(self, base: Any, numbers: int, kept: bool) -> None:
         super().__init__()
-        self.base, self.name = base, name
+        self.base, self.kept = base, kept
         self.theta = nn.Parameter(drawn(numbers, seed=2))
         self.register_buffer("basis", drawn(25, numbers, seed=3))
 
     def tensors(self) -> Mapping[str, Tensor]:
-        return {self.name: (self.basis @ self.theta.exp()).tanh().view(1, 1, 5, 5)}
+        taps = (self.basis @ self.theta.exp()).tanh()
+        taps = taps.softmax(dim=0) if self.kept else taps
+        return {"filter": taps.view(1, 1, 5, 5)}
 
     def fixed(self) -> Any:
         return dphysics.Blur(filter=self.tensors()["filter"], padding=self.base.padding)
@@ -127,11 +129,18 @@ class Parametrized(dphysics.LinearPhysics):
 
 @pytest.mark.parametrize("numbers", [1, 4])
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_a_curved_parametrization(numbers, padding):
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_curved_parametrization(numbers, padding, kept):
     base = dphysics.Blur(filter=drawn(1, 1, 5, 5), padding=padding)
-    physics, x = Parametrized(base, numbers), drawn(1, 1, 7, 7)
-    beta = sensitivity(physics, x)
-    assert beta.certified and largest(physics, x) <= beta.value * (1 + 1e-12)
+    physics, x = Parametrized(base, numbers, kept), drawn(1, 1, 7, 7)
+    found = moves(physics, x)
+    assert found.beta.certified and largest(physics, x) <= found.beta.value * (1 + 1e-9)
+    learned = [t for _, t in named_trainable(physics)]
+    for v in (x, x + 10, torch.full_like(x, 2.0)):
+        exact = float(torch.linalg.matrix_norm(derivative(physics, v, learned), 2))
+        assert exact <= float(found.of(v)) * (1 + 1e-9)
+    flat = float(found.of(torch.ones_like(x))) < 1e-3 * found.beta.value
+    assert flat == (kept and padding != "constant"), "the sum of the kernel stays what it is"
     assert not base.filter.requires_grad, "the base is not touched"
 
 

@@ -15,14 +15,23 @@ where every part has parameters of its own. Of an operator that is in no table n
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..core.asking import offers
+from ..core.batch import norm
 from ..core.bounds import Bound
 from ..core.params import named_trainable
-from .filtering import Filtering, filtering_of, overridden, taps_sensitivity
+from .filtering import (
+    Filtering,
+    columns_sensitivity,
+    filtering_of,
+    keeps_constants,
+    overridden,
+    taps_sensitivity,
+)
 from .foreign import LinearPhysicsLike
 from .norms import dtype_of, factors, rows
 from .parametrized import KnowsSensitivity, Parametrized, at_tensors
@@ -38,38 +47,75 @@ FOR_ROUNDING = 1 + 1e-6
 """What bounds are widened by that were computed from tensors in float32."""
 
 
+@dataclass(frozen=True)
+class Moves:
+    """How far A moves with theta: ||dA v|| <= beta ||dtheta|| ||v||, and less for flat images.
+
+    Attributes:
+        beta: for all images.
+        flat: in the place of beta, for images that are constant in every channel; zero for a kernel
+            whose sum stays what it is.
+    """
+
+    beta: Bound
+    flat: float
+
+    def of(self, x: Tensor) -> Tensor:
+        """max ||dA x|| / ||dtheta|| per image (b,), float64: beta ||x||, or beta ||x - c|| + flat
+        ||c|| with c the mean of every channel.
+        """
+        x = x.detach().double()
+        whole = self.beta.value * norm(x)
+        if not self.flat < self.beta.value or x.dim() < 3:
+            return whole
+        c = x.mean(dim=tuple(range(2, x.dim())), keepdim=True)
+        parts = self.beta.value * norm(x - c) + self.flat * norm(c.expand_as(x))
+        return torch.minimum(whole, parts)
+
+
 @torch.no_grad()
-def sensitivity(physics: LinearPhysicsLike, x: Tensor) -> Bound:
-    """beta of all trainable tensors of a physics together; unknown where one of them is.
+def moves(physics: LinearPhysicsLike, x: Tensor) -> Moves:
+    """How far a physics moves with all of its trainable tensors together; unknown where one of
+    them is.
 
     Args:
         x: images (b, c, ...) as the physics takes them; only their shape matters.
     """
     learned = named_trainable(physics)
     if not learned:
-        return Bound.exact(0.0)
+        return Moves(Bound.exact(0.0), 0.0)
     if offers(physics, KnowsSensitivity):
-        return physics.sensitivity(x)
+        return _everywhere(physics.sensitivity(x))
     if offers(physics, Parametrized):
         return _through_tensors(physics, x)
     product, stacked = factors(physics), rows(physics)
     if product is not None or stacked is not None:
-        return _of_parts(product or stacked or [], x, product is not None)
+        return _everywhere(_of_parts(product or stacked or [], x, product is not None))
     known = tensor_sensitivities(physics, x)
     betas = [known.get(name, Bound.unknown()) for name, _ in learned]
-    return _root_of_squares(betas)
+    return _everywhere(_root_of_squares(betas))
 
 
-def sensitivity_of(tied: TiedMap, like: Tensor) -> Bound:
-    """beta of the operator of a batch, for its images (b, c, ...) of which only the shape matters,
+def sensitivity(physics: LinearPhysicsLike, x: Tensor) -> Bound:
+    """beta alone, see ``moves``."""
+    return moves(physics, x).beta
+
+
+def moves_of(tied: TiedMap, like: Tensor) -> Moves:
+    """That of the operator of a batch, for its images (b, c, ...) of which only the shape matters,
     the largest of all; unknown for complex images, and for some images of a batch whose operators
     differ.
     """
     native = tied.layout.image_out((like if tied.names else like[:1]).detach())
     if native.is_complex() or (tied.names and tied.index is not None):
-        return Bound.unknown()
+        return _everywhere(Bound.unknown())
     physics = tied.map.physics
-    return sensitivity(physics, native.to(dtype_of(physics, native)))
+    return moves(physics, native.to(dtype_of(physics, native)))
+
+
+def _everywhere(beta: Bound) -> Moves:
+    """Nothing better is known of flat images."""
+    return Moves(beta, beta.value)
 
 
 def _root_of_squares(bounds: list[Bound]) -> Bound:
@@ -132,9 +178,9 @@ def _along(parts: list[LinearPhysicsLike], x: Tensor) -> tuple[list[Bound], list
 
 def _among(beta: Bound, norms: list[Bound], place: int) -> Bound:
     """beta of a factor times the norms of all others."""
-    for other, norm in enumerate(norms):
-        if other != place:
-            beta = Bound(beta.value * norm.value, min(beta.kind, norm.kind))
+    for i, other in enumerate(norms):
+        if i != place:
+            beta = Bound(beta.value * other.value, min(beta.kind, other.kind))
     return beta
 
 
@@ -147,33 +193,57 @@ def _of_taps(filtering: Filtering, sides: tuple[int, ...]) -> Bound:
         return Bound.unknown()
 
 
-def _through_tensors(physics: Parametrized, x: Tensor) -> Bound:
-    """beta(k) ||Dk||, summed over the tensors, which may share parameters; tensors that are learned
-    as they are count by themselves.
+def _through_tensors(physics: Parametrized, x: Tensor) -> Moves:
+    """Through the Jacobians of the tensors, which may share parameters: their bounds are added.
+    Tensors that are learned as they are count by themselves.
     """
-    known = tensor_sensitivities(at_tensors(physics), x)
+    fixed = at_tensors(physics)
+    known = tensor_sensitivities(fixed, x)
     with torch.enable_grad():
         made = physics.tensors()
     learned = named_trainable(physics) if isinstance(physics, nn.Module) else []
-    total, seen = Bound.exact(0.0), torch.zeros(sum(t.numel() for _, t in learned))
+    sizes = [p.numel() for _, p in learned]
+    total, flat, seen = Bound.exact(0.0), 0.0, torch.zeros(sum(sizes))
     for name, t in made.items():
         if not t.requires_grad:
             continue
         jacobian = jacobian_of(t, [p for _, p in learned])
         if name not in known or jacobian is None:
-            return Bound.unknown()
+            return _everywhere(Bound.unknown())
         seen += jacobian.abs().sum(dim=0).to(seen)
-        stretch = float(torch.linalg.matrix_norm(jacobian, 2)) * FOR_ROUNDING
-        total = total + known[name] * stretch
+        own = _along_columns(fixed, name, known[name], jacobian, t.shape, x)
+        total, flat = total + own.beta, flat + own.flat
 
-    blocks = [total]
-    sizes = [p.numel() for _, p in learned]
+    others = []
     for (name, _), part in zip(learned, seen.split(sizes), strict=True):
         if name.startswith("base.") and not part.any():
-            blocks.append(known.get(name.removeprefix("base."), Bound.unknown()))
+            others.append(known.get(name.removeprefix("base."), Bound.unknown()))
         elif not name.startswith("parametrizations.") and not part.any():
-            return Bound.unknown()  # nobody sees what it does
-    return _root_of_squares(blocks)
+            return _everywhere(Bound.unknown())  # nobody sees what it does
+    return _everywhere(_root_of_squares([total, *others])) if others else Moves(total, flat)
+
+
+def _along_columns(
+    fixed: LinearPhysicsLike,
+    name: str,
+    of_tensor: Bound,
+    jacobian: Tensor,
+    shape: torch.Size,
+    x: Tensor,
+) -> Moves:
+    """beta(k) ||Dk||, or what the symbols of the columns of Dk say where k is a kernel."""
+    stretched = of_tensor * (float(torch.linalg.matrix_norm(jacobian, 2)) * FOR_ROUNDING)
+    filtering = filtering_of(fixed) if name == "filter" else None
+    if filtering is None or not filtering.fits(x) or shape[0] != 1:
+        return _everywhere(stretched)
+    columns = jacobian.T.reshape(-1, *shape[1:])
+    by_symbol = columns_sensitivity(filtering, columns, filtering.sides_of(x)) * FOR_ROUNDING
+    beta = stretched if stretched.value <= by_symbol else Bound.proven(by_symbol)
+    if not keeps_constants(filtering):
+        return _everywhere(beta)
+    sums = columns.flatten(2).sum(dim=2).norm(dim=0).max()
+    rounding = 1e-6 * float(jacobian.norm())
+    return Moves(beta, min(beta.value, float(sums) + rounding))
 
 
 def jacobian_of(t: Tensor, parameters: list[Tensor]) -> Tensor | None:
