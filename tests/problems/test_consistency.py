@@ -118,7 +118,7 @@ def test_steps_of_saddle_points_see_the_loss_at_theta():
     p = problem(saddle(), lr.DataConsistency())
     exact = lr.hypergradient(p, 1e-4, 1e-5).value
     steps = lr.hypergradient(p, 1.0, 1.0, strategy=lr.JointPiggyback(500)).value
-    assert torch.dist(steps, exact) <= 2e-3 * exact.norm()
+    assert torch.dist(steps, exact) <= 5e-3 * exact.norm()
 
 
 def test_what_is_left_out_would_be_seen():

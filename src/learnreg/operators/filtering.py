@@ -135,38 +135,39 @@ def symbol_extremes(f: Filtering, sides: Sequence[int]) -> Extremes:
       symbol over all frequencies: that over a grid of M points divided by cos(pi (s - 1) / M) per
       axis (Ehlich and Zeller 1964).
     """
-    k, axes = f.kernels, tuple(range(2, f.kernels.dim()))
-    window, factor = f.window, f.factor
+    power, sharp = _power(f, f.kernels, sides)
+    rows = power.flatten(1)
+    largest = rows.amax(dim=1) * (1 + ROUNDING)
+    if not (sharp and f.factor == 1):
+        return Extremes(torch.zeros_like(largest), largest, sharp)
+    smallest = rows.amin(dim=1) - ROUNDING * rows.amax(dim=1)
+    return Extremes(smallest.clamp_min(0), largest, sharp)
+
+
+def _power(f: Filtering, k: Tensor, sides: Sequence[int]) -> tuple[Tensor, bool]:
+    """What ``symbol_extremes`` takes the largest of, for kernels (n, c, ...) like those of f; and
+    whether that is ||A||^2.
+    """
+    axes, window, factor = tuple(range(2, k.dim())), f.window, f.factor
     if f.padding == "circular":
         power = torch.fft.fftn(k, s=tuple(sides), dim=axes).abs().square()
-        if factor == 1:
-            rows = power.flatten(1)
-            slack = ROUNDING * rows.amax(dim=1)
-            return Extremes(
-                (rows.amin(dim=1) - slack).clamp_min(0), rows.amax(dim=1) + slack, sharp=True
-            )
-        if all(n % factor == 0 for n in sides):
+        fits = all(n % factor == 0 for n in sides)
+        if factor > 1 and fits:
             for axis in axes:
                 power = power.unflatten(axis, (factor, -1)).mean(dim=axis)
-            return _above(power, sharp=True)
-        return _above(power)
+        return power, fits
     if f.padding == "valid":
-        return _above(torch.fft.fftn(k, s=tuple(sides), dim=axes).abs().square())
+        return torch.fft.fftn(k, s=tuple(sides), dim=axes).abs().square(), False
     if f.padding == "constant":
         framed = [n + s - 1 for n, s in zip(sides, window, strict=True)]
-        return _above(torch.fft.fftn(k, s=framed, dim=axes).abs().square())
+        return torch.fft.fftn(k, s=framed, dim=axes).abs().square(), False
 
     grid = [max(GRID * (s - 1), 1) for s in window]
     power = torch.fft.fftn(k, s=grid, dim=axes).abs().square()
     between = math.prod(
         math.cos(math.pi * (s - 1) / m) ** -2 for s, m in zip(window, grid, strict=True)
     )
-    return _above(power * between * _copies(f, sides))
-
-
-def _above(power: Tensor, sharp: bool = False) -> Extremes:
-    largest = power.flatten(1).amax(dim=1) * (1 + ROUNDING)
-    return Extremes(torch.zeros_like(largest), largest, sharp)
+    return power * between * _copies(f, sides), False
 
 
 def _copies(f: Filtering, sides: Sequence[int]) -> float:
@@ -204,3 +205,21 @@ def _most_seen(n: int, s: int, padding: str, factor: int) -> int:
     windows = line.flatten().unfold(0, s, 1)[::factor]
     counts = windows.reshape(-1).long().bincount(minlength=2)
     return int(counts[1:].max())
+
+
+def columns_sensitivity(f: Filtering, columns: Tensor, sides: Sequence[int]) -> float:
+    """beta for kernels that move along columns only: dk = sum_j dtheta_j d_j.
+
+    By Cauchy and Schwarz the symbol of such a dk is at most ||dtheta|| (sum_j |d_j^|^2)^(1/2) at
+    every frequency, so the bounds of norms by symbols hold with this sum in the place of |k^|^2.
+
+    Args:
+        columns: (d, c, ...), like the kernel.
+    """
+    power, _ = _power(f, columns, sides)
+    return math.sqrt(float(power.sum(dim=0).max()) * (1 + ROUNDING))
+
+
+def keeps_constants(f: Filtering) -> bool:
+    """Whether a constant image becomes a constant one, times the sum of the kernel."""
+    return f.padding in ("circular", "reflect", "replicate", "valid") and not f.transposed

@@ -119,14 +119,14 @@ def _nonnegative(t: Tensor | None) -> bool:
 
 @torch.no_grad()
 def collatz_wielandt(
-    normal: Callable[[Tensor], Tensor], x: Tensor, products: int = PRODUCTS, ones: bool = False
+    normal: Callable[[Tensor], Tensor], x: Tensor, most: int = PRODUCTS, ones: bool = False
 ) -> NormBounds | None:
     """Both bounds of ||A||^2, per image; None if a product shows a negative entry.
 
     Args:
         normal: A^T A in float64, (b, ...) -> (b, ...), without negative entries.
         x: gives shape and device; its values are not used.
-        products: with A^T A, at most.
+        most: products at most.
         ones: start with an image of ones, nearly the eigenvector of an operator that averages.
     """
     # why random: an image of ones is sent to zero by differences, which have negative entries
@@ -137,7 +137,7 @@ def collatz_wielandt(
     lower = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
     upper = torch.full_like(lower, torch.inf)
     count = 0
-    while count < products:
+    while count < most:
         product = normal(p).flatten(1)
         count += 1
         size = product.abs().amax(dim=1, keepdim=True)

@@ -102,7 +102,7 @@ def nonnegative_norm(
     complex_numbers = tied.layout.complex_image or any(p.complex for p in tied.layout.parts)
     if known < Kind.BOUND or complex_numbers:
         return None
-    found = collatz_wielandt(tied.double().normal, x, products=products, ones=True)
+    found = collatz_wielandt(tied.double().normal, x, most=products, ones=True)
     if found is None:
         return None
     spent = found.products * x.shape[0]
@@ -152,7 +152,7 @@ def _of_filtering(
 
     absolute = with_absolute(wide.physics, "filter")
     found = collatz_wielandt(
-        lambda v: absolute.A_adjoint(absolute.A(v)), x, products=products, ones=True
+        lambda v: absolute.A_adjoint(absolute.A(v)), x, most=products, ones=True
     )
     largest = None if found is None else found.upper
     if symbol is not None:

@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..core.bounds import Bound
 from .foreign import LinearPhysicsLike
-from .private import shallow
 
 
 class Parametrized(Protocol):
-    """A physics A(k(theta)): another one, and those of its tensors that are made from theta."""
-
-    @property
-    def base(self) -> LinearPhysicsLike:
-        """A(k) at any k."""
-        ...
+    """A physics A(k(theta)), linear in the tensors k, which are made from theta."""
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """k(theta) by the names that ``base`` has for it, differentiable in theta."""
+        """k(theta) by the names of the tensors of A(k), differentiable in theta."""
+        ...
+
+    def fixed(self) -> LinearPhysicsLike:
+        """A(k) at the present tensors, of a class of its own."""
         ...
 
 
@@ -36,9 +35,6 @@ class KnowsSensitivity(Protocol):
 
 
 def at_tensors(physics: Parametrized) -> LinearPhysicsLike:
-    """The physics of the class of ``base`` at the present tensors, which is no function of theta; a
-    copy that shares all others.
-    """
-    copied = shallow(physics.base)
-    copied.update_parameters(**{name: t.detach() for name, t in physics.tensors().items()})
-    return copied
+    """A(k) at the present tensors, which is no function of theta."""
+    with torch.no_grad():
+        return physics.fixed()

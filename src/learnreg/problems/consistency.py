@@ -17,7 +17,7 @@ from ..core.maps import Level
 from ..core.measured import Measured
 from ..core.params import trainable
 from ..core.ranges import check_flag, tidy
-from ..operators.sensitivity import sensitivity_of
+from ..operators.sensitivity import moves_of
 from .measurement_losses import Sight, Tying
 from .tied import AnyTied, Tied
 
@@ -121,13 +121,14 @@ class ConsistencyUpper:
         A (x' - x).
         """
         operator = self._sight.operator
-        beta, spectrum = sensitivity_of(operator, x), operator.spectrum(x)
-        if not (beta.certified and spectrum.L_kind.certifies):
+        moves, spectrum = moves_of(operator, x), operator.spectrum(x)
+        if not (moves.beta.certified and spectrum.L_kind.certifies):
             return None
         x, a = x.detach().double(), spectrum.L.sqrt().to(x.device)
         with torch.no_grad():
             size = norm(self._residual(x))
-        return self._weight * beta.value * eps * (size + a * (norm(x) + eps))
+        beta = moves.beta.value
+        return self._weight * eps * (beta * size + a * (moves.of(x) + beta * eps))
 
     def bracket(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(2 g) is the length of a residual, which moves by at most sqrt(L) eps."""

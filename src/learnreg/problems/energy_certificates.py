@@ -2,10 +2,11 @@
 with theta in the regularizer, in the operator, in the weights or in the data.
 
 Notation for one image: A with a >= ||A||, u = A x, psi'(u) and psi''(u) (diagonal) the derivatives
-of D, B_v : dk -> dA v with ||B_v|| <= beta ||v||, J the mixed derivative d/dtheta grad_x h, q any
-image; suprema over ||x' - x|| <= eps, which moves u by at most a eps, and every entry of it by at
-most a eps as well. M >= psi'' on the ball, c >= |psi''(u') - psi''(u)| entrywise, t a Lipschitz
-constant of psi'', T(q) = min( ||c A q||, a eps max |t A q| ) >= ||(psi''(u') - psi''(u)) A q||.
+of D, B_v : dtheta -> dA v with ||B_v|| <= beta ||v|| (less for flat images: ``Moves``), J the mixed
+derivative d/dtheta grad_x h, q any image; suprema over ||x' - x|| <= eps, which moves u by at most
+a eps, and every entry of it by at most a eps as well. M >= psi'' on the ball, c >= |psi''(u') -
+psi''(u)| entrywise, t a Lipschitz constant of psi'', T(q) = min( ||c A q||, a eps max |t A q| ) >=
+||(psi''(u') - psi''(u)) A q||.
 
 Hessian:  ||(H(x') - H(x)) q||  <=  a T(q), zero for a quadratic D.
 
@@ -37,7 +38,7 @@ from ..core.bounds import Bound
 from ..core.offers import HessianLipschitz, MixedLipschitz, certificate_of
 from ..core.params import trainable
 from ..operators.physics import TiedMap
-from ..operators.sensitivity import jacobian_of, sensitivity_of
+from ..operators.sensitivity import Moves, jacobian_of, moves_of
 from .data_functions import DataFunction, OnBall, Quadratic
 from .fidelity import WeightedL2
 
@@ -103,11 +104,12 @@ class Parts:
             return None
         blocks = []
         if in_operator:
-            beta = self._beta()
-            if not beta.certified:
+            moves = self._moves()
+            if not moves.beta.certified:
                 return None
-            own = at.operator_norm() if name == "mixed_norm" else at.operator_change(args[1])
-            blocks.append(beta.value * own)
+            norm_asked = name == "mixed_norm"
+            own = at.operator_norm(moves) if norm_asked else at.operator_change(moves, args[1])
+            blocks.append(own)
         if in_data:
             learned = self._learned_data()
             if learned is None:
@@ -118,9 +120,9 @@ class Parts:
             blocks.append(of_data)
         return blocks
 
-    def _beta(self) -> Bound:
+    def _moves(self) -> Moves:
         """The sensitivity of A to the theta in it."""
-        return sensitivity_of(self.operator, self.like)
+        return moves_of(self.operator, self.like)
 
     def _at(self, x: Tensor, eps: Tensor) -> AtPoint | None:
         """The data term in the ball around x, in float64; None where a or psi'' is not proven."""
@@ -172,7 +174,7 @@ class Parts:
             if at is None:
                 return Bound.unknown()
             if trainable(self.physics):
-                beta = self._beta()
+                beta = self._moves().beta
                 size = 2 * float((at.norm * at.largest).max())
                 blocks.append(Bound(beta.value * size, min(beta.kind, own.kind)))
             if in_data:
@@ -223,16 +225,17 @@ class AtPoint:
         steepest = torch.where(aq == 0, 0.0, steep).flatten(1).amax(dim=1)
         return torch.minimum(norm(self.ball.change * aq), self.norm * self.radius * steepest)
 
-    def operator_norm(self) -> Tensor:
-        """||J(x')|| / beta for theta in A."""
-        M, a, eps = self.largest, self.norm, self.radius
-        return norm(self.slope) + M * a * eps + M * a * (norm(self.x) + eps)
+    def operator_norm(self, moves: Moves) -> Tensor:
+        """||J(x')|| for theta in A."""
+        M, a, eps, beta = self.largest, self.norm, self.radius, moves.beta.value
+        of_slope = beta * (norm(self.slope) + M * a * eps)
+        return of_slope + M * a * (moves.of(self.x) + beta * eps)
 
-    def operator_change(self, q: Tensor) -> Tensor:
-        """||(J(x') - J(x))^T q|| / beta for theta in A."""
-        size, M, a, eps = norm(q.detach().double()), self.largest, self.norm, self.radius
+    def operator_change(self, moves: Moves, q: Tensor) -> Tensor:
+        """||(J(x') - J(x))^T q|| for theta in A."""
+        M, a, eps, beta = self.largest, self.norm, self.radius, moves.beta.value
         curved = norm(self.ball.second * self.seen(q))
-        return M * a * eps * size + eps * curved + norm(self.x) * self.moved(q)
+        return M * a * eps * moves.of(q) + beta * eps * curved + moves.of(self.x) * self.moved(q)
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,7 +272,7 @@ class LearnedData:
         out = []
         for i in range(r.shape[0]):
             own = per[min(i, shape[0] - 1)]
-            out.append(torch.linalg.matrix_norm(flat[i][:, None] * own, 2))
+            out.append(_largest_singular_value(flat[i][:, None] * own))
         return torch.stack(out)
 
     def mixed_norm(self, at: AtPoint) -> Tensor:
@@ -281,7 +284,7 @@ class LearnedData:
             total = total + at.norm * (self.stretched(r) + at.norm * at.radius * self.row)
         if self.of_data is not None:
             per = self.of_data.view(self.images, -1, self.of_data.shape[1])
-            sizes = torch.linalg.matrix_norm(per, 2)
+            sizes = torch.stack([_largest_singular_value(own) for own in per])
             total = total + at.norm * at.largest * sizes
         return total
 
@@ -290,6 +293,22 @@ class LearnedData:
         if self.weights is None:
             return torch.zeros_like(at.norm)
         return at.norm * at.radius * self.stretched(at.seen(q))
+
+
+DENSE = 512
+"""Numbers of theta up to which singular values are computed."""
+
+
+def _largest_singular_value(matrix: Tensor) -> Tensor:
+    """An upper bound of ||M||: exact where every row has one entry at most, or for few columns;
+    else the root of the largest row sum times the largest column sum of |M| (Schur).
+    """
+    if bool(((matrix != 0).sum(dim=1) <= 1).all()):
+        return matrix.square().sum(dim=0).amax().sqrt()
+    if matrix.shape[1] <= DENSE:
+        return torch.linalg.matrix_norm(matrix, 2) * (1 + 1e-9)
+    size = matrix.abs()
+    return (size.sum(dim=0).amax() * size.sum(dim=1).amax()).sqrt()
 
 
 def _summed_like(t: Tensor, shape: torch.Size) -> Tensor:
