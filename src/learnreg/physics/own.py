@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..core.measured import Native
 from ..operators.foreign import LinearPhysicsLike
+from .learned import LearnedPhysics
 
 
 class _Complex(LinearPhysicsLike):
@@ -74,6 +75,8 @@ def in_own_units(physics: nn.Module) -> bool:
     """Whether the measurements are no pictures: sinograms, k-space."""
     from deepinv.physics import MRI, MultiCoilMRI, Tomography
 
+    if isinstance(physics, LearnedPhysics):
+        return in_own_units(physics.base)
     return isinstance(physics, Tomography | MRI | MultiCoilMRI | RealImages)
 
 
