@@ -31,6 +31,7 @@ from .physics_section import (
     NoiseSection,
     Physics,
     build_energy,
+    build_learned,
     build_noise,
     build_setup,
     check_problem,
@@ -85,6 +86,7 @@ _STARTS = {  # weights of TV that suit the noise of each
     "CT": ({"type": "CT"}, 0.001),
     "fan_beam_CT": ({"type": "CT", "geometry": "fan"}, 0.001),
     "PET": ({"type": "PET", "angles": 40}, 3.0),
+    "unknown_blur": ({"type": "blur", "learn": "gaussian"}, 0.003),
 }
 EXAMPLES: dict[str, dict[str, object]] = {"denoising": {}} | {
     name: {
@@ -158,10 +160,11 @@ class Config(Section):
             return setup.build(size, channels, self.run.seed, noise)
 
     def build_energy(self, physics: nn.Module, channels: int) -> Energy | SaddleEnergy:
-        """The energy for such a physics, at the start of the regularizer."""
+        """The energy for such a physics, at the start of the regularizer and of the kernel."""
         inherited = {"channels": channels, "seed": self.run.seed}
+        operator = build_learned(self.physics, physics, channels)
         bounds = self.constraint
-        return build_energy(physics, self.regularizer, self.fidelity, bounds, **inherited)
+        return build_energy(operator, self.regularizer, self.fidelity, bounds, **inherited)
 
     def build_regularizer(self) -> Part:
         """The start of the regularizer."""

@@ -20,6 +20,7 @@ from ..core.files import write_atomically
 from ..core.locks import FolderLock
 from ..core.results import Evaluation
 from ..data import Pairs
+from ..physics import LearnedPhysics
 from ..problems import BilevelProblem
 from ..reports import Report
 from ..runs import Run, learn
@@ -133,6 +134,8 @@ def _finish(
     except KeyboardInterrupt:
         raise Interrupted(_kept(run, folder, again)) from None
     say(console, chosen)
+    if isinstance(chosen.energy.physics, LearnedPhysics):
+        say(console, f"  learned {chosen.energy.physics.words()}")
     if run.best_step is not None:
         say(console, _validated(run, chosen))
     say(

@@ -25,6 +25,7 @@ from ..physics import (
     Uniform,
 )
 from ..physics.files import tensor_of
+from ..physics.learning import KernelLearning
 from ..physics.noise import Level as LevelHint
 from ..physics.noise import check_level, level
 from ..problems import (
@@ -168,18 +169,24 @@ _RIDGE = (
     f"as certified distances need; where the data do not do it {TIKHONOV:g} of their curvature "
     "when left out"
 )
-PHYSICS = {
-    tag: _section(
-        kind,
-        tag,
-        **(
-            {"sigma": (Level | None, Field(None, gt=0, description=_OLD))}
-            if kind is Denoising
-            else {}
-        ),
-    )
-    for tag, kind in SETUPS.items()
-}
+WITH_KERNEL = ("blur", "superresolution")
+"""Physics whose kernel can be learned."""
+
+
+def _own_keys(tag: str) -> dict[str, object]:
+    """Keys of a physics that are no settings of its operator."""
+    if tag == "denoising":
+        return {"sigma": (Level | None, Field(None, gt=0, description=_OLD))}
+    if tag not in WITH_KERNEL:
+        return {}
+    comments, hints = comments_of(KernelLearning), get_type_hints(KernelLearning.__init__)
+    return {
+        name: (hints[name], Field(default, description=comments[name]))
+        for name, default in asdict(KernelLearning()).items()
+    }
+
+
+PHYSICS = {tag: _section(kind, tag, **_own_keys(tag)) for tag, kind in SETUPS.items()}
 NOISES = {tag: _section(kind, tag) for tag, kind in KINDS.items()}
 FIDELITIES = {
     tag: _section(kind, tag, tikhonov=(float | None, Field(None, ge=0, description=_RIDGE)))
@@ -351,6 +358,28 @@ def build_setup(physics: Built) -> Setup:
     return built
 
 
+def build_learned(physics: Built, operator: nn.Module, channels: int) -> nn.Module:
+    """The operator of the model, for the one that measures: with a kernel to learn where the
+    section asks for it.
+
+    Raises:
+        ConfigError: values out of range; a kernel that does not fit into the images.
+    """
+    with located("physics"):
+        return learning_of(physics).build(operator, channels)
+
+
+def learning_of(physics: Built) -> KernelLearning:
+    """What is learned of the physics of a section.
+
+    Raises:
+        ConfigError: values out of range.
+    """
+    told = {name: getattr(physics, name, None) for name in asdict(KernelLearning())}
+    with located("physics"):
+        return KernelLearning(**{name: v for name, v in told.items() if v is not None})
+
+
 def build_noise(physics: Built, noise: Built) -> Noise:
     """The settings of the noise of a section.
 
@@ -415,6 +444,7 @@ def check_problem(
     setup = build_setup(physics)
     with located("data"):
         setup.check(size, channels)
+    learning_of(physics)
     if tag_of(fidelity) in COUNTS:
         _check_counts(build_noise(physics, noise), tag_of(noise), fidelity)
     build_noise(physics, noise)

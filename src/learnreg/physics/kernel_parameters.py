@@ -407,6 +407,37 @@ KINDS: dict[str, type[_Kernel]] = {
 """Kernels >= 0 by the names of configuration files."""
 
 
+def in_words(t: Tensor) -> str:
+    """A kernel by its sum and its standard deviations along its axes, another tensor by its range.
+
+    >>> in_words(GaussianKernel(9, std=1.0)().detach())
+    '9 x 9 pixels, sum 1.000, standard deviations 1.00 and 1.00 pixels, middle at (0.00, 0.00)'
+    """
+    if t.is_complex():
+        return f"{_by(t)}, absolute values up to {float(t.abs().max()):.4g}"
+    k, sides = t.double(), t.shape[-2:]
+    if t.dim() != 4 or any(side % 2 == 0 for side in sides) or not bool((k >= 0).all()):
+        return f"{_by(t)}, values from {float(t.min()):.4g} to {float(t.max()):.4g}"
+    total = k.mean(dim=(0, 1))
+    whole = float(total.sum())
+    up, right = _axes((sides[0], sides[1]), total)
+    total = total / max(whole, 1e-300)
+    x, y = float((total * right).sum()), float((total * up).sum())
+    a = float((total * (right - x).square()).sum())
+    b = float((total * (up - y).square()).sum())
+    c = float((total * (right - x) * (up - y)).sum())
+    middle, apart = (a + b) / 2, math.hypot((a - b) / 2, c)
+    stds = [math.sqrt(max(middle + s * apart, 0.0)) for s in (1, -1)]
+    return (
+        f"{sides[0]} x {sides[1]} pixels, sum {whole:.3f}, standard deviations {stds[0]:.2f} and "
+        f"{stds[1]:.2f} pixels, middle at ({x + 0.0:.2f}, {y + 0.0:.2f})"
+    )
+
+
+def _by(t: Tensor) -> str:
+    return " x ".join(map(str, t.shape)) + " numbers"
+
+
 # --- starts ---------------------------------------------------------------------------------------
 
 

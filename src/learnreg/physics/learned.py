@@ -16,7 +16,7 @@ from ..core.params import named_trainable
 from ..core.ranges import shown
 from ..operators.foreign import LinearPhysicsLike
 from ..operators.private import clone, shallow, tensor_named, widened
-from .kernel_parameters import units_of
+from .kernel_parameters import in_words, units_of
 
 STEP, TOLERANCE = 1e-4, 1e-4
 """Relative step of the central differences that the derivative is held against, and what may lie
@@ -146,6 +146,11 @@ class LearnedPhysics(LinearPhysics):
     def learned(self) -> LinearPhysicsLike:
         """What was learned as a plain deepinv physics of the class of the base, a deep copy."""
         return clone(self.fixed())
+
+    def words(self) -> str:
+        """What was learned, in one line: sizes and widths of kernels, ranges of other tensors."""
+        with torch.no_grad():
+            return "; ".join(f"{name}: {in_words(t)}" for name, t in self.tensors().items())
 
     def units(self) -> Tensor:
         """A natural step of every entry of theta (d,), in its order."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..core.measured import Native
 from ..operators.foreign import LinearPhysicsLike
+from .learned import LearnedPhysics
 
 
 class _Complex(LinearPhysicsLike):
@@ -76,6 +77,8 @@ def in_own_units(physics: nn.Module) -> bool:
 
     from .emission import EmissionTomography
 
+    if isinstance(physics, LearnedPhysics):
+        return in_own_units(physics.base)
     known = Tomography | MRI | MultiCoilMRI | RealImages | EmissionTomography
     return isinstance(physics, known)
 

@@ -130,6 +130,14 @@ class WithOperator(Protocol):
     physics: nn.Module
 
 
+class MadeOfParameters(Protocol):
+    """A physics whose tensors are learned."""
+
+    def fixed(self) -> nn.Module:
+        """The physics at the present parameters."""
+        ...
+
+
 class Levelled(Protocol):
     """A Gaussian noise model."""
 
@@ -180,6 +188,8 @@ def kind_of(physics: nn.Module) -> str:
     """The class of deepinv that a physics is, or our RealImages; "" for an operator of the user's
     own.
     """
+    if offers(physics, MadeOfParameters):
+        return kind_of(physics.fixed())
     if any(name in vars(physics) for name in OWN):
         return ""
     for kind in type(physics).__mro__:
