@@ -475,3 +475,47 @@ def test_an_operator_without_a_mask_is_refused_with_another_way():
         masked(mri(), torch.ones(W, H))
     pixels = Inpainting((1, H, W), mask=torch.ones(1, H, W))
     assert int(masked(pixels, torch.eye(H, W)).mask.sum()) == W
+
+
+# --- as a file ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["weights", "binary"])
+@pytest.mark.parametrize("parametrization", ["omega", "S"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_file_keeps_the_pattern(kind, parametrization, binary, tmp_path):
+    made = weights(kind, spokes=4, parametrization=parametrization)
+    made = made.binary(threshold=0.3) if binary else made
+    energy = Energy(mri(), TV() + Tikhonov(0.1, learned=False), SampledL2(made))
+    again = lr.load_model(lr.save_model(tmp_path / "model.safetensors", energy))
+    assert again.fidelity.weights().detach().equal(made().detach())
+    assert again.fidelity.weights.spec() == made.spec()
+    assert again.fidelity.weights.numbers.requires_grad is not binary
+    assert again.fidelity.weights.numbers.dtype == torch.float64
+
+
+def test_a_file_whose_numbers_do_not_fit_its_pattern_is_damaged(tmp_path):
+    made = weights()
+    made.spec = lambda: {**SamplingWeights.spec(made), "shape": [10**6, 10**6]}
+    energy = Energy(mri(), TV() + Tikhonov(0.1, learned=False), SampledL2(made))
+    path = lr.save_model(tmp_path / "model.safetensors", energy)
+    with pytest.raises(InputError, match="damaged"):
+        lr.load_model(path)
+
+
+def test_weights_of_ones_own_come_back_into_an_object_of_their_class(tmp_path):
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.share = nn.Parameter(torch.tensor(0.25, dtype=torch.float64))
+
+        def forward(self):
+            return self.share.expand(H, W)
+
+    energy = Energy(mri(), TV() + Tikhonov(0.1, learned=False), SampledL2(Own()))
+    energy.fidelity.weights.share.data.fill_(0.75)
+    path = lr.save_model(tmp_path / "model.safetensors", energy)
+    with pytest.raises(InputError, match="fidelity="):
+        lr.load_model(path)
+    again = lr.load_model(path, fidelity=SampledL2(Own()))
+    assert float(again.fidelity.weights.share.detach()) == 0.75

@@ -153,7 +153,7 @@ class FixedAccuracy:
     Args:
         eps, delta: the accuracies.
         alpha0: first step size; a step of 5 % of ||theta_0|| when None.
-        rho, growth, eta, sufficient, trials, memory: as in MAID.
+        rho, growth, eta, sufficient, trials, memory, box: as in MAID.
     """
 
     eps: float = 1e-2
@@ -165,11 +165,13 @@ class FixedAccuracy:
     sufficient: float = 1e-4
     trials: int = 10
     memory: int = 20
+    box: Ranges = None
 
     def __post_init__(self) -> None:
         tidy(self)
         check_positive("eps", self.eps)
         check_positive("delta", self.delta)
+        check_ranges("box", self.box)
         _check_descent(self)
 
     needs: ClassVar[Grants] = CERTIFYING
@@ -177,6 +179,7 @@ class FixedAccuracy:
 
     def init(self, objective: Objective, theta: Tensor, seed: int = 0) -> DescentState:
         """Solve at theta_0; nothing is drawn at random."""
+        box_of(self.box, objective)
         return first_state(objective, theta, self.eps, self.delta, self.alpha0)
 
     def step(self, objective: Objective, state: DescentState) -> DescentState:
@@ -194,6 +197,7 @@ class FixedAccuracy:
             1e-12,
             1e-300,
             "none",  # nothing would react to it
+            self.box,
         )
         return descend(rules, objective, state)
 

@@ -29,6 +29,7 @@ from ..problems.energy import Energy
 from ..problems.fidelity import L1, L2, DataTerm, Huber, SaddleDataTerm, WeightedL2
 from ..problems.per_image import HasTensors
 from ..problems.saddle import SaddleEnergy
+from ..problems.sampling import SampledL2, SamplingWeights
 from ..regularizers import from_spec
 
 FORMAT, VERSION = "learnreg-model", 3
@@ -114,7 +115,16 @@ def learned_tensors(energy: Energy | SaddleEnergy) -> dict[str, Tensor]:
     }
     if offers(energy.fidelity, HasTensors):
         found |= {f"fidelity:{k}": t.detach() for k, t in energy.fidelity.tensors().items()}
+    pattern = _pattern(energy.fidelity)
+    for name, t in () if pattern is None else pattern.named_parameters():
+        found[f"fidelity:weights.{name}"] = t.detach()
     return found
+
+
+def _pattern(fidelity: object) -> SamplingWeights | None:
+    """The sampling pattern of a data term that a file can describe."""
+    own = fidelity.weights if type(fidelity) is SampledL2 else None
+    return own if type(own) is SamplingWeights else None
 
 
 def load_model(
@@ -230,6 +240,9 @@ def _describe_data_term(energy: Energy | SaddleEnergy) -> dict[str, object]:
     named = FIDELITIES.get(kind) is type(fidelity)
     told: dict[str, object] = asdict(fidelity) if named and is_dataclass(fidelity) else {}
     told = {key: value for key, value in told.items() if not isinstance(value, torch.Tensor)}
+    pattern = _pattern(fidelity)
+    if pattern is not None:
+        told = {"weights": pattern.spec(), "learned": pattern.numbers.requires_grad}
     tikhonov = energy.tikhonov if isinstance(energy, SaddleEnergy) else 0.0
     return {"fidelity": {"type": kind, **told}, "tikhonov": tikhonov}
 
@@ -306,6 +319,10 @@ def _data_term(
     kind = arguments.pop("type")
     if kind == "WeightedL2" and "weights" in tensors:
         return WeightedL2(tensors["weights"]), tikhonov
+    if kind == "SampledL2" and "weights" in arguments:
+        (numbers,) = tensors.values()
+        told, learned = arguments["weights"], bool(arguments["learned"])
+        return SampledL2(SamplingWeights.rebuilt(told, numbers, learned)), tikhonov
     if kind not in FIDELITIES:
         raise ModelFileError(
             "fidelity",

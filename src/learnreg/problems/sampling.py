@@ -11,8 +11,9 @@ that was once switched off never returns. Omega has no such trap and describes t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Self, cast, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -222,6 +223,31 @@ class SamplingWeights(nn.Module):
             "spokes": self.spokes,
             "parametrization": self.parametrization,
         }
+
+    @classmethod
+    def rebuilt(cls, spec: Mapping[str, Any], numbers: Tensor, learned: bool) -> Self:
+        """From what ``spec`` tells and the numbers.
+
+        Raises:
+            ValueError: numbers that do not belong to it.
+        """
+        shape, kind = tuple(spec["shape"]), spec["kind"]
+        axes = _checked_axes(tuple(spec["axis"]), len(shape))
+        each, lines = math.prod(shape), math.prod(shape[k] for k in axes)
+        counts = {"free": each, "lines": lines, "product": lines + each, "radial": spec["spokes"]}
+        if counts[kind] != numbers.numel():  # before any memory is taken
+            raise ValueError(f"{numbers.numel()} numbers for a pattern {kind!r} of shape {shape}")
+        made = cls(
+            shape,
+            kind,
+            axis=axes,
+            spokes=spec["spokes"],
+            parametrization=spec["parametrization"],
+        ).to(numbers.dtype)
+        with torch.no_grad():
+            made.numbers.copy_(numbers)
+        made.numbers.requires_grad_(learned)
+        return made
 
     def extra_repr(self) -> str:
         words = f"{self.shape}, {self.kind!r}, parametrization={self.parametrization!r}"
