@@ -60,7 +60,9 @@ def baselines(
             if name == "tuned TV":
                 energy = problem.energy
                 fidelity = None if is_saddle(energy) else energy.fidelity
-                found[name] = tuned_tv(given[:TUNED_ON], test, fidelity=fidelity)
+                found[name] = tuned_tv(
+                    given[:TUNED_ON], test, fidelity=fidelity, constraint=energy.constraint
+                )
             else:
                 found[name] = bm3d(test)
         except LearnregError as error:  # a baseline less must not cost the page

@@ -158,7 +158,9 @@ def as_constraint(given: object) -> Between | None:
             expected="Between(lower, upper), NonNegative(), or a pair (lower, upper)",
             remedy="For example constraint=lr.NonNegative(), or constraint=(0, 1).",
         )
-    return given if given is not None and given.bounds_anything else None
+    if given is None or not given.bounds_anything:
+        return None
+    return Between(given.lower, given.upper)  # one form, whatever it was called
 
 
 # --- tied to images -------------------------------------------------------------------------------
