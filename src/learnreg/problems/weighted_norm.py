@@ -61,7 +61,7 @@ def sharper(found: Constants, function: object, operator: TiedMap, x: Tensor) ->
 
     count = max(weights.shape[0], x.shape[0] if operator.names else 1)
     like = x.detach()[:1].expand(count, *x.shape[1:]) if count > 1 else x.detach()[:1]
-    bounds = collatz_wielandt(product, like, products=PRODUCTS)
+    bounds = collatz_wielandt(product, like, most=PRODUCTS)
     if bounds is None:
         return found
     operator.map.cost += Cost(hessian_products=bounds.products * count)
