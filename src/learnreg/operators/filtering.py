@@ -180,6 +180,60 @@ def _copies(f: Filtering, sides: Sequence[int]) -> float:
     return math.inf
 
 
+DENSE = 300
+"""Pixels of the grids on which a power of A^T A is made as a matrix (milliseconds)."""
+
+FEW_KERNELS = 8
+"""Kernels up to which that is done."""
+
+
+def local_bound(f: Filtering, sides: Sequence[int]) -> Tensor | None:
+    """||A||^2 <= (||M^p||_inf)^(1/p) with M = A^T A, (n,) float64: for signed kernels at the edges
+    of pictures, where |k| knows no cancellation and the symbol no edge. No product with A.
+
+    The spectral radius of M^p is below every operator norm (Horn and Johnson, Matrix Analysis,
+    Theorem 5.6.9), and the largest row sum of |M^p| is that of a small grid: with m the reach of
+    the kernel, M^p couples pixels at most 2 p m apart, and rows at least so far from an edge do not
+    notice it, so in every direction 4 p m + 1 pixels show all rows that larger images have.
+
+    Returns:
+        None for volumes, large or many kernels, and outputs that are left out.
+    """
+    n, channels = f.kernels.shape[:2]
+    plain = len(f.window) == 2 and f.factor == 1 and f.padding != "circular"
+    if not plain or n * channels > FEW_KERNELS:
+        return None
+    power, reach = 1, [s // 2 if f.padding != "valid" else s - 1 for s in f.window]
+    while math.prod(8 * power * m + 1 for m in reach) <= DENSE:
+        power *= 2
+    grid = [min(side, 4 * power * m + 1) for side, m in zip(sides, reach, strict=True)]
+    if math.prod(grid) > 2 * DENSE:
+        return None
+
+    pixels = torch.eye(math.prod(grid), dtype=torch.float64, device=f.kernels.device)
+    framed = _extended(pixels.view(-1, 1, *grid), f)
+    bank = f.kernels.flatten(0, 1).flip(-2, -1)[:, None]
+    found = []
+    for kernel in bank:
+        matrix = F.conv2d(framed, kernel[None]).flatten(1)  # A transposed
+        rows = torch.linalg.matrix_power(matrix @ matrix.T, power).abs().sum(dim=1).max()
+        found.append(rows ** (1 / power))
+    return torch.stack(found).view(n, channels).amax(dim=1) * (1 + 1e-10)
+
+
+def _extended(x: Tensor, f: Filtering) -> Tensor:
+    """Images with the frame that the padding gives them, as deepinv does it for kernels of an even
+    number of taps too.
+    """
+    if f.padding == "valid":
+        return x
+    (top, left), (bottom, right) = (
+        [s // 2 - (s - 1) % 2 for s in f.window],
+        [s // 2 for s in f.window],
+    )
+    return F.pad(x, (left, right, top, bottom), mode=f.padding)
+
+
 # --- how A moves with its kernel ------------------------------------------------------------------
 
 

@@ -20,7 +20,14 @@ from ..core.bounds import Bound, Constants, Kind
 from ..core.cost import Cost
 from ..core.params import flatten, trainable
 from .applied import Applied
-from .filtering import ROUNDING, Filtering, filtering_of, overridden, symbol_extremes
+from .filtering import (
+    ROUNDING,
+    Filtering,
+    filtering_of,
+    local_bound,
+    overridden,
+    symbol_extremes,
+)
 from .foreign import LinearPhysicsLike
 from .nonnegative import PRODUCTS, collatz_wielandt, known_nonnegative
 from .parametrized import KnowsSensitivity, Parametrized, at_tensors
@@ -143,7 +150,7 @@ def perturbed(
 def _of_filtering(
     tied: Applied, filtering: Filtering, x: Tensor, products: int
 ) -> tuple[Constants, Cost] | None:
-    """The smaller of the bound by the symbol and of that by |k|."""
+    """The smallest of the bounds by the symbol, by |k| and by small grids."""
     wide = tied.double()
     fits = filtering.fits(x)
     symbol = symbol_extremes(filtering, filtering.sides_of(x)) if fits else None
@@ -154,10 +161,16 @@ def _of_filtering(
     found = collatz_wielandt(
         lambda v: absolute.A_adjoint(absolute.A(v)), x, most=products, ones=True
     )
-    largest = None if found is None else found.upper
+    bounds = [] if found is None else [found.upper]
     if symbol is not None:
-        largest = symbol.largest if largest is None else torch.minimum(symbol.largest, largest)
-    if largest is None or not bool(torch.isfinite(largest).all()):
+        bounds.append(symbol.largest)
+    if fits and bool((filtering.kernels < 0).any()):
+        local = local_bound(filtering, filtering.sides_of(x))
+        bounds += [] if local is None else [local.to(x.device)]
+    if not bounds:
+        return None
+    largest = torch.stack(torch.broadcast_tensors(*bounds)).amin(dim=0)
+    if not bool(torch.isfinite(largest).all()):
         return None
     spent = 0 if found is None else found.products * x.shape[0]
     constants = Constants(torch.zeros_like(largest), largest, Kind.BOUND, Kind.BOUND)

@@ -128,20 +128,17 @@ def tensor_sensitivities(physics: LinearPhysicsLike, x: Tensor) -> dict[str, Bou
     """beta of single tensors on which A depends linearly, by the names of ``update``; of known
     classes only, and of their products and stacks.
     """
-    from deepinv.physics import MRI, BlurFFT, Inpainting, MultiCoilMRI
+    from deepinv.physics import MRI, Inpainting, MultiCoilMRI
 
     product, stacked = factors(physics), rows(physics)
     if product is not None or stacked is not None:
         return _of_tensors_in(product or stacked or [], x, product is not None)
-    filtering = filtering_of(physics)
+    filtering = _with_taps(physics)
     if filtering is not None:
         return {"filter": _of_taps(filtering, filtering.sides_of(x))}
     if overridden(physics):
         return {}
     buffers = dict((*physics.named_parameters(), *physics.named_buffers()))
-    if type(physics) is BlurFFT and buffers.get("filter") is not None:
-        kernel = buffers["filter"].detach().double()
-        return {"filter": _of_taps(Filtering(kernel, "circular"), tuple(x.shape[2:]))}
     if type(physics) in (Inpainting, MRI):
         # a mask between two maps of norm one: ||dm * v|| <= max |dm| ||v||
         return {"mask": Bound.proven(1.0)}
@@ -149,6 +146,16 @@ def tensor_sensitivities(physics: LinearPhysicsLike, x: Tensor) -> dict[str, Bou
         maps = buffers["coil_maps"].detach().abs().double().square().sum(dim=1)
         return {"mask": Bound.proven(math.sqrt(float(maps.max())) * FOR_ROUNDING)}
     return {}
+
+
+def _with_taps(physics: LinearPhysicsLike) -> Filtering | None:
+    """A convolution that depends linearly on its filter, by whatever transforms."""
+    from deepinv.physics import BlurFFT
+
+    if type(physics) is not BlurFFT or overridden(physics):
+        return filtering_of(physics)
+    kernel = dict(physics.named_buffers()).get("filter")
+    return None if kernel is None else Filtering(kernel.detach().double(), "circular")
 
 
 def _of_tensors_in(parts: list[LinearPhysicsLike], x: Tensor, times: bool) -> dict[str, Bound]:
@@ -233,7 +240,7 @@ def _along_columns(
 ) -> Moves:
     """beta(k) ||Dk||, or what the symbols of the columns of Dk say where k is a kernel."""
     stretched = of_tensor * (float(torch.linalg.matrix_norm(jacobian, 2)) * FOR_ROUNDING)
-    filtering = filtering_of(fixed) if name == "filter" else None
+    filtering = _with_taps(fixed) if name == "filter" else None
     if filtering is None or not filtering.fits(x) or shape[0] != 1:
         return _everywhere(stretched)
     columns = jacobian.T.reshape(-1, *shape[1:])
