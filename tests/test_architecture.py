@@ -44,7 +44,8 @@ ROOMS = {
 # By which door a foreign package enters: a file, or a whole room.
 DOORS = {
     "deepinv": "operators/physics.py operators/layout.py operators/private.py operators/spectrum.py"
-    " operators/nonnegative.py"
+    # why: classes whose norms and sensitivities are known
+    " operators/nonnegative.py operators/filtering.py operators/norms.py operators/sensitivity.py"
     " regularizers/prior.py problems/fidelity.py problems/noise_level.py"
     " hypergradients/layer.py data/pairs.py"
     " data/arrays.py data/measured.py data/fitting.py data/plausible.py"

@@ -52,6 +52,7 @@ _HOME = {
     "SquaredError": "problems",
     "WeightedSquaredError": "problems",
     "Custom": "problems",
+    "DataConsistency": "problems",
     "SURE": "problems",
     "Whiteness": "problems",
     "BilevelProblem": "problems",

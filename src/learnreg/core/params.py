@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -41,6 +42,21 @@ def named_trainable(module: nn.Module) -> list[tuple[str, Tensor]]:
         seen.add(id(t))
         found.append((name, t))
     return found
+
+
+@contextmanager
+def keeping_learned(module: nn.Module) -> Iterator[None]:
+    """Buffers that are learned stay so while ``Module._apply`` converts the tensors of a module.
+
+    why: torch converts them by differentiable operations, which leaves tensors computed from
+    others.
+    """
+    learned = [name for name, t in module.named_buffers() if t.requires_grad and t.is_leaf]
+    with torch.no_grad():
+        yield
+    converted = dict(module.named_buffers())
+    for name in learned:
+        converted[name].requires_grad_()
 
 
 def trainable(module: nn.Module) -> list[Tensor]:

@@ -94,11 +94,11 @@ class Implicit(ToAccuracy):
             certified = error_bound.pullback_error(
                 level, potential, x, q, solution.error, system.residual, upper
             )
-        correction = None
+        correction = point = None
         if estimate:
             first = theta
             at = _Linearized(level, potential, hessian, P, posed.y, x)
-            theta, q, extra = self._polished(at, upper, q, system.residual)
+            theta, q, extra, point = self._polished(at, upper, q, system.residual)
             correction, cost = first - theta, cost + extra
         return Pullback(
             theta,
@@ -110,6 +110,7 @@ class Implicit(ToAccuracy):
             certified,
             correction,
             level.data_adjoint(x, posed.y, q) if ask.data else None,
+            point,
         )
 
     def _asked(self, error: ErrorWord | None) -> tuple[bool, bool]:
@@ -120,8 +121,8 @@ class Implicit(ToAccuracy):
 
     def _polished(
         self, at: _Linearized, upper: Upper, q: Tensor, residual: Tensor
-    ) -> tuple[Tensor, Tensor, Cost]:
-        """The derivative at x - w, w one truncated Newton step, and the q corrected there."""
+    ) -> tuple[Tensor, Tensor, Cost, Tensor]:
+        """The derivative at x - w, w one truncated Newton step; the q there; the cost; x - w."""
         few = replace(self.linear, max_steps=self.polish_steps, restarts=0)
         r = at.potential.grad(at.x)
         tiny = torch.finfo(at.x.dtype).tiny
@@ -134,7 +135,7 @@ class Implicit(ToAccuracy):
         size = at.x.shape[0]
         theta = -mixed_product(at.level, moved, at.y, corrected.value, self.group)
         extra = Cost(gradients=size, mixed_products=size, linearizations=size)
-        return theta, corrected.value, step.cost + corrected.cost + extra
+        return theta, corrected.value, step.cost + corrected.cost + extra, moved
 
 
 @dataclass(frozen=True, eq=False)

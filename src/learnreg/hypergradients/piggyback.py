@@ -107,10 +107,12 @@ class Piggyback(ToAccuracy):
         theta, size = mixed_saddle(f, state, found.value, self.group), state.shape[0]
         cost = found.cost + Cost(mixed_products=size, linearizations=size)
         certified = self._certified(f, upper, state, solution, found) if certify else None
-        correction = None
+        correction = point = None
         if estimate:
             first = theta
-            theta, found, extra = self._polished(f, upper, state, solution, ask.delta, found.value)
+            theta, found, extra, point = self._polished(
+                f, upper, state, solution, ask.delta, found.value
+            )
             correction, cost = first - theta, cost + extra
         return Pullback(
             theta,
@@ -121,6 +123,7 @@ class Piggyback(ToAccuracy):
             certified,
             correction,
             f.to_data(found.value) if ask.data else None,
+            point,
         )
 
     def _adjoint(
@@ -140,16 +143,17 @@ class Piggyback(ToAccuracy):
         solution: Solution,
         delta: float | Tensor,
         adjoint: Tensor,
-    ) -> tuple[Tensor, Solution, Cost]:
-        """The derivative at a third of the distance and of the residual, its adjoint, and what it
-        cost.
+    ) -> tuple[Tensor, Solution, Cost, Tensor]:
+        """The derivative at a third of the distance and of the residual, its adjoint, what it cost,
+        and the images there.
         """
         better = solve_potential(as_saddle(f), solution.error / 3, state)
         assert better.state is not None
         found = self._adjoint(f, upper, better.state, delta / 3, adjoint)
         size = state.shape[0]
         cost = better.cost + found.cost + Cost(mixed_products=size, linearizations=size)
-        return mixed_saddle(f, better.state, found.value, self.group), found, cost
+        theta = mixed_saddle(f, better.state, found.value, self.group)
+        return theta, found, cost, f.image(better.state)
 
     def _certified(
         self, f: Tied, upper: Upper, state: Tensor, solution: Solution, found: Solution

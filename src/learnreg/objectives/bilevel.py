@@ -14,7 +14,7 @@ from ..core.bounds import Kind
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
 from ..core.grants import Grants
-from ..core.maps import Ask, Level, Limits, Posed, SolutionMap
+from ..core.maps import Ask, Level, Limits, Posed, SolutionMap, Upper, upper_at
 from ..core.meter import Meter, OutOfBudget
 from ..core.objective import ErrorWord, PerImage, Row, Value, chosen, same_images
 from ..core.packing import Packed
@@ -73,6 +73,11 @@ class BilevelValue:
     posed: Posed
     problem: BilevelProblem
     images: Tensor | None = None
+
+    @property
+    def upper_loss(self) -> Upper:
+        """The upper loss at theta."""
+        return upper_at(self.problem.upper, self.posed.energy)
 
     @property
     def width(self) -> float:
@@ -151,7 +156,7 @@ class BilevelValue:
         Raises:
             InputError: a loss below zero.
         """
-        upper, x = self.problem.upper, self.solution.value.double()
+        upper, x = self.upper_loss, self.solution.value.double()
         values = upper.value(x)
         if bool((values < 0).any()):
             raise InputError(
@@ -176,7 +181,7 @@ class BilevelValue:
     def per_image(self) -> PerImage:
         """Losses and PSNR of every image."""
         x, truth = self.solution.value, self.problem.truth
-        loss = self.problem.upper.value(x.double())
+        loss = self.upper_loss.value(x.double())
         if truth is None:
             return PerImage(loss, torch.full_like(loss, math.nan))
         return PerImage(loss, data_psnr(x, truth).double())
@@ -352,10 +357,12 @@ class Bilevel:
         """(mean distance bound of x0, mean ||grad loss(x0)||), counted as one gradient per
         image.
         """
-        potential = self._posed(theta).at(x0)
+        posed = self._posed(theta)
+        potential = posed.at(x0)
         residual = start_distance(potential, x0).mean()
         self.meter.cost += Cost(gradients=x0.shape[0])
-        slope = self.problem.upper.grad(x0).flatten(1).norm(dim=1).mean()
+        upper = upper_at(self.problem.upper, posed.energy)
+        slope = upper.grad(x0).flatten(1).norm(dim=1).mean()
         return float(residual), float(slope)
 
     # --- evaluations ------------------------------------------------------------------------------
@@ -496,7 +503,8 @@ class Bilevel:
     ) -> BilevelValue:
         self.meter.check()
         limits = Limits(self.solver, max_steps or self.max_steps, self.meter.should_stop)
-        solution = self.strategy.solve(posed, eps, start, limits, self.problem.upper)
+        upper = upper_at(self.problem.upper, posed.energy)
+        solution = self.strategy.solve(posed, eps, start, limits, upper)
         self.meter.cost += solution.cost
         if Status.BUDGET in solution.status:
             raise OutOfBudget
@@ -504,7 +512,7 @@ class Bilevel:
 
     def _value(self, theta: Tensor, posed: Posed, solution: Solution, eps: float) -> BilevelValue:
         """Bracket the loss, penalty included, at a solution."""
-        upper = self.problem.upper
+        upper = upper_at(self.problem.upper, posed.energy)
         lower, highest = upper.bracket(solution.value, solution.error)
         values = upper.value(solution.value.double())
         means = torch.stack([values.mean(), lower.mean(), highest.mean()])

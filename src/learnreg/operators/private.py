@@ -8,13 +8,15 @@ from __future__ import annotations
 import copy
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import InputError
+from ..core.params import keeping_learned, trainable
 from .foreign import LinearPhysicsLike
 
 M = TypeVar("M", bound=nn.Module)
@@ -29,8 +31,8 @@ DEPTH = 4
 """How deep plain attributes of a physics are looked into for changes."""
 
 
-def clone(physics: M) -> M:
-    """A deep copy, random generators included.
+def clone(physics: M, shared: Iterable[Tensor] = ()) -> M:
+    """A deep copy, random generators included; tensors in ``shared`` stay the same ones.
 
     deepinv's own method looks for generators in everything that can be reached, half a second of
     it; it is asked where one is not an attribute of a module.
@@ -38,6 +40,7 @@ def clone(physics: M) -> M:
     from deepinv.physics import Physics
 
     memo: dict[int, object] = {id(g): _same_generator(g) for g in _generators(physics)}
+    memo |= {id(t): t for t in shared}
     with torch.inference_mode(False), torch.no_grad():
         try:
             copied: M = copy.deepcopy(physics, memo)
@@ -85,9 +88,7 @@ def widened(physics: M) -> M:
     deepinv's tomography also keeps a dtype, and an adjoint made for it.
     """
     wide = clone(physics)
-    for listed in _listed(wide):
-        listed._apply(promoted)
-    for module in (*wide.modules(), *(m for part in _listed(wide) for m in part.modules())):
+    for module in wide.modules():
         own = vars(module)
         if own.get("dtype") == torch.float32:
             own["dtype"] = torch.float64
@@ -96,21 +97,9 @@ def widened(physics: M) -> M:
         for name, value in own.items():  # tensors that were never registered
             if isinstance(value, Tensor):
                 own[name] = promoted(value)
-    wide._apply(promoted)  # type: ignore[no-untyped-call]  # torch has no types here
+    with keeping_learned(wide):
+        wide._apply(promoted)  # type: ignore[no-untyped-call]  # torch has no types here
     return wide
-
-
-def _listed(physics: nn.Module) -> list[nn.Module]:
-    """The operators that a physics holds in a list, where ``modules`` does not find them, as
-    deepinv's stacks do.
-    """
-    found: list[nn.Module] = []
-    for module in physics.modules():
-        for value in vars(module).values():
-            if type(value) is list:
-                parts = [part for part in value if isinstance(part, nn.Module)]
-                found += [m for part in parts for m in (part, *_listed(part))]
-    return found
 
 
 def promoted(t: Tensor) -> Tensor:
@@ -137,8 +126,7 @@ def is_narrow(physics: nn.Module) -> bool:
     """Whether some tensor of the physics has less than double precision."""
     if any(vars(module).get("dtype") == torch.float32 for module in physics.modules()):
         return True  # some of deepinv's keep a dtype of their own
-    modules = (physics, *_listed(physics))
-    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+    tensors = (*physics.parameters(), *physics.buffers())
     # a scalar such as a device holder or a noise level decides nothing, one that is learned does
     return any(
         t.dtype in (torch.float32, torch.complex64, torch.float16, torch.bfloat16)
@@ -180,20 +168,57 @@ def aligned(physics: nn.Module, params: Mapping[str, Tensor]) -> dict[str, Tenso
 
 def shallow(physics: M) -> M:
     """A copy that shares all tensors: those put in their place leave the original as it is."""
-    copied = _replaced(physics, lambda name, t: t)
-    for module in copied.modules() if _listed(copied) else ():
-        for key, value in vars(module).items():
-            if type(value) is list and any(isinstance(part, nn.Module) for part in value):
-                parts = (shallow(part) if isinstance(part, nn.Module) else part for part in value)
-                module.__dict__[key] = list(parts)
-    return copied
+    return _replaced(physics, lambda name, t: t)
+
+
+def check_slices(physics: LinearPhysicsLike, params: Mapping[str, Tensor]) -> None:
+    """Refuse parameters per image whose first axis the physics took for another one.
+
+    Raises:
+        InputError: names the tensor.
+    """
+    for name, t in params.items():
+        kept = tensor_named(physics, name)
+        if kept is None or not kept.dim() or not t.dim() or kept.shape[0] == t.shape[0]:
+            continue
+        raise InputError(
+            f"params[{name!r}]",
+            given=f"shape {tuple(t.shape)}, of which {type(physics).__name__} made "
+            f"{tuple(kept.shape)}",
+            expected=f"one slice per image, ({t.shape[0]}, ...), that stays one",
+            remedy="Give it all axes that the tensor of the physics has.",
+        )
 
 
 def with_tensors(physics: LinearPhysicsLike, tensors: Mapping[str, Tensor]) -> LinearPhysicsLike:
-    """A copy updated with parameters, as ``physics.update(**tensors)`` would do it."""
-    copied = clone(physics)
+    """A copy updated with parameters, as ``physics.update(**tensors)`` would do it; what is learned
+    is that of ``physics``, so that derivatives reach it.
+    """
+    copied = clone(physics, trainable(physics))
     copied.update(**tensors)
     return copied
+
+
+def registered(physics: M) -> M:
+    """The physics, or a shallow copy of a stack that torch knows the parts of.
+
+    why: deepinv keeps them in a list, where their parameters are not found and not converted.
+    """
+    from deepinv.physics import StackedPhysics
+
+    parts = vars(physics).get("physics_list")
+    if not isinstance(physics, StackedPhysics) or not isinstance(parts, list):
+        return physics
+    copied = copy.copy(physics)
+    state = copied.__dict__ = dict(physics.__dict__)
+    del state["physics_list"]
+    state["_modules"] = {**state["_modules"], "physics_list": nn.ModuleList(parts)}
+    return copied
+
+
+def with_absolute(physics: M, name: str) -> M:
+    """A shallow copy with the absolute values of one of its tensors."""
+    return _replaced(physics, lambda key, t: t.abs() if key == name else t)
 
 
 def windowed(physics: M, sides: torch.Size, rows: slice, columns: slice) -> M:

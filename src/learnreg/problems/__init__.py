@@ -2,11 +2,13 @@
 
 from .bilevel import BilevelProblem
 from .build import energy_for
+from .consistency import DataConsistency
 from .energy import Energy, EnergyAt
 from .fidelity import KL, L1, L2, Foreign, Huber, Poisson, WeightedL2
 from .losses import Custom, ScaledSquaredError, SquaredError, WeightedSquaredError
 from .measurement_losses import SURE, Whiteness
 from .noise_level import at_noise_level, noise_level
+from .penalty import KernelPenalty, SobolevDistance
 from .saddle import SaddleAt, SaddleEnergy
 
 __all__ = [
@@ -16,14 +18,17 @@ __all__ = [
     "SURE",
     "BilevelProblem",
     "Custom",
+    "DataConsistency",
     "Energy",
     "EnergyAt",
     "Foreign",
     "Huber",
+    "KernelPenalty",
     "Poisson",
     "SaddleAt",
     "SaddleEnergy",
     "ScaledSquaredError",
+    "SobolevDistance",
     "SquaredError",
     "WeightedL2",
     "WeightedSquaredError",

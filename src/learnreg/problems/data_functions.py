@@ -50,6 +50,21 @@ def cropped(t: Tensor, box: Box, size: torch.Size) -> Tensor:
     return t
 
 
+@dataclass(frozen=True, eq=False)
+class OnBall:
+    """Bounds of the curvature psi'' of a sum over entries of a, wherever entries move a little.
+
+    Attributes:
+        second: of |psi''|, like a.
+        change: of |psi''(a') - psi''(a)|, like a.
+        third: a Lipschitz constant of psi'', like a; infinite where it jumps.
+    """
+
+    second: Tensor
+    change: Tensor
+    third: Tensor
+
+
 class DataFunction(ABC):
     """D(., y) of a batch: one function per image, of a = A x with the shape of y.
 
@@ -97,6 +112,14 @@ class DataFunction(ABC):
         if not isinstance(hessian, Diagonal):
             return None
         return torch.ones_like(a) * hessian.weights
+
+    def on_ball(self, a: Tensor, reach: Tensor) -> OnBall | None:
+        """Bounds over all a' with |a' - a| <= reach, entry by entry; None where they are not known.
+
+        Args:
+            reach: broadcasts to a.
+        """
+        return None
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest curvature, (b,) or (1,) each, float64."""
@@ -160,6 +183,11 @@ class Quadratic(DataFunction):
         weight = torch.tensor([self.weight], dtype=torch.float64, device=self.y.device)
         return Constants(weight, weight, Kind.EXACT, Kind.EXACT)
 
+    def on_ball(self, a: Tensor, reach: Tensor) -> OnBall:
+        weight = self.weight if isinstance(self.weight, float) else self.weight.detach().to(a)
+        zero = torch.zeros_like(a)
+        return OnBall((zero + weight).abs(), zero, zero)
+
     def mean_weight(self) -> Tensor | float:
         if isinstance(self.weight, float):
             return self.weight
@@ -212,6 +240,14 @@ class HuberFunction(DataFunction):
         zero = torch.zeros(1, dtype=torch.float64, device=self.y.device)
         return Constants(zero, zero + self.weight, Kind.EXACT, Kind.EXACT)
 
+    def on_ball(self, a: Tensor, reach: Tensor) -> OnBall:
+        """The curvature jumps from weight to zero where |a - y| passes the threshold."""
+        size = (a - self.y.to(a)).abs()
+        inside = (size - reach <= self.threshold).to(a)
+        jumps = (inside > 0) & (size + reach >= self.threshold)
+        change = self.weight * jumps.to(a)
+        return OnBall(self.weight * inside, change, torch.where(jumps, torch.inf, 0.0).to(a))
+
     def select(self, index: Tensor) -> HuberFunction:
         return replace(self, y=self.y[index])
 
@@ -259,6 +295,16 @@ class PoissonFunction(DataFunction):
         largest = self.y.detach().double().flatten(1).amax(dim=1)
         steepest = largest / (self.gain * self.background) ** 2
         return Constants(torch.zeros_like(steepest), steepest, Kind.EXACT, Kind.EXACT)
+
+    def on_ball(self, a: Tensor, reach: Tensor) -> OnBall:
+        """psi'' = y / (gain u)^2 falls in u; |psi'''| = 2 y / (gain u)^3 where a > 0, else 0."""
+        y = self.y.detach().to(a)
+        u, _ = self._split(a)
+        least, _ = self._split(a - reach)
+        most, _ = self._split(a + reach)
+        here, above, below = (y / (v * self.gain).square() for v in (u, least, most))
+        change = torch.maximum(above - here, here - below)
+        return OnBall(above, change, 2 * above / (least * self.gain))
 
     def mean_weight(self) -> Tensor:
         """At u = y, where the minimizer is near."""

@@ -35,6 +35,7 @@ from ..core.ranges import absent
 from ..operators.physics import TiedMap
 from ..operators.windows import cuts, window
 from .data_functions import DataFunction, weight_like
+from .energy_certificates import Parts
 from .fidelity import L2, DataTerm, WeightedL2, as_data_term, data_constants
 from .tied import ModuleLike, Tied
 
@@ -129,13 +130,15 @@ class Energy(Tied[RegularizerLike, DataTerm]):
         for tensor in measured(y).tensors:
             check_images(torch.view_as_real(tensor) if tensor.is_complex() else tensor, "y")
         before = self.operator.cost
-        operator, data, image = self.tie(y, x)
+        operator, data, image = self.tie(y, x, lazy=True)
         like = image if x is None else x
 
-        function = self.data_term(y).tie(data)
+        # what hangs on theta keeps doing so, whoever asks: its derivative is part of certificates
+        with torch.set_grad_enabled(torch.is_grad_enabled() or self.learns_fidelity):
+            function = self.data_term(y).tie(data)
         constants = data_constants(function, operator, like) + self._of_regularizer(like)
         spent = operator.map.cost - before if operator.map is self.operator else operator.map.cost
-        return EnergyAt(self, operator, function, constants, image, spent)
+        return EnergyAt(self, operator, function, constants, image, spent, image is not x)
 
     def _of_regularizer(self, x: Tensor) -> Constants:
         """mu and L of R for images like x."""
@@ -199,7 +202,7 @@ class Energy(Tied[RegularizerLike, DataTerm]):
     @property
     def _of_regularizer_alone(self) -> bool:
         """Whether changes of Hessian and mixed derivative are those of the regularizer: a quadratic
-        data term free of theta adds nothing.
+        data term free of theta adds nothing. Otherwise they depend on the data (``EnergyAt``).
         """
         return isinstance(self.fidelity, L2 | WeightedL2) and not self.learns_data
 
@@ -213,7 +216,7 @@ class Energy(Tied[RegularizerLike, DataTerm]):
     def hessian_lipschitz(self) -> Bound:
         """Lipschitz constant of the Hessian in x."""
         r = self.regularizer
-        if self._of_regularizer_alone and offers(r, HessianLipschitz):
+        if isinstance(self.fidelity, L2 | WeightedL2) and offers(r, HessianLipschitz):
             return r.hessian_lipschitz() or Bound.unknown()
         return Bound.unknown()
 
@@ -254,8 +257,9 @@ class EnergyAt:
         operator: A and A^T of these images.
         data: D(., y) of these images.
         constants: mu and L per image.
-        back: A^T y, (b, c, ...).
+        back: A^T y, (b, c, ...), or images of this shape.
         spent: work that tying it has cost, checks and norms included.
+        pulled: whether ``back`` is A^T y.
     """
 
     energy: Energy
@@ -264,6 +268,7 @@ class EnergyAt:
     constants: Constants
     back: Tensor
     spent: Cost = Cost()
+    pulled: bool = True
 
     @property
     def y(self) -> Tensor:
@@ -276,7 +281,8 @@ class EnergyAt:
 
     def first(self) -> Tensor:
         """t A^T y with the t that fits the data best."""
-        return self.operator.fitted(self.back, self.data.y)
+        back = self.back if self.pulled else self.operator.adjoint(self.data.y)
+        return self.operator.fitted(back, self.data.y)
 
     def value(self, x: Tensor) -> Tensor:
         """(b, c, ...) -> (b,)."""
@@ -310,6 +316,27 @@ class EnergyAt:
         if self.data.quadratic:
             return self.data.to_data(moved, moved)
         return self.data.to_data(self.operator.forward(x), moved)
+
+    @property
+    def _parts(self) -> Parts:
+        """What certificates are made of."""
+        e = self.energy
+        # the physics at theta, whose parameters are those of theta
+        return Parts(e.physics, e.regularizer, e.fidelity, self.operator, self.data, self.back)
+
+    def certificate(self, name: str, *args: Tensor) -> Tensor | None:
+        """``hessian_change``, ``mixed_change`` or ``mixed_norm`` of the energy (b,) with all of
+        theta, see ``energy_certificates``; None where a constant is not known.
+        """
+        return self._parts.certificate(name, *args)
+
+    def hessian_lipschitz(self) -> Bound:
+        """Lipschitz constant of the Hessian in x."""
+        return self._parts.hessian_lipschitz()
+
+    def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
+        """Lipschitz constant of the mixed derivative on images with |x| <= reach."""
+        return self._parts.mixed_lipschitz(reach)
 
     @property
     def reach(self) -> int | None:
@@ -451,6 +478,7 @@ class EnergyAt:
             self.data.select(index),
             self.constants.select(index),
             self.back[index],
+            pulled=self.pulled,
         )
 
     def double(self) -> EnergyAt:
@@ -463,6 +491,7 @@ class EnergyAt:
             self.data.double(),
             self.constants,
             self.back.double(),
+            pulled=self.pulled,
         )
 
 

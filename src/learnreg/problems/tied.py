@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from ..core.errors import InputError
 from ..core.measured import Measured, Native, measured
 from ..core.noise import DIRECT, INDIRECT, factor, same_level
-from ..core.params import check_theta, set_theta, trainable
+from ..core.params import check_theta, keeping_learned, set_theta, trainable
 from ..core.words import named
 from ..operators.layout import Layout
 from ..operators.physics import LinearMap, TiedMap
@@ -76,7 +77,7 @@ class Tied(nn.Module, Generic[R, D]):
         # why a cast: a module that also has the methods of R, which a subclass has checked
         self.regularizer = cast(R, regularizer)
         self.fidelity = fidelity
-        self.physics = physics
+        self.physics = self._operator.physics
 
     @property
     def operator(self) -> LinearMap:
@@ -100,6 +101,12 @@ class Tied(nn.Module, Generic[R, D]):
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no types here
         self._operator = LinearMap(self.physics)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What torch does for ``to``, ``double`` and the like; learned buffers stay learned."""
+        with keeping_learned(self):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types here
+        return self
 
     @property
     def learns_data(self) -> bool:
@@ -129,10 +136,14 @@ class Tied(nn.Module, Generic[R, D]):
         else:
             physics = clone(self.physics)
             if theta.dtype == torch.float64:
-                physics = physics._apply(promoted)
+                with keeping_learned(physics):
+                    physics._apply(promoted)
             # probed at the first theta and at that of a Run; steps between are trusted
             trusted = self.operator.probed
-            other = self._like(regularizer, LinearMap(physics, trusted=trusted), fidelity)
+            # one ancestor for all, so that bounds do not depend on the way that led here
+            near = (self.operator.near or self.operator) if trusted else None
+            operator = LinearMap(physics, trusted=trusted, near=near)
+            other = self._like(regularizer, operator, fidelity)
         try:
             check_theta(other, theta)
         except InputError as error:
@@ -147,7 +158,7 @@ class Tied(nn.Module, Generic[R, D]):
 
     def untrusted(self) -> Self:
         """This one, with an operator that is probed at its next use."""
-        self._operator.trusted = False
+        self._operator.trusted, self._operator.near = False, None
         return self
 
     def with_physics(self, physics: nn.Module) -> Self:
@@ -222,7 +233,9 @@ class Tied(nn.Module, Generic[R, D]):
         return other
 
     # --- measurements -----------------------------------------------------------------------------
-    def tie(self, y: Native | Measured, x: Tensor | None) -> tuple[TiedMap, Tensor, Tensor]:
+    def tie(
+        self, y: Native | Measured, x: Tensor | None, lazy: bool = False
+    ) -> tuple[TiedMap, Tensor, Tensor]:
         """The operator of a batch, its real measurements and the image A^T y; see
         ``LinearMap.tied``.
         """
@@ -231,7 +244,7 @@ class Tied(nn.Module, Generic[R, D]):
         own = {name: t for name, t in data.params.items() if name not in DATA_PARAMETERS}
         if own:
             operator = operator.with_params(own)
-        return operator.tied(data.y, x)
+        return operator.tied(data.y, x, lazy)
 
     def data_term(self, y: Native | Measured) -> D | WeightedL2:
         """The data term, with its own parameters per image where the measurements bring them.
