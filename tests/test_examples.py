@@ -114,12 +114,14 @@ def test_the_blocks_of_a_page_run_one_after_the_other(tmp_path, page, says):
 def test_the_blocks_of_pages_about_data_run_one_after_the_other(tmp_path):
     """In one process, since most of the time goes into imports."""
     pages = ["docs/physics.md", "docs/own_data.md", "docs/measured_data.md"]
+    pages.append("docs/learned_operators.md")
     blocks = [block for page in [*pages, "docs/saddle_points.md"] for block in fenced(page)]
     # why not the first: it is an example of its own
     (tmp_path / "pages.py").write_text("\n\n".join([*blocks, fenced("README.md")[1]]))
     out = run("-W", "error", str(tmp_path / "pages.py"), cwd=tmp_path)
     for words in (
         "True (1, 32, 32)",
+        "filter: 9 x 9 pixels, sum 1.000",
         "of the validation pairs",
         "uint8 certified distance",
         "with Tomography, 3 parameters, 4 images",

@@ -88,9 +88,7 @@ def widened(physics: M) -> M:
     deepinv's tomography also keeps a dtype, and an adjoint made for it.
     """
     wide = clone(physics)
-    for listed in _listed(wide):
-        listed._apply(promoted)
-    for module in (*wide.modules(), *(m for part in _listed(wide) for m in part.modules())):
+    for module in wide.modules():
         own = vars(module)
         if own.get("dtype") == torch.float32:
             own["dtype"] = torch.float64
@@ -102,19 +100,6 @@ def widened(physics: M) -> M:
     with keeping_learned(wide):
         wide._apply(promoted)  # type: ignore[no-untyped-call]  # torch has no types here
     return wide
-
-
-def _listed(physics: nn.Module) -> list[nn.Module]:
-    """The operators that a physics holds in a list, where ``modules`` does not find them, as
-    deepinv's stacks do.
-    """
-    found: list[nn.Module] = []
-    for module in physics.modules():
-        for value in vars(module).values():
-            if type(value) is list:
-                parts = [part for part in value if isinstance(part, nn.Module)]
-                found += [m for part in parts for m in (part, *_listed(part))]
-    return found
 
 
 def promoted(t: Tensor) -> Tensor:
@@ -141,8 +126,7 @@ def is_narrow(physics: nn.Module) -> bool:
     """Whether some tensor of the physics has less than double precision."""
     if any(vars(module).get("dtype") == torch.float32 for module in physics.modules()):
         return True  # some of deepinv's keep a dtype of their own
-    modules = (physics, *_listed(physics))
-    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+    tensors = (*physics.parameters(), *physics.buffers())
     # a scalar such as a device holder or a noise level decides nothing, one that is learned does
     return any(
         t.dtype in (torch.float32, torch.complex64, torch.float16, torch.bfloat16)

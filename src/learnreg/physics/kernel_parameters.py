@@ -430,7 +430,7 @@ def in_words(t: Tensor) -> str:
     stds = [math.sqrt(max(middle + s * apart, 0.0)) for s in (1, -1)]
     return (
         f"{sides[0]} x {sides[1]} pixels, sum {whole:.3f}, standard deviations {stds[0]:.2f} and "
-        f"{stds[1]:.2f} pixels, middle at ({x + 0.0:.2f}, {y + 0.0:.2f})"
+        f"{stds[1]:.2f} pixels, middle at ({round(x, 2) + 0.0:.2f}, {round(y, 2) + 0.0:.2f})"
     )
 
 

@@ -15,7 +15,7 @@ from ..core.measured import Native, tensors_of
 from ..core.params import named_trainable
 from ..core.ranges import shown
 from ..operators.foreign import LinearPhysicsLike
-from ..operators.private import clone, shallow, tensor_named, widened
+from ..operators.private import clone, registered, shallow, tensor_named, widened
 from .kernel_parameters import in_words, units_of
 
 STEP, TOLERANCE = 1e-4, 1e-4
@@ -284,7 +284,7 @@ def _checked_base(base: object) -> LinearPhysicsLike:
             expected="the physics inside",
             remedy="Give all parametrizations to one LearnedPhysics, over physics.base.",
         )
-    return cast(LinearPhysicsLike, base)
+    return registered(cast(LinearPhysicsLike, base))
 
 
 def _checked_modules(
@@ -348,12 +348,6 @@ def _inside(base: nn.Module) -> Iterator[nn.Module]:
         if name != "noise_model":
             yield child
             yield from _inside(child)
-    for value in vars(base).values():
-        if type(value) is list:
-            for part in value:
-                if isinstance(part, nn.Module):
-                    yield part
-                    yield from _inside(part)
 
 
 # --- does A depend on it, and does autograd know how? ---------------------------------------------
