@@ -38,6 +38,7 @@ from learnreg.solvers.iterate import rounding_of
 POINTS, IMAGES = 10, 10
 SOLVERS = ("agd", "lbfgs", "newton")
 SHAPE = (1, 4, 5)
+PARTS = ("certificates", "hypergradients", "solvers", "learning")
 
 
 class Matrix(dinv.physics.LinearPhysics):
@@ -245,15 +246,20 @@ def learning(seed: int, size: int, images: int, steps: int) -> list[dict[str, An
     return rows
 
 
-def run(seeds: Sequence[int] = (0,), quick: bool = False) -> list[dict[str, Any]]:
+def run(
+    seeds: Sequence[int] = (0,), quick: bool = False, parts: Sequence[str] = PARTS
+) -> list[dict[str, Any]]:
     """All rows, a block per seed."""
     rows: list[dict[str, Any]] = []
     for seed in seeds:
-        found = [certificates(seed, 2 if quick else 100)]
-        found += hypergradients(seed, 2 if quick else 50)
-        found += solvers(seed, 12 if quick else 32)
-        found += learning(seed, 12 if quick else 32, 1 if quick else 4, 1 if quick else 15)
-        rows += [{"seed": seed, **row} for row in found]
+        made = {
+            "certificates": lambda seed=seed: [certificates(seed, 2 if quick else 100)],
+            "hypergradients": lambda seed=seed: hypergradients(seed, 2 if quick else 50),
+            "solvers": lambda seed=seed: solvers(seed, 12 if quick else 32),
+            "learning": lambda seed=seed: learning(seed, *((12, 1, 1) if quick else (24, 3, 12))),
+        }
+        for part in parts:
+            rows += [{"seed": seed, **row} for row in made[part]()]
     return rows
 
 
@@ -262,11 +268,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = run(args.seeds, args.quick)
+    rows = run(args.seeds, args.quick, args.parts)
     for row in rows:
         print(
             "  ".join(

@@ -168,7 +168,7 @@ def test_learning_within_bounds_beats_learning_without(learner, tmp_path):
         )
     assert run.evaluate(test, 1e-2).reconstruction.min() == 0
     bound = lr.NonNegative()
-    assert loss[bound] < 0.95 * loss[None] and score[bound] > score[None] + 0.2
+    assert loss[bound] < 0.95 * loss[None] and score[bound] > score[None] + 0.05
 
 
 def test_a_bounded_run_resumes_to_the_same_numbers(tmp_path):

@@ -318,3 +318,23 @@ def test_real_and_imaginary_channels_have_bounds_of_their_own():
     energy = Energy(physics, regularizer, constraint=none)
     solution = lr.solve(energy, y, 1e-3)
     assert (solution.value[:, 1] == 0).all() and (solution.value[:, 0] >= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["TV", "FoE"])
+@pytest.mark.parametrize("box", [(0.0, None), (0.0, 0.15), (5.0, 6.0), (-9.0, 9.0), (0.1, 0.1)])
+def test_the_checks_for_ones_own_know_bounds(kind, box):
+    """``learnreg.testing`` finds the bounded minimizer without the solvers of the library."""
+    energy, y = denoised(kind, box), noisy(2)
+    lr.testing.check_honesty(energy, y, [1e-1, 1e-3, 1e-6])
+    x = lr.solve(energy, y, 1e-8).value
+    assert (lr.testing.true_distance(energy, y, x) <= 2e-8).all()
+    free = lr.solve(Energy(energy.physics, energy.regularizer), y, 1e-8).value
+    far = lr.testing.true_distance(energy, y, free)
+    assert ((far > 1e-3) == (box != (-9.0, 9.0))).all()
+
+
+def test_bounded_truths_of_large_images_are_refused():
+    with pytest.raises(MissingPropertyError, match="bounds"):
+        lr.testing.truth(
+            denoised("TV", (0, 1)), random(1, 1, 30, 30, seed=0), random(1, 1, 30, 30, seed=1)
+        )

@@ -53,8 +53,9 @@ class Solution:
             ``error`` contains. Of a saddle point: the norm of the gradient of the Lagrangian in all
             variables, NaN where that has none.
         gradient: (b, ...), grad h(x~) from the float64 closing evaluation; corrected loss values
-            need it. Of a saddle point: the gradient of the Lagrangian in all its variables (b, n),
-            zero where there is none.
+            need it. Within bounds of pixels it is the projected gradient, and the norm is of that.
+            Of a saddle point: the gradient of the Lagrangian in all its variables (b, n), zero
+            where there is none.
         state: (b, n), all variables of a saddle point, of which ``value`` is one; None for a
             minimizer.
         theorem: per image, which certificate gave ``error`` where there are several: "gap",
