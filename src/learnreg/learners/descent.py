@@ -41,6 +41,9 @@ tight solve.
 """
 
 
+WIDE = 10.0
+"""A bracket so many times wider than the gain of the first short step calls for a longer one."""
+
 FOR_CURVATURE = 0.1
 """With curvature pairs z must be known to this relative accuracy: differences of z are what the
 pairs are made of.
@@ -121,7 +124,7 @@ def descend(rules: DescentRules, objective: Objective, state: DescentState) -> D
             state = _sharpen(rules, objective, state, z, effort)
             continue
         direction, slope = aim
-        first = _first_step(state, direction, units, rules)
+        first = _first_step(state, direction, slope, units, rules)
         state = _tighten_early(rules, objective, state, first * slope, effort)
         found = _search(rules, objective, state, direction, slope, first, allowed, effort)
         if isinstance(found, tuple):
@@ -273,7 +276,7 @@ def _direction(
 
 
 def _first_step(
-    state: DescentState, direction: Tensor, units: Tensor, rules: DescentRules
+    state: DescentState, direction: Tensor, slope: float, units: Tensor, rules: DescentRules
 ) -> float:
     """The first trial: 1 with curvature, otherwise the remembered step size; d is never longer than
     theta allows.
@@ -283,7 +286,10 @@ def _first_step(
     if len(state.pairs):
         return min(max(state.step_size or 1.0, 1.0), 0.5 * reach / length)
     if state.step_size is None:
-        return 0.05 * reach / length
+        short = 0.05 * reach / length
+        # why: to show what a short step gains, a wide bracket would have to become much narrower
+        shows = state.point.width / slope if state.point.width > WIDE * short * slope else 0.0
+        return min(max(short, shows), 0.5 * reach / length)
     return min(state.step_size, 0.5 * reach / length) if rules.memory else state.step_size
 
 
