@@ -34,7 +34,6 @@ import torch
 from deepinv.physics import Denoising, GaussianNoise, Tomography
 from rich.console import Console
 from rich.table import Table
-from solvers import MU, WEIGHTS, physics
 from torch import Tensor
 
 import learnreg as lr
@@ -48,6 +47,7 @@ from learnreg.regularizers import TV, FoE, Tikhonov, profiles
 from learnreg.solvers.certify import certify_potential
 from learnreg.solvers.lbfgs import averaged
 from learnreg.solvers.solve import solve_potential
+from solvers import MU, WEIGHTS, physics
 
 CASES = ("ct 30", "ct 60", "mri", "blur", "inpaint")
 ROUNDS = 4
@@ -99,8 +99,8 @@ def left_of(R: TV | FoE, x: Tensor, rho: Tensor) -> Product:
     """A lower bound of the averaged Hessian of R between x and any point of the ball (1,)."""
     if isinstance(R, TV):
         w, nu = (float(t.detach().exp()) for t in (R.log_weight, R.log_smoothing))
-        size = (gradient(x) / nu).square().sum(dim=gradient(x).dim() - x.dim() + 1, keepdim=True)
-        c = secant(size.sqrt(), math.sqrt(3) * rho / nu)
+        size = (gradient(x) / nu).norm(dim=1, keepdim=True)  # axes come before the channels
+        c = secant(size, math.sqrt(3) * rho / nu)
         return lambda v: gradient_adjoint(gradient(v) * c) * (w / nu)
 
     kernels, w, nu = R.effective()
