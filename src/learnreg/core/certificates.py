@@ -20,6 +20,42 @@ def distance_from_gradient(gradient_norm: Tensor, mu: Bound | Tensor) -> Tensor:
     return gradient_norm / (mu.value if isinstance(mu, Bound) else mu)
 
 
+def distance_in_metric(gradient: Tensor, v: Tensor, Mv: Tensor, mu: float | Tensor) -> Tensor:
+    """||x - x*|| from M, a lower bound of the Hessian that is larger than mu in most directions;
+    (b, ...), (b, ...), (b, ...) -> (b,).
+
+    Let <grad h(x) - grad h(x'), x - x'> >= <M (x - x'), x - x'> for x' = x*, with M >= mu > 0: the
+    Hessian of a quadratic data term, for example, and what is known of that of a convex R. With
+    e = x - x*, g = grad h(x), r = g - M v for any v, and gamma = <g, M^-1 g>:
+        ||e|| <= min{ sqrt(G / mu),  ( ||v|| + ||r|| / mu + sqrt(G / mu) ) / 2,  ||g|| / mu },
+        G = <g + r, v> + ||r||^2 / mu >= gamma.
+    Proof: <M e, e> <= <g, e>, which says ||M^(1/2) e - M^(-1/2) g / 2|| <= sqrt(gamma) / 2. Hence
+    ||M^(1/2) e|| <= sqrt(gamma), and ||e - M^-1 g / 2|| <= sqrt(gamma / mu) / 2 with
+    ||M^-1 g|| <= ||v|| + ||M^-1 r||. And gamma = <g, v> + <g, M^-1 r> = <g, v> + <M v + r, M^-1 r>
+    = <g + r, v> + <r, M^-1 r>.
+
+    For v of conjugate gradients started at zero <r, v> = 0, so G >= ||r||^2 / mu and the bound is
+    at least min{ ||r||, ||g|| } / mu. For a quadratic h and its Hessian M the gradient at x - v is
+    r: whoever knows v has a solution, x - v, with the distance ||r|| / mu. So products with M
+    certify x hardly sooner than they would have improved it, and solvers do not ask for this bound
+    (measured: ``benchmarks/operators_certificates.py``).
+
+    Args:
+        gradient: g in float64.
+        v: any; M^-1 g is best.
+        Mv: M v.
+        mu: a proven lower bound of M, a number or (b,).
+    """
+    g, v, Mv = (t.flatten(1) for t in (gradient, v, Mv))
+    r = g - Mv
+    size = torch.linalg.vector_norm(r, dim=1)
+    G = (torch.linalg.vecdot(g + r, v) + size.square() / mu).clamp_min(0)
+    energy = (G / mu).sqrt()
+    centred = 0.5 * (torch.linalg.vector_norm(v, dim=1) + size / mu + energy)
+    plain = torch.linalg.vector_norm(g, dim=1) / mu
+    return torch.stack([energy, centred, plain]).amin(dim=0)
+
+
 def squared_error_bracket(distance_to_truth: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     """Range of 1/2 ||x - x_true||^2 over the ball ||x - x~|| <= eps; (b,), (b,) -> lower (b,),
     upper (b,).

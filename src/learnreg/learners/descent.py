@@ -43,6 +43,9 @@ tight solve.
 """
 
 
+WIDE = 10.0
+"""A bracket so many times wider than the gain of the first short step calls for a longer one."""
+
 FOR_CURVATURE = 0.1
 """With curvature pairs z must be known to this relative accuracy: differences of z are what the
 pairs are made of.
@@ -129,7 +132,7 @@ def descend(rules: DescentRules, objective: Objective, state: DescentState) -> D
             state = _sharpen(rules, objective, state, z, effort)
             continue
         aim = Arc(state.theta, *found, z, box)
-        first = _first_step(state, aim.direction, units, rules)
+        first = _first_step(state, aim.direction, aim.slope, units, rules)
         state = _tighten_early(rules, objective, state, aim.at(first)[1], effort)
         reached = _search(rules, objective, state, aim, first, allowed, effort)
         if isinstance(reached, tuple):
@@ -289,7 +292,7 @@ def _direction(
 
 
 def _first_step(
-    state: DescentState, direction: Tensor, units: Tensor, rules: DescentRules
+    state: DescentState, direction: Tensor, slope: float, units: Tensor, rules: DescentRules
 ) -> float:
     """The first trial: 1 with curvature, otherwise the remembered step size; d is never longer than
     theta allows.
@@ -299,7 +302,10 @@ def _first_step(
     if len(state.pairs):
         return min(max(state.step_size or 1.0, 1.0), 0.5 * reach / length)
     if state.step_size is None:
-        return 0.05 * reach / length
+        short = 0.05 * reach / length
+        # why: to show what a short step gains, a wide bracket would have to become much narrower
+        shows = state.point.width / slope if state.point.width > WIDE * short * slope else 0.0
+        return min(max(short, shows), 0.5 * reach / length)
     return min(state.step_size, 0.5 * reach / length) if rules.memory else state.step_size
 
 

@@ -166,6 +166,11 @@ def aligned(physics: nn.Module, params: Mapping[str, Tensor]) -> dict[str, Tenso
     return {name: of(name, t) for name, t in params.items()}
 
 
+def shallow(physics: M) -> M:
+    """A copy that shares all tensors: those put in their place leave the original as it is."""
+    return _replaced(physics, lambda name, t: t)
+
+
 def check_slices(physics: LinearPhysicsLike, params: Mapping[str, Tensor]) -> None:
     """Refuse parameters per image whose first axis the physics took for another one.
 
@@ -183,17 +188,6 @@ def check_slices(physics: LinearPhysicsLike, params: Mapping[str, Tensor]) -> No
             expected=f"one slice per image, ({t.shape[0]}, ...), that stays one",
             remedy="Give it all axes that the tensor of the physics has.",
         )
-
-
-def shallow(physics: M) -> M:
-    """A copy that shares all tensors: those put in their place leave the original as it is."""
-    copied = _replaced(physics, lambda name, t: t)
-    for module in copied.modules() if _listed(copied) else ():
-        for key, value in vars(module).items():
-            if type(value) is list and any(isinstance(part, nn.Module) for part in value):
-                parts = (shallow(part) if isinstance(part, nn.Module) else part for part in value)
-                module.__dict__[key] = list(parts)
-    return copied
 
 
 def with_tensors(physics: LinearPhysicsLike, tensors: Mapping[str, Tensor]) -> LinearPhysicsLike:
