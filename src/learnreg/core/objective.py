@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from .asking import offers
 from .grants import Grants
 from .meter import Meter
 from .packing import Packed
@@ -153,6 +154,23 @@ class Value(Protocol):
     def pack(self) -> Packed:
         """For a checkpoint; ``Objective.restore`` is the inverse."""
         ...
+
+
+class Doubted(Protocol):
+    """A value that says how far its ``corrected`` may be off."""
+
+    def doubt(self, adjoint: Tensor | None) -> float:
+        """An estimate of |f(theta) - corrected|, not a bound."""
+        ...
+
+
+def doubt_of(value: Value, adjoint: Tensor | None) -> float:
+    """How far ``value.corrected(adjoint)`` may be off, estimated; by the size of the correction
+    where the value does not say.
+    """
+    if offers(value, Doubted):
+        return value.doubt(adjoint)
+    return abs(value.loss - value.corrected(adjoint))
 
 
 class Objective(Protocol):

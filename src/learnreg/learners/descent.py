@@ -15,7 +15,7 @@ are the certified ends of the bracket of f.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from ..core.objective import (
     Row,
     Value,
     checked,
+    doubt_of,
     rounding_floor,
     row_of,
 )
@@ -45,6 +46,9 @@ tight solve.
 
 WIDE = 10.0
 """A bracket so many times wider than the gain of the first short step calls for a longer one."""
+
+EXPLORED = (0.1, 4.0)
+"""eps of a trial that is decided by estimates, over the one before: within this range."""
 
 FOR_CURVATURE = 0.1
 """With curvature pairs z must be known to this relative accuracy: differences of z are what the
@@ -68,6 +72,7 @@ class DescentRules:
     gradient_tolerance: float
     smallest_eps: float
     error: ErrorWord
+    decrease: Literal["certified", "estimated"] = "certified"
     box: Ranges = None
 
     def box_of(self, objective: Objective) -> Box | None:
@@ -340,12 +345,13 @@ def _search(
             continue
         wanted = rules.sufficient * predicted
         while not new.failed:
-            if new.upper - state.point.lower + wanted <= 0:
+            before, after = (_range(rules, p, state.adjoint) for p in (state.point, new))
+            if after.upper - before.lower + wanted <= 0:
                 return state, new, alpha
-            if new.lower - state.point.upper + wanted > 0 or isinstance(rules.accuracy, Fixed):
+            if after.lower - before.upper + wanted > 0 or isinstance(rules.accuracy, Fixed):
                 break  # no accuracy can make this trial acceptable
             gain = state.point.corrected(state.adjoint) - new.corrected(state.adjoint) - wanted
-            slack = state.point.width + new.width
+            slack = before.width + after.width
             if gain <= max(1e-2 * slack, 0.1 * predicted) and new.eps <= state.eps:
                 break  # undecided and not promising: a shorter step is cheaper than more accuracy
             if new.eps > state.eps and not new.at_floor:
@@ -355,6 +361,25 @@ def _search(
                 new = checked(objective.refine(new, state.eps))
         alpha *= rules.rho if new.failed else _shrink(rules, state, new, predicted)
     return state
+
+
+class _Range(NamedTuple):
+    """Where f(theta) lies, by the bracket or by the estimate of ``exploring``."""
+
+    lower: float
+    upper: float
+
+    @property
+    def width(self) -> float:
+        return self.upper - self.lower
+
+
+def _range(rules: DescentRules, point: Value, adjoint: Tensor | None) -> _Range:
+    """What the rules take for the range of f at a point."""
+    if rules.decrease == "certified":
+        return _Range(point.lower, point.upper)
+    middle, doubt = point.corrected(adjoint), doubt_of(point, adjoint)
+    return _Range(middle - doubt, middle + doubt)
 
 
 def _shrink(rules: DescentRules, state: DescentState, new: Value, predicted: float) -> float:
@@ -371,6 +396,10 @@ def _trial_eps(rules: DescentRules, state: DescentState, decrease: float) -> flo
     """
     if isinstance(rules.accuracy, Fixed):
         return state.eps
+    if rules.decrease == "estimated":
+        width = max(_range(rules, state.point, state.adjoint).width, 1e-300)
+        wanted = 0.25 * decrease * state.point.eps / width  # widths are linear in eps
+        return min(max(wanted, EXPLORED[0] * state.eps), EXPLORED[1] * state.eps)
     slope = (
         max(2 * state.point.loss, 1e-300) ** 0.5
     )  # ||grad loss|| for the squared error, a scale for others
@@ -391,9 +420,10 @@ def _tighten_early(
     """Before a search that could not succeed: the bracket at theta_k alone is wider than the
     largest decrease.
     """
-    if isinstance(rules.accuracy, Fixed) or state.point.width <= 0.5 * decrease:
+    width = _range(rules, state.point, state.adjoint).width
+    if isinstance(rules.accuracy, Fixed) or width <= 0.5 * decrease:
         return state
-    return _tighten(rules, objective, state, _cut(rules, 0.5 * decrease, state.point.width), effort)
+    return _tighten(rules, objective, state, _cut(rules, 0.5 * decrease, width), effort)
 
 
 def tighten(
@@ -447,6 +477,8 @@ def _accept(
     """
     loosen = rules.accuracy.loosen if isinstance(rules.accuracy, Adaptive) else 1.0
     growth = rules.growth if rules.memory == 0 else 2.0
+    # why not loosened: eps follows the estimates, and nothing would tighten delta again
+    exploring = rules.decrease == "estimated"
     info = {
         "eps": new.eps,
         "delta": state.delta,
@@ -461,8 +493,8 @@ def _accept(
     return DescentState(
         new,
         state.adjoint,
-        max(state.eps * loosen, new.eps),
-        state.delta * loosen,
+        new.eps if exploring else max(state.eps * loosen, new.eps),
+        state.delta if exploring else state.delta * loosen,
         alpha * growth,
         state.pairs,
         torch.stack([state.point.theta, z.value]),

@@ -139,7 +139,7 @@ class MAID:
             self.gradient_tolerance,
             self.smallest_eps,
             "certify" if self.test == "certified" else "estimate",
-            self.box,
+            box=self.box,
         )
 
 
@@ -197,7 +197,7 @@ class FixedAccuracy:
             1e-12,
             1e-300,
             "none",  # nothing would react to it
-            self.box,
+            box=self.box,
         )
         return descend(rules, objective, state)
 

@@ -140,6 +140,12 @@ class BilevelValue:
         slope = self.solution.gradient
         return self.loss - float(dot(adjoint.double(), slope.double()).mean())
 
+    def doubt(self, adjoint: Tensor | None) -> float:
+        """An estimate of how far ``corrected`` may be off: the mean size of the corrections."""
+        if adjoint is None:
+            return 0.0
+        return float(dot(adjoint.double(), self.solution.gradient.double()).abs().mean())
+
     def residuals(self, pixels: bool) -> Squares | None:
         """Residuals r_i = sqrt(2 g_i), and sqrt(2 n p) of the penalty, so that F = sum_i r_i^2 =
         2 n f for n images.
