@@ -407,8 +407,10 @@ TABLE: dict[str, Entry] = {
             "function": Setting("object", (torch.nn.L1Loss(), torch.dist), (torch.nn.L1Loss,)),
             "smoothness": positive(optional=True),
             "lipschitz": positive(optional=True),
+            "energy": Setting("flag", (False,)),
         },
     ),
+    "DataConsistency": Entry(lr.DataConsistency, dict, {"mean": FLAG}),
     "SURE": Entry(
         lr.SURE,
         lambda: {"sigma": 0.1},
