@@ -318,4 +318,4 @@ def test_comparisons_take_the_same_sections(tmp_path):
 
 def test_sections_are_those_of_the_library():
     assert set(PHYSICS) == set(P.SETUPS) and set(NOISES) == set(P.NOISES)
-    assert set(FIDELITIES) == {"L2", "WeightedL2", "L1", "Huber", "KL", "Poisson"}
+    assert set(FIDELITIES) == {"L2", "WeightedL2", "SampledL2", "L1", "Huber", "KL", "Poisson"}
