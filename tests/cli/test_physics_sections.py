@@ -335,6 +335,7 @@ def test_sections_are_those_of_the_library():
     assert set(FIDELITIES) == {
         "L2",
         "WeightedL2",
+        "SampledL2",
         "L1",
         "Huber",
         "KL",

@@ -17,7 +17,7 @@ from ..core import objective
 from ..core.errors import ConfigError
 from ..core.maps import SolutionMap
 from ..physics import Noise, Setup
-from ..problems import Energy, SaddleEnergy
+from ..problems import Energy, SaddleEnergy, SparsityPenalty
 from ..runs import Budget
 from . import toml
 from .data_section import Data
@@ -38,6 +38,7 @@ from .physics_section import (
     follow,
     unsaid,
 )
+from .sampling_section import boxed, penalty_of
 from .sections import Section, located, tag_of
 from .settings import (
     LEARNERS,
@@ -161,10 +162,14 @@ class Config(Section):
 
     def build_energy(self, physics: nn.Module, channels: int) -> Energy | SaddleEnergy:
         """The energy for such a physics, at the start of the regularizer and of the kernel."""
-        inherited = {"channels": channels, "seed": self.run.seed}
+        size, seed = size_of(self.data), self.run.seed
         operator = build_learned(self.physics, physics, channels)
-        bounds = self.constraint
-        return build_energy(operator, self.regularizer, self.fidelity, bounds, **inherited)
+        regularizer, fidelity, bounds = self.regularizer, self.fidelity, self.constraint
+        return build_energy(operator, regularizer, fidelity, size, channels, bounds, seed=seed)
+
+    def build_penalty(self, energy: Energy | SaddleEnergy) -> SparsityPenalty | None:
+        """What the learning problem adds to its loss, for such an energy."""
+        return penalty_of(self.fidelity, energy)
 
     def build_regularizer(self) -> Part:
         """The start of the regularizer."""
@@ -172,7 +177,9 @@ class Config(Section):
 
     def build_learner(self) -> objective.Learner[objective.State]:
         """The learner."""
-        built: objective.Learner[objective.State] = self.learner.build("learner")
+        built: objective.Learner[objective.State] = boxed(self.learner, self.fidelity).build(
+            "learner"
+        )
         return built
 
     def build_hypergradient(self) -> SolutionMap | None:
@@ -250,7 +257,8 @@ def load_config(
 CHECKS: list[Check[Config]] = [
     (("regularizer",), lambda config, _: config.build_regularizer()),
     (("constraint",), lambda config, _: config.constraint and config.constraint.build()),
-    (("learner",), lambda config, _: config.build_learner()),
+    (("learner",), lambda config, _: config.learner.build("learner")),
+    (("learner", "fidelity"), lambda config, _: config.build_learner()),
     (("hypergradient",), lambda config, _: config.build_hypergradient()),
     (("budget",), lambda config, _: config.build_budget()),
     (

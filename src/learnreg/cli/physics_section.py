@@ -41,6 +41,7 @@ from ..problems import (
 from ..problems import PoissonGaussian as PoissonGaussianTerm
 from ..regularizers import Regularizer, Tikhonov
 from . import toml
+from .sampling_section import Sampling, check_full, measured_shape
 from .sections import Built, Section, comments_of, described, located, one_of, tag_of
 from .settings import SADDLES, Bounds, Part, build_regularizer
 
@@ -193,6 +194,7 @@ FIDELITIES = {
     for tag, kind in {
         "L2": L2,
         "WeightedL2": WeightsOfFile,
+        "SampledL2": Sampling,
         "L1": L1,
         "Huber": Huber,
         "KL": CountsOfFile,
@@ -407,19 +409,23 @@ def build_energy(
     physics: nn.Module,
     regularizer: Built,
     fidelity: Built,
+    size: tuple[int, int],
+    channels: int,
     bounds: Bounds | None = None,
     **inherited: object,
 ) -> Energy | SaddleEnergy:
-    """The energy of the sections, for a physics.
+    """The energy of the sections, for a physics and images of this size.
 
     Raises:
         ConfigError: values out of range; a data term that does not go with the regularizer.
     """
-    part: Part = build_regularizer(regularizer, "regularizer", **inherited)
+    part: Part = build_regularizer(regularizer, "regularizer", channels=channels, **inherited)
     term = fidelity.build("fidelity")
     tikhonov = float(getattr(fidelity, "tikhonov", None) or 0.0)
     constraint = None if bounds is None else bounds.build()
     with located("fidelity"):
+        if isinstance(term, Sampling):
+            term = term.load(measured_shape(physics, size, channels))
         from_file = isinstance(term, WeightsOfFile | CountsOfFile | ReadOutOfFile)
         data_term = term.load() if from_file else term
         if isinstance(part, Regularizer):
@@ -448,8 +454,9 @@ def check_problem(
     if tag_of(fidelity) in COUNTS:
         _check_counts(build_noise(physics, noise), tag_of(noise), fidelity)
     build_noise(physics, noise)
+    check_full(physics, fidelity)
     stand_in = Denoising().build(size, noise=NoNoise())
-    energy = build_energy(stand_in, regularizer, fidelity, channels=channels, seed=0)
+    energy = build_energy(stand_in, regularizer, fidelity, size, channels, seed=0)
     convex = setup.full_rank and tag_of(fidelity) == "L2"
     own = energy.regularizer.bounds().mu.value if isinstance(energy, Energy) else 1.0
     if not convex and own <= 0:
