@@ -12,9 +12,9 @@ u / s(u). Eliminating p leaves the same system with the curvature (1 - p u / s) 
 s^-3; p then follows by the linearized equation and is kept in |p| <= 1. Where u jumps across the
 kink the plain Newton direction overshoots, this one does not.
 
-Within bounds Newton-CG is the two-metric projection (Bertsekas, SIAM J. Control Optim. 1982): the
-system is solved on the pixels that a gradient step of length 1 / L does not take to a bound, the
-others go there, and the line search follows P(x + alpha d).
+Within bounds both are two-metric projections (Bertsekas, SIAM J. Control Optim. 1982): the system
+is solved on the pixels that a gradient step of length 1 / L does not take to a bound, the others go
+there, and the line search follows P(x + alpha d).
 """
 
 from __future__ import annotations
@@ -117,6 +117,7 @@ class PrimalDualNewton:
     forcing: float = 0.1
     inner_steps: int = 200
     name: str = "primal_dual_newton"
+    bounded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         tidy(self)

@@ -199,7 +199,8 @@ class SmoothView:
             raise MissingPropertyError(
                 "solver",
                 given=f"{method.name!r} for images with bounds, of which it knows nothing",
-                expected="'agd', 'lbfgs' or 'newton', or a solver with bounded = True",
+                expected="'agd', 'lbfgs', 'newton', 'primal_dual_newton', or a solver that says "
+                "bounded = True",
                 remedy="Leave the choice to solver='auto'.",
             )
         if isinstance(method, AGD) and not is_convex(self.f):
