@@ -584,8 +584,8 @@ class TiedMap:
         return moves_of(self, x).beta
 
     def fitted(self, image: Tensor, data: Tensor) -> Tensor:
-        """t A^T y, from the image A^T y and the data y, with the t >= 0 that fits best, per image: a
-        start of the right size.
+        """t A^T y, made from the image A^T y and the data y, with the t >= 0 that fits best, per
+        image: a start of the right size.
         """
         if self.is_identity:
             return image
