@@ -12,6 +12,7 @@ J. Math. Data Sci. 4, 2022).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -159,10 +160,13 @@ class Piggyback(ToAccuracy):
         self, f: Tied, upper: Upper, state: Tensor, solution: Solution, found: Solution
     ) -> Tensor | None:
         """The smaller of the two proven bounds per image (b,); None where a constant is missing."""
-        if trainable(f.operator.physics):  # nobody knows how K changes with these parameters
-            return None
         kappa, beta = f.energy.regularizer.sensitivity(solution.value)
-        known = kappa < float("inf") and beta < float("inf") and upper.smooth.certified
+        if trainable(f.operator.physics):
+            # a row of K, with parameters of its own: |<dK x, Y>| has the root of both squares
+            of_operator = f.operator.sensitivity(solution.value)
+            known = f.data and of_operator.certified
+            kappa = math.hypot(kappa, of_operator.value) if known else math.inf
+        known = kappa < math.inf and beta < math.inf and upper.smooth.certified
         if not (f.smooth and known):
             return None
         slope = upper.grad(solution.value)

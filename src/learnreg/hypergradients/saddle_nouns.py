@@ -8,7 +8,7 @@ from typing import Protocol, Self, cast
 from torch import Tensor, nn
 
 from ..convex import Convex
-from ..core.bounds import Curvature
+from ..core.bounds import Bound, Curvature
 from ..core.errors import MissingPropertyError
 from ..core.maps import Level, Posed
 from ..core.offers import is_saddle
@@ -35,6 +35,10 @@ class Operator(Protocol):
     def forward(self, x: Tensor) -> Tensor: ...
 
     def select(self, index: Tensor) -> Self: ...
+
+    def sensitivity(self, x: Tensor) -> Bound:
+        """beta with ||dA v|| <= beta ||dtheta|| ||v|| for images v like x."""
+        ...
 
 
 class SaddleLevel(Level, Protocol):

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..core.bounds import Constants, Curvature
+from ..core.bounds import Bound, Constants, Curvature
 from ..core.cost import Cost
 from ..core.curvature import MeanCurvature
 from ..core.errors import AdjointError, InputError, MissingPropertyError
@@ -48,7 +48,6 @@ LIKE_A_CONVOLUTION = 0.8
 """Relative distance of A^T A from its mean symbol, at white noise, up to which preconditioners use
 the symbol: 0.2 to 0.7 were seen for blurs, MRI and CT, about 1 for dense random matrices.
 """
-
 
 MOST_VARIANTS = 8
 """Sets of parameters per image that are remembered with what was found out about them."""
@@ -578,12 +577,15 @@ class TiedMap:
             self.map.cost += cost
         return self.map._majorants[key]
 
-    def fitted(self, image: Tensor, data: Tensor) -> Tensor:
-        """t A^T y with the t >= 0 that fits the data best, per image: a start of the right size.
+    def sensitivity(self, x: Tensor) -> Bound:
+        """See ``sensitivity.Moves``."""
+        from .sensitivity import moves_of  # why here: products ask for the maps of their factors
 
-        Args:
-            image: A^T y, (b, c, ...).
-            data: y.
+        return moves_of(self, x).beta
+
+    def fitted(self, image: Tensor, data: Tensor) -> Tensor:
+        """t A^T y, made from the image A^T y and the data y, with the t >= 0 that fits best, per
+        image: a start of the right size.
         """
         if self.is_identity:
             return image
