@@ -103,6 +103,7 @@ def test_the_blocks_of_what_you_can_bring_run_one_after_the_other(tmp_path):
         ),
         ("docs/learners.md", ["gap to best"]),
         ("docs/noise_levels.md", ["as learned", "estimated tensor"]),
+        ("docs/sampling.md", ["of the lines have a weight", "binary 28%", "views tensor"]),
     ],
 )
 def test_the_blocks_of_a_page_run_one_after_the_other(tmp_path, page, says):
