@@ -118,7 +118,7 @@ class Implicit(ToAccuracy):
             certified,
             correction,
             level.data_adjoint(x, posed.y, q) if ask.data else None,
-            free.undecided,
+            undecided=free.undecided,
         )
 
     def _asked(self, error: ErrorWord | None) -> tuple[bool, bool]:
