@@ -118,8 +118,8 @@ class Implicit(ToAccuracy):
             certified,
             correction,
             level.data_adjoint(x, posed.y, q) if ask.data else None,
-            free.undecided,
-            point,
+            undecided=free.undecided,
+            point=point,
         )
 
     def _asked(self, error: ErrorWord | None) -> tuple[bool, bool]:

@@ -175,7 +175,7 @@ class Piggyback(ToAccuracy):
 
 def mixed_saddle(f: Tied, state: Tensor, adjoint: Tensor, group: int) -> Tensor:
     """d/dtheta [ <K x + b, Y> + <K X, p> ], summed over images, as one vector (d,)."""
-    regularizer, first = f.energy.regularizer, 1 if f.data else 0
+    regularizer, first = f.energy.regularizer, f.above
     params = trainable(cast(nn.Module, f.energy))
     learns_operator = f.data and bool(trainable(f.operator.physics))
     (x, p), (X, Y) = f.unpack(state), f.unpack(adjoint)
@@ -221,7 +221,7 @@ def saddle_error(
         found: the adjoint, with its residual in ``gradient``.
         kappa, beta: sensitivity of K and b to theta.
     """
-    moduli, first = f.moduli(), len(f.primal) + (1 if f.data else 0)
+    moduli, first = f.moduli(), len(f.primal) + f.above
     (x, p), (X, Y) = f.unpack(state.double()), f.unpack(found.value.double())
     (rx, rp), (qx, qp) = f.unpack(solution.gradient.double()), f.unpack(found.gradient.double())
     eps = distance_from_residuals([norm(r) for r in (*rx, *rp)], moduli)
@@ -233,7 +233,7 @@ def saddle_error(
     if moved is None:
         return None
     # only rows of the regularizer depend on theta
-    sizes = [length(x), length(p[1:] if f.data else p), length(X), length(Y[1:] if f.data else Y)]
+    sizes = [length(x), length(p[f.above :]), length(X), length(Y[f.above :])]
     eps_x, eps_p = (_total(part) for part in (eps[: len(f.primal)], eps[first:]))
     d_x, d_y = (_total(part) for part in (moved[: len(f.primal)], moved[first:]))
     size_x, size_p, size_X, size_Y = sizes

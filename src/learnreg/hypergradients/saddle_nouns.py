@@ -77,6 +77,9 @@ class Tied(Protocol):
     def data(self) -> bool: ...
 
     @property
+    def above(self) -> int: ...
+
+    @property
     def norms(self) -> tuple[tuple[float, ...], ...]: ...
 
     @property

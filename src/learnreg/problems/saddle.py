@@ -9,14 +9,13 @@ no derivative of g or f.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from ..convex import Box, Boxed, Convex
+from ..convex import Box, Boxed, Convex, Zero
 from ..core.batch import check_images, expand, norm
 from ..core.bounds import Bound, Curvature
 from ..core.certificates import distance_from_gap, distance_from_residuals
@@ -33,54 +32,13 @@ from ..operators.physics import LinearMap, TiedMap
 from .fidelity import L2, SaddleDataTerm, WeightedL2, as_data_term
 from .noise_level import PerImage
 from .per_image import in_double, of_images
-from .tied import ModuleLike, Tied
+from .saddle_regularizer import SaddleRegularizerLike
+from .tied import Tied
 
 THEOREMS = ("gap", "residual", "kkt")
 """Names of the certificates, in the order of their codes."""
 
 NEEDED = ("auxiliary", "primal", "dual", "dual_start", "linear", "adjoint", "offset", "norms")
-
-
-class SaddleRegularizerLike(ModuleLike):
-    """What a SaddleEnergy needs of a regularizer: see ``regularizers.SaddleRegularizer``, which has
-    defaults for all but ``dual``, ``linear``, ``adjoint`` and ``norms``.
-    """
-
-    def auxiliary(self, u: Tensor) -> Blocks:
-        raise NotImplementedError
-
-    def primal(self, u: Tensor) -> tuple[Convex, ...]:
-        raise NotImplementedError
-
-    def dual(self, u: Tensor) -> tuple[Convex, ...]:
-        raise NotImplementedError
-
-    def dual_start(self, u: Tensor) -> Blocks:
-        raise NotImplementedError
-
-    def linear(self, u: Tensor, *v: Tensor) -> Blocks:
-        raise NotImplementedError
-
-    def adjoint(self, *p: Tensor) -> Blocks:
-        raise NotImplementedError
-
-    def offset(self, u: Tensor) -> tuple[Tensor | None, ...] | None:
-        raise NotImplementedError
-
-    def norms(self, u: Tensor) -> Sequence[Sequence[float]]:
-        raise NotImplementedError
-
-    def majorants(self, u: Tensor) -> Sequence[Tensor]:
-        raise NotImplementedError
-
-    def finite(self, x: Blocks) -> Blocks | None:
-        raise NotImplementedError
-
-    def feasible(self, x: Blocks, p: Blocks) -> Blocks | None:
-        raise NotImplementedError
-
-    def sensitivity(self, u: Tensor) -> tuple[float, float]:
-        raise NotImplementedError
 
 
 class SaddleEnergy(Tied[SaddleRegularizerLike, SaddleDataTerm]):
@@ -201,7 +159,9 @@ class SaddleAt:
         data: whether the first dual block belongs to the data term.
         offset: b(theta) for every dual block, or None.
         shapes: of the blocks of x and p for one image.
-        domain: bounds of the pixels of u, which g_1 keeps to; None where there are none.
+        domain: bounds of the pixels of u; None where there are none. g_1 keeps to them, or a row of
+            K that is the identity where steps in a metric want a quadratic g_1 (``row``): u then
+            only approaches them, and the images meant are those of ``image``, u projected.
     """
 
     energy: SaddleEnergy
@@ -218,6 +178,7 @@ class SaddleAt:
     fidelity: SaddleDataTerm
     spent: Cost = Cost()
     domain: Interval | None = None
+    row: bool = False
 
     def first(self) -> Tensor:
         """t A^T y with the t that fits the data best: what a solve starts from."""
@@ -227,6 +188,8 @@ class SaddleAt:
     def linear(self, x: Blocks) -> Blocks:
         """K x."""
         rows = self.energy.regularizer.linear(*x)
+        if self.row:
+            rows = (x[0], *rows)
         return (self.operator.forward(x[0]), *rows) if self.data else rows
 
     def apply(self, x: Blocks) -> Blocks:
@@ -238,10 +201,15 @@ class SaddleAt:
 
     def adjoint(self, p: Blocks) -> Blocks:
         """K^T p."""
-        if not self.data:
-            return self.energy.regularizer.adjoint(*p)
-        first, *others = self.energy.regularizer.adjoint(*p[1:])
-        return (first + self.operator.adjoint(p[0]), *others)
+        first, *others = self.energy.regularizer.adjoint(*p[self.above :])
+        if self.row:
+            first = first + p[1]
+        return (first + self.operator.adjoint(p[0]) if self.data else first, *others)
+
+    @property
+    def above(self) -> int:
+        """Rows of K above those of the regularizer."""
+        return int(self.data) + int(self.row)
 
     # --- variables --------------------------------------------------------------------------------
     def start(self, x0: Tensor) -> tuple[Blocks, Blocks]:
@@ -250,13 +218,8 @@ class SaddleAt:
             return self.unpack(x0)
         x0 = domain_of(self).project(x0)
         regularizer = self.energy.regularizer
-        p = tuple(regularizer.dual_start(x0))
-        if self.data:
-            p = (
-                torch.zeros((x0.shape[0], *self.shapes[1][0]), dtype=x0.dtype, device=x0.device),
-                *p,
-            )
-        return (x0, *regularizer.auxiliary(x0)), p
+        zeros = (x0.new_zeros(x0.shape[0], *shape) for shape in self.shapes[1][: self.above])
+        return (x0, *regularizer.auxiliary(x0)), (*zeros, *regularizer.dual_start(x0))
 
     @staticmethod
     def pack(x: Blocks, p: Blocks, tempo: Tensor | None = None) -> Tensor:
@@ -293,8 +256,9 @@ class SaddleAt:
         return tuple(blocks[: len(self.primal)]), tuple(blocks[len(self.primal) :])
 
     def image(self, z: Tensor) -> Tensor:
-        """The image u in a packed state."""
-        return z[:, : math.prod(self.shapes[0][0])].reshape(z.shape[0], *self.shapes[0][0])
+        """The image in a packed state: u, within its bounds."""
+        u = z[:, : math.prod(self.shapes[0][0])].reshape(z.shape[0], *self.shapes[0][0])
+        return domain_of(self).project(u)
 
     @property
     def theorems(self) -> tuple[str, ...]:
@@ -341,7 +305,7 @@ class SaddleAt:
         Args:
             kx, ktp: K x + b and K^T p.
         """
-        lifted = self.energy.regularizer.finite(x)
+        lifted = self._lifted(x)
         if lifted is not None:
             x, kx = lifted, self.apply(lifted)
         repaired = self._repaired(x, p)
@@ -357,7 +321,7 @@ class SaddleAt:
 
     def halves(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> tuple[Tensor, Tensor]:
         """The gap in two parts (b,): what x leaves, repairs of p included, and what p leaves."""
-        lifted = self.energy.regularizer.finite(x)
+        lifted = self._lifted(x)
         if lifted is not None:
             x, kx = lifted, self.apply(lifted)
         of_dual = torch.stack([f.gap(a, s) for f, a, s in zip(self.dual, kx, p, strict=True)]).sum(
@@ -366,8 +330,15 @@ class SaddleAt:
         tiny = torch.finfo(of_dual.dtype).tiny
         return (self.gap(x, p, kx, ktp) - of_dual).clamp_min(tiny), of_dual.clamp_min(tiny)
 
+    def _lifted(self, x: Blocks) -> Blocks | None:
+        """x where every function is finite; None where it is so already."""
+        if self.row:
+            x = (domain_of(self).project(x[0]), *x[1:])
+        lifted = self.energy.regularizer.finite(x)
+        return x if lifted is None and self.row else lifted
+
     def _repaired(self, x: Blocks, p: Blocks) -> tuple[Blocks, Blocks] | None:
-        first = 1 if self.data else 0
+        first = self.above
         own = self.energy.regularizer.feasible(x, p[first:])
         if own is None:
             return None
@@ -511,7 +482,10 @@ class SaddleAt:
         u = torch.zeros((1, *self.shapes[0][0]), dtype=self.y.dtype, device=self.y.device)
         with torch.no_grad():
             of_map = self.operator.majorant(u)
-            return None if of_map is None else (of_map, *self.energy.regularizer.majorants(u))
+            if of_map is None:
+                return None
+            identity = (torch.ones_like(of_map),) if self.row else ()
+            return (of_map, *identity, *self.energy.regularizer.majorants(u))
 
     @property
     def effort(self) -> float:
@@ -538,6 +512,8 @@ def _tie(
         if domain is not None and first is not None and not first.separable:
             first = None  # bounds cut off sums over pixels only: a row of its own then
         data = first is None
+        # a metric needs a quadratic g: bounds become a row of K then, the identity
+        row = data and domain is not None and operator.majorant(like) is not None
         rows, dual, offset = [], list(regularizer.dual(u)), regularizer.offset(u)
         auxiliary, starts = regularizer.auxiliary(like), regularizer.dual_start(like)
         shapes = [s.shape[1:] for s in starts]
@@ -547,6 +523,11 @@ def _tie(
             rows.append((math.sqrt(float(operator.spectrum(u).L.max())), *[0.0] * len(auxiliary)))
             shapes.insert(0, y.shape[1:])
             offset = None if offset is None else (None, *offset)
+            if row and domain is not None:
+                dual.insert(1, Boxed(Zero(), domain))
+                rows.append((1.0, *[0.0] * len(auxiliary)))
+                shapes.insert(1, u.shape[1:])
+                offset = None if offset is None else (None, *offset)
         rows += [tuple(float(v) for v in row) for row in regularizer.norms(u)]
         if not all(math.isfinite(n) for row in rows for n in row):
             raise MissingPropertyError(
@@ -555,7 +536,7 @@ def _tie(
                 expected="finite parameters",
                 remedy="Take smaller steps, or a box for theta.",
             )
-        if domain is not None:
+        if domain is not None and not row:
             first = Boxed(first, domain)
         mu = fidelity.bounds(operator, u).mu + Bound.exact(energy.tikhonov)
         return SaddleAt(
@@ -572,6 +553,7 @@ def _tie(
             back,
             fidelity,
             domain=domain,
+            row=row,
         )
 
 
