@@ -97,6 +97,6 @@ def test_the_command_says_what_kernel_was_learned(tmp_path):
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "with a learned operator for deblurring" in page
     assert "filter by GaussianKernel(size=7x7)" in page
-    assert "physics.parametrizations.filter.log_std" in page
+    assert "physics.parametrizations.filter.log_std" in page and "learned filter" in page
     model = lr.load_model(tmp_path / "out" / "model.safetensors")
     assert isinstance(model.physics, LearnedPhysics)

@@ -169,6 +169,14 @@ class Filters(Protocol):
     def filters(self) -> dict[str, Tensor] | None: ...
 
 
+class LearnedKernels(Protocol):
+    """A physics with kernels that were learned, for a report."""
+
+    def kernels(self) -> dict[str, Tensor]:
+        """By the name of the tensor, (k, 1, h, w)."""
+        ...
+
+
 class Specified(Protocol):
     """JSON-able constructor arguments with the class name under ``type``, for model files."""
 

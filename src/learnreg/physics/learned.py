@@ -26,6 +26,9 @@ between the two: 1e-9 is seen for operators that are smooth in their tensors.
 MOVES = 1e-7
 """Relative change of a tensor by its parameters at least: below, no gradient leads away."""
 
+LARGEST_KERNEL = 64
+"""Pixels along a side: a larger tensor is a mask or an image, not a kernel."""
+
 PROBE = 32
 """Pixels of the images on which operators of any size are looked at."""
 
@@ -146,6 +149,16 @@ class LearnedPhysics(LinearPhysics):
     def learned(self) -> LinearPhysicsLike:
         """What was learned as a plain deepinv physics of the class of the base, a deep copy."""
         return clone(self.fixed())
+
+    def kernels(self) -> dict[str, Tensor]:
+        """The learned tensors that are pictures of kernels, (k, 1, h, w), for reports."""
+        with torch.no_grad():
+            found = {name: t.detach().clone() for name, t in self.tensors().items()}
+        return {
+            name: t.reshape(-1, 1, *t.shape[-2:])
+            for name, t in found.items()
+            if not t.is_complex() and t.dim() == 4 and max(t.shape[-2:]) <= LARGEST_KERNEL
+        }
 
     def words(self) -> str:
         """What was learned, in one line: sizes and widths of kernels, ranges of other tensors."""

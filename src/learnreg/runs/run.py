@@ -18,7 +18,7 @@ from ..core.files import load_tensors, save_tensors
 from ..core.guards import check_measured, check_pairs, isolated
 from ..core.measured import Measured, Native, complex_channels
 from ..core.noise import followed, learned_level
-from ..core.offers import Filters
+from ..core.offers import Filters, LearnedKernels
 from ..core.ranges import check_number
 from ..core.results import Evaluation, RunRecord, Solution, StopReason
 from ..metrics import scale_of
@@ -129,6 +129,13 @@ class Run:
         parts = dict(self.trained.named_children()) if isinstance(self.trained, nn.Module) else {}
         regularizer = parts.get("regularizer")
         return regularizer.filters() if offers(regularizer, Filters) else None
+
+    @property
+    def kernels(self) -> dict[str, Tensor] | None:
+        """Learned kernels of the physics for reports, by the name of their tensor, or None."""
+        parts = dict(self.trained.named_children()) if isinstance(self.trained, nn.Module) else {}
+        physics = parts.get("physics")
+        return physics.kernels() if offers(physics, LearnedKernels) else None
 
     @isolated
     def reconstruct(
