@@ -20,7 +20,9 @@ from .private import (
     aligned,
     batched_names,
     is_narrow,
+    named_tensors,
     of_images,
+    physics_parts,
     same,
     snapshot,
     tensor_named,
@@ -187,12 +189,11 @@ class LinearMap:
                 with one slice per image.
         """
         self.refresh()
-        known = {
-            name for name, _ in (*self.physics.named_buffers(), *self.physics.named_parameters())
-        }
+        known = {name for name, _ in named_tensors(self.physics)}
         # names of the noise model (sigma, gain) say nothing of A
-        noise = {name.rsplit(".", 1)[-1] for name in known if name.startswith("noise_model.")}
-        unknown = sorted(set(params) - known.union(noise, dir(self.physics)))
+        noise = {name.rsplit(".", 1)[-1] for name in known if "noise_model." in name}
+        of_parts = {name for _, part in physics_parts(self.physics) for name in dir(part)}
+        unknown = sorted(set(params) - known.union(noise, of_parts))
         if unknown:
             raise InputError(
                 "params",

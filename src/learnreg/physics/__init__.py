@@ -31,12 +31,15 @@ from .recipes import describe, image_shape, rebuild
 
 if TYPE_CHECKING:
     from .emission import EmissionTomography, contamination, resolution
+    from .matrices import Explicit, explicit
     from .own import Counts
 
 _LATER = {
     "Counts": "own",
     "EmissionTomography": "emission",
+    "Explicit": "matrices",
     "contamination": "emission",
+    "explicit": "matrices",
     "resolution": "emission",
 }
 """Names that need deepinv, which takes seconds to import, and the files that they are in."""
@@ -59,6 +62,7 @@ __all__ = [
     "Demosaicing",
     "Denoising",
     "EmissionTomography",
+    "Explicit",
     "Gaussian",
     "Inpainting",
     "NoNoise",
@@ -71,6 +75,7 @@ __all__ = [
     "Uniform",
     "contamination",
     "describe",
+    "explicit",
     "image_shape",
     "rebuild",
     "resolution",
