@@ -39,6 +39,8 @@ _HOME = {
     "LearnregError": "core",
     "InputError": "core",
     "SolveError": "core",
+    "Between": "core",
+    "NonNegative": "core",
     "Energy": "problems",
     "SaddleEnergy": "problems",
     "L2": "problems",

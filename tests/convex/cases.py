@@ -12,6 +12,7 @@ from torch import Tensor
 
 from learnreg.convex import (
     Box,
+    Boxed,
     Convex,
     Epigraph,
     Hinge,
@@ -21,6 +22,7 @@ from learnreg.convex import (
     Squares,
     Zero,
 )
+from learnreg.core.constraints import Between
 
 Shape = tuple[int, ...]
 
@@ -132,6 +134,43 @@ CASES = [
         lambda shape: KullbackLeibler(counts(shape), 0.3, 0.2 + random(shape, 6)),
         True,
         True,
+    ),
+]
+
+
+def within(shape: Shape, inner: Convex, lower: object = None, upper: object = None) -> Boxed:
+    return Boxed(inner, Between(lower, upper).tied(torch.zeros(shape, dtype=torch.float64)))
+
+
+def some(shape: Shape) -> Tensor:
+    """Upper bounds of single entries: none for a third of them, and a few fixed at 0.125."""
+    found = 0.125 + (2 * random(shape, 8) - 0.2).clamp_min(0)
+    return torch.where(random(shape, 6) < 0.3, math.inf, found)
+
+
+CASES += [
+    Case("Boxed-zero", lambda shape: within(shape, Zero(), -0.25, 0.5)),
+    Case("Boxed-zero-half", lambda shape: within(shape, Zero(), 0.0)),
+    Case("Boxed-squares", lambda shape: within(shape, Squares(0.4, normal(shape, 3)), 0.0)),
+    Case(
+        "Boxed-squares-entries",
+        lambda shape: within(
+            shape, Squares(0.1 + random(shape), normal(shape, 3)), 0.125, some(shape)
+        ),
+    ),
+    Case("Boxed-squares-mask", lambda shape: within(shape, Squares(mask(shape)), 0.0, 0.5)),
+    Case(
+        "Boxed-norm",
+        lambda shape: within(shape, Norm(0.7, normal(shape, 3), isotropic=False), 0.0, 0.5),
+    ),
+    Case(
+        "Boxed-huber",
+        lambda shape: within(shape, Norm(0.7, normal(shape, 3), False, 0.3), -0.5, None),
+    ),
+    Case("Boxed-counts", lambda shape: within(shape, KullbackLeibler(counts(shape), 0.3), 0.0)),
+    Case(
+        "Boxed-counts-background",
+        lambda shape: within(shape, KullbackLeibler(counts(shape), 0.3), -1.0, 2.0),
     ),
 ]
 

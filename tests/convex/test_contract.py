@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from learnreg.convex import Box, Convex, Diagonal, Epigraph, KullbackLeibler, SmoothNorm, Squares
+from learnreg.convex import (
+    Box,
+    Boxed,
+    Convex,
+    Diagonal,
+    Epigraph,
+    KullbackLeibler,
+    SmoothNorm,
+    Squares,
+)
+from learnreg.core.constraints import Interval
 from learnreg.core.errors import MissingPropertyError
 
 from .cases import BLOCK, GROUPS, Case, dot, each, normal, pair, points, random, steps
@@ -49,6 +59,17 @@ def test_the_prox_minimizes(case: Case):
     found = f.prox(a, step[:, None])
     if isinstance(f, Box):
         assert torch.equal(found, a.clamp(f.lower, f.upper))
+        return
+    if isinstance(f, Boxed):  # a sum over entries: moving one of them along a grid gains nothing
+        best = step * f.value(found) + 0.5 * (found - a).square().sum(dim=1)
+        low, high = f.lower.clamp_min(-60).expand_as(a), f.upper.clamp_max(60).expand_as(a)
+        assert ((found >= low) & (found <= high)).all()
+        for share in torch.linspace(0, 1, 301, dtype=a.dtype):
+            for k in range(2):
+                z = found.clone()
+                z[:, k] = (low + share * (high - low))[:, k]
+                value = step * f.value(z) + 0.5 * (z - a).square().sum(dim=1)
+                assert (value >= best - 1e-9 * (1 + best.abs())).all()
         return
     # along a graph the search sees the inner minimum up to its bracket: half of the digits (see
     # test_epigraph.py)
@@ -295,6 +316,9 @@ def test_images_are_strangers(case: Case):
 
 def singled(f: Convex) -> Convex:
     """The function with its data in float32 (the same numbers as ``singled(f).double()``)."""
+    if isinstance(f, Boxed):
+        bounds = Interval(f.bounds.lower.float(), f.bounds.upper.float())
+        return Boxed(singled(f.inner), bounds)
     if isinstance(f, KullbackLeibler):
         background = f.background.float() if isinstance(f.background, Tensor) else f.background
         weight = f.weight.float() if isinstance(f.weight, Tensor) else f.weight

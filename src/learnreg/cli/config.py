@@ -43,6 +43,7 @@ from .settings import (
     REGULARIZERS,
     SADDLES,
     STRATEGIES,
+    Bounds,
     BudgetSection,
     Learner,
     Part,
@@ -125,6 +126,8 @@ class Config(Section):
     fidelity: Fidelity = FIDELITIES["L2"]()
     """the data term: that of the noise when left out"""
     regularizer: Regularizer = REGULARIZERS["FoE"]()
+    constraint: Bounds | None = None
+    """bounds of the pixels of reconstructions, for example lower = 0.0: none when left out"""
     learner: Learner = LEARNERS["maid"]()
     hypergradient: Strategy | None = None
     """how to differentiate: implicit when left out, piggyback for saddle points"""
@@ -157,7 +160,8 @@ class Config(Section):
     def build_energy(self, physics: nn.Module, channels: int) -> Energy | SaddleEnergy:
         """The energy for such a physics, at the start of the regularizer."""
         inherited = {"channels": channels, "seed": self.run.seed}
-        return build_energy(physics, self.regularizer, self.fidelity, **inherited)
+        bounds = self.constraint
+        return build_energy(physics, self.regularizer, self.fidelity, bounds, **inherited)
 
     def build_regularizer(self) -> Part:
         """The start of the regularizer."""
@@ -242,6 +246,7 @@ def load_config(
 
 CHECKS: list[Check[Config]] = [
     (("regularizer",), lambda config, _: config.build_regularizer()),
+    (("constraint",), lambda config, _: config.constraint and config.constraint.build()),
     (("learner",), lambda config, _: config.build_learner()),
     (("hypergradient",), lambda config, _: config.build_hypergradient()),
     (("budget",), lambda config, _: config.build_budget()),

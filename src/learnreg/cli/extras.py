@@ -60,7 +60,9 @@ def baselines(
             if name == "tuned TV":
                 energy = problem.energy
                 fidelity = None if is_saddle(energy) else energy.fidelity
-                found[name] = tuned_tv(given[:TUNED_ON], test, fidelity=fidelity)
+                found[name] = tuned_tv(
+                    given[:TUNED_ON], test, fidelity=fidelity, constraint=energy.constraint
+                )
             elif name == "BM3D":
                 found[name] = bm3d(test)
             elif isinstance(given, Pairs):

@@ -41,7 +41,7 @@ from ..problems import PoissonGaussian as PoissonGaussianTerm
 from ..regularizers import Regularizer, Tikhonov
 from . import toml
 from .sections import Built, Section, comments_of, described, located, one_of, tag_of
-from .settings import SADDLES, Part, build_regularizer
+from .settings import SADDLES, Bounds, Part, build_regularizer
 
 TIKHONOV = 1e-3
 """Strong convexity of an energy whose data term has none, relative to the curvature of the data
@@ -375,7 +375,11 @@ def build_noise(physics: Built, noise: Built) -> Noise:
 
 
 def build_energy(
-    physics: nn.Module, regularizer: Built, fidelity: Built, **inherited: object
+    physics: nn.Module,
+    regularizer: Built,
+    fidelity: Built,
+    bounds: Bounds | None = None,
+    **inherited: object,
 ) -> Energy | SaddleEnergy:
     """The energy of the sections, for a physics.
 
@@ -385,13 +389,14 @@ def build_energy(
     part: Part = build_regularizer(regularizer, "regularizer", **inherited)
     term = fidelity.build("fidelity")
     tikhonov = float(getattr(fidelity, "tikhonov", None) or 0.0)
+    constraint = None if bounds is None else bounds.build()
     with located("fidelity"):
         from_file = isinstance(term, WeightsOfFile | CountsOfFile | ReadOutOfFile)
         data_term = term.load() if from_file else term
         if isinstance(part, Regularizer):
             whole = part + Tikhonov(tikhonov, learned=False) if tikhonov else part
-            return energy_for(physics, whole, data_term)
-        return energy_for(physics, part, data_term, tikhonov)
+            return energy_for(physics, whole, data_term, constraint=constraint)
+        return energy_for(physics, part, data_term, tikhonov, constraint)
 
 
 def check_problem(

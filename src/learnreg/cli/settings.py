@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 import torch
 from pydantic import Field
 
+from ..core.constraints import Between
 from ..core.errors import ConfigError
 from ..core.maps import SolutionMap
 from ..hypergradients import Implicit, JacobianFree, JointPiggyback, Piggyback, Unrolled
@@ -81,6 +82,24 @@ class Settings(Section):
             expected=f"a device of this machine: {there}",
             remedy='Take "auto" for a graphics processor where there is one.',
         )
+
+
+class Bounds(Section):
+    """Bounds of the pixels of reconstructions"""
+
+    lower: float = Field(default=0.0, allow_inf_nan=True)
+    """the least value of a pixel; -inf for none"""
+    upper: float | None = Field(default=None, allow_inf_nan=True)
+    """the largest value of a pixel"""
+
+    def build(self) -> Between:
+        """The constraint.
+
+        Raises:
+            ConfigError: NaN, or lower > upper.
+        """
+        with located("constraint"):
+            return Between(self.lower, self.upper)
 
 
 _SCALE = (float, Field(1.0, gt=0, description="constant factor in front of the regularizer"))

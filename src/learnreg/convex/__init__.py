@@ -3,6 +3,7 @@ constants.
 """
 
 from .base import Convex, Step
+from .boxed import Boxed
 from .epigraph import Epigraph
 from .functions import Box, Squares, Zero
 from .hinge import Hinge
@@ -23,6 +24,7 @@ __all__ = [
     "SmoothNorm",
     "Hinge",
     "Box",
+    "Boxed",
     "KullbackLeibler",
     "Epigraph",
 ]

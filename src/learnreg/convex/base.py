@@ -40,8 +40,10 @@ class Convex(ABC):
         smooth: a proven Lipschitz constant of the gradient; inf if there is none.
         hessian_lipschitz: a proven Lipschitz constant of the Hessian in the spectral norm; inf if
             there is none.
+        separable: whether phi is a sum over single entries.
     """
 
+    separable: bool = False
     strong: float = 0.0
     smooth: float = math.inf
     hessian_lipschitz: float = math.inf
@@ -107,6 +109,15 @@ class Convex(ABC):
             MissingPropertyError: phi is not differentiable; says what to change.
         """
         raise self.missing("gradient", "a differentiable function", self.smoothing)
+
+    def slopes(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest subgradient at a, entry by entry; of separable functions."""
+        slope = self.grad(a)
+        return slope, slope
+
+    def floor(self) -> float | Tensor:
+        """The least argument of finite value, entry by entry; of separable functions."""
+        return -math.inf
 
     def hessian(self, a: Tensor) -> Tangent:
         """The Hessian of phi at a; an element of the generalized one where the gradient has a kink.

@@ -30,6 +30,7 @@ class KullbackLeibler(Convex):
         InputError: negative, not finite or of the wrong type.
     """
 
+    separable = True
     smoothing = (
         "Its curvature is unbounded: use the proximal map, or a data term with bounded curvature "
         "(Squares)."
@@ -124,6 +125,9 @@ class KullbackLeibler(Convex):
 
     def grad(self, a: Tensor) -> Tensor:
         return (1 - self.data / self._interior(a + self.background)) * self.weight
+
+    def floor(self) -> float | Tensor:
+        return -self.background
 
     def hessian(self, a: Tensor) -> Diagonal:
         return Diagonal(self._curvature(a + self.background) * self.weight)

@@ -209,6 +209,8 @@ class Pullback:
         correction: (d,), what the polish took off theta; None without one.
         data: the derivative with respect to the measurements, in real form; None where nobody
             asked.
+        undecided: (b,), pixels that may or may not be at a bound in the minimizer; as long as there
+            are any, nothing is proven about the error. None without bounds, or where nobody asked.
     """
 
     theta: Tensor
@@ -219,6 +221,7 @@ class Pullback:
     certified: Tensor | None = None
     correction: Tensor | None = None
     data: Tensor | None = None
+    undecided: Tensor | None = None
 
 
 class SolutionMap(Protocol):

@@ -66,6 +66,10 @@ def adjoint_bound(
 
     Proof: H* (q - q*) = (H* - H) q + (H q - b) + (b - b*) and H* >= mu I give dq;
     z - grad f = (J* - J)^T q - J*^T (q - q*) gives omega.
+
+    Within bounds of pixels both q vanish outside of the free set F of x*, if q was computed on it,
+    and the proof holds word for word for the rows of F: H*_FF >= mu I, and cutting vectors down to
+    F lengthens none of them. It says nothing as long as F is not known.
     """
     dq = (hessian_change + loss_smoothness * eps + delta) / mu
     return mixed_change + mixed_norm * dq

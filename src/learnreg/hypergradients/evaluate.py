@@ -134,6 +134,7 @@ def pulled(
         pull.residual,
         pull.status,
         pull.cost,
+        None if pull.undecided is None else int(pull.undecided.sum()),
     )
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.asking import offers
+from ..core.constraints import Between
 from ..core.errors import DataWarning, ModelFileError
 from ..core.files import load_tensors, save_tensors
 from ..core.noise import followed
@@ -30,9 +31,11 @@ from ..problems.per_image import HasTensors
 from ..problems.saddle import SaddleEnergy
 from ..regularizers import from_spec
 
-FORMAT, VERSION = "learnreg-model", 2
-READABLE = (1, VERSION)
-"""Versions that can be read; files of the first hold the physics of denoising only."""
+FORMAT, VERSION = "learnreg-model", 3
+READABLE = (1, 2, VERSION)
+"""Versions that can be read; files of the first hold the physics of denoising only, and those
+before the third no bounds of pixels.
+"""
 
 FIDELITIES: dict[str, Callable[..., DataTerm | SaddleDataTerm]] = {
     "L2": L2,
@@ -46,7 +49,7 @@ FIDELITIES: dict[str, Callable[..., DataTerm | SaddleDataTerm]] = {
 SMALL = 2**12
 """A product of the sizes of a regularizer up to which its memory does not matter."""
 
-OTHERS = ("fidelity", "physics", "recipe")
+OTHERS = ("fidelity", "physics", "recipe", "constraint")
 """Parts of an energy whose tensors stand in the file under their own name: what was learned of the
 data term and of the physics, and what the recipe of the physics needs.
 """
@@ -83,20 +86,21 @@ def save_model(
         )
     header = {
         "format": FORMAT,
-        # why: denoising is written so that earlier releases can read it
-        "version": 1 if told["type"] == "Denoising" else VERSION,
+        "version": _version(energy, told["type"]),
         "regularizer": spec,
         **_describe_data_term(energy),
+        **_describe_constraint(energy),
         "physics": told,
         "notes": dict(notes or {}),
     }
     tensors = dict(regularizer.state_dict()) | learned_tensors(energy)
     tensors |= {f"recipe:{name}": t for name, t in held.items()}
+    tensors |= {f"constraint:{name}": t for name, t in _bounds_per_pixel(energy).items()}
     save_tensors(Path(path), tensors, header)
     return Path(path)
 
 
-def learned_tensors(energy: Energy | SaddleEnergy) -> dict[str, torch.Tensor]:
+def learned_tensors(energy: Energy | SaddleEnergy) -> dict[str, Tensor]:
     """What was learned outside of the regularizer, by the name of its part: ``physics:taps``.
 
     Weights of a data term are data of its own and are kept as well.
@@ -147,7 +151,9 @@ def load_model(
             expected=f"version {VERSION}",
             remedy="Update learnreg.",
         )
-    broken = [k for k, t in tensors.items() if not bool(torch.isfinite(t).all())]
+    bounds = _of_part(tensors, "constraint")  # where infinities have a meaning
+    weights = {k: t for k, t in tensors.items() if not k.startswith("constraint:")}
+    broken = [k for k, t in weights.items() if not bool(torch.isfinite(t).all())]
     if broken:
         raise ModelFileError(
             str(path), given=f"NaN or Inf in {', '.join(broken)}", expected="finite weights"
@@ -161,7 +167,8 @@ def load_model(
         found = physics or rebuild(header["physics"], _of_part(tensors, "recipe"))
         found = _with_learned(found, _of_part(tensors, "physics"), "physics")
         data_term, tikhonov = _data_term(header, _of_part(tensors, "fidelity"), fidelity)
-        energy = energy_for(found, module, data_term, tikhonov)
+        constraint = _constraint(header, bounds)
+        energy = energy_for(found, module, data_term, tikhonov, constraint)
     except ModelFileError:
         raise
     except (
@@ -180,6 +187,13 @@ def load_model(
             remedy="Restore the file from its run.",
         ) from error
     return energy if physics is None else followed(energy, _learned_level(header), stacklevel=3)
+
+
+def _version(energy: Energy | SaddleEnergy, physics: object) -> int:
+    """The earliest version that says all: earlier releases can read the file then."""
+    if energy.constraint is not None:
+        return 3
+    return 1 if physics == "Denoising" else 2
 
 
 def _check_size(spec: Mapping[str, Any], numbers: int) -> None:
@@ -220,13 +234,40 @@ def _describe_data_term(energy: Energy | SaddleEnergy) -> dict[str, object]:
     return {"fidelity": {"type": kind, **told}, "tikhonov": tikhonov}
 
 
-def _of_part(tensors: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+def _describe_constraint(energy: Energy | SaddleEnergy) -> dict[str, object]:
+    """The key of the header for bounds of pixels: numbers, null for none, "per pixel" for those
+    that stand in the file as tensors.
+    """
+    constraint = energy.constraint
+    if constraint is None:
+        return {}
+    ends = {"lower": constraint.lower, "upper": constraint.upper}
+    return {"constraint": {k: "per pixel" if isinstance(v, Tensor) else v for k, v in ends.items()}}
+
+
+def _bounds_per_pixel(energy: Energy | SaddleEnergy) -> dict[str, Tensor]:
+    constraint = energy.constraint
+    if constraint is None:
+        return {}
+    ends = {"lower": constraint.lower, "upper": constraint.upper}
+    return {name: end.detach() for name, end in ends.items() if isinstance(end, Tensor)}
+
+
+def _constraint(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Between | None:
+    """The bounds of a header; None in files that have none."""
+    if header.get("constraint") is None:
+        return None
+    told = dict(header["constraint"])
+    return Between(*(tensors.get(name, told[name]) for name in ("lower", "upper")))
+
+
+def _of_part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     """The learned tensors of one part, by their names in it."""
     prefix = f"{part}:"
     return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
-def _with_learned(module: nn.Module, tensors: dict[str, torch.Tensor], what: str) -> nn.Module:
+def _with_learned(module: nn.Module, tensors: dict[str, Tensor], what: str) -> nn.Module:
     """A copy of ``module`` with what the file has learned of it.
 
     Raises:
@@ -251,7 +292,7 @@ def _with_learned(module: nn.Module, tensors: dict[str, torch.Tensor], what: str
 
 
 def _data_term(
-    header: dict[str, Any], tensors: dict[str, torch.Tensor], given: object | None
+    header: dict[str, Any], tensors: dict[str, Tensor], given: object | None
 ) -> tuple[object, float]:
     """Data term and tikhonov of a header; ``given`` replaces what a file cannot describe."""
     tikhonov = header["tikhonov"] if "fidelity" in header else 0.0
@@ -275,7 +316,7 @@ def _data_term(
     return FIDELITIES[kind](**arguments, **tensors), tikhonov
 
 
-def _filled(module: nn.Module, tensors: dict[str, torch.Tensor], path: str) -> nn.Module:
+def _filled(module: nn.Module, tensors: dict[str, Tensor], path: str) -> nn.Module:
     """The module in the type of the weights and with the weights; untouched if they do not fit."""
     own = module.state_dict()
     if {k: t.shape for k, t in own.items()} != {k: t.shape for k, t in tensors.items()}:

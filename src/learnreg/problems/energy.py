@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core.asking import offers
 from ..core.batch import check_images, dot, norm
 from ..core.bounds import Bound, Constants, Curvature, Kind
+from ..core.constraints import Interval
 from ..core.cost import Cost
 from ..core.curvature import MeanCurvature
 from ..core.errors import InputError, MissingPropertyError
@@ -84,16 +85,23 @@ class Energy(Tied[RegularizerLike, DataTerm]):
         regularizer: R; ``learnreg.regularizers`` or your own module with the same methods.
         fidelity: D, ``L2()`` when None; ``WeightedL2``, ``Huber``, ``KL``, ``Foreign``, or a data
             term of deepinv.
+        constraint: bounds of the pixels of x, ``NonNegative()``, ``Between(lower, upper)`` or a
+            pair; None for no bounds. Reconstructions keep to them to the last bit, and certificates
+            and hypergradients are those of the constrained minimizer.
 
     Raises:
         InputError: not a physics, or a regularizer or data term that lacks a method (the message
-            names it).
+            names it); a constraint that is none.
         MissingPropertyError: a physics without an adjoint.
         AdjointError: at the first use of an image shape, if the adjoint fails the dot test.
     """
 
     def __init__(
-        self, physics: nn.Module, regularizer: nn.Module, fidelity: object | None = None
+        self,
+        physics: nn.Module,
+        regularizer: nn.Module,
+        fidelity: object | None = None,
+        constraint: object | None = None,
     ) -> None:
         check_parts(physics, regularizer, fidelity)
         if is_saddle(regularizer):
@@ -123,7 +131,7 @@ class Energy(Tied[RegularizerLike, DataTerm]):
                 remedy="See CONTRIBUTING.md, add a regularizer in five steps; a network or a "
                 "deepinv Prior with a potential becomes one by lr.regularizers.BlackBox.",
             )
-        super().__init__(physics, regularizer, data_term)
+        super().__init__(physics, regularizer, data_term, constraint)
 
     def at(self, y: Native | Measured, x: Tensor | None = None) -> EnergyAt:
         """The potentials x -> h(x; theta, y), one per image.
@@ -145,7 +153,8 @@ class Energy(Tied[RegularizerLike, DataTerm]):
         function = self.data_term(y).tie(data)
         constants = data_constants(function, operator, like) + self._of_regularizer(like)
         spent = operator.map.cost - before if operator.map is self.operator else operator.map.cost
-        return EnergyAt(self, operator, function, constants, image, spent)
+        domain = self.domain(y, operator, image)
+        return EnergyAt(self, operator, function, constants, image, spent, domain)
 
     def _of_regularizer(self, x: Tensor) -> Constants:
         """mu and L of R for images like x."""
@@ -266,6 +275,7 @@ class EnergyAt:
         constants: mu and L per image.
         back: A^T y, (b, c, ...).
         spent: work that tying it has cost, checks and norms included.
+        domain: bounds of the pixels; None where there are none.
     """
 
     energy: Energy
@@ -274,6 +284,7 @@ class EnergyAt:
     constants: Constants
     back: Tensor
     spent: Cost = Cost()
+    domain: Interval | None = None
 
     @property
     def y(self) -> Tensor:
@@ -285,8 +296,9 @@ class EnergyAt:
         return self.energy.regularizer
 
     def first(self) -> Tensor:
-        """t A^T y with the t that fits the data best."""
-        return self.operator.fitted(self.back, self.data.y)
+        """t A^T y with the t that fits the data best, within the bounds."""
+        first = self.operator.fitted(self.back, self.data.y)
+        return first if self.domain is None else self.domain.project(first)
 
     def value(self, x: Tensor) -> Tensor:
         """(b, c, ...) -> (b,)."""
@@ -353,9 +365,11 @@ class EnergyAt:
                 )
             back = self.back[..., rows, columns]
             operator = window(whole, self.back, rows, columns)
+            domain = None if self.domain is None else self.domain.window(rows, columns)
             if double:
                 data, back = data.double(), back.double()
-            return EnergyAt(energy, operator, data, self.constants, back)
+                domain = None if domain is None else domain.double()
+            return EnergyAt(energy, operator, data, self.constants, back, domain=domain)
 
         return window_of
 
@@ -461,6 +475,7 @@ class EnergyAt:
             self.data.select(index),
             self.constants.select(index),
             self.back[index],
+            domain=None if self.domain is None else self.domain.select(index),
         )
 
     def double(self) -> EnergyAt:
@@ -473,6 +488,7 @@ class EnergyAt:
             self.data.double(),
             self.constants,
             self.back.double(),
+            domain=None if self.domain is None else self.domain.double(),
         )
 
 

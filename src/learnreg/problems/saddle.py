@@ -16,10 +16,11 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from ..convex import Box, Convex
+from ..convex import Box, Boxed, Convex
 from ..core.batch import check_images, expand, norm
 from ..core.bounds import Bound, Curvature
 from ..core.certificates import distance_from_gap, distance_from_residuals
+from ..core.constraints import Interval, domain_of
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
 from ..core.guards import check_parts
@@ -95,9 +96,11 @@ class SaddleEnergy(Tied[SaddleRegularizerLike, SaddleDataTerm]):
         fidelity: D, ``L2()`` when None; ``L1`` and ``KL`` need no derivative either.
         tikhonov: weight >= 0 of the squared norm that makes the energy strongly convex where D does
             not.
+        constraint: bounds of the pixels of u, as in ``Energy``.
 
     Raises:
-        InputError: not a physics, or a regularizer that lacks a method (the message names it).
+        InputError: not a physics, a regularizer that lacks a method (the message names it), or a
+            constraint that is none.
     """
 
     saddle: ClassVar[bool] = True
@@ -110,6 +113,7 @@ class SaddleEnergy(Tied[SaddleRegularizerLike, SaddleDataTerm]):
         regularizer: nn.Module,
         fidelity: object | None = None,
         tikhonov: float = 0.0,
+        constraint: object | None = None,
     ) -> None:
         check_parts(physics, regularizer, fidelity)
         missing = absent(regularizer, NEEDED)
@@ -130,7 +134,7 @@ class SaddleEnergy(Tied[SaddleRegularizerLike, SaddleDataTerm]):
                 "PoissonGaussian",
                 remedy="Use a differentiable Energy with it.",
             )
-        super().__init__(physics, regularizer, data_term)
+        super().__init__(physics, regularizer, data_term, constraint)
         if self.learns_fidelity:
             raise MissingPropertyError(
                 "fidelity",
@@ -168,7 +172,7 @@ class SaddleEnergy(Tied[SaddleRegularizerLike, SaddleDataTerm]):
         term = self.data_term(y)
         if isinstance(term, PerImage):  # so that parts of the batch know their own numbers
             term = term.of(data)
-        tied = _tie(self, operator, data, u, back, term)
+        tied = _tie(self, operator, data, u, back, term, self.domain(y, operator, u))
         spent = operator.map.cost - before if operator.map is self.operator else operator.map.cost
         return replace(tied, spent=spent)
 
@@ -197,6 +201,7 @@ class SaddleAt:
         data: whether the first dual block belongs to the data term.
         offset: b(theta) for every dual block, or None.
         shapes: of the blocks of x and p for one image.
+        domain: bounds of the pixels of u, which g_1 keeps to; None where there are none.
     """
 
     energy: SaddleEnergy
@@ -212,10 +217,11 @@ class SaddleAt:
     back: Tensor
     fidelity: SaddleDataTerm
     spent: Cost = Cost()
+    domain: Interval | None = None
 
     def first(self) -> Tensor:
         """t A^T y with the t that fits the data best: what a solve starts from."""
-        return self.operator.fitted(self.back, self.y)
+        return domain_of(self).project(self.operator.fitted(self.back, self.y))
 
     # --- the operator -----------------------------------------------------------------------------
     def linear(self, x: Blocks) -> Blocks:
@@ -242,6 +248,7 @@ class SaddleAt:
         """x and p to begin with, from images (b, c, h, w) or from a packed state (b, n)."""
         if x0.dim() == 2:
             return self.unpack(x0)
+        x0 = domain_of(self).project(x0)
         regularizer = self.energy.regularizer
         p = tuple(regularizer.dual_start(x0))
         if self.data:
@@ -452,6 +459,7 @@ class SaddleAt:
             y=self.y[index],
             primal=tuple(g.select(index) for g in self.primal),
             dual=tuple(f.select(index) for f in self.dual),
+            domain=None if self.domain is None else self.domain.select(index),
         )
 
     def double(self) -> SaddleAt:
@@ -464,7 +472,8 @@ class SaddleAt:
         wide = self.energy.widened()
         fidelity = in_double(self.fidelity)
         double, y, back = self.operator.double(), self.y.double(), self.back.double()
-        return _tie(wide, double, y, u, back, fidelity)
+        domain = None if self.domain is None else self.domain.double()
+        return _tie(wide, double, y, u, back, fidelity, domain)
 
     @torch.no_grad()
     def to_data(self, adjoint: Tensor) -> Tensor:
@@ -517,6 +526,7 @@ def _tie(
     u: Tensor,
     back: Tensor,
     fidelity: SaddleDataTerm,
+    domain: Interval | None,
 ) -> SaddleAt:
     """The functions and constants of images like u (b, c, h, w)."""
     regularizer = energy.regularizer
@@ -525,6 +535,8 @@ def _tie(
         # theta enters through K alone, so an operator that learns needs a row of its own
         learns = bool(trainable(operator.physics))
         first = None if learns else fidelity.of_image(operator, y, u, energy.tikhonov)
+        if domain is not None and first is not None and not first.separable:
+            first = None  # bounds cut off sums over pixels only: a row of its own then
         data = first is None
         rows, dual, offset = [], list(regularizer.dual(u)), regularizer.offset(u)
         auxiliary, starts = regularizer.auxiliary(like), regularizer.dual_start(like)
@@ -543,6 +555,8 @@ def _tie(
                 expected="finite parameters",
                 remedy="Take smaller steps, or a box for theta.",
             )
+        if domain is not None:
+            first = Boxed(first, domain)
         mu = fidelity.bounds(operator, u).mu + Bound.exact(energy.tikhonov)
         return SaddleAt(
             energy,
@@ -557,6 +571,7 @@ def _tie(
             tuple(rows),
             back,
             fidelity,
+            domain=domain,
         )
 
 

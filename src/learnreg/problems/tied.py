@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from ..core.constraints import Between, Interval, as_constraint
 from ..core.errors import InputError
 from ..core.measured import Measured, Native, measured
 from ..core.noise import DIRECT, INDIRECT, factor, same_level
@@ -48,9 +49,10 @@ class Tied(nn.Module, Generic[R, D]):
         physics: a linear ``deepinv`` physics A.
         regularizer: R.
         fidelity: the data term.
+        constraint: bounds of pixels, or None.
 
     Raises:
-        InputError: a class in the place of an object.
+        InputError: a class in the place of an object, a constraint that is none.
     """
 
     saddle: ClassVar[bool] = False
@@ -59,8 +61,15 @@ class Tied(nn.Module, Generic[R, D]):
     regularizer: R
     fidelity: D
     physics: nn.Module
+    constraint: Between | None = None
 
-    def __init__(self, physics: nn.Module, regularizer: nn.Module, fidelity: D) -> None:
+    def __init__(
+        self,
+        physics: nn.Module,
+        regularizer: nn.Module,
+        fidelity: D,
+        constraint: object | None = None,
+    ) -> None:
         super().__init__()
         if isinstance(regularizer, type) or not isinstance(regularizer, nn.Module):
             given = regularizer if isinstance(regularizer, type) else type(regularizer)
@@ -77,6 +86,12 @@ class Tied(nn.Module, Generic[R, D]):
         self.regularizer = cast(R, regularizer)
         self.fidelity = fidelity
         self.physics = physics
+        self._bound_by(as_constraint(constraint))
+
+    def _bound_by(self, constraint: Between | None) -> None:
+        # why no None: an energy without bounds keeps the digest that it had before there were any
+        if constraint is not None:
+            self.constraint = constraint
 
     @property
     def operator(self) -> LinearMap:
@@ -219,6 +234,7 @@ class Tied(nn.Module, Generic[R, D]):
         nn.Module.__init__(other)
         other._operator, other.regularizer, other.fidelity = operator, regularizer, fidelity
         other.physics = operator.physics
+        other._bound_by(self.constraint)
         return other
 
     # --- measurements -----------------------------------------------------------------------------
@@ -262,7 +278,32 @@ class Tied(nn.Module, Generic[R, D]):
                 remedy=f"Make the energy with fidelity={made}.",
             )
         of_term = {name: t for name, t in params.items() if name in taken}
-        return {name: t for name, t in params.items() if name not in taken}, of_term
+        elsewhere = taken | LIMITS
+        return {name: t for name, t in params.items() if name not in elsewhere}, of_term
+
+    def domain(self, y: Native | Measured, operator: TiedMap, like: Tensor) -> Interval | None:
+        """The bounds of images like ``like`` (b, c, ...), with those per image that come with the
+        measurements; None where nothing is bounded.
+
+        Raises:
+            InputError: complex images, bounds of another shape.
+        """
+        constraint = self.constraint
+        given = {k: t for k, t in measured(y).params.items() if k in LIMITS}
+        if given:
+            whole = constraint or Between(None, None)
+            ends = {"lower": whole.lower, "upper": whole.upper} | given
+            constraint = Between(ends["lower"], ends["upper"])
+        if constraint is None:
+            return None
+        if operator.layout.complex_image:
+            raise InputError(
+                "constraint",
+                given=f"{constraint.words}, and complex images",
+                expected="real images, which have an order",
+                remedy="Leave constraint out, or use a physics whose images are real.",
+            )
+        return constraint.tied(like)
 
     def layout(self, y: Native | Measured) -> Layout:
         """What the physics calls an image and its measurements."""
@@ -272,14 +313,21 @@ class Tied(nn.Module, Generic[R, D]):
         """The picture a solve starts from when nothing better is known, (b, c, ...), real.
 
         y itself for denoising; otherwise t A^T y with the t that fits the data best, so that the
-        norm of A does not matter.
+        norm of A does not matter; kept within the bounds where there are any.
         """
         operator, data, image = self.tie(y, None)
-        return operator.fitted(image, data)
+        first = operator.fitted(image, data)
+        domain = self.domain(y, operator, first)
+        return first if domain is None else domain.project(first)
 
     def describe(self) -> str:
         """One line for records."""
-        return f"{named(self.regularizer)} with {type(self.physics).__name__}"
+        bounds = "" if self.constraint is None else f", {self.constraint.words}"
+        return f"{named(self.regularizer)} with {type(self.physics).__name__}{bounds}"
+
+
+LIMITS = frozenset({"lower", "upper"})
+"""Parameters per image that bound its pixels."""
 
 
 AnyTied: TypeAlias = Tied[Any, Any]

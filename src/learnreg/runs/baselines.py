@@ -215,6 +215,7 @@ def tuned_tv(
     fidelity: object | None = None,
     smoothing: float | None = None,
     steps: int = TV_STEPS,
+    constraint: object | None = None,
 ) -> Baseline:
     """Total variation with the one weight that suits the training images best.
 
@@ -226,6 +227,7 @@ def tuned_tv(
         fidelity: the data term, ``L2()`` when None; that of the learned method makes it fair.
         smoothing: of TV, a hundredth of the largest true pixel when None.
         steps: weights that are tried.
+        constraint: bounds of the pixels; again, that of the learned method makes it fair.
 
     Returns:
         Baseline for ``Report(..., baselines={"tuned TV": ...})``.
@@ -241,7 +243,7 @@ def tuned_tv(
     check_integer("steps", steps, 2)
     scale = float(train.x.abs().max()) or 1.0
     width = check_positive("smoothing", 0.01 * scale if smoothing is None else smoothing)
-    level = _Level.of(train, fidelity, width)
+    level = _Level.of(train, fidelity, width, constraint)
 
     def loss(log_weight: float) -> float:
         error = level.restored(log_weight, train).to(train.x.device) - train.x
@@ -274,10 +276,16 @@ class _Level:
     last: list[Tensor]
 
     @classmethod
-    def of(cls, pairs: Pictures, fidelity: object | None, smoothing: float) -> _Level:
+    def of(
+        cls,
+        pairs: Pictures,
+        fidelity: object | None,
+        smoothing: float,
+        constraint: object | None = None,
+    ) -> _Level:
         channels: Channels = "joint" if pairs.x.is_complex() else "separate"
         tv = TV(SMALL, smoothing, channels=channels)
-        energy = Energy(pairs.physics, tv, fidelity).to(_real(pairs.x))
+        energy = Energy(pairs.physics, tv, fidelity, constraint).to(_real(pairs.x))
         found = energy.at(_data(pairs)).bounds().L.value
         return cls(energy, smoothing, found if 0 < found < math.inf else 1.0, [])
 

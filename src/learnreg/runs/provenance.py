@@ -49,6 +49,18 @@ class Regularized(Protocol):
     physics: nn.Module
 
 
+class InWords(Protocol):
+    """What says what it is in a few words."""
+
+    words: str
+
+
+class Constrained(Protocol):
+    """An energy that bounds pixels."""
+
+    constraint: InWords
+
+
 class Seeded(Protocol):
     """Pairs that know the seed that made them."""
 
@@ -152,6 +164,7 @@ def energy_of(energy: object) -> dict[str, object]:
         "fidelity": _fidelity(energy.fidelity),
         "regularizer": _regularizer(energy.regularizer),
         "learned": learned,
+        **({"constraint": energy.constraint.words} if offers(energy, Constrained) else {}),
     }
 
 
