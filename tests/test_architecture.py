@@ -33,7 +33,8 @@ ROOMS = {
     "objectives": "problems metrics solvers hypergradients",
     "learners": "",
     # why regularizers: total variation is a baseline of every run
-    "runs": "metrics models regularizers problems solvers hypergradients objectives",
+    # why physics: baselines of counts split a scanner into subsets of views
+    "runs": "metrics models physics regularizers problems solvers hypergradients objectives",
     "reports": "metrics",
     "testing": "operators regularizers problems solvers",
     "cli": "operators convex linear metrics networks regularizers physics data problems models"
@@ -49,7 +50,7 @@ DOORS = {
     " regularizers/prior.py problems/fidelity.py problems/noise_level.py"
     " hypergradients/layer.py data/pairs.py"
     " data/arrays.py data/measured.py data/fitting.py data/plausible.py"
-    " metrics/image.py physics/ testing/liars.py testing/honest.py",
+    " metrics/image.py physics/ runs/em.py testing/liars.py testing/honest.py",
     "scipy": "learners/ reports/statistics.py",
     "bm3d": "runs/baselines.py",
     "optuna": "learners/search.py",

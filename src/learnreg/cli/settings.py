@@ -54,9 +54,9 @@ class Settings(Section):
     """distance of the held-out reconstructions to the exact ones, over all pixels of one image"""
     keep: Literal["last", "best"] = "last"
     """which parameters become the model: those of the last step, or of the best in validation"""
-    baselines: list[Literal["tuned TV", "BM3D"]] = Field(default=["tuned TV"])
+    baselines: list[Literal["tuned TV", "BM3D", "MLEM", "OSEM"]] = Field(default=["tuned TV"])
     """further methods in the report: "tuned TV" has one weight, the best for the training images;
-    "BM3D" needs the package bm3d
+    "BM3D" needs the package bm3d; "MLEM" and "OSEM" are for counts
     """
     output: str = Field(default="report", min_length=1)
     """folder for the report, the model and the checkpoint"""

@@ -22,7 +22,9 @@ from .private import (
     aligned,
     check_slices,
     is_narrow,
+    named_tensors,
     of_images,
+    physics_parts,
     registered,
     same,
     snapshot,
@@ -201,12 +203,11 @@ class LinearMap:
                 with one slice per image.
         """
         self.refresh()
-        known = {
-            name for name, _ in (*self.physics.named_buffers(), *self.physics.named_parameters())
-        }
+        known = {name for name, _ in named_tensors(self.physics)}
         # those of parts as well; names of the noise model (sigma, gain) say nothing of A
         inside = {name.rsplit(".", 1)[-1] for name in known}
-        unknown = sorted(set(params) - known.union(inside, dir(self.physics)))
+        of_parts = {name for _, part in physics_parts(self.physics) for name in dir(part)}
+        unknown = sorted(set(params) - known.union(inside, of_parts))
         if unknown:
             raise InputError(
                 "params",

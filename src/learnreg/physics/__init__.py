@@ -41,12 +41,15 @@ from .recipes import describe, image_shape, rebuild
 
 if TYPE_CHECKING:
     from .emission import EmissionTomography, contamination, resolution
+    from .matrices import Explicit, explicit
     from .own import Counts
 
 _LATER = {
     "Counts": "own",
     "EmissionTomography": "emission",
+    "Explicit": "matrices",
     "contamination": "emission",
+    "explicit": "matrices",
     "resolution": "emission",
 }
 """Names that need deepinv, which takes seconds to import, and the files that they are in."""
@@ -72,6 +75,7 @@ __all__ = [
     "DiscKernel",
     "Free",
     "EmissionTomography",
+    "Explicit",
     "Gaussian",
     "GaussianKernel",
     "Inpainting",
@@ -90,6 +94,7 @@ __all__ = [
     "contamination",
     "calibrate",
     "describe",
+    "explicit",
     "image_shape",
     "rebuild",
     "resolution",

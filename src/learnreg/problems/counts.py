@@ -52,7 +52,7 @@ class _OfCounts:
         Raises:
             InputError: negative counts, or a shape that does not fit.
         """
-        counts, background, gain, _ = self._counted(y)
+        counts, background, gain, _ = self.counted(y)
         if isinstance(gain, float) and gain == 1:
             return KullbackLeibler(counts, background)
         return KullbackLeibler(counts * gain, background * gain, 1 / gain)
@@ -60,13 +60,13 @@ class _OfCounts:
     def rest(self, tikhonov: float) -> Convex:
         return Squares(tikhonov) if tikhonov else Zero()
 
-    def _counted(self, y: Tensor) -> tuple[Tensor, Numbers, Numbers, Numbers]:
+    def counted(self, y: Tensor) -> tuple[Tensor, Numbers, Numbers, Numbers]:
         """Counts, background and gain for measurements y, and the derivative of the counts by y."""
         raise NotImplementedError
 
     def tie(self, y: Tensor) -> PoissonFunction:
         """Raises: InputError for negative counts, and for entries without a background."""
-        counts, background, gain, slope = self._counted(y)
+        counts, background, gain, slope = self.counted(y)
         _check_smooth(background)
         return PoissonFunction(counts, background, gain, slope)
 
@@ -156,7 +156,7 @@ class KL(_OfCounts):
         background = tensors.get("background", self.background)
         return replace(self, background=background, gain=tensors.get("gain", self.gain))
 
-    def _counted(self, y: Tensor) -> tuple[Tensor, Numbers, Numbers, Numbers]:
+    def counted(self, y: Tensor) -> tuple[Tensor, Numbers, Numbers, Numbers]:
         background, gain = _fitted(self, y)
         if bool((y < 0).any()):
             raise InputError(
@@ -234,7 +234,7 @@ class PoissonGaussian(_OfCounts):
         """With another background, gain or sigma."""
         return replace(self, **tensors)
 
-    def _counted(self, y: Tensor) -> tuple[Tensor, Numbers, Numbers, Numbers]:
+    def counted(self, y: Tensor) -> tuple[Tensor, Numbers, Numbers, Numbers]:
         background, gain = _fitted(self, y)
         sigma = fitted("sigma", self.sigma, y) if isinstance(self.sigma, Tensor) else self.sigma
         shift = (sigma / gain) ** 2
