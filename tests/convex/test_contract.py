@@ -416,3 +416,25 @@ def test_constants_are_consistent(case: Case):
     assert case.smooth or math.isinf(f.smooth)
     assert not (case.conjugate_smooth and isinstance(f, SmoothNorm | Squares)) or f.strong > 0
     assert not isinstance(f, Epigraph) or f.smooth == math.inf
+
+
+@each
+def test_growth_is_never_too_large(case: Case):
+    """Near, far, at the border of the domain and across it."""
+    f = case.make(GROUPS)
+    a, s = pair(f, GROUPS, 23)
+    s = 0.9 * s if case.name.startswith("Kull") else s
+    if f.growth(a, s, torch.ones(len(a)).double()) is None:
+        assert not isinstance(inner_of(f), KullbackLeibler)
+        return
+
+    for size in (1e-5, 1e-2, 1.0, 30.0):
+        radius = size * (0.1 + random((len(a),), 24))
+        m, allowance = f.growth(a, s, radius)
+        z = a + radius[:, None] * (2 * random(GROUPS, 25) - 1)
+        inside = torch.isfinite(f.value(z)) & torch.isfinite(f.gap(z, s))
+        breg = f.value(a) - f.value(z) - dot(f.grad(z), a - z)
+        left = breg + f.gap(z, s) + allowance
+        right = 0.5 * dot(m, (z - a).square())
+        assert (left >= right - 1e-12 * (1 + left.abs()))[inside].all() and inside.any()
+        assert (m >= f.strong).all()

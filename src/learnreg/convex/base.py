@@ -174,6 +174,20 @@ class Convex(ABC):
             )
         return expand(radius * self.hessian_lipschitz, a)
 
+    def growth(self, a: Tensor, s: Tensor, radius: Tensor) -> tuple[Tensor, Tensor] | None:
+        """m (b, ...) and an allowance (b,) such that for all z with |z - a| <= radius, entry by
+        entry, at which phi is finite,
+            [ phi(a) - phi(z) - phi'(z; a - z) ] + [ phi(z) + phi*(s) - <s, z> ] + allowance
+                >= sum m (z - a)^2 / 2.
+
+        None where nothing better than ``strong`` is known.
+
+        Args:
+            s: in the domain of phi*.
+            radius: (b,), float64.
+        """
+        return None
+
     def select(self, index: Tensor) -> Convex:
         """The same function for some images."""
         return self

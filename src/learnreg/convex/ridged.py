@@ -96,6 +96,13 @@ class Ridged(Convex):
         except MissingPropertyError:
             return super().change(a, radius)
 
+    def growth(self, a: Tensor, s: Tensor, radius: Tensor) -> tuple[Tensor, Tensor] | None:
+        """That of phi at the subgradient s - ridge a0, and the ridge; the squares around a0 in the
+        gap are >= 0.
+        """
+        of_phi = self.phi.growth(a, s - self.ridge * self.conjugate_grad(s), radius)
+        return None if of_phi is None else (of_phi[0] + self.ridge, of_phi[1])
+
     def select(self, index: Tensor) -> Ridged:
         return Ridged(self.phi.select(index), self.ridge)
 

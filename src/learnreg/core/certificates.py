@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -78,6 +78,38 @@ def distance_from_gap(gap: Tensor, mu: float) -> Tensor:
     lower bound.
     """
     return (2 * gap.clamp_min(0) / mu).sqrt()
+
+
+GROWTH_ROUNDS = 12
+"""Steps of the search for a ball; none of them is part of a proof."""
+
+
+def distance_from_growth(
+    gap: Tensor, growth: Callable[[Tensor], tuple[Tensor, Tensor]], plain: Tensor
+) -> Tensor:
+    """||u - u*|| < rho for a primal-dual gap P(x) - D(p) (b,), where P grows faster near x than its
+    modulus tells.
+
+    ``growth(rho)`` gives m (b,) and an allowance a (b,) with
+        [ P(x) - P(z) ] + [ P(z) - D(p) ] + a >= m / 2 rho^2
+    for all z between x and x* whose image is rho away from u. The left side is gap + a, so
+    m rho^2 > 2 (gap + a) leaves no such z: then ||u - u*|| < rho, by convexity of the segment. Once
+    that is known, z = x* may stand in the inequality, with m of the ball:
+    ||u - u*|| <= sqrt(2 (gap + a) / m).
+
+    Args:
+        plain: another certified distance (b,), returned where this one is not smaller.
+    """
+    rho = 1e-3 * plain
+    for _ in range(GROWTH_ROUNDS):  # upwards to the smallest ball that could do
+        m, allowance = growth(rho)
+        rho = torch.minimum((2 * (gap + allowance) / m).sqrt(), plain)
+    rho = 1.05 * rho
+    m, allowance = growth(rho)
+    least = 2 * (gap + allowance).clamp_min(0)
+    proven = m * rho.square() > (1 + 1e-9) * least
+    found = (least / m).sqrt()
+    return torch.where(proven & (found < plain), found, plain)
 
 
 def distance_from_residuals(residuals: Sequence[Tensor], moduli: Sequence[float]) -> list[Tensor]:

@@ -69,9 +69,20 @@ class Curved:
     def residual(self, a: Tensor, coupling: Tensor) -> Tensor:
         """H a + coupling + b, with components of infinite curvature left out."""
         total = coupling if self.linear is None else coupling + self.linear
-        finite = self.hessian.mapped(lambda e: torch.where(e.isinf(), 0.0, e))
-        allowed = self.hessian.mapped(lambda e: (~e.isinf()).to(e.dtype))
-        return finite(a) + allowed(total)
+        return self.finite(a) + self.allowed(total)
+
+    def finite(self, a: Tensor) -> Tensor:
+        """H a without its components of infinite curvature."""
+        return self.hessian.mapped(lambda e: torch.where(e.isinf(), 0.0, e))(a)
+
+    def allowed(self, a: Tensor) -> Tensor:
+        """a without them."""
+        return self.hessian.mapped(lambda e: (~e.isinf()).to(e.dtype))(a)
+
+    def scaled(self, a: Tensor, shift: float) -> Tensor:
+        """(H + shift)^-1 a, of which components of infinite curvature stay as they are."""
+        least = max(shift, 1e-30)
+        return self.hessian.mapped(lambda e: torch.where(e.isinf(), 1.0, 1 / (e + least)))(a)
 
     def select(self, index: Tensor) -> Curved:
         return Curved(

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..convex import Box, Boxed, Convex, Zero
 from ..core.batch import check_images, expand, norm
 from ..core.bounds import Bound, Curvature
-from ..core.certificates import distance_from_gap, distance_from_residuals
+from ..core.certificates import distance_from_gap as by_mu
+from ..core.certificates import distance_from_growth, distance_from_residuals
 from ..core.constraints import Interval, domain_of
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
@@ -35,7 +36,7 @@ from .per_image import in_double, of_images
 from .saddle_regularizer import SaddleRegularizerLike
 from .tied import Tied
 
-THEOREMS = ("gap", "residual", "kkt")
+THEOREMS = ("gap", "residual", "kkt", "growth")
 """Names of the certificates, in the order of their codes."""
 
 NEEDED = ("auxiliary", "primal", "dual", "dual_start", "linear", "adjoint", "offset", "norms")
@@ -305,6 +306,12 @@ class SaddleAt:
         Args:
             kx, ktp: K x + b and K^T p.
         """
+        return self._gap(*self._feasible(x, p, kx, ktp))
+
+    def _feasible(
+        self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks
+    ) -> tuple[Blocks, Blocks, Blocks, Blocks]:
+        """x and p where the gap is finite, with K x + b and K^T p."""
         lifted = self._lifted(x)
         if lifted is not None:
             x, kx = lifted, self.apply(lifted)
@@ -315,6 +322,9 @@ class SaddleAt:
         if scale is not None:
             p = tuple(t / expand(scale, t) for t in p)
             ktp = tuple(t / expand(scale, t) for t in ktp)
+        return x, p, kx, ktp
+
+    def _gap(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> Tensor:
         parts = [g.gap(a, -s) for g, a, s in zip(self.primal, x, ktp, strict=True)]
         parts += [f.gap(a, s) for f, a, s in zip(self.dual, kx, p, strict=True)]
         return sum(parts[1:], parts[0])
@@ -370,9 +380,25 @@ class SaddleAt:
         rx, rp = self.gradient(x, p, kx, ktp)
         return distance_from_residuals([norm(r) for r in (*rx, *rp)], self.moduli())
 
+    def _by_gap(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> tuple[Tensor, Tensor]:
+        """Distances (b,) of the image from the gap: by mu, and by the growth of the data term."""
+        x, p, kx, ktp = self._feasible(x, p, kx, ktp)
+        gap = self._gap(x, p, kx, ktp)
+        plain = by_mu(gap, self.mu.value)
+        data = self.primal[0]
+        if data.growth(x[0], -ktp[0], torch.ones_like(plain, dtype=torch.float64)) is None:
+            return plain, plain
+
+        def growth(radius: Tensor) -> tuple[Tensor, Tensor]:
+            found = data.growth(x[0], -ktp[0], radius)
+            assert found is not None
+            return found[0].flatten(1).amin(dim=1), found[1]
+
+        return plain, distance_from_growth(gap.double(), growth, plain.double()).to(plain)
+
     def evidence(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> Tensor:
         """The distance of the image that is known without another application of K, (b,)."""
-        distance = distance_from_gap(self.gap(x, p, kx, ktp), self.mu.value)
+        distance = self._by_gap(x, p, kx, ktp)[1]
         return (
             torch.minimum(distance, self.distances(x, p, kx, ktp)[0]) if self.smooth else distance
         )
@@ -384,8 +410,8 @@ class SaddleAt:
         """
         x, p = self.unpack(z)
         kx, ktp = self.apply(x), self.adjoint(p)
-        distance = distance_from_gap(self.gap(x, p, kx, ktp), self.mu.value)
-        found, gradient = {"gap": distance}, torch.zeros_like(z)
+        distance, grown = self._by_gap(x, p, kx, ktp)
+        found, gradient = {"gap": distance, "growth": grown}, torch.zeros_like(z)
         if self.smooth:
             rx, rp = self.gradient(x, p, kx, ktp)
             found["kkt"] = distance_from_residuals([norm(r) for r in (*rx, *rp)], self.moduli())[0]
@@ -410,7 +436,7 @@ class SaddleAt:
         gap = torch.stack([g.gap(a, -s) for g, a, s in zip(self.primal, x, ktp, strict=True)]).sum(
             dim=0
         )
-        distance = distance_from_gap(gap, self.mu.value)
+        distance = by_mu(gap, self.mu.value)
         if all(g.strong > 0 and g.smooth < math.inf for g in self.primal):
             residuals = [norm(g.grad(a) + s) for g, a, s in zip(self.primal, x, ktp, strict=True)]
             distance = torch.minimum(
