@@ -156,6 +156,21 @@ class Value(Protocol):
         ...
 
 
+class Rescaling(Protocol):
+    """An objective that knows the scale of what is learned."""
+
+    @property
+    def scaling(self) -> Tensor:
+        """(d,), the direction of theta along which the regularizer is multiplied by e^t; zeros
+        where nobody knows it.
+        """
+        ...
+
+    def stiffness(self, theta: Tensor) -> float:
+        """The logarithm of the largest curvature of the data term; 0 where nobody knows it."""
+        ...
+
+
 class Doubted(Protocol):
     """A value that says how far its ``corrected`` may be off."""
 

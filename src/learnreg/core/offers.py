@@ -163,6 +163,12 @@ class Units(Protocol):
     def units(self) -> Tensor: ...
 
 
+class Rescalable(Protocol):
+    """The direction s of theta along which R is multiplied: R(theta + t s) = e^t R(theta)."""
+
+    def scaling(self) -> Tensor: ...
+
+
 class Filters(Protocol):
     """Learned filters, for a report."""
 

@@ -10,11 +10,20 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.grants import Grants
 from ..core.objective import Objective
-from ..core.ranges import check_choice, check_fraction, check_number, check_positive, shown, tidy
+from ..core.ranges import (
+    check_choice,
+    check_flag,
+    check_fraction,
+    check_number,
+    check_positive,
+    shown,
+    tidy,
+)
 from .accuracy import Adaptive, Fixed
 from .box import Ranges, box_of, check_ranges
 from .curvature import CurvaturePairs
 from .descent import DescentRules, DescentState, descend
+from .rescaling import rescaled
 
 CERTIFYING = Grants.LOSS | Grants.GRADIENT | Grants.BRACKET | Grants.ADAPTIVE
 """What a certified decrease needs."""
@@ -64,6 +73,8 @@ class MAID:
         gradient_tolerance: stop when ||z|| + error is below.
         smallest_eps: stop when a decision would need less.
         box: [lower, upper] of the parameters, or a table by name; steps are projected (``arcs``).
+        rescale: begin with the scale of the regularizer, as ``Deferred`` does; for operators that
+            are far from norm one.
 
     Raises:
         InputError: a value out of range.
@@ -84,6 +95,7 @@ class MAID:
     gradient_tolerance: float = 1e-9
     smallest_eps: float = 1e-11
     box: Ranges = None
+    rescale: bool = False
 
     def __post_init__(self) -> None:
         tidy(self)
@@ -95,6 +107,7 @@ class MAID:
         check_positive("smallest_eps", self.smallest_eps)
         check_choice("test", self.test, ("estimated", "certified"))
         check_ranges("box", self.box)
+        check_flag("rescale", self.rescale)
         if not isinstance(self.accuracy, Adaptive):
             raise InputError(
                 "accuracy",
@@ -116,7 +129,9 @@ class MAID:
 
     def init(self, objective: Objective, theta: Tensor, seed: int = 0) -> DescentState:
         """Solve at theta_0 to eps0; nothing is drawn at random."""
-        box_of(self.box, objective)
+        box = box_of(self.box, objective)
+        if self.rescale:
+            theta = box.project(rescaled(objective, theta))
         return first_state(objective, theta, self.eps0, self.delta0, self.alpha0)
 
     def step(self, objective: Objective, state: DescentState) -> DescentState:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from ..core.asking import offers
 from ..core.batch import dot
 from ..core.bounds import Kind
 from ..core.cost import Cost
@@ -17,6 +18,7 @@ from ..core.grants import Grants
 from ..core.maps import Ask, Level, Limits, Posed, SolutionMap, Upper, upper_at
 from ..core.meter import Meter, OutOfBudget
 from ..core.objective import ErrorWord, PerImage, Row, Value, chosen, same_images
+from ..core.offers import Rescalable
 from ..core.packing import Packed
 from ..core.protocols import AnySolver
 from ..core.results import Hypergradient, Solution
@@ -24,7 +26,8 @@ from ..core.status import Status
 from ..hypergradients.choose import check_map, natural_map
 from ..hypergradients.evaluate import pulled
 from ..metrics import data_psnr
-from ..problems import BilevelProblem
+from ..problems import BilevelProblem, EnergyAt
+from ..problems.fidelity import data_constants
 from ..solvers.select import check_solver
 from ..solvers.solve import start_distance
 
@@ -230,6 +233,12 @@ class BilevelValue:
         return Packed(tensors, numbers)
 
 
+class WithRegularizer(Protocol):
+    """A lower level that is put together of parts."""
+
+    regularizer: object
+
+
 class Bilevel:
     """f(theta) = mean_i g(x_i(theta)) + p(theta) through a solution map; it counts what it asks.
 
@@ -282,6 +291,30 @@ class Bilevel:
     def units(self) -> Tensor:
         """A natural step of every entry."""
         return self.problem.units
+
+    @property
+    def scaling(self) -> Tensor:
+        """The direction along which the regularizer is multiplied by e^t; zeros where nobody
+        knows it.
+        """
+        none, energy = torch.zeros_like(self.theta), self.problem.energy
+        regularizer = energy.regularizer if offers(energy, WithRegularizer) else None
+        if not offers(regularizer, Rescalable):
+            return none
+        own = regularizer.scaling().to(none)
+        # parameters of data term and physics stand behind those of the regularizer
+        return torch.cat([own, none[own.numel() :]])
+
+    def stiffness(self, theta: Tensor) -> float:
+        """The logarithm of ||A||^2 times the curvature of D, mean over images; 0 where nobody knows
+        it.
+        """
+        potential = self._posed(theta).at()
+        if not isinstance(potential, EnergyAt):
+            return 0.0
+        of_data = data_constants(potential.data, potential.operator, potential.back).L
+        mean = float(of_data.mean())
+        return math.log(mean) if math.isfinite(mean) and mean > 0 else 0.0
 
     @property
     def size(self) -> int:
