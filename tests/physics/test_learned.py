@@ -309,6 +309,22 @@ def test_noise_is_masked_where_the_learned_mask_masks():
     assert bool((y[..., 0] == 0).all()) and bool((y[..., 1:] != 0).all())
 
 
+def test_another_level_of_noise_is_that_of_the_measurements():
+    physics = LearnedPhysics(
+        blur(noise_model=D.GaussianNoise(0.0)), {"filter": K.GaussianKernel(5)}
+    )
+    x = torch.rand(1, 1, 8, 8)
+    assert torch.equal(physics(x), physics.A(x))
+    physics.update(sigma=torch.tensor([5.0]))
+    assert float((physics(x) - physics.A(x)).detach().norm()) > 1
+    assert float(physics.base.noise_model.sigma) == 0
+    physics.noise_model = D.GaussianNoise(0.0)
+    assert torch.equal(physics(x), physics.A(x))
+    assert float(physics.learned().noise_model.sigma) == 0
+    noisy = LearnedPhysics(D.Blur(filter=torch.ones(1, 1, 3, 3) / 9), {"filter": K.Free(3)})
+    assert torch.equal(noisy(x), noisy.A(x))
+
+
 def test_other_tensors_are_updated_in_a_copy():
     base = D.MultiCoilMRI(
         mask=torch.ones(2, 6, 6),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +66,6 @@ def units_of(parametrization: nn.Module) -> dict[str, float]:
 
 class _Kernel(nn.Module):
     """A kernel >= 0 with sum one; ``weights`` gives it up to a factor."""
-
-    nonnegative: ClassVar[bool] = True
-    """Whether no entry can become negative, whatever the parameters are."""
 
     def __init__(self, size: int | Sequence[int], channels: int, images: int) -> None:
         super().__init__()
@@ -362,8 +359,6 @@ class Free(nn.Module):
     Raises:
         InputError: neither size nor a tensor, an even size, values that are not finite.
     """
-
-    nonnegative: ClassVar[bool] = False
 
     @plain_arguments
     def __init__(

@@ -73,8 +73,10 @@ class LearnedPhysics(LinearPhysics):
         image: tuple[int, ...] | None = None,
     ) -> None:
         lent = _checked_base(base)
-        own = dict(lent.named_children())
-        super().__init__(A=_unused, noise_model=own["noise_model"], sensor_model=_unused)
+        children, plain = dict(lent.named_children()), vars(lent)
+        noise = children.get("noise_model", plain.get("noise_model"))
+        noise = shallow(noise) if isinstance(noise, nn.Module) else noise
+        super().__init__(A=_unused, noise_model=noise, sensor_model=_unused)
         self.base = lent
         self.parametrizations = nn.ModuleDict(_checked_modules(lent, parametrizations))
         with torch.inference_mode(False):  # which would leave autograd nothing to do
@@ -102,7 +104,7 @@ class LearnedPhysics(LinearPhysics):
         tensors = self.tensors()
         _check_windows(tensors, x)
         try:
-            return self._copy(tensors, x).A(x, **tensors, **self._others(kwargs))
+            return shallow(self.base).A(x, **tensors, **self._others(kwargs))
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
             raise self._refused("images", x, tensors, error) from error
 
@@ -114,7 +116,7 @@ class LearnedPhysics(LinearPhysics):
         """
         tensors = self.tensors()
         others, like = self._others(kwargs), tensors_of(y)[0]
-        copied = self._copy(tensors, like)
+        copied = shallow(self.base)
         try:
             if self._by_autograd():
                 return _transposed(copied, like, {**tensors, **others})
@@ -144,6 +146,7 @@ class LearnedPhysics(LinearPhysics):
         with torch.no_grad():
             copied = shallow(self.base)
             copied.update_parameters(**{name: t.detach() for name, t in self.tensors().items()})
+        copied.noise_model = self.noise_model
         return copied
 
     def learned(self) -> LinearPhysicsLike:
@@ -180,10 +183,6 @@ class LearnedPhysics(LinearPhysics):
         named = (*self.base.named_buffers(), *self.base.named_parameters())
         own = {name.rpartition(".")[2] for name, _ in named} - set(self.parametrizations)
         return sorted({*super().__dir__(), *own})
-
-    def _copy(self, tensors: Mapping[str, Tensor], like: Tensor) -> LinearPhysicsLike:
-        """The base, to be applied to ``like``; nothing is written back into it."""
-        return shallow(self.base)
 
     def _others(self, given: Mapping[str, object]) -> dict[str, object]:
         """Parameters that are not learned.
