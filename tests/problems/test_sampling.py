@@ -311,6 +311,12 @@ def test_constants_are_those_of_the_weights(dtype):
     assert constants.mu_kind.certifies
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_a_data_term_like_others(kind):
+    made = SampledL2(weights(kind, spokes=4))
+    lr.testing.check_data_term(made, drawn(3, 2, H, W, seed=9))
+
+
 def test_any_module_may_give_the_weights():
     class Density(nn.Module):
         """A Gaussian around the zero frequency, of a width to learn."""
