@@ -65,6 +65,18 @@ def test_exact_total_variation_is_learned_and_certified(tmp_path):
     assert len(errors) == 2 and max(errors) <= 0.05
 
 
+@pytest.mark.slow
+def test_patterns_are_learned_and_drawn(tmp_path):
+    out = run(str(ROOT / "examples" / "learned_sampling.py"), "1", "a.png", cwd=tmp_path)
+    assert [line.split()[0] for line in out.splitlines()[:4]] == [
+        "free",
+        "lines",
+        "radial",
+        "drawn",
+    ]
+    assert {p.name for p in tmp_path.iterdir()} >= {"a.png", "a_path.png"}
+
+
 def test_the_ten_lines_of_the_readme_are_those_of_the_example():
     """What the README shows is what runs."""
     script = (ROOT / "examples" / "denoise.py").read_text()

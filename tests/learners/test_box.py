@@ -21,7 +21,16 @@ from tests.learners.cases import (
 )
 
 from learnreg.core.errors import InputError
-from learnreg.learners import HOAG, LBFGSB, MAID, Deferred, GridSearch, RandomSearch, Stochastic
+from learnreg.learners import (
+    HOAG,
+    LBFGSB,
+    MAID,
+    Deferred,
+    FixedAccuracy,
+    GridSearch,
+    RandomSearch,
+    Stochastic,
+)
 from learnreg.learners.box import Box, box_of, check_ranges
 from learnreg.objectives.bilevel import Bilevel
 
@@ -169,6 +178,7 @@ LEARNERS = {
     "hoag": (lambda box: HOAG(box=box, eps0=1e-2, delta0=1e-2, alpha0=1.0), 40),
     "lbfgsb": (lambda box: LBFGSB(box=box, eps=1e-8, delta=1e-8), 40),
     "maid": (lambda box: MAID(box=box), 40),
+    "fixed": (lambda box: FixedAccuracy(box=box, eps=1e-7, delta=1e-7), 40),
     "steepest": (lambda box: MAID(box=box, memory=0, alpha0=1.0), 40),
     "sgd": (
         lambda box: Stochastic(

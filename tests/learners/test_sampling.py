@@ -4,6 +4,9 @@ binary patterns with the rest learned again, resuming.
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +16,7 @@ from tests.learners.cases import assert_same, run
 from torch import Tensor
 
 from learnreg.learners import LBFGSB, MAID
+from learnreg.objectives.bilevel import Bilevel
 from learnreg.problems import (
     BilevelProblem,
     Energy,
@@ -164,3 +168,27 @@ def test_without_a_box_the_run_ends_in_words_or_stays_inside():
     problem = separable()
     outcome = run(problem, MAID(), steps=8)
     assert bool((outcome.thetas >= -1e-6).all()) and bool((outcome.thetas <= 1 + 1e-6).all())
+
+
+def test_the_reference_of_the_benchmark_has_the_same_derivatives():
+    """Written from the formulas alone: primal-dual steps, its own products, no autograd."""
+    file = Path(__file__).parents[2] / "benchmarks" / "operators_sampling.py"
+    spec = importlib.util.spec_from_file_location("operators_sampling", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    module.SIDE = 12
+    data = module.square(0)
+    S = 0.2 + 0.8 * torch.rand(12, 12, generator=torch.Generator().manual_seed(1)).double()
+    reference = module.Reference(data, MRI(img_size=(2, 12, 12)).double())
+    loss, of_S, of_alpha = reference.evaluate(S, 0.02)
+
+    problem = module.problem_of(data, 0.02)
+    theta = torch.cat([problem.theta[:1], S.flatten()])
+    objective = Bilevel(problem, solver="newton")
+    point = objective.evaluate(theta, 1e-10)
+    z = objective.gradient(point, 1e-12, None, "none").value
+    more, slope = module.penalty(S)
+    assert point.loss == pytest.approx(loss + more, rel=1e-7)
+    assert float((z[1:] - (of_S + slope).flatten()).norm()) < 1e-5 * float(z[1:].norm())
+    assert float(z[0]) == pytest.approx(0.02 * of_alpha, rel=1e-4)

@@ -311,6 +311,12 @@ def test_constants_are_those_of_the_weights(dtype):
     assert constants.mu_kind.certifies
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_a_data_term_like_others(kind):
+    made = SampledL2(weights(kind, spokes=4))
+    lr.testing.check_data_term(made, drawn(3, 2, H, W, seed=9))
+
+
 def test_any_module_may_give_the_weights():
     class Density(nn.Module):
         """A Gaussian around the zero frequency, of a width to learn."""
@@ -466,6 +472,18 @@ def test_lines_are_columns_of_k_space_as_those_of_deepinv():
     through = masked(mri(), lines.mask())
     y = through.A(drawn(1, 2, H, W))
     assert bool((y[..., [1, 2, 4]] == 0).all()) and bool((y[..., [0, 3]] != 0).any())
+
+
+def test_volumes():
+    """Lines along one axis of k-space, measured at all places of the two others."""
+    made = weights("lines", shape=(3, H, W), axis=(1, 2)).binary(threshold=0.5)
+    volume = MRI(img_size=(2, 3, H, W), three_d=True).double()
+    through = masked(volume, made.mask())
+    y = volume.A(drawn(1, 2, 3, H, W))
+    regularizer = TV(0.1, 0.3).double() + Tikhonov(0.1, learned=False).double()
+    one = lr.solve(Energy(volume, regularizer, SampledL2(made)), y, 1e-9).value
+    two = lr.solve(Energy(through, regularizer), made.mask() * y, 1e-9).value
+    assert float((one - two).norm()) <= 2e-9
 
 
 def test_an_operator_without_a_mask_is_refused_with_another_way():

@@ -258,7 +258,7 @@ CHECKS: list[Check[Config]] = [
     (("regularizer",), lambda config, _: config.build_regularizer()),
     (("constraint",), lambda config, _: config.constraint and config.constraint.build()),
     (("learner",), lambda config, _: config.learner.build("learner")),
-    (("learner", "fidelity"), lambda config, _: config.build_learner()),
+    (("learner", "fidelity"), lambda config, _: boxed(config.learner, config.fidelity)),
     (("hypergradient",), lambda config, _: config.build_hypergradient()),
     (("budget",), lambda config, _: config.build_budget()),
     (

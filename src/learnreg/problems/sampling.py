@@ -165,7 +165,7 @@ class SamplingWeights(nn.Module):
         start = start.view(self.shape) if kind == "free" else start
         other = SamplingWeights(self.shape, kind, axis=self.axis, spokes=self.spokes, start=start)
         other.numbers.requires_grad_(False)
-        return other
+        return other.to(self.numbers.device)
 
     def _omega(self) -> Tensor:
         """The numbers as omega."""
