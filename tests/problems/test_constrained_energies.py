@@ -16,7 +16,7 @@ from torch import Tensor
 
 import learnreg as lr
 from learnreg.cli.config import load_config
-from learnreg.core.errors import ConfigError, InputError
+from learnreg.core.errors import ConfigError, DataWarning, InputError
 from learnreg.models.model_file import VERSION
 from learnreg.problems import BilevelProblem, Energy, SaddleEnergy, at_noise_level, energy_for
 from learnreg.regularizers import TV, ExactTV
@@ -125,6 +125,28 @@ def test_the_start_of_a_solve_lies_inside():
     for energy in kinds((0.0, 0.1)):
         for start in (energy.start(noisy()), energy.at(noisy()).first()):
             assert ((start >= 0) & (start <= 0.1)).all()
+
+
+def test_true_images_in_other_units_are_remarked():
+    energy = kinds((0.0, 1.0))[0]
+    with pytest.warns(DataWarning, match="0 <= x <= 1"):
+        BilevelProblem(energy, Pairs(x=255 * random(2, 1, 12, 10, seed=1), y=noisy(2)))
+    BilevelProblem(energy, Pairs(x=random(2, 1, 12, 10, seed=1) - 0.3, y=noisy(2)))
+
+
+def test_bounds_per_image_follow_their_images_through_learning():
+    """They belong to the pairs, so that subsets of them have their own."""
+    physics, truth = denoised("TV", None).physics, random(3, 1, 12, 10, seed=2) * 0.3
+    lower = truth - 0.02
+    y = truth + 0.2 * (random(3, 1, 12, 10, seed=3) - 0.5)
+    pairs = lr.data.Pairs(truth, y, physics, ("a", "b", "c"), params={"lower": lower})
+    p = BilevelProblem(denoised("TV", None), pairs)
+    run = lr.learn(p, lr.MAID(), budget=lr.Budget(steps=2))
+    x = run.evaluate(pairs, 1e-3).reconstruction
+    assert (x >= lower - 1e-6).all() and ((x - lower).abs() < 1e-6).any()
+    part = p.select(torch.tensor([2, 0]))
+    x = lr.solve(part.energy, part.data.y, 1e-3, params=part.data.params).value
+    assert (x >= lower[[2, 0]] - 1e-6).all()
 
 
 # --- learning -------------------------------------------------------------------------------------
