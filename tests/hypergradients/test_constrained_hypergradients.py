@@ -133,6 +133,18 @@ def test_the_error_is_certified_once_every_pixel_is_decided():
     assert len(certified) >= 4
 
 
+def test_certified_errors_hold_in_float32():
+    p = posed("TV")
+    exact = lr.hypergradient(p, 1e-9, 1e-9, strategy=lr.Implicit())
+    for eps in (1e-2, 1e-3, 1e-4):
+        found = lr.hypergradient(p.to(torch.float32), eps, 1e-4, strategy=lr.Implicit())
+        assert found.value.dtype == torch.float32
+        if found.certified is not None:
+            error = float((found.value.double() - exact.value).norm())
+            assert error <= found.certified + 1e-5
+    assert found.undecided is not None
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_certain_sets_are_those_of_the_minimizer(seed):
     """Certified errors hold over random data and random accuracies."""

@@ -193,6 +193,16 @@ def test_learning_within_bounds_beats_learning_without(learner, tmp_path):
     assert loss[bound] < 0.95 * loss[None] and score[bound] > score[None] + 0.05
 
 
+def test_the_certified_test_goes_on_until_every_pixel_is_decided():
+    truth = (noisy(1, seed=5) + 0.05).clamp(0, 0.2)
+    p = BilevelProblem(denoised("TV", (0.0, 0.125)), Pairs(x=truth, y=noisy(1)))
+    assert lr.hypergradient(p, 3e-2, 1e-3, strategy=lr.Implicit()).undecided > 0
+    budget = lr.Budget(steps=2, work=20000)
+    rows = lr.learn(p, lr.MAID(test="certified", eps0=3e-2), budget=budget).record.rows
+    assert len(rows) > 1 and all(row["omega_certified"] is not None for row in rows[1:])
+    assert rows[1]["eps"] < 3e-2
+
+
 def test_a_bounded_run_resumes_to_the_same_numbers(tmp_path):
     physics = deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.25))
     p = BilevelProblem(Energy(physics, TV(0.05, 0.02), constraint=(0, 1)), pairs_of(physics, 1))
