@@ -287,6 +287,23 @@ def test_saddle_points_within_bounds(name):
     torch.testing.assert_close(found.value, difference, rtol=2e-3, atol=3e-5)
 
 
+def test_bounds_cost_blurred_saddle_points_no_more_than_a_row():
+    """Steps stay in the metric of the operator; images are projected, and certified as such."""
+    energy, _, y = saddles()["blur"]
+    free = SaddleEnergy(energy.physics, energy.regularizer, None, energy.tikhonov)
+    at = energy.at(y)
+    assert at.row and at.majorants() is not None and not free.at(y).row
+    plain, bound = lr.solve(free, y, 1e-3), lr.solve(energy, y, 1e-3)
+    assert bound.cost.work <= 4 * plain.cost.work
+    domain = energy.constraint.tied(bound.value)
+    assert domain.contains(bound.value).all() and not domain.inside(bound.value).all()
+    exact = lr.solve(energy, y, 1e-5).value
+    assert ((bound.value - exact).flatten(1).norm(dim=1) <= bound.error + 1e-5).all()
+    # the state is that of the solver, and starts the next solve
+    again = lr.solve(energy, y, 1e-3, x0=bound.state)
+    assert again.steps.max() == 0
+
+
 def test_smoothed_and_exact_total_variation_meet_within_bounds():
     """Two roads to one minimizer: projected gradients with little smoothing, and a saddle point."""
     energy, _, y = saddles()["TV"]
