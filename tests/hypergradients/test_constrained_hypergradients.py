@@ -100,7 +100,7 @@ def test_the_adjoint_vanishes_at_the_bounds_and_starts_warm():
 
 def test_all_pixels_at_their_bounds():
     """Nothing moves with theta: the derivative is zero, and certainly so."""
-    p = BilevelProblem(denoised("TV", (5.0, 6.0)), Pairs(x=noisy(), y=noisy()))
+    p = BilevelProblem(denoised("TV", (5.0, 6.0)), Pairs(x=noisy() + 5.5, y=noisy()))
     for strategy in (lr.Implicit(estimate=True), lr.Implicit(), lr.JacobianFree(), lr.Unrolled(5)):
         found = lr.hypergradient(p, 1e-3, 1e-3, strategy=strategy)
         assert (found.value == 0).all()
@@ -131,6 +131,18 @@ def test_the_error_is_certified_once_every_pixel_is_decided():
         counted.append(found.undecided)
     assert counted == sorted(counted, reverse=True) and counted[0] > 0 and counted[-1] == 0
     assert len(certified) >= 4
+
+
+def test_certified_errors_hold_in_float32():
+    p = posed("TV")
+    exact = lr.hypergradient(p, 1e-9, 1e-9, strategy=lr.Implicit())
+    for eps in (1e-2, 1e-3, 1e-4):
+        found = lr.hypergradient(p.to(torch.float32), eps, 1e-4, strategy=lr.Implicit())
+        assert found.value.dtype == torch.float32
+        if found.certified is not None:
+            error = float((found.value.double() - exact.value).norm())
+            assert error <= found.certified + 1e-5
+    assert found.undecided is not None
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -273,6 +285,23 @@ def test_saddle_points_within_bounds(name):
     assert found.certified is None and found.estimated is not None
     difference = central(loss, p.theta, h)
     torch.testing.assert_close(found.value, difference, rtol=2e-3, atol=3e-5)
+
+
+def test_bounds_cost_blurred_saddle_points_no_more_than_a_row():
+    """Steps stay in the metric of the operator; images are projected, and certified as such."""
+    energy, _, y = saddles()["blur"]
+    free = SaddleEnergy(energy.physics, energy.regularizer, None, energy.tikhonov)
+    at = energy.at(y)
+    assert at.row and at.majorants() is not None and not free.at(y).row
+    plain, bound = lr.solve(free, y, 1e-3), lr.solve(energy, y, 1e-3)
+    assert bound.cost.work <= 4 * plain.cost.work
+    domain = energy.constraint.tied(bound.value)
+    assert domain.contains(bound.value).all() and not domain.inside(bound.value).all()
+    exact = lr.solve(energy, y, 1e-5).value
+    assert ((bound.value - exact).flatten(1).norm(dim=1) <= bound.error + 1e-5).all()
+    # the state is that of the solver, and starts the next solve
+    again = lr.solve(energy, y, 1e-3, x0=bound.state)
+    assert again.steps.max() == 0
 
 
 def test_smoothed_and_exact_total_variation_meet_within_bounds():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import learnreg as lr
 from learnreg.cli.config import load_config
-from learnreg.core.errors import ConfigError, InputError
+from learnreg.core.errors import ConfigError, DataWarning, InputError
 from learnreg.models.model_file import VERSION
 from learnreg.problems import BilevelProblem, Energy, SaddleEnergy, at_noise_level, energy_for
 from learnreg.regularizers import TV, ExactTV
@@ -127,6 +127,28 @@ def test_the_start_of_a_solve_lies_inside():
             assert ((start >= 0) & (start <= 0.1)).all()
 
 
+def test_true_images_in_other_units_are_remarked():
+    energy = kinds((0.0, 1.0))[0]
+    with pytest.warns(DataWarning, match="0 <= x <= 1"):
+        BilevelProblem(energy, Pairs(x=255 * random(2, 1, 12, 10, seed=1), y=noisy(2)))
+    BilevelProblem(energy, Pairs(x=random(2, 1, 12, 10, seed=1) - 0.3, y=noisy(2)))
+
+
+def test_bounds_per_image_follow_their_images_through_learning():
+    """They belong to the pairs, so that subsets of them have their own."""
+    physics, truth = denoised("TV", None).physics, random(3, 1, 12, 10, seed=2) * 0.3
+    lower = truth - 0.02
+    y = truth + 0.2 * (random(3, 1, 12, 10, seed=3) - 0.5)
+    pairs = lr.data.Pairs(truth, y, physics, ("a", "b", "c"), params={"lower": lower})
+    p = BilevelProblem(denoised("TV", None), pairs)
+    run = lr.learn(p, lr.MAID(), budget=lr.Budget(steps=2))
+    x = run.evaluate(pairs, 1e-3).reconstruction
+    assert (x >= lower - 1e-6).all() and ((x - lower).abs() < 1e-6).any()
+    part = p.select(torch.tensor([2, 0]))
+    x = lr.solve(part.energy, part.data.y, 1e-3, params=part.data.params).value
+    assert (x >= lower[[2, 0]] - 1e-6).all()
+
+
 # --- learning -------------------------------------------------------------------------------------
 
 
@@ -169,6 +191,16 @@ def test_learning_within_bounds_beats_learning_without(learner, tmp_path):
     assert run.evaluate(test, 1e-2).reconstruction.min() == 0
     bound = lr.NonNegative()
     assert loss[bound] < 0.95 * loss[None] and score[bound] > score[None] + 0.05
+
+
+def test_the_certified_test_goes_on_until_every_pixel_is_decided():
+    truth = (noisy(1, seed=5) + 0.05).clamp(0, 0.2)
+    p = BilevelProblem(denoised("TV", (0.0, 0.125)), Pairs(x=truth, y=noisy(1)))
+    assert lr.hypergradient(p, 3e-2, 1e-3, strategy=lr.Implicit()).undecided > 0
+    budget = lr.Budget(steps=2, work=20000)
+    rows = lr.learn(p, lr.MAID(test="certified", eps0=3e-2), budget=budget).record.rows
+    assert len(rows) > 1 and all(row["omega_certified"] is not None for row in rows[1:])
+    assert rows[1]["eps"] < 3e-2
 
 
 def test_a_bounded_run_resumes_to_the_same_numbers(tmp_path):

@@ -15,6 +15,7 @@ leaves no other place); likewise g_i < -L eps at the upper one. Nothing is known
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import Protocol, Self, TypeGuard
 
@@ -23,13 +24,16 @@ from torch import Tensor
 
 from .asking import offers
 from .batch import expand
-from .errors import InputError
+from .errors import DataWarning, InputError
 from .ranges import plain, shown
 
 Limit = float | Tensor | None
 """A number, a tensor (1, c, ...) or (b, c, ...) that broadcasts to images, or None for no bound."""
 
 NUMBERS = torch.finfo(torch.float32)
+
+MOST_OUTSIDE = 0.5
+"""Of the pixels of true images: noise leaves bounds here and there, other units leave them all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +165,29 @@ def as_constraint(given: object) -> Between | None:
     if given is None or not given.bounds_anything:
         return None
     return Between(given.lower, given.upper)  # one form, whatever it was called
+
+
+def warn_of_truth(constraint: Between, truth: Tensor, stacklevel: int) -> None:
+    """Say when most pixels of true images (b, c, ...) lie outside of the bounds: other units, say.
+
+    Raises:
+        InputError: bounds of another shape.
+
+    Warns:
+        DataWarning: with the range of the images.
+    """
+    domain = constraint.tied(truth)
+    outside = float((domain.project(truth) != truth).double().mean())
+    if outside > MOST_OUTSIDE:
+        low, high = (float(v) for v in truth.aminmax())
+        warnings.warn(
+            f"pairs: given true images of which {outside:.0%} of the pixels lie outside of the "
+            f"bounds of the energy, {constraint.words} (they range from {low:.3g} to {high:.3g}); "
+            "expected reconstructions that can come near them. Give the bounds in the units of "
+            "the images.",
+            DataWarning,
+            stacklevel=stacklevel,
+        )
 
 
 # --- tied to images -------------------------------------------------------------------------------

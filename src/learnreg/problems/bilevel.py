@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..core.asking import offers
 from ..core.batch import check_images
+from ..core.constraints import warn_of_truth
 from ..core.datasets import collect, is_dataset
 from ..core.errors import InputError
 from ..core.guards import check_energy, check_measured, check_pairs
@@ -114,6 +115,9 @@ class BilevelProblem:
     Raises:
         InputError: no images, images and measurements of different number, nothing to learn, or a
             dataset whose items are no pairs or do not fit into memory.
+
+    Warns:
+        DataWarning: true images that the bounds of the energy shut out.
     """
 
     energy: Any  # a Level; of the class that was handed in
@@ -160,6 +164,8 @@ class BilevelProblem:
             )
         x = real_channels(pairs.x) if pairs.x.is_complex() else pairs.x
         check_images(x, "x")
+        if isinstance(self.energy, Tied) and self.energy.constraint is not None:
+            warn_of_truth(self.energy.constraint, x, stacklevel=4)
         self._check_data(data)
         plain = _plain(data)
         as_given = isinstance(plain, Tensor) and x is pairs.x
