@@ -156,3 +156,16 @@ def pairs_of(x, y):
 def test_pairs_that_cannot_be_fitted_are_refused_in_words(physics, data, words):
     with pytest.raises(InputError, match=words):
         calibrate(physics(), data())
+
+
+@pytest.mark.slow
+def test_the_table_of_learned_kernels_is_made():
+    """Two models of it, at a small size, on the bundled photographs."""
+    from benchmarks.operators_kernels import run
+
+    rows = {(row["arm"], row["learner"].split()[0]): row for row in run(quick=True)}
+    fixed, learned = rows["true", "LBFGSB"], rows["gaussian", "LBFGSB"]
+    assert learned["loss"] < 1.05 * fixed["loss"]
+    assert rows["gaussian", "MAID"]["loss"] <= 1.02 * learned["loss"]
+    assert rows["gaussian", "MAID"]["applications"] < learned["applications"]
+    assert {"no truth, A known", "no truth, A unknown"} <= {arm for arm, _ in rows}
