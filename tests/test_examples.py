@@ -113,7 +113,7 @@ def test_the_blocks_of_a_page_run_one_after_the_other(tmp_path, page, says):
 
 def test_the_blocks_of_pages_about_data_run_one_after_the_other(tmp_path):
     """In one process, since most of the time goes into imports."""
-    pages = ["docs/physics.md", "docs/own_data.md", "docs/measured_data.md"]
+    pages = ["docs/physics.md", "docs/own_data.md", "docs/measured_data.md", "docs/counts.md"]
     blocks = [block for page in [*pages, "docs/saddle_points.md"] for block in fenced(page)]
     # why not the first: it is an example of its own
     (tmp_path / "pages.py").write_text("\n\n".join([*blocks, fenced("README.md")[1]]))
@@ -125,6 +125,7 @@ def test_the_blocks_of_pages_about_data_run_one_after_the_other(tmp_path):
         "with Tomography, 3 parameters, 4 images",
         "certified distance <=",
         "certified distance to the minimizer",
+        "OSEM of 4 subsets",
     ):
         assert words in out, out
 

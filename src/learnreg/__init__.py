@@ -49,6 +49,7 @@ _HOME = {
     "WeightedL2": "problems",
     "Huber": "problems",
     "Poisson": "problems",
+    "PoissonGaussian": "problems",
     "Foreign": "problems",
     "Measured": "core",
     "SquaredError": "problems",

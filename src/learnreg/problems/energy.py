@@ -38,6 +38,7 @@ from ..operators.physics import TiedMap
 from ..operators.windows import cuts, window
 from .data_functions import DataFunction, weight_like
 from .fidelity import L2, DataTerm, WeightedL2, as_data_term, data_constants
+from .per_image import started
 from .tied import ModuleLike, Tied
 
 NEEDED = ("value", "grad", "linearize", "directional", "bounds")
@@ -296,8 +297,10 @@ class EnergyAt:
         return self.energy.regularizer
 
     def first(self) -> Tensor:
-        """t A^T y with the t that fits the data best, within the bounds."""
-        first = self.operator.fitted(self.back, self.data.y)
+        """t A^T y with the t that fits the data best, within the bounds; of counts, of what they
+        are without gain and background.
+        """
+        first = started(self.operator, self.data, self.data.y, self.back)
         return first if self.domain is None else self.domain.project(first)
 
     def value(self, x: Tensor) -> Tensor:

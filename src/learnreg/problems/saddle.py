@@ -32,7 +32,7 @@ from ..core.ranges import absent, check_number
 from ..operators.physics import LinearMap, TiedMap
 from .fidelity import L2, SaddleDataTerm, WeightedL2, as_data_term
 from .noise_level import PerImage
-from .per_image import in_double, of_images
+from .per_image import in_double, of_images, started
 from .tied import ModuleLike, Tied
 
 THEOREMS = ("gap", "residual", "kkt")
@@ -220,8 +220,11 @@ class SaddleAt:
     domain: Interval | None = None
 
     def first(self) -> Tensor:
-        """t A^T y with the t that fits the data best: what a solve starts from."""
-        return domain_of(self).project(self.operator.fitted(self.back, self.y))
+        """t A^T y with the t that fits the data best: what a solve starts from; of counts, of what
+        they are without gain and background.
+        """
+        first = started(self.operator, self.fidelity, self.y, self.back)
+        return domain_of(self).project(first)
 
     # --- the operator -----------------------------------------------------------------------------
     def linear(self, x: Blocks) -> Blocks:
