@@ -57,12 +57,12 @@ class _OfCounts:
             return KullbackLeibler(counts, background)
         return KullbackLeibler(counts * gain, background * gain, 1 / gain)
 
-    def target(self, y: Tensor) -> Tensor:
+    def target(self, y: Tensor, above: bool = True) -> Tensor:
         """What A x would be without noise for measurements y, (b, ...): gain (counts -
-        background).
+        background), or gain times the counts where not ``above`` the background.
         """
         counts, background, gain, _ = self.counted(y)
-        return (counts - background) * gain
+        return (counts - background) * gain if above else counts * gain
 
     def rest(self, tikhonov: float) -> Convex:
         return Squares(tikhonov) if tikhonov else Zero()

@@ -36,12 +36,12 @@ class HasTensors(Protocol):
 class Targeted(Protocol):
     """A data term whose measurements are in other units than A x."""
 
-    def target(self, y: Tensor) -> Tensor:
+    def target(self, y: Tensor, above: bool = True) -> Tensor:
         """What A x would be without noise for measurements y, (b, ...) likewise."""
         ...
 
 
-def started(operator: TiedMap, term: object, y: Tensor, back: Tensor) -> Tensor:
+def started(operator: TiedMap, term: object, y: Tensor, back: Tensor, above: bool = True) -> Tensor:
     """The picture t A^T z that a solve starts from, with z what A x would be without noise and the
     t that fits it best.
 
@@ -50,11 +50,12 @@ def started(operator: TiedMap, term: object, y: Tensor, back: Tensor) -> Tensor:
         term: a data term, which may know z; otherwise z = y.
         y: real measurements (b, ...).
         back: A^T y.
+        above: whether a background is taken off.
     """
     if not offers(term, Targeted):
         return operator.fitted(back, y)
     with torch.no_grad():
-        z = term.target(y)
+        z = term.target(y, above)
         image = operator.adjoint(z)
     operator.map.cost += Cost(hessian_products=0 if operator.is_identity else back.shape[0])
     return operator.fitted(image, z)

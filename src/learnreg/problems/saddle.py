@@ -220,10 +220,12 @@ class SaddleAt:
     domain: Interval | None = None
 
     def first(self) -> Tensor:
-        """t A^T y with the t that fits the data best: what a solve starts from; of counts, of what
-        they are without gain and background.
+        """t A^T y with the t that fits the data best: what a solve starts from; of counts in the
+        units of the image.
         """
-        first = started(self.operator, self.fidelity, self.y, self.back)
+        # why with the background: where A x = 0 the distance to counts is nearly vertical, and
+        # steps that are balanced there are short for long
+        first = started(self.operator, self.fidelity, self.y, self.back, above=False)
         return domain_of(self).project(first)
 
     # --- the operator -----------------------------------------------------------------------------
