@@ -100,10 +100,11 @@ def methods(
 
         return run
 
-    def smooth(regularizer: Callable[[], torch.nn.Module]):
+    def smooth(regularizer: Callable[[], torch.nn.Module], constraint: object | None = None):
         def run(train: lr.data.Pairs, test: lr.data.Pairs) -> dict[str, object]:
             whole = regularizer() + Tikhonov(kappa, learned=False)
-            return learned(lr.Energy(train.physics, whole, term), train, test, steps)
+            energy = lr.Energy(train.physics, whole, term, constraint=constraint)
+            return learned(energy, train, test, steps)
 
         return run
 
@@ -116,6 +117,7 @@ def methods(
         "OSEM": baseline(osem, subsets=5, epochs=12),
         "BSREM, RDP": baseline(bsrem, subsets=5, epochs=12),
         "KL + TV": smooth(lambda: TV(0.3 * root, 0.03)),
+        "KL + TV, x >= 0": smooth(lambda: TV(0.3 * root, 0.03), lr.NonNegative()),
         "KL + exact TV": saddle,
         "KL + FoE": smooth(lambda: FoE(filters=6, size=3, weight=0.1 * root)),
     }

@@ -126,7 +126,7 @@ def test_the_blocks_of_a_page_run_one_after_the_other(tmp_path, page, says):
 
 def test_the_blocks_of_pages_about_data_run_one_after_the_other(tmp_path):
     """In one process, since most of the time goes into imports."""
-    pages = ["docs/physics.md", "docs/own_data.md", "docs/measured_data.md"]
+    pages = ["docs/physics.md", "docs/own_data.md", "docs/measured_data.md", "docs/counts.md"]
     pages.append("docs/learned_operators.md")
     blocks = [block for page in [*pages, "docs/saddle_points.md"] for block in fenced(page)]
     # why not the first: it is an example of its own
@@ -140,6 +140,7 @@ def test_the_blocks_of_pages_about_data_run_one_after_the_other(tmp_path):
         "with Tomography, 3 parameters, 4 images",
         "certified distance <=",
         "certified distance to the minimizer",
+        "OSEM of 4 subsets",
     ):
         assert words in out, out
 

@@ -52,6 +52,7 @@ _HOME = {
     "SamplingWeights": "problems",
     "SparsityPenalty": "problems",
     "Poisson": "problems",
+    "PoissonGaussian": "problems",
     "Foreign": "problems",
     "Measured": "core",
     "SquaredError": "problems",

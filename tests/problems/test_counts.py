@@ -379,3 +379,31 @@ def test_model_files_hold_the_tensors_of_a_data_term(term, tmp_path):
     energy = Energy(Denoising(GaussianNoise(0.1)), TV(0.1) + Tikhonov(0.1), term)
     loaded = lr.load_model(lr.save_model(tmp_path / "m.safetensors", energy))
     assert loaded.fidelity == term
+
+
+# --- where a solve starts -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gain", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("kind", ["smooth", "saddle"])
+@pytest.mark.parametrize("denoising", [True, False])
+def test_a_solve_of_counts_starts_in_the_units_of_the_image(gain, kind, denoising):
+    """Neither gain nor background is part of the picture that is started from."""
+    physics = Denoising(GaussianNoise(0.1)) if denoising else tomography()
+    x = 0.2 + random(3, (2, 1, 12, 12))
+    r = 5 + random(4, tuple(physics.A(x).shape))
+    y = physics.A(x) / gain + r
+    ridge = Tikhonov(0.1, learned=False)
+    if kind == "smooth":
+        of_counts, plain = Energy(physics, ridge, KL(r, gain)), Energy(physics, ridge)
+    else:
+        of_counts = SaddleEnergy(physics, ExactTV(), KL(r, gain), tikhonov=0.1)
+        plain = SaddleEnergy(physics, ExactTV(), tikhonov=0.1)
+    expected = plain.double().start(physics.A(x))
+    torch.testing.assert_close(of_counts.double().start(y), expected)
+    first = of_counts.at(y).first()
+    if kind == "smooth":
+        torch.testing.assert_close(first, expected)
+    else:  # with the background, which keeps it from where A x = 0
+        again = plain.start(physics.A(x) + gain * r)
+        torch.testing.assert_close(first, again)

@@ -53,6 +53,10 @@ class PoissonFunction(DataFunction):
         u, _ = self._split(a.detach())
         return Diagonal(self.y.detach() / (u * self.gain).square())
 
+    def target(self, y: Tensor, above: bool = True) -> Tensor:
+        """What A x would be without noise for the counts y: gain (y - background)."""
+        return ((y - self.background) if above else y) * self.gain
+
     def steepest(self) -> Tensor:
         """At a = 0."""
         return self.y.detach() / (self.background * self.gain) ** 2

@@ -57,6 +57,13 @@ class _OfCounts:
             return KullbackLeibler(counts, background)
         return KullbackLeibler(counts * gain, background * gain, 1 / gain)
 
+    def target(self, y: Tensor, above: bool = True) -> Tensor:
+        """What A x would be without noise for measurements y, (b, ...): gain (counts -
+        background), or gain times the counts where not ``above`` the background.
+        """
+        counts, background, gain, _ = self.counted(y)
+        return (counts - background) * gain if above else counts * gain
+
     def rest(self, tikhonov: float) -> Convex:
         return Squares(tikhonov) if tikhonov else Zero()
 

@@ -39,6 +39,7 @@ from ..operators.windows import cuts, window
 from .data_functions import DataFunction, weight_like
 from .energy_certificates import Parts
 from .fidelity import L2, DataTerm, WeightedL2, as_data_term, data_constants
+from .per_image import started
 from .sampling import SampledL2
 from .tied import ModuleLike, Tied
 
@@ -302,9 +303,11 @@ class EnergyAt:
         return self.energy.regularizer
 
     def first(self) -> Tensor:
-        """t A^T y with the t that fits the data best, within the bounds."""
+        """t A^T y with the t that fits the data best, within the bounds; of counts, of what they
+        are without gain and background.
+        """
         back = self.back if self.pulled else self.operator.adjoint(self.data.y)
-        first = self.operator.fitted(back, self.data.y)
+        first = started(self.operator, self.data, self.data.y, back)
         return first if self.domain is None else self.domain.project(first)
 
     def value(self, x: Tensor) -> Tensor:

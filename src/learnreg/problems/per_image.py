@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ..core.asking import offers
+from ..core.cost import Cost
 from ..core.errors import InputError
+from ..operators.physics import TiedMap
 
 T = TypeVar("T")
 
@@ -29,6 +31,34 @@ class HasTensors(Protocol):
     def replaced(self, **tensors: Tensor) -> Self:
         """The same with other tensors."""
         ...
+
+
+class Targeted(Protocol):
+    """A data term whose measurements are in other units than A x."""
+
+    def target(self, y: Tensor, above: bool = True) -> Tensor:
+        """What A x would be without noise for measurements y, (b, ...) likewise."""
+        ...
+
+
+def started(operator: TiedMap, term: object, y: Tensor, back: Tensor, above: bool = True) -> Tensor:
+    """The picture t A^T z that a solve starts from, with z what A x would be without noise and the
+    t that fits it best.
+
+    Args:
+        operator: A of these images.
+        term: a data term, which may know z; otherwise z = y.
+        y: real measurements (b, ...).
+        back: A^T y.
+        above: whether a background is taken off.
+    """
+    if not offers(term, Targeted):
+        return operator.fitted(back, y)
+    with torch.no_grad():
+        z = term.target(y, above)
+        image = operator.adjoint(z)
+    operator.map.cost += Cost(hessian_products=0 if operator.is_identity else back.shape[0])
+    return operator.fitted(image, z)
 
 
 KNOWN = {"weights": "WeightedL2", "background": "KL", "gain": "KL"}

@@ -32,7 +32,7 @@ from ..core.ranges import absent, check_number
 from ..operators.physics import LinearMap, TiedMap
 from .fidelity import L2, SaddleDataTerm, WeightedL2, as_data_term
 from .noise_level import PerImage
-from .per_image import in_double, of_images
+from .per_image import in_double, of_images, started
 from .saddle_regularizer import SaddleRegularizerLike
 from .tied import Tied
 
@@ -182,8 +182,13 @@ class SaddleAt:
     row: bool = False
 
     def first(self) -> Tensor:
-        """t A^T y with the t that fits the data best: what a solve starts from."""
-        return domain_of(self).project(self.operator.fitted(self.back, self.y))
+        """t A^T y with the t that fits the data best: what a solve starts from; of counts in the
+        units of the image.
+        """
+        # why with the background: where A x = 0 the distance to counts is nearly vertical, and
+        # steps that are balanced there are short for long
+        first = started(self.operator, self.fidelity, self.y, self.back, above=False)
+        return domain_of(self).project(first)
 
     # --- the operator -----------------------------------------------------------------------------
     def linear(self, x: Blocks) -> Blocks:

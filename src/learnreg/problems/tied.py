@@ -20,7 +20,7 @@ from ..operators.physics import LinearMap, TiedMap
 from ..operators.pickling import picklable
 from ..operators.private import clone, promoted
 from .noise_level import data_term_at, noise_level, other_noise
-from .per_image import KNOWN, names_of, with_tensors
+from .per_image import KNOWN, names_of, started, with_tensors
 
 
 class ModuleLike(nn.Module):
@@ -326,10 +326,11 @@ class Tied(nn.Module, Generic[R, D]):
         """The picture a solve starts from when nothing better is known, (b, c, ...), real.
 
         y itself for denoising; otherwise t A^T y with the t that fits the data best, so that the
-        norm of A does not matter; kept within the bounds where there are any.
+        norm of A does not matter; of counts, of what they are without gain and background. Kept
+        within the bounds where there are any.
         """
         operator, data, image = self.tie(y, None)
-        first = operator.fitted(image, data)
+        first = started(operator, self.data_term(y), data, image)
         domain = self.domain(y, operator, first)
         return first if domain is None else domain.project(first)
 
