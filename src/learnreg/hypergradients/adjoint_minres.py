@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ..core.cost import Cost
-from ..core.protocols import Blocks
 from ..linear.minres import minres
 from .adjoint_saddle import AdjointSaddle
 
@@ -29,10 +28,10 @@ class System:
 
     linear: AdjointSaddle
 
-    def __call__(self, z: Tensor) -> Tensor:
+    def __call__(self, v: Tensor) -> Tensor:
         """(b, n) -> (b, n)."""
         f = self.linear
-        x, p = f.unpack(projected(f, z))
+        x, p = f.unpack(projected(f, v))
         kx, ktp = f.apply(x), f.adjoint(p)
         rows = tuple(g.finite(a) + k for g, a, k in zip(f.primal, x, ktp, strict=True))
         columns = tuple(k - h.finite(a) for h, a, k in zip(f.dual, p, kx, strict=True))
@@ -66,11 +65,10 @@ class Scaling:
 def projected(f: AdjointSaddle, z: Tensor) -> Tensor:
     """Pi z: (b, n) -> (b, n)."""
     x, p = f.unpack(z)
-    blocks: list[Blocks] = [
-        tuple(c.allowed(a) for c, a in zip(of, part, strict=True))
-        for of, part in ((f.primal, x), (f.dual, p))
-    ]
-    return f.pack(*blocks)
+    return f.pack(
+        tuple(c.allowed(a) for c, a in zip(f.primal, x, strict=True)),
+        tuple(c.allowed(a) for c, a in zip(f.dual, p, strict=True)),
+    )
 
 
 @torch.no_grad()
