@@ -59,7 +59,7 @@ class Solution:
         state: (b, n), all variables of a saddle point, of which ``value`` is one; None for a
             minimizer.
         theorem: per image, which certificate gave ``error`` where there are several: "gap",
-            "residual" or "kkt".
+            "growth", "residual" or "kkt".
         measure: what the solve was asked to bound. Of the linear system of an adjoint ``error`` is
             a residual; of a stationary point nothing is known but the gradient norm, and ``error``
             is infinite.
