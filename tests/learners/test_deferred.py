@@ -213,4 +213,4 @@ def test_a_block_ends_early_so_that_the_budget_still_certifies_it():
     last = outcome.record.rows[-1]
     assert 0 < last["block"] < 500
     assert last["loss"] < outcome.record.rows[0]["lower"]
-    assert 0.6 * 400 <= last["work"] / problem.size <= 1.1 * 400
+    assert 0.4 * 400 <= last["work"] / problem.size <= 1.1 * 400

@@ -54,9 +54,9 @@ the middle of a block loses little.
 FEW = 64
 """With at most so many images, steps of descent on all of them are ahead of mini-batches."""
 
-RESERVE = 0.5
+RESERVE = {"first": 1.0, "later": 0.5}
 """Work of a certificate over that of its block, for which a budget keeps room at its end. Measured:
-0.3 to 0.9 in first blocks, a tenth to a fifth in later ones.
+0.3 to 0.9 for first blocks, a tenth to a fifth for later ones.
 """
 
 RENEWED = 4
@@ -142,7 +142,7 @@ class Deferred:
         longest: steps of a block at most.
         rescale: begin with the scale of the regularizer (``learners.rescaling``): the run, and its
             row 0, start from theta_0 with the factor in front of R at which an estimate of the loss
-            of some images is lowest; from theta_0 itself where none is better by a hundredth.
+            of some images is lowest; from theta_0 itself where none is better by a tenth.
 
     Raises:
         InputError: a value out of range.
@@ -298,7 +298,7 @@ class Deferred:
         now = self._at_start(objective, state)
         best = state.certified.point.loss
         visits, limit = 0, max(200, SLOWER * state.certified.point.steps)
-        enough = _reserve(objective)
+        enough = _reserve(objective, state)
         for done in range(state.length):
             try:
                 now = self.explore.mini_batch(objective, now, limit)
@@ -320,7 +320,7 @@ class Deferred:
         old, start = state.descended, state.certified
         now = first_exploration(start, state.delta0) if old is None else moved_to(old, start.point)
         found, steps = explored_by_descent(
-            self.certify.rules, objective, now, state.length, _reserve(objective)
+            self.certify.rules, objective, now, state.length, _reserve(objective, state)
         )
         if found is None:
             return None, max(steps, 1)
@@ -423,16 +423,17 @@ class Deferred:
         )
 
 
-def _reserve(objective: Objective) -> Callable[[], bool]:
+def _reserve(objective: Objective, state: DeferredState) -> Callable[[], bool]:
     """Whether a block that begins now should end, so that the budget still certifies it: what is
     lost otherwise is the whole block.
     """
     meter = objective.meter
     begun = meter.used()
+    share = RESERVE["later" if state.steps else "first"]
 
     def enough() -> bool:
         used = meter.used()
-        return used + RESERVE * (used - begun) >= 1
+        return used + share * (used - begun) >= 1
 
     return enough
 
