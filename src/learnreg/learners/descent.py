@@ -190,7 +190,7 @@ def _gradient(
         # pixels may or may not be at a bound: a smaller distance decides them
         assert isinstance(rules.accuracy, Adaptive)
         sharper = tighten(rules, objective, state, rules.accuracy.tighten)
-        return _gradient(rules, objective, sharper)
+        return _gradient(rules, objective, sharper, box)
     error = z.certified if rules.test == "certified" else z.estimated
     if error is None and rules.test == "certified":
         raise Halt(
