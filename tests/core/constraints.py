@@ -130,11 +130,12 @@ TABLE: dict[str, Entry] = {
             "test": choice("estimated", "certified"),
             "gradient_tolerance": positive(),
             "smallest_eps": positive(),
+            "box": BOX,
         },
     ),
     "Adaptive": Entry(Adaptive, settings={"tighten": fraction(), "loosen": least(1, 1.5)}),
     "FixedAccuracy": Entry(
-        lr.FixedAccuracy, settings=DESCENT | {"eps": positive(), "delta": positive()}
+        lr.FixedAccuracy, settings=DESCENT | {"eps": positive(), "delta": positive(), "box": BOX}
     ),
     "HOAG": Entry(
         lr.HOAG,
@@ -368,6 +369,30 @@ TABLE: dict[str, Entry] = {
     "L1": Entry(lr.L1, settings={"weight": positive()}),
     "KL": Entry(lr.KL, settings={"background": positive(), "gain": positive()}),
     "Poisson": Entry(lr.Poisson, settings={"background": positive(), "gain": positive()}),
+    "SamplingWeights": Entry(
+        lr.SamplingWeights,
+        lambda: {"shape": (6, 5)},
+        {
+            "kind": choice("free", "lines", "product", "radial"),
+            "axis": integer(-2, 1, 2),
+            "spokes": integer(1, 3, optional=True),
+            "parametrization": choice("omega", "S"),
+            "start": within(0.5, 0.0, -0.1, 1.5),
+        },
+    ),
+    "SampledL2": Entry(
+        lr.SampledL2, lambda: {"weights": lr.SamplingWeights((6, 5))}, {"weights": thing()}
+    ),
+    "SparsityPenalty": Entry(
+        lr.SparsityPenalty,
+        lambda: {"first": 2, "count": 30},
+        {
+            "first": integer(0, 3),
+            "count": integer(1, 3),
+            "beta0": least(0, 0.5),
+            "beta1": least(0, 0.5),
+        },
+    ),
     "Huber": Entry(lr.Huber, settings={"threshold": positive(), "weight": positive()}),
     "Energy": Entry(
         lr.Energy,

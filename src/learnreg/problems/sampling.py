@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..core.errors import InputError, MissingPropertyError
 from ..core.params import named_trainable
-from ..core.ranges import check_choice, check_integer, check_number, shown, tidy
+from ..core.ranges import check_choice, check_integer, check_number, plain, shown, tidy
 from ..operators.foreign import LinearPhysicsLike
 from ..operators.private import tensor_named, with_tensors
 from .data_functions import Quadratic
@@ -198,6 +198,7 @@ class SamplingWeights(nn.Module):
         each = self.kind in ("free", "product")
         counts = {"lines": self.lines, "radial": self.spokes or 0}
         wanted = self.shape if each else (counts[self.kind],)
+        start = plain(start)
         if not isinstance(start, Tensor):
             check_number("start", start, lambda v: 0 < v <= 1, "a number in (0, 1]")
             start = torch.full(wanted, float(start))
@@ -256,7 +257,8 @@ class SamplingWeights(nn.Module):
 
 def _checked_shape(shape: object, kind: str) -> tuple[int, ...]:
     """Raises: InputError."""
-    sides = tuple(shape) if isinstance(shape, tuple | list | torch.Size) else ()
+    given = tuple(shape) if isinstance(shape, tuple | list | torch.Size) else ()
+    sides = tuple(map(plain, given))
     usable = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sides)
     if not sides or not usable or (kind == "radial" and len(sides) != 2):
         raise InputError(
@@ -275,7 +277,8 @@ def _checked_axes(axis: object, count: int) -> tuple[int, ...]:
         InputError: one that is not there.
     """
     given = tuple(axis) if isinstance(axis, tuple | list) else (axis,)
-    found = {a % count for a in given if isinstance(a, int) and -count <= a < count}
+    whole = [a for a in map(plain, given) if isinstance(a, int) and not isinstance(a, bool)]
+    found = {a % count for a in whole if -count <= a < count}
     if not found or len(found) != len(given):
         raise InputError(
             "axis",
