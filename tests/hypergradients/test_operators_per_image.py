@@ -228,12 +228,13 @@ def test_a_model_file_holds_the_operator_without_those_of_the_images(name, tmp_p
 
 
 @pytest.mark.slow
-def test_a_comparison_takes_them():
-    case = CASES["inpainting"]
-    methods = {kind: lr.BilevelProblem(energy(case, kind), pairs(case)) for kind in ("smooth",)}
-    for problem in methods.values():
-        run = lr.learn(problem, lr.MAID(), budget=lr.Budget(steps=1))
-        assert run.evaluate(pairs(case), eps=1e-2).certified
+@pytest.mark.parametrize("name", ["inpainting", "stacked"])
+def test_a_comparison_takes_them(name):
+    case = CASES[name]
+    problem = lr.BilevelProblem(energy(case, "smooth"), pairs(case))
+    learners = {"MAID": lr.MAID(), "drawn": lr.Stochastic(batch=2)}
+    found = lr.compare(problem, learners, budget=lr.Budget(steps=1), test=pairs(case, "def"))
+    assert len(found.runs) == 2 and all(row["failure"] is None for row in found.runs)
 
 
 # --- a stack is looked into -----------------------------------------------------------------------
