@@ -22,6 +22,7 @@ from ..core.results import Evaluation
 from ..data import Pairs
 from ..physics import LearnedPhysics
 from ..problems import BilevelProblem
+from ..problems.bilevel import data_of
 from ..reports import Report
 from ..runs import Run, learn
 from ..runs.checkpoint import FILE
@@ -159,7 +160,7 @@ def evaluate(run: Run, test: Pairs, eps: float, console: Console) -> Evaluation:
     """
     evaluation = run.evaluate(test, eps)
     try:
-        return replace(evaluation, honesty=run.check_certificate(test.y[:1]))
+        return replace(evaluation, honesty=run.check_certificate(data_of(test)[:1]))
     except (
         SolveError
     ) as error:  # the comparison needs a far more accurate solve than the reconstructions

@@ -57,7 +57,7 @@ class WithParams(Protocol):
     params: Mapping[str, Tensor]
 
 
-def _data(pairs: PairsLike) -> Measured:
+def data_of(pairs: PairsLike) -> Measured:
     """The measurements of pairs, with the operator parameters of each image if there are any."""
     y = pairs.y
     if isinstance(y, Measured):
@@ -155,7 +155,7 @@ class BilevelProblem:
     def _with_truth(self, loss: PairLoss, pairs: PairsLike | Tensor | Measured) -> None:
         check_pairs(pairs)
         assert not isinstance(pairs, Tensor | Measured) and pairs.x is not None
-        data = _data(pairs)
+        data = data_of(pairs)
         if len(pairs) == 0 or pairs.x.shape[0] != len(data):
             raise InputError(
                 "pairs",
@@ -182,7 +182,7 @@ class BilevelProblem:
                 remedy="Use a loss of (x, x_true).",
             )
         alone = isinstance(pairs, Tensor | Measured)
-        data = measured(pairs) if isinstance(pairs, Tensor | Measured) else _data(pairs)
+        data = measured(pairs) if isinstance(pairs, Tensor | Measured) else data_of(pairs)
         self._check_data(data)
         tying = loss.tie_to(self.energy, _plain(data))
         x = None if isinstance(pairs, Tensor | Measured) or alone else pairs.x
