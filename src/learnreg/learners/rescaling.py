@@ -34,6 +34,9 @@ SURE = 0.1
 (measured on MRI, where the valley is flat and a gain of 6 % on two was a loss on all).
 """
 
+DOWN = 0.01
+"""The loss has to fall by this part for a direction to be walked into."""
+
 NARROW = 1.4
 """The valley is known well enough when its sides are no farther apart, in t."""
 
@@ -120,7 +123,7 @@ def _walk(loss: Callable[[float], float], known: dict[float, float], start: floa
     for side in (-1.0, 1.0):
         step = side
         known[start + step] = loss(start + step)
-        if known[start + step] < (1 - SURE) * known[start]:
+        if known[start + step] < (1 - DOWN) * known[start]:
             break
     else:
         return
