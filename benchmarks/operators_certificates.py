@@ -222,9 +222,10 @@ def main() -> None:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--size", type=int, default=48)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    rows = run(tuple(args.seeds), args.quick)
+    rows = run(tuple(args.seeds), args.quick, args.size)
     Console(width=120).print(summary(rows))
     if args.json:
         args.json.write_text(json.dumps({"version": lr.__version__, "rows": rows}, indent=1))
