@@ -180,9 +180,12 @@ def measured(case: str, kind: str, seed: int, eps: float, size: int) -> dict[str
     }
 
 
-def run(seeds: tuple[int, ...] = (0, 1, 2), quick: bool = False) -> list[dict[str, Any]]:
+def run(
+    seeds: tuple[int, ...] = (0, 1, 2), quick: bool = False, size: int = 48
+) -> list[dict[str, Any]]:
     """A row per physics, regularizer, accuracy and seed."""
-    cases, levels, size = (("ct 30", "inpaint"), (1.0,), 24) if quick else (CASES, (1.0, 0.1), 48)
+    cases, levels = (("ct 30", "inpaint"), (1.0,)) if quick else (CASES, (1.0, 0.1))
+    size = min(size, 24) if quick else size
     return [
         measured(case, kind, seed, eps, size)
         for case in cases
