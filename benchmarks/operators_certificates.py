@@ -180,9 +180,12 @@ def measured(case: str, kind: str, seed: int, eps: float, size: int) -> dict[str
     }
 
 
-def run(seeds: tuple[int, ...] = (0, 1, 2), quick: bool = False) -> list[dict[str, Any]]:
+def run(
+    seeds: tuple[int, ...] = (0, 1, 2), quick: bool = False, size: int = 48
+) -> list[dict[str, Any]]:
     """A row per physics, regularizer, accuracy and seed."""
-    cases, levels, size = (("ct 30", "inpaint"), (1.0,), 24) if quick else (CASES, (1.0, 0.1), 48)
+    cases, levels = (("ct 30", "inpaint"), (1.0,)) if quick else (CASES, (1.0, 0.1))
+    size = min(size, 24) if quick else size
     return [
         measured(case, kind, seed, eps, size)
         for case in cases
@@ -222,9 +225,10 @@ def main() -> None:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--size", type=int, default=48)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    rows = run(tuple(args.seeds), args.quick)
+    rows = run(tuple(args.seeds), args.quick, args.size)
     Console(width=120).print(summary(rows))
     if args.json:
         args.json.write_text(json.dumps({"version": lr.__version__, "rows": rows}, indent=1))

@@ -353,7 +353,7 @@ def test_the_certificate_names_its_theorem():
         "nothing else can be known"
     )
     f = problem.energy.at(problem.pairs.y)
-    assert f.theorems == ("gap", "residual", "kkt")
+    assert f.theorems == ("gap", "residual", "kkt", "growth")
     with torch.no_grad():
         problem, _, _ = instance("tgv-curvature")
         f = problem.energy.at(problem.pairs.y)

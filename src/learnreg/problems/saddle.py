@@ -416,7 +416,8 @@ class SaddleAt:
         x, p = self.unpack(z)
         kx, ktp = self.apply(x), self.adjoint(p)
         distance, grown = self._by_gap(x, p, kx, ktp)
-        found, gradient = {"gap": distance, "growth": grown}, torch.zeros_like(z)
+        found, gradient = {"gap": distance}, torch.zeros_like(z)
+        found["growth"] = torch.where(grown < distance, grown, torch.inf)
         if self.smooth:
             rx, rp = self.gradient(x, p, kx, ktp)
             found["kkt"] = distance_from_residuals([norm(r) for r in (*rx, *rp)], self.moduli())[0]
