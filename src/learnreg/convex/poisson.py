@@ -159,20 +159,22 @@ class KullbackLeibler(Convex):
     def growth(self, a: Tensor, s: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         """Curvature where y > 0, and steepness at the border where y = 0.
 
-        y > 0: with w = a + r and t = (z - a) / w the first bracket is y [log(1 + t) - t / (1 + t)],
-        that is (z - a)^2 int_0^1 tau y / (w + tau (z - a))^2 dtau, whose integral falls with z: it
+        For a weight of one, and of s / w as many times as much for w.
+        y > 0: with u = a + r and t = (z - a) / u the first bracket is y [log(1 + t) - t / (1 + t)],
+        that is (z - a)^2 int_0^1 tau y / (u + tau (z - a))^2 dtau, whose integral falls with z: it
         is smallest at z = a + radius. y = 0: phi is a + r for a >= -r, and the second bracket
         (1 - s)(z + r); with the same of a as allowance their sum is at least (1 - s)|z - a|, and
         within the radius that is (1 - s) (z - a)^2 / radius.
         """
-        a, s, y = a.double(), s.double(), self.data.double()
-        w, reach = self._intensity(a), expand(radius, a)
-        t = reach / w
+        weight = self.weight.double() if isinstance(self.weight, Tensor) else self.weight
+        a, s, y = a.double(), s.double() / weight, self.data.double()
+        u, reach = self._intensity(a), expand(radius, a)
+        t = reach / u
         # below 1e-4 cancellation is worse than the series, whose terms alternate and fall
         k = torch.where(t < 1e-4, 1 - 4 / 3 * t, 2 * (torch.log1p(t) - t / (1 + t)) / t.square())
         steep = torch.where(y > 0, 0.0, (1 - s).clamp_min(0)).expand_as(a)
-        m = torch.where(y > 0, y / w.square() * k, 2 * steep / reach)
-        return m, total(steep * w)
+        m = torch.where(y > 0, y / u.square() * k, 2 * steep / reach)
+        return weight * m, total(weight * steep * u)
 
     def select(self, index: Tensor) -> KullbackLeibler:
         def chosen(t: float | Tensor) -> float | Tensor:
