@@ -74,6 +74,11 @@ def measured(y: Native | Measured) -> Measured:
     return y if isinstance(y, Measured) else Measured(y)
 
 
+def native_of(data: Measured) -> Tensor | Measured:
+    """The bare tensor where no image brings parameters, which is what any energy takes."""
+    return data.y if isinstance(data.y, Tensor) and not data.params else data
+
+
 def real_channels(x: Tensor) -> Tensor:
     """Complex (b, c, ...) -> real (b, 2 c, ...), parts alternating; differentiable."""
     parts = torch.view_as_real(x).movedim(-1, 2)

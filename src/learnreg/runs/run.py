@@ -16,7 +16,7 @@ from ..core.batch import norm
 from ..core.errors import InputError, SolveError
 from ..core.files import load_tensors, save_tensors
 from ..core.guards import check_measured, check_pairs, isolated
-from ..core.measured import Measured, Native, complex_channels, measured
+from ..core.measured import Measured, Native, complex_channels, measured, native_of
 from ..core.noise import followed, learned_level
 from ..core.offers import Filters, LearnedKernels
 from ..core.ranges import check_number
@@ -254,7 +254,7 @@ class Run:
         exact = self.energy.with_theta(
             self.theta.double()
         ).widened()  # with_theta copies, so nothing lent changes
-        wide = measured(y).to(self.theta.double().dtype)
+        wide = native_of(measured(y).to(self.theta.double().dtype))
         usual = view_of(exact.at(wide)).reference
         grid = grid or usual.grid
         truth = solve(
