@@ -30,6 +30,7 @@ from ..core.params import trainable
 from ..core.protocols import Blocks
 from ..core.ranges import absent, check_number
 from ..operators.physics import LinearMap, TiedMap
+from ..operators.sensitivity import moves_of
 from .fidelity import L2, SaddleDataTerm, WeightedL2, as_data_term
 from .noise_level import PerImage
 from .per_image import in_double, of_images, started
@@ -191,6 +192,10 @@ class SaddleAt:
         return domain_of(self).project(first)
 
     # --- the operator -----------------------------------------------------------------------------
+    def operator_moves(self, x: Tensor) -> Bound:
+        """How far A moves with the theta in it, see ``operators.sensitivity``."""
+        return moves_of(self.operator, x).beta
+
     def linear(self, x: Blocks) -> Blocks:
         """K x."""
         rows = self.energy.regularizer.linear(*x)
