@@ -173,10 +173,7 @@ def test_an_ill_posed_problem_costs_less_than_with_a_certificate_at_every_step()
     """MRI with mu = 1e-3: certified distances are some hundred times the true ones."""
     blocks = run(scanned(), Deferred(), budget=Budget(work=600))
     steps = run(scanned(), MAID(), budget=Budget(work=600))
-    exact = [
-        Bilevel(scanned()).evaluate(found.theta, 1e-2).loss for found in (blocks, steps)
-    ]
-    print(exact, steps.record.rows[-1], blocks.record.rows[-1])
+    exact = [Bilevel(scanned()).evaluate(found.theta, 1e-2).loss for found in (blocks, steps)]
     assert exact[0] < exact[1]
 
 
