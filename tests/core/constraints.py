@@ -118,6 +118,10 @@ DESCENT = {
     "memory": integer(0, 3),
 }
 
+COUNTED = {"background": least(0, 0.5, plural=True), "gain": positive(plural=True)}
+"""Numbers or tensors."""
+
+
 TABLE: dict[str, Entry] = {
     "MAID": Entry(
         lr.MAID,
@@ -367,8 +371,15 @@ TABLE: dict[str, Entry] = {
     "Scaled": Entry(R.base.Scaled, lambda: {"regularizer": R.TV()}, {"factor": least(0, 0.5)}),
     "L2": Entry(lr.L2, settings={"sigma": positive()}),
     "L1": Entry(lr.L1, settings={"weight": positive()}),
-    "KL": Entry(lr.KL, settings={"background": positive(), "gain": positive()}),
-    "Poisson": Entry(lr.Poisson, settings={"background": positive(), "gain": positive()}),
+    "KL": Entry(lr.KL, settings=COUNTED),
+    "Poisson": Entry(lr.Poisson, settings=COUNTED),
+    "PoissonGaussian": Entry(
+        lr.PoissonGaussian,
+        settings=COUNTED | {"sigma": positive(plural=True)},
+    ),
+    # infinite bounds are none: see test_constraints.py for what they refuse
+    "Between": Entry(lr.Between),
+    "NonNegative": Entry(lr.NonNegative),
     "SamplingWeights": Entry(
         lr.SamplingWeights,
         lambda: {"shape": (6, 5)},

@@ -64,8 +64,8 @@ class EmissionTomography(LinearPhysics):
         >>> H = deepinv.physics.Tomography(20, 32, circle=False, normalize=False)
         >>> blur = lr.physics.resolution(fwhm=2.0)
         >>> pet = lr.physics.EmissionTomography(H, filter=blur)
-        >>> tuple(pet.A(torch.ones(1, 1, 32, 32)).shape)
-        (1, 1, 45, 20)
+        >>> pet.A(torch.ones(1, 1, 32, 32)).shape[-1]
+        20
     """
 
     attenuation: Tensor

@@ -127,7 +127,7 @@ class KL(_OfCounts):
         >>> ridge = lr.regularizers.Tikhonov(1e-3, learned=False)
         >>> energy = lr.Energy(physics, lr.regularizers.TV(1e-3) + ridge, lr.KL(background=r))
         >>> round(float(lr.solve(energy, y, eps=1e-2).value.mean()), 1)
-        4.8
+        5.0
     """
 
     background: Numbers = 1.0
