@@ -25,7 +25,7 @@ from ..core.cost import Cost
 from ..core.errors import InputError
 from ..core.grants import STEADY, Grants
 from ..core.maps import Ask, Cotangent, Limits, Posed, Pullback, Upper, View
-from ..core.params import trainable
+from ..core.params import reparametrized, trainable
 from ..core.protocols import Blocks, SplitSaddle
 from ..core.ranges import check_flag, check_integer, check_positive, shown, tidy
 from ..core.results import Solution
@@ -183,6 +183,7 @@ class Piggyback(ToAccuracy):
             known = f.data and of_operator.certified
             kappa = math.hypot(kappa, of_operator.value) if known else math.inf
         known = kappa < math.inf and beta < math.inf and upper.smooth.certified
+        known = known and not reparametrized(f.energy.regularizer)
         if not (f.smooth and known):
             return None
         slope = upper.grad(solution.value)

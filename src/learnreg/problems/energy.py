@@ -32,6 +32,7 @@ from ..core.offers import (
     offers_averages,
     reach_of,
 )
+from ..core.params import reparametrized
 from ..core.protocols import Hessian
 from ..core.ranges import absent
 from ..operators.physics import TiedMap
@@ -244,7 +245,7 @@ class Energy(Tied[RegularizerLike, DataTerm]):
     def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
         """Lipschitz constant of the mixed derivative on images with |x| <= reach."""
         r = self.regularizer
-        if self._of_regularizer_alone and offers(r, MixedLipschitz):
+        if self._of_regularizer_alone and offers(r, MixedLipschitz) and not reparametrized(r):
             return r.mixed_lipschitz(reach) or Bound.unknown()
         return Bound.unknown()
 
