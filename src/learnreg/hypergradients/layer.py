@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -241,6 +242,14 @@ class WithOperator(Protocol):
     def use_operator(self, operator: object) -> None: ...
 
 
+class Watched(Protocol):
+    """An energy that says whether its physics has changed."""
+
+    def look(self) -> tuple[object, ...]: ...
+
+    def unchanged(self, look: tuple[object, ...]) -> bool: ...
+
+
 class WithPhysics(Protocol):
     """An energy whose physics can be replaced."""
 
@@ -279,6 +288,30 @@ class _Layer:
         self.energy, self.params, self.layout = energy, dict(params or {}), layout
         self.eps, self.solver, self.relative = model.eps, model.solver, model.relative_delta
         self.strategy = strategy
+        self.learned, self.look = trainable(energy), _look_of(energy)
+
+    def check_same(self) -> None:
+        """Refuse a backward pass through another energy than that of the forward pass.
+
+        Raises:
+            MissingPropertyError: parameters or the physics were exchanged in between.
+        """
+        now = trainable(self.energy)
+        # another number of them is refused with words of its own by what comes next
+        kept = len(now) != len(self.learned) or all(map(operator.is_, now, self.learned))
+        if kept and _unchanged(self.energy, self.look):
+            return
+        raise MissingPropertyError(
+            "Reconstructor",
+            given="a physics that has changed since the forward pass"
+            if kept
+            else "other parameters than in the forward pass (torch.func.functional_call?)",
+            expected="the energy of the forward pass, which the derivative is one of",
+            remedy="Call backward before physics.update, or pass a copy of the physics to every "
+            "call."
+            if kept
+            else "Load parameters into a copy of the model (copy.deepcopy, load_state_dict).",
+        )
 
     def posed(self, y: Tensor) -> Posed:
         """The lower level for real measurements."""
@@ -289,6 +322,14 @@ class _Layer:
         """The reconstructions; an image that missed eps is an error."""
         posed, limits = self.posed(y.detach()), Limits(self.solver)
         return self.strategy.solve(posed, self.eps, None, limits).raise_if_failed()
+
+
+def _look_of(energy: object) -> tuple[object, ...]:
+    return energy.look() if offers(energy, Watched) else ()
+
+
+def _unchanged(energy: object, look: tuple[object, ...]) -> bool:
+    return energy.unchanged(look) if offers(energy, Watched) else True
 
 
 class _Solve(torch.autograd.Function):
@@ -307,6 +348,7 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         given, *params = ctx.saved_tensors  # type: ignore[attr-defined]
         layer, solution = ctx.layer, ctx.solution  # type: ignore[attr-defined]
+        layer.check_same()
         for_data, _, *needs = ctx.needs_input_grad  # type: ignore[attr-defined]
         sources = (grads[0], given, *params)
         upstream = grads[0].detach()

@@ -179,7 +179,7 @@ class Piggyback(ToAccuracy):
         kappa, beta = f.energy.regularizer.sensitivity(solution.value)
         if trainable(f.operator.physics):
             # a row of K, with parameters of its own: |<dK x, Y>| has the root of both squares
-            of_operator = f.operator.sensitivity(solution.value)
+            of_operator = f.sensitivity(solution.value)
             known = f.data and of_operator.certified
             kappa = math.hypot(kappa, of_operator.value) if known else math.inf
         known = kappa < math.inf and beta < math.inf and upper.smooth.certified

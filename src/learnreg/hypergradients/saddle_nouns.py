@@ -36,10 +36,6 @@ class Operator(Protocol):
 
     def select(self, index: Tensor) -> Self: ...
 
-    def sensitivity(self, x: Tensor) -> Bound:
-        """beta with ||dA v|| <= beta ||dtheta|| ||v|| for images v like x."""
-        ...
-
 
 class SaddleLevel(Level, Protocol):
     """A SaddleEnergy."""
@@ -84,6 +80,10 @@ class Tied(Protocol):
 
     @property
     def smooth(self) -> bool: ...
+
+    def sensitivity(self, x: Tensor) -> Bound:
+        """beta with ||dA v|| <= beta ||dtheta|| ||v|| for images v like x."""
+        ...
 
     def linear(self, x: Blocks) -> Blocks: ...
 

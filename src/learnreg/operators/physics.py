@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..core.bounds import Bound, Constants, Curvature
+from ..core.bounds import Constants, Curvature
 from ..core.cost import Cost
 from ..core.curvature import MeanCurvature
 from ..core.errors import AdjointError, InputError, MissingPropertyError
@@ -577,12 +577,6 @@ class TiedMap:
             self.map._majorants[key], cost = majorant_symbol(self, mean, self._like(x), flat)
             self.map.cost += cost
         return self.map._majorants[key]
-
-    def sensitivity(self, x: Tensor) -> Bound:
-        """See ``sensitivity.Moves``."""
-        from .sensitivity import moves_of  # why here: products ask for the maps of their factors
-
-        return moves_of(self, x).beta
 
     def fitted(self, image: Tensor, data: Tensor) -> Tensor:
         """t A^T y, made from the image A^T y and the data y, with the t >= 0 that fits best, per

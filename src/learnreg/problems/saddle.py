@@ -30,6 +30,7 @@ from ..core.params import trainable
 from ..core.protocols import Blocks
 from ..core.ranges import absent, check_number
 from ..operators.physics import LinearMap, TiedMap
+from ..operators.sensitivity import moves_of
 from .fidelity import L2, SaddleDataTerm, WeightedL2, as_data_term
 from .noise_level import PerImage
 from .per_image import in_double, of_images, started
@@ -373,6 +374,10 @@ class SaddleAt:
         rx = tuple(g.grad(a) + s for g, a, s in zip(self.primal, x, ktp, strict=True))
         rp = tuple(a - f.conjugate_grad(s) for f, a, s in zip(self.dual, kx, p, strict=True))
         return rx, rp
+
+    def sensitivity(self, x: Tensor) -> Bound:
+        """beta with ||dA v|| <= beta ||dtheta|| ||v|| for images v like x."""
+        return moves_of(self.operator, x).beta
 
     def moduli(self) -> list[float]:
         """Strong convexity of the g_i and the f_j*, in the order of the blocks."""
