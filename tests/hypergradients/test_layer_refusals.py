@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import learnreg as lr
-from learnreg.core.errors import InputError, MissingPropertyError
+from learnreg.core.errors import DataWarning, InputError, MissingPropertyError
 from learnreg.core.grants import Grants
 from learnreg.core.maps import Ask, Posed, Pullback, Upper
 from learnreg.core.results import Solution
@@ -161,3 +161,27 @@ def test_parameters_that_were_exchanged_for_a_call_give_no_derivative():
         found.sum().backward()
     with torch.no_grad():
         assert torch.func.functional_call(model, other, (images(1),)).shape == SHAPE
+
+
+def learned() -> lr.physics.LearnedPhysics:
+    return lr.physics.LearnedPhysics(blur(), {"filter": lr.physics.GaussianKernel(3, std=0.8)})
+
+
+@pytest.mark.parametrize("other", [blur, learned])
+def test_a_learned_operator_that_is_not_used_is_told(other):
+    model = lr.Reconstructor(Energy(learned(), TV(0.1, 0.1) + Tikhonov(0.1, learned=False)))
+    with pytest.warns(DataWarning, match="learned parameters are not used") as told:
+        model(images(1), other())
+    assert told[0].filename == __file__
+
+
+def test_a_learned_operator_may_be_handed_in_and_is_learned():
+    physics = learned()
+    regularizer = TV(0.1, 0.1) + Tikhonov(0.1, learned=False)
+    model = lr.Reconstructor(Energy(physics, regularizer))
+    for given in (physics, lr.physics.LearnedPhysics(blur(), dict(physics.parametrizations))):
+        model.zero_grad()
+        model(images(1), given).sum().backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    physics.requires_grad_(False)
+    model(images(1), blur())  # nothing of it is learned any more: another operator is meant

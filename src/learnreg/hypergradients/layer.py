@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch.autograd.function import FunctionCtx
 
 from ..core.asking import offers
 from ..core.batch import norm, per_image
-from ..core.errors import MissingPropertyError, SolveError
+from ..core.errors import DataWarning, MissingPropertyError, SolveError
 from ..core.grants import Grants, check_needs
 from ..core.guards import check_energy, check_strategy, isolated
 from ..core.maps import Ask, Cotangent, Level, Limits, Posed, Pullback, SolutionMap
@@ -69,7 +70,8 @@ class Reconstructor(DeepinvReconstructor):
             noise level.
 
     Warns:
-        DataWarning: in ``forward``, a noise level that is far from the learned one where no rule
+        DataWarning: in ``forward``, another physics in the place of one with learned parameters,
+            which then are not used; a noise level that is far from the learned one where no rule
             is known (a data term such as KL or L1), or noise that is not Gaussian.
 
     Raises:
@@ -165,6 +167,9 @@ class Reconstructor(DeepinvReconstructor):
         """The energy with another physics, or the one of an earlier call with that physics."""
         if physics is None:
             return self.energy
+        own: object = self.energy
+        if offers(own, WithPhysics) and physics is not own.physics:
+            _warn_of_unused(own.physics, physics)
         return self._recent.of(self.energy, physics)
 
     def _at_noise(self, energy: nn.Module, given: Tensor | None) -> tuple[nn.Module, SolutionMap]:
@@ -184,6 +189,23 @@ class Reconstructor(DeepinvReconstructor):
         if at is None:
             return other, self.strategy
         return other, _scaled_steps(self.strategy, energy.regularizer_factor(learned, at))
+
+
+def _warn_of_unused(own: nn.Module, given: nn.Module) -> None:
+    """Say when parameters of the operator are neither used nor learned, because another one is
+    handed in.
+    """
+    used = {id(t) for t in trainable(given)}
+    if all(id(t) in used for t in trainable(own)):
+        return
+    warnings.warn(
+        f"physics: given {type(given).__name__} in the place of {type(own).__name__}, whose "
+        "learned parameters are not used in this call and get no gradient; expected the physics of "
+        "the energy. deepinv.Trainer hands its physics to the model: give it this one, or wrap the "
+        "model in a module whose forward(y, physics) calls it without physics.",
+        DataWarning,
+        stacklevel=7,
+    )
 
 
 def _scaled_steps(strategy: SolutionMap, factors: Tensor) -> SolutionMap:
@@ -252,6 +274,9 @@ class Watched(Protocol):
 
 class WithPhysics(Protocol):
     """An energy whose physics can be replaced."""
+
+    @property
+    def physics(self) -> nn.Module: ...
 
     def with_physics(self, physics: nn.Module) -> nn.Module: ...
 
