@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 import learnreg as lr
+from learnreg.problems.data_functions import DataFunction
 
 R = lr.regularizers
 
@@ -74,3 +75,28 @@ def test_learned_weights_of_other_parameters_are_bounded_by_their_jacobian() -> 
     by_weights = gradient(plain, 0.2).certified
     assert by_weights is not None
     assert found.certified == pytest.approx(30 * by_weights, rel=1e-3)
+
+
+class NotSquared(lr.L2):
+    """A data term that derives from the quadratic one, and is none."""
+
+    def tie(self, y: Tensor) -> DataFunction:
+        return lr.Huber(0.05).tie(y)
+
+
+def test_a_data_term_that_derives_from_a_quadratic_one_has_its_own_constants() -> None:
+    regularizer = R.TV(0.05, 0.1)
+    physics = deepinv.physics.Denoising()
+    x = torch.rand(1, 1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    radius = torch.full((1,), 0.1, dtype=torch.float64)
+
+    plain = lr.Energy(physics, regularizer, lr.L2())
+    derived, huber = (lr.Energy(physics, regularizer, f) for f in (NotSquared(), lr.Huber(0.05)))
+
+    assert plain.hessian_lipschitz().certified
+    assert not derived.hessian_lipschitz().certified
+    for name, args in (("hessian_change", (x, x, radius)), ("mixed_norm", (x, radius))):
+        assert plain.certificate(name, *args) is not None
+        assert derived.certificate(name, *args) is None
+    at = [e.at(x.float()).certificate("hessian_change", x, x, radius) for e in (derived, huber)]
+    assert at[0] is not None and torch.equal(at[0], at[1])
