@@ -69,6 +69,15 @@ def test_a_name_stands_for_all_its_entries_and_one_of_them_can_be_named():
         assert (low, high) == (-expected, expected)
 
 
+@pytest.mark.parametrize("kind", IMAGES)
+def test_names_are_those_that_a_problem_prints(kind):
+    problem = pictures(IMAGES[kind]())
+    for i, name in enumerate(problem.parameter_names):
+        for key in (name, name.removeprefix("regularizer.")):
+            box = box_of({key: [-50, 50]}, Bilevel(problem))
+            assert box.lower[i] == -50
+
+
 def test_half_open_ranges():
     box = box_of([-INF, 3], Bilevel(pictures()))
     assert not box.bounded and box.project(torch.tensor([-1e9, 4.0])).tolist() == [-1e9, 3.0]

@@ -16,6 +16,7 @@ from torch import Tensor
 from .asking import offers
 from .bounds import Bound, Curvature
 from .curvature import MeanCurvature
+from .params import reparametrized
 from .protocols import Blocks, Hessian
 
 EFFORT = 10.0
@@ -85,7 +86,11 @@ Certificate = Callable[..., Tensor | None]
 
 
 def certificate_of(part: object, name: str) -> Certificate | None:
-    """``hessian_change``, ``mixed_change`` or ``mixed_norm`` of what offers it, else None."""
+    """``hessian_change``, ``mixed_change`` or ``mixed_norm`` of what offers it, else None; the last
+    two hold for the parameters of its class only.
+    """
+    if name != "hessian_change" and reparametrized(part):
+        return None
     if name == "hessian_change" and offers(part, HessianChange):
         return part.hessian_change
     if name == "mixed_change" and offers(part, MixedChange):

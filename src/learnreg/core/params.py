@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .errors import InputError
 
@@ -62,6 +63,15 @@ def keeping_learned(module: nn.Module) -> Iterator[None]:
 def trainable(module: nn.Module) -> list[Tensor]:
     """The tensors that are learned, in the order in which theta lists them."""
     return [t for _, t in named_trainable(module)]
+
+
+def reparametrized(part: object) -> bool:
+    """Whether something that a part of an energy learns is made of other tensors by
+    ``torch.nn.utils.parametrize``: theta are those, and what a class knows of derivatives by its
+    own parameters does not hold for them.
+    """
+    modules = part.modules() if isinstance(part, nn.Module) else ()
+    return any(is_parametrized(m) and bool(trainable(m)) for m in modules)
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:

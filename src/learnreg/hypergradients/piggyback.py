@@ -25,7 +25,7 @@ from ..core.cost import Cost
 from ..core.errors import InputError
 from ..core.grants import STEADY, Grants
 from ..core.maps import Ask, Cotangent, Limits, Posed, Pullback, Upper, View
-from ..core.params import trainable
+from ..core.params import reparametrized, trainable
 from ..core.protocols import Blocks, SplitSaddle
 from ..core.ranges import check_flag, check_integer, check_positive, shown, tidy
 from ..core.results import Solution
@@ -179,10 +179,11 @@ class Piggyback(ToAccuracy):
         kappa, beta = f.energy.regularizer.sensitivity(solution.value)
         if trainable(f.operator.physics):
             # a row of K, with parameters of its own: |<dK x, Y>| has the root of both squares
-            of_operator = f.operator_moves(solution.value)
+            of_operator = f.sensitivity(solution.value)
             known = f.data and of_operator.certified
             kappa = math.hypot(kappa, of_operator.value) if known else math.inf
         known = kappa < math.inf and beta < math.inf and upper.smooth.certified
+        known = known and not reparametrized(f.energy.regularizer)
         if not (f.smooth and known):
             return None
         slope = upper.grad(solution.value)

@@ -81,7 +81,7 @@ class Tied(Protocol):
     @property
     def smooth(self) -> bool: ...
 
-    def operator_moves(self, x: Tensor) -> Bound:
+    def sensitivity(self, x: Tensor) -> Bound:
         """beta with ||dA v|| <= beta ||dtheta|| ||v|| for images v like x."""
         ...
 

@@ -66,7 +66,8 @@ def check_ranges(name: str, ranges: object) -> None:
 
 def _means(key: str, name: str) -> bool:
     """Whether a key stands for a parameter: ``a.b``, or ``b`` alone, with or without the index."""
-    known = (name, name.partition("[")[0])
+    # why: a problem calls its own parameters regularizer.log_weight, objectives log_weight
+    known = {n for full in (name, f"regularizer.{name}") for n in (full, full.partition("[")[0])}
     return key in known or any(n.endswith(f".{key}") for n in known)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..core.asking import offers
 from ..core.bounds import Kind
 from .foreign import LinearPhysicsLike
-from .parametrized import Parametrized, at_tensors
+from .parametrized import at_tensors, is_parametrized
 
 PRODUCTS = 14
 """Products with A^T A at most; 10 leave 1e-6 between the bounds on 64^2 tomography of 30 angles."""
@@ -84,7 +84,7 @@ def known_nonnegative(physics: LinearPhysicsLike) -> Kind:
         Upsampling,
     )
 
-    if offers(physics, Parametrized):
+    if is_parametrized(physics):
         return known_nonnegative(at_tensors(physics))
     own = vars(physics)
     as_made = all(own.get(name) is None for name in ("A", "A_adjoint", "A_adj"))

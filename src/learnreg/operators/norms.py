@@ -30,7 +30,7 @@ from .filtering import (
 )
 from .foreign import LinearPhysicsLike
 from .nonnegative import PRODUCTS, collatz_wielandt, known_nonnegative
-from .parametrized import KnowsSensitivity, Parametrized, at_tensors
+from .parametrized import KnowsSensitivity, at_tensors, is_parametrized
 from .private import with_absolute
 
 FEW = 4
@@ -65,7 +65,7 @@ def proven(
         products: with |A|^T |A|, at most.
     """
     physics = tied.physics
-    if offers(physics, Parametrized):
+    if is_parametrized(physics):
         return None if tied.layout.complex_image else of_part(WHOLE, at_tensors(physics), x)
     if offers(physics, KnowsNorm):
         return _declared(physics.norm_bound(x), x), Cost()

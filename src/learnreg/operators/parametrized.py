@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
 
+from ..core.asking import offers
 from ..core.bounds import Bound
 from .foreign import LinearPhysicsLike
+
+MAPS = ("A", "A_adjoint", "A_adj")
+"""What a class that derives from a parametrized physics may write anew."""
 
 
 class Parametrized(Protocol):
@@ -32,6 +36,21 @@ class KnowsSensitivity(Protocol):
         x, and all theta that are met.
         """
         ...
+
+
+def is_parametrized(physics: object) -> TypeGuard[Parametrized]:
+    """Whether a physics is the A(k(theta)) that it says.
+
+    A map that a later class, or the object itself, has in the place of that of the class that wrote
+    ``fixed`` is another one, of which nothing is known.
+    """
+    if not offers(physics, Parametrized):
+        return False
+    if any(vars(physics).get(name) is not None for name in MAPS):
+        return False
+    order = type(physics).__mro__
+    writers = [next((i for i, c in enumerate(order) if n in vars(c)), -1) for n in ("fixed", *MAPS)]
+    return all(writers[0] <= writer for writer in writers[1:] if writer >= 0)
 
 
 def at_tensors(physics: Parametrized) -> LinearPhysicsLike:

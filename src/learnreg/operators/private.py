@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import InputError
-from ..core.params import keeping_learned, trainable
+from ..core.params import NOISE, keeping_learned, trainable
 from .foreign import LinearPhysicsLike
 
 M = TypeVar("M", bound=nn.Module)
@@ -326,6 +326,11 @@ def snapshot(physics: nn.Module) -> tuple[object, ...]:
         for mark in _marks(value, DEPTH)
     ]
     return (*tensors, *plain)
+
+
+def of_tensors(physics: nn.Module) -> tuple[object, ...]:
+    """The tensors of A alone: noise that was drawn and a pseudo-inverse leave other traces."""
+    return tuple(_Seen(t) for name, t in named_tensors(physics) if NOISE not in name.split("."))
 
 
 def same(a: tuple[object, ...], b: tuple[object, ...]) -> bool:

@@ -34,7 +34,7 @@ from .filtering import (
 )
 from .foreign import LinearPhysicsLike
 from .norms import dtype_of, factors, rows
-from .parametrized import KnowsSensitivity, Parametrized, at_tensors
+from .parametrized import KnowsSensitivity, Parametrized, at_tensors, is_parametrized
 from .physics import LinearMap, TiedMap
 
 MOST_ENTRIES = 2**24
@@ -86,7 +86,7 @@ def moves(physics: LinearPhysicsLike, x: Tensor) -> Moves:
         return Moves(Bound.exact(0.0), 0.0)
     if offers(physics, KnowsSensitivity):
         return _everywhere(physics.sensitivity(x))
-    if offers(physics, Parametrized):
+    if is_parametrized(physics):
         return _through_tensors(physics, x)
     product, stacked = factors(physics), rows(physics)
     if product is not None or stacked is not None:

@@ -515,7 +515,8 @@ def _check_moves(name: str, module: nn.Module, generator: torch.Generator) -> No
         learned = [(key, p) for key, p in module.named_parameters() if p.requires_grad]
         if not learned:
             return
-        scalar = _inner([_random_like(tensor.detach(), generator)], (tensor,))
+        weights = _random_like(tensor.detach(), generator)
+        scalar = _inner([weights], (tensor,))
         slopes = torch.autograd.grad(scalar, [p for _, p in learned], allow_unused=True)
     size = float(tensor.detach().abs().square().sum().sqrt())
     for (key, p), slope in zip(learned, slopes, strict=True):
@@ -528,3 +529,43 @@ def _check_moves(name: str, module: nn.Module, generator: torch.Generator) -> No
                 expected="parameters from whose start a gradient leads away",
                 remedy="Start elsewhere: kernels wider than half a pixel, masks not at zero.",
             )
+        _check_slope(name, module, (key, p), slope, weights, generator)
+
+
+@torch.no_grad()
+def _check_slope(
+    name: str,
+    module: nn.Module,
+    learned: tuple[str, Tensor],
+    slope: Tensor | None,
+    weights: Tensor,
+    generator: torch.Generator,
+) -> None:
+    """Hold the derivative of <weights, tensor> along a random direction of one parameter against a
+    central difference.
+
+    Raises:
+        InputError: autograd says something else, as where a parameter is detached halfway.
+    """
+    key, p = learned
+    start = p.clone()
+    direction = _random_like(p, generator) * (float(p.abs().amax()) or 1.0)
+    ends = []
+    for sign in (1, -1):
+        p.copy_(start + sign * STEP * direction)
+        ends.append(module().clone())  # which may be the parameter itself
+    p.copy_(start)
+
+    moved = (ends[0] - ends[1]) / (2 * STEP)
+    exact = 0.0 if slope is None else float(_inner([slope], (direction,)))
+    seen = float(_inner([weights], (moved,)))
+    scale = float(moved.abs().square().sum().sqrt() * weights.abs().square().sum().sqrt())
+    if not abs(exact - seen) <= TOLERANCE * scale:
+        raise InputError(
+            f"parametrizations[{name!r}]",
+            given=f"{type(module).__name__}, whose tensor has the derivative {exact:.3g} by "
+            f"autograd in a direction of {key} in which it changes by {seen:.3g}",
+            expected="a module that autograd can differentiate in its parameters",
+            remedy="Compute the tensor without detach, .data, NumPy, rounding or random numbers, "
+            "and start where it has no kink.",
+        )

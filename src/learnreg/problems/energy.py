@@ -32,6 +32,7 @@ from ..core.offers import (
     offers_averages,
     reach_of,
 )
+from ..core.params import reparametrized
 from ..core.protocols import Hessian
 from ..core.ranges import absent
 from ..operators.physics import TiedMap
@@ -225,7 +226,8 @@ class Energy(Tied[RegularizerLike, DataTerm]):
         """Whether changes of Hessian and mixed derivative are those of the regularizer: a quadratic
         data term free of theta adds nothing. Otherwise they depend on the data (``EnergyAt``).
         """
-        return isinstance(self.fidelity, L2 | WeightedL2 | SampledL2) and not self.learns_data
+        # why by type: a subclass may tie itself to a function that is not quadratic
+        return type(self.fidelity) in (L2, WeightedL2, SampledL2) and not self.learns_data
 
     def certificate(self, name: str, *args: Tensor) -> Tensor | None:
         """``hessian_change``, ``mixed_change`` or ``mixed_norm`` of the energy (b,), None where
@@ -237,14 +239,14 @@ class Energy(Tied[RegularizerLike, DataTerm]):
     def hessian_lipschitz(self) -> Bound:
         """Lipschitz constant of the Hessian in x."""
         r = self.regularizer
-        if isinstance(self.fidelity, L2 | WeightedL2) and offers(r, HessianLipschitz):
+        if type(self.fidelity) in (L2, WeightedL2) and offers(r, HessianLipschitz):
             return r.hessian_lipschitz() or Bound.unknown()
         return Bound.unknown()
 
     def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
         """Lipschitz constant of the mixed derivative on images with |x| <= reach."""
         r = self.regularizer
-        if self._of_regularizer_alone and offers(r, MixedLipschitz):
+        if self._of_regularizer_alone and offers(r, MixedLipschitz) and not reparametrized(r):
             return r.mixed_lipschitz(reach) or Bound.unknown()
         return Bound.unknown()
 

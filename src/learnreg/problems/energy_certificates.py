@@ -36,7 +36,7 @@ from ..core.asking import offers
 from ..core.batch import expand, norm
 from ..core.bounds import Bound
 from ..core.offers import HessianLipschitz, MixedLipschitz, certificate_of
-from ..core.params import trainable
+from ..core.params import reparametrized, trainable
 from ..operators.physics import TiedMap
 from ..operators.sensitivity import Moves, jacobian_of, moves_of
 from .data_functions import DataFunction, OnBall, Quadratic
@@ -146,7 +146,9 @@ class Parts:
         if not isinstance(self.data, Quadratic):
             return None
         parameters = trainable(self.fidelity)
-        plain = isinstance(self.fidelity, WeightedL2) and len(parameters) == 1
+        # why by identity: a subclass, or torch's parametrize, may make weights of the parameter
+        weights = self.fidelity.weights if type(self.fidelity) is WeightedL2 else None
+        plain = len(parameters) == 1 and parameters[0] is weights
         return learned_data(self.data, parameters, parameters[0] if plain else None)
 
     # --- constants for all x ----------------------------------------------------------------------
@@ -163,9 +165,10 @@ class Parts:
         """
         r, own = self.regularizer, Bound.exact(0.0)
         if trainable(r):
-            own = (r.mixed_lipschitz(reach) if offers(r, MixedLipschitz) else None) or (
-                Bound.unknown()
-            )
+            found = None
+            if offers(r, MixedLipschitz) and not reparametrized(r):
+                found = r.mixed_lipschitz(reach)
+            own = found or Bound.unknown()
         in_data = isinstance(self.fidelity, nn.Module) and bool(trainable(self.fidelity))
         blocks = [own]
         if trainable(self.physics) or in_data:

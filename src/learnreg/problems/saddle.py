@@ -192,10 +192,6 @@ class SaddleAt:
         return domain_of(self).project(first)
 
     # --- the operator -----------------------------------------------------------------------------
-    def operator_moves(self, x: Tensor) -> Bound:
-        """How far A moves with the theta in it, see ``operators.sensitivity``."""
-        return moves_of(self.operator, x).beta
-
     def linear(self, x: Blocks) -> Blocks:
         """K x."""
         rows = self.energy.regularizer.linear(*x)
@@ -378,6 +374,10 @@ class SaddleAt:
         rx = tuple(g.grad(a) + s for g, a, s in zip(self.primal, x, ktp, strict=True))
         rp = tuple(a - f.conjugate_grad(s) for f, a, s in zip(self.dual, kx, p, strict=True))
         return rx, rp
+
+    def sensitivity(self, x: Tensor) -> Bound:
+        """beta with ||dA v|| <= beta ||dtheta|| ||v|| for images v like x."""
+        return moves_of(self.operator, x).beta
 
     def moduli(self) -> list[float]:
         """Strong convexity of the g_i and the f_j*, in the order of the blocks."""

@@ -18,7 +18,7 @@ from ..core.words import named
 from ..operators.layout import Layout
 from ..operators.physics import LinearMap, TiedMap
 from ..operators.pickling import picklable
-from ..operators.private import clone, promoted
+from ..operators.private import clone, of_tensors, promoted, same
 from .noise_level import data_term_at, noise_level, other_noise
 from .per_image import KNOWN, names_of, started, with_tensors
 
@@ -122,6 +122,14 @@ class Tied(nn.Module, Generic[R, D]):
         with keeping_learned(self):
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types here
         return self
+
+    def look(self) -> tuple[object, ...]:
+        """What A is made of now, for ``unchanged``."""
+        return of_tensors(self.physics)
+
+    def unchanged(self, look: tuple[object, ...]) -> bool:
+        """Whether A is made of the same tensors, and their values are what they were."""
+        return same(self.look(), look)
 
     @property
     def learns_data(self) -> bool:
