@@ -69,9 +69,18 @@ def test_super_resolution_learns_its_filter():
         ("learn_size = 5", "given without learn"),
         ("learn_start = 0.7", "given without learn"),
         ("learn_channels = true", "given without learn"),
-        ('learn = "gaussian"\nlearn_size = 4', "4 pixels; expected an odd number"),
-        ('learn = "gaussian"\nlearn_start = 0.1', "0.1; expected a number >= 0.5 pixel"),
-        ('learn = "motion"\nlearn_size = 5\nlearn_start = 9.0', r"a number in \[1, 5\]"),
+        (
+            'learn = "gaussian"\nlearn_size = 4',
+            "learn_size: given 4 pixels; expected an odd number",
+        ),
+        (
+            'learn = "gaussian"\nlearn_start = 0.1',
+            "learn_start: given 0.1; expected a number >= 0.5 pixel",
+        ),
+        (
+            'learn = "motion"\nlearn_size = 5\nlearn_start = 9.0',
+            r"learn_start: given 9.*a number in \[1, 5\]",
+        ),
     ],
 )
 def test_keys_that_lead_nowhere_are_refused_when_the_file_is_read(keys, words, tmp_path):

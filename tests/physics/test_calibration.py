@@ -169,3 +169,30 @@ def test_the_table_of_learned_kernels_is_made():
     assert rows["gaussian", "MAID"]["loss"] <= 1.02 * learned["loss"]
     assert rows["gaussian", "MAID"]["applications"] < learned["applications"]
     assert {"no truth, A known", "no truth, A unknown"} <= {arm for arm, _ in rows}
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (lambda x, y: (x, y), "images .x"),
+        (lambda x, y: pairs(x.numpy(), y.numpy()), "as_tensor"),
+        (lambda x, y: pairs((255 * x).long(), (255 * y).long()), "as_tensor"),
+        (lambda x, y: pairs(x * float("nan"), y), "pairs.x: given NaN"),
+        (lambda x, y: pairs(x, y / 0), "pairs.y: given NaN or Inf"),
+        (lambda x, y: pairs(0 * x + 0.5, 0 * y + 0.5), "edges"),
+        (lambda x, y: pairs(0 * x + 500.0, 0 * y + 600.0), "edges"),
+    ],
+)
+def test_pairs_that_cannot_be_fitted_are_refused_for_what_they_are(given, words):
+    x = pictures(side=12)
+    with pytest.raises(InputError, match=words):
+        calibrate(learned(K.GaussianKernel(3)), given(x, x))
+
+
+@pytest.mark.parametrize("units", [1e-6, 1e6])
+def test_units_of_the_images_do_not_matter(units):
+    x = pictures()
+    y = D.Blur(filter=TRUE, padding="reflect").A(x)
+    model = learned(K.GaussianKernel(5, std=(1.2, 0.9), anisotropic=True, angle=10))
+    found = calibrate(model, pairs(units * x, units * y))
+    assert found.misfit < 1e-9 * found.start

@@ -707,3 +707,44 @@ def test_unrolled_and_layers_see_the_kernel_too():
     slope = torch.cat([p.grad.reshape(-1) for p in parameters])
     assert torch.allclose(slope, z, rtol=1e-5, atol=1e-7)
     assert dinv is not None
+
+
+@pytest.mark.parametrize("padding", ["reflect", "circular", "replicate", "constant"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_kernel_that_is_larger_than_the_images_is_named(padding, count):
+    physics = LearnedPhysics(blur(padding), {"filter": K.GaussianKernel(9)})
+    ridge = lr.regularizers.Tikhonov(0.1, learned=False)
+    energy = lr.Energy(physics, lr.regularizers.TV() + ridge)
+    with pytest.raises(InputError, match="a kernel of 9 x 9 pixels for images of 7 x 6"):
+        lr.solve(energy, torch.rand(count, 1, 7, 6), eps=1e-2)
+
+
+@pytest.mark.parametrize("size", [1e25, 1e38])
+@pytest.mark.parametrize("learns", [True, False])
+def test_an_operator_without_a_finite_norm_is_named(size, learns):
+    taps = torch.full((1, 1, 3, 3), size)
+    physics = LearnedPhysics(blur(), {"filter": K.Free(start=taps)}) if learns else D.Blur(taps)
+    ridge = lr.regularizers.Tikhonov(0.1, learned=False)
+    with pytest.raises(InputError, match="NaN or Inf"):
+        lr.solve(lr.Energy(physics, ridge), torch.rand(1, 1, 7, 6), eps=1e-2)
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(1, 9, 8)], ids=["none", "ones"])
+def test_a_mask_for_every_image_beside_a_learned_kernel(mask):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deepinv says that the product has no SVD
+        product = D.Inpainting((1, 9, 8), mask=mask) * blur()
+    if mask is None:
+        with pytest.raises(InputError, match=r"whose mask is None.*mask=torch.ones"):
+            LearnedPhysics(product, {"filter": K.GaussianKernel(3)})
+        return
+
+    physics = LearnedPhysics(product, {"filter": K.GaussianKernel(3)})
+    x = torch.rand(2, 1, 9, 8, generator=torch.Generator().manual_seed(0))
+    masks = (x > 0.3).float()
+    energy = lr.Energy(physics, lr.regularizers.TV() + lr.regularizers.Tikhonov(0.1, learned=False))
+    both = lr.solve(energy, masks * x, eps=1e-4, params={"mask": masks}).value
+    for i in range(2):
+        alone = masks[i : i + 1]
+        one = lr.solve(energy, alone * x[i : i + 1], eps=1e-4, params={"mask": alone}).value
+        torch.testing.assert_close(both[i : i + 1], one, atol=2e-4, rtol=0)

@@ -274,3 +274,43 @@ def test_a_physics_that_is_not_learned_has_no_penalty():
 def test_statistics_of_the_residual_still_refuse_a_learned_operator(loss, name):
     with pytest.raises(lr.core.errors.MissingPropertyError, match=name):
         lr.BilevelProblem(smooth(), data()[1], loss)
+
+
+@pytest.mark.parametrize("make", [lr.DataConsistency, lambda: lr.DataConsistency(mean=False)])
+@pytest.mark.parametrize("gain, background", [(0.05, 2.0), (1.0, 3.0), (0.05, 1e-3)])
+def test_counts_are_compared_in_the_units_of_a_x(make, gain, background):
+    x, _ = data()
+    physics = blur(learned=False)
+    y = physics.A(x) / gain + background
+    ridge = lr.regularizers.Tikhonov(1.0)
+    energy = lr.Energy(physics, ridge, lr.KL(background, gain)).double()
+    upper = make().tie_to(energy, y).upper
+
+    assert float(upper.value(x).max()) < 1e-20  # noiseless counts are consistent with the truth
+    assert float(upper.grad(x).abs().max()) < 1e-10
+    assert float(upper.value(x + 0.1).min()) > 1e-4
+
+
+def test_backgrounds_of_single_images_are_taken_off():
+    x, _ = data()
+    physics = blur(learned=False)
+    background = torch.tensor([1.0, 5.0], dtype=torch.float64)
+    y = physics.A(x) / 0.1 + background.view(2, 1, 1, 1)
+    energy = lr.Energy(physics, lr.regularizers.Tikhonov(1.0), lr.KL(gain=0.1)).double()
+    upper = lr.DataConsistency().tie_to(energy, lr.Measured(y, {"background": background})).upper
+    assert float(upper.value(x).max()) < 1e-20
+
+
+def test_whiteness_takes_gains_off_and_sure_refuses_them():
+    x, _ = data()
+    noise = 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).double()
+    physics = blur(learned=False)
+    seen = physics.A(x) + noise
+    ridge = lr.regularizers.Tikhonov(1.0)
+    plain = lr.Whiteness().tie_to(lr.Energy(physics, ridge).double(), seen).upper.value(x)
+    counts = lr.Energy(physics, ridge, lr.KL(2.0, 0.05)).double()
+    found = lr.Whiteness().tie_to(counts, seen / 0.05 + 2.0).upper.value(x)
+    torch.testing.assert_close(found, plain)
+
+    with pytest.raises(lr.InputError, match="gain"):
+        lr.SURE(0.01).tie_to(counts, seen / 0.05 + 2.0)

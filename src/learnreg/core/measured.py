@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .ranges import shown
 
 Native = Tensor | Sequence[Tensor]
 
@@ -20,10 +21,24 @@ class Measured:
     Attributes:
         y: as the physics makes them, (b, ...) or a list of such tensors.
         params: tensors of the operator with one slice per image, (b, ...).
+
+    Raises:
+        InputError: parameters that are no tensors with a slice for each image.
     """
 
     y: Native
     params: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, t in self.params.items():
+            if not isinstance(t, Tensor) or t.dim() < 1:
+                raise InputError(
+                    f"params[{name!r}]",
+                    given=shown(t),
+                    expected="a tensor (b, ...), one slice per image",
+                    remedy="What all images share belongs to the physics, the data term or the "
+                    "constraint itself; one number for each is a tensor (b, 1, 1, 1).",
+                )
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

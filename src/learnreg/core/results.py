@@ -96,7 +96,10 @@ class Solution:
         bad = [i for i, s in enumerate(self.status) if not s.ok]
         sizes = self.gradient_norm if self.measure == "stationarity" else self.error
         reached = ", ".join(f"image {i}: {float(sizes[i]):.2e}" for i in bad[:5])
-        raise SolveError(f"{summarize(self.status)}. Reached ({self.words}): {reached}.", self)
+        said = summarize(self.status)
+        if self.value.dtype in (torch.float64, torch.complex128):
+            said = said.replace(" or use float64", "")
+        raise SolveError(f"{said}. Reached ({self.words}): {reached}.", self)
 
     @property
     def words(self) -> str:

@@ -17,7 +17,7 @@ from ..core.errors import InputError
 from ..core.measured import Measured, measured, tensors_of
 from ..core.offers import Units
 from ..core.params import flatten, set_theta, trainable
-from ..core.ranges import check_integer, check_positive
+from ..core.ranges import check_integer, check_positive, shown
 from ..operators.foreign import LinearPhysicsLike
 from ..operators.private import clone, promoted
 
@@ -25,11 +25,22 @@ MEMORY = 50
 """Curvature pairs: more than most kernels have taps, and few numbers beside an image."""
 
 
+FLAT = 1e-13
+"""A slope that is this small beside ||y||^2 is rounding in float64."""
+
+
 class XY(Protocol):
     """Images and their measurements."""
 
     @property
     def x(self) -> Tensor | None: ...
+    @property
+    def y(self) -> Tensor | Measured: ...
+
+
+class Holder(Protocol):
+    """Anything with measurements; images may be missing."""
+
     @property
     def y(self) -> Tensor | Measured: ...
 
@@ -112,14 +123,16 @@ def calibrate(
     v = (flatten(params) / fit.units).requires_grad_()
     start, slope = fit(v)
     first = float(slope.norm())
-    if not first > 0 or not math.isfinite(start):
+    # why not zero: images that say nothing leave the rounding of A x - y
+    least = FLAT * sum(float(t.abs().square().sum()) for t in data.y) / len(data.x)
+    if not first > least or not math.isfinite(start):
         raise InputError(
             "pairs",
             given=f"images and measurements with the misfit {start:.3g} and the slope {first:.3g}",
             expected="images that A x shows the parameters of",
             remedy="Use images with edges, and parameters that do not fit perfectly already.",
         )
-    fit.minimize(v, steps, tolerance * first)
+    fit.minimize(v, steps, tolerance * first, start)
     misfit, slope = fit(v)
 
     fitted = clone(physics)
@@ -151,7 +164,15 @@ def _data(pairs: XY) -> _Data:
     Raises:
         InputError: no images, or another number of measurements.
     """
-    if pairs.x is None or not isinstance(pairs.x, Tensor):
+    given_as: object = pairs
+    if not offers(given_as, Holder):
+        raise InputError(
+            "pairs",
+            given=shown(given_as),
+            expected="pairs with images .x and their measurements .y",
+            remedy='For example lr.data.Pairs(x, y, physics, ("a", "b")).',
+        )
+    if pairs.x is None:
         raise InputError(
             "pairs",
             given="measurements without images",
@@ -159,7 +180,10 @@ def _data(pairs: XY) -> _Data:
             remedy="Without images learn by a loss of measurements, lr.BilevelProblem(energy, y, "
             "loss=...).",
         )
+    _check_numbers("pairs.x", pairs.x)
     given = measured(pairs.y)
+    for t in tensors_of(given.y):
+        _check_numbers("pairs.y", t)
     own = given.params or (pairs.params if offers(pairs, WithParams) else {})
     y = tuple(promoted(t) for t in given.tensors)
     if len(pairs.x) == 0 or any(len(t) != len(pairs.x) for t in y):
@@ -169,6 +193,24 @@ def _data(pairs: XY) -> _Data:
             expected="the same positive number of both",
         )
     return _Data(promoted(pairs.x), y, {name: promoted(t) for name, t in (own or {}).items()})
+
+
+def _check_numbers(name: str, t: object) -> None:
+    """Raises: InputError for what is no tensor of finite floating-point or complex numbers."""
+    if not isinstance(t, Tensor) or not (t.is_floating_point() or t.is_complex()):
+        raise InputError(
+            name,
+            given=shown(t),
+            expected="a floating-point tensor",
+            remedy="Convert with torch.as_tensor(...).float().",
+        )
+    if not bool(torch.isfinite(t).all()):
+        raise InputError(
+            name,
+            given="NaN or Inf",
+            expected="finite numbers",
+            remedy="Remove or repair these images.",
+        )
 
 
 def _shapes(tensors: tuple[Tensor, ...]) -> str:
@@ -208,20 +250,25 @@ class _Fit:
         ]
         return float(total.detach()), flatten(slopes) * self.units
 
-    def minimize(self, v: Tensor, steps: int, least: float) -> None:
-        """L-BFGS on v in place, until every entry of the gradient is below ``least``."""
+    def minimize(self, v: Tensor, steps: int, least: float, scale: float) -> None:
+        """L-BFGS on v in place, until every entry of the gradient is below ``least``.
+
+        What is minimized is divided by ``scale``: the first step of torch's L-BFGS, and where its
+        line search gives up, know no units.
+        """
         optimizer = torch.optim.LBFGS(
             [v],
             max_iter=steps,
             max_eval=4 * steps,
             history_size=MEMORY,
-            tolerance_grad=least / math.sqrt(v.numel()),
+            tolerance_grad=least / scale / math.sqrt(v.numel()),
             tolerance_change=0.0,
             line_search_fn="strong_wolfe",
         )
 
         def closure() -> Tensor:
-            value, v.grad = self(v)
-            return torch.tensor(value, dtype=v.dtype)
+            value, slope = self(v)
+            v.grad = slope / scale
+            return torch.tensor(value / scale, dtype=v.dtype)
 
         optimizer.step(closure)

@@ -404,6 +404,7 @@ def _image(
             return x
         except InputError as error:
             said = said or error
+    _refuse_missing(wide.base, tensors)
     raise InputError(
         "image",
         given=f"images of shape {' or '.join(map(str, shapes))}, which {type(wide.base).__name__} "
@@ -411,6 +412,25 @@ def _image(
         expected="the shape (c, h, w) of images that it takes",
         remedy="Pass image=(channels, height, width), or tensors of other shapes.",
     )
+
+
+def _refuse_missing(base: LinearPhysicsLike, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a base that waits for tensors, such as a mask for every image.
+
+    Raises:
+        InputError: names them.
+    """
+    missing = sorted(
+        name for name in _names(base) - set(tensors) if tensor_named(base, name) is None
+    )
+    if missing:
+        raise InputError(
+            "base",
+            given=f"{type(base).__name__}, whose {', '.join(missing)} is None",
+            expected="a physics with all its tensors",
+            remedy=f"Make it with ones, for example {missing[0]}=torch.ones(1, h, w); "
+            f"params={{{missing[0]!r}: ...}} replace them for every image.",
+        )
 
 
 def _shapes(base: LinearPhysicsLike, tensors: Mapping[str, Tensor]) -> Iterator[tuple[int, ...]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -41,6 +42,12 @@ MAKERS: dict[str, Callable[[Size, int, float], nn.Module]] = {
 }
 """Kernels of a size, with a number of channels, from a start."""
 
+KEYS = {
+    "size": "learn_size",
+    **dict.fromkeys(("std", "start", "length", "radius"), "learn_start"),
+}
+"""What a user wrote, by the name of the argument that it becomes."""
+
 
 @dataclass(frozen=True)
 class KernelLearning:
@@ -77,9 +84,10 @@ class KernelLearning:
                     )
             return
         check_choice("learn", self.learn, tuple(MAKERS))
-        size = odd_size(5 if self.learn_size is None else self.learn_size)
-        if self.learn_size is not None or self.learn != "motion":
-            MAKERS[self.learn](size, 1, self._start)  # refuses starts
+        with _by_key():
+            size = odd_size(5 if self.learn_size is None else self.learn_size)
+            if self.learn_size is not None or self.learn != "motion":
+                MAKERS[self.learn](size, 1, self._start)  # refuses starts
 
     @property
     def _start(self) -> float:
@@ -105,5 +113,21 @@ class KernelLearning:
             rows, columns = own_tensors(physics)["filter"].shape[-2:]
             size = (max(3, int(rows) | 1), max(3, int(columns) | 1))
         count = channels if self.learn_channels else 1
-        kernel = MAKERS[self.learn](size, count, self._start)
+        with _by_key():
+            kernel = MAKERS[self.learn](size, count, self._start)
         return LearnedPhysics(physics, {"filter": kernel})
+
+
+@contextmanager
+def _by_key() -> Iterator[None]:
+    """Name the key in the place of the argument of a kernel."""
+    try:
+        yield
+    except InputError as error:
+        key = KEYS.get(error.what, error.what)
+        raise InputError(
+            key,
+            given=error.given,
+            expected=error.expected,
+            remedy=error.remedy.replace("size=", "learn_size = "),
+        ) from error

@@ -19,13 +19,14 @@ from ..core.params import trainable
 from ..core.ranges import check_flag, tidy
 from ..operators.sensitivity import moves_of
 from .measurement_losses import Sight, Tying
+from .per_image import expected
 from .tied import AnyTied, Tied
 
 
 @dataclass(frozen=True)
 class DataConsistency:
     """g(x, theta) = 1/2 ||A_theta x - y||^2 per image, divided by the number of real measurements
-    if ``mean``.
+    if ``mean``; with data terms of counts gain (y - background) takes the place of y.
 
     With x = x(theta) the total gradient is d/dtheta g(x, theta) at fixed x plus what comes through
     the reconstruction; a kernel is usually tied down by a penalty besides (``KernelPenalty``), for
@@ -144,9 +145,9 @@ class ConsistencyUpper:
 
     @cached_property
     def _tied(self) -> tuple[Sight, Tensor, Tensor]:
-        """A, real measurements, and A^T y."""
+        """A, what A x would be without noise, and A^T y."""
         operator, y, image = self.energy.tie(self.data, None)
-        return Sight(operator, y.dtype), y, image
+        return Sight(operator, y.dtype), expected(self.energy.data_term(self.data), y), image
 
     @property
     def _sight(self) -> Sight:

@@ -41,6 +41,14 @@ class Targeted(Protocol):
         ...
 
 
+def expected(term: object, y: Tensor) -> Tensor:
+    """What A x would be without noise for real measurements y (b, ...): y itself for most terms."""
+    if not offers(term, Targeted):
+        return y
+    with torch.no_grad():
+        return term.target(y)
+
+
 def started(operator: TiedMap, term: object, y: Tensor, back: Tensor, above: bool = True) -> Tensor:
     """The picture t A^T z that a solve starts from, with z what A x would be without noise and the
     t that fits it best.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..core.asking import offers
 from ..core.errors import InputError
 from ..core.measured import Measured, Native, measured
+from ..core.params import flatten, trainable
 from ..core.ranges import check_integer, check_positive
 from ..metrics.quality import qualities
 from ..problems.bilevel import WithParams
@@ -295,7 +296,7 @@ class _Level:
     ) -> _Level:
         channels: Channels = "joint" if pairs.x.is_complex() else "separate"
         tv = TV(SMALL, smoothing, channels=channels)
-        energy = Energy(pairs.physics, tv, fidelity, constraint).to(_real(pairs.x))
+        energy = _fixed(Energy(pairs.physics, tv, fidelity, constraint)).to(_real(pairs.x))
         found = energy.at(_data(pairs)).bounds().L.value
         return cls(energy, smoothing, found if 0 < found < math.inf else 1.0, [])
 
@@ -314,6 +315,17 @@ class _Level:
         if not found.is_complex():
             self.last[:] = [found]
         return found
+
+
+def _fixed(energy: Energy) -> Energy:
+    """With nothing to learn in data term and physics, which are copied for that."""
+    if not energy.learns_data:
+        return energy
+    copied = energy.with_theta(flatten(trainable(energy))).untrusted()
+    for part in (copied.physics, copied.fidelity):
+        for t in trainable(part) if isinstance(part, nn.Module) else ():
+            t.requires_grad_(False)
+    return copied
 
 
 def _data(pairs: Pictures) -> Native | Measured:
