@@ -172,6 +172,13 @@ def test_a_declared_norm_has_the_kind_that_was_declared():
     assert LinearMap(Declared(Bound.estimate(2.0))).spectrum(x).L.kind is Kind.ESTIMATE
 
 
+@pytest.mark.parametrize("make", [Bound.proven, Bound.estimate])
+def test_a_declared_norm_that_an_image_refutes_is_refused(make):
+    x = torch.zeros(1, 1, 4, 4)
+    with pytest.raises(lr.InputError, match=r"norm_bound: given 1\.9; .* stretches an image by 2"):
+        LinearMap(Declared(make(1.9))).spectrum(x)
+
+
 def test_coils_have_the_norm_of_their_maps():
     physics = lr.physics.MRI(coils=3).build((6, 8), channels=2)
     x = torch.zeros(1, 2, 6, 8)

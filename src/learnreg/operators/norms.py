@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core.asking import offers
+from ..core.batch import norm
 from ..core.bounds import Bound, Constants, Kind
 from ..core.cost import Cost
+from ..core.errors import InputError
 from ..core.params import flatten, trainable
 from .applied import Applied
 from .filtering import (
@@ -68,7 +70,7 @@ def proven(
     if is_parametrized(physics):
         return None if tied.layout.complex_image else of_part(WHOLE, at_tensors(physics), x)
     if offers(physics, KnowsNorm):
-        return _declared(physics.norm_bound(x), x), Cost()
+        return _declared(tied, physics.norm_bound(x), x), Cost(hessian_products=1)
     filtering = filtering_of(physics)
     if filtering is not None:
         return _of_filtering(tied, filtering, x, products)
@@ -87,7 +89,22 @@ def proven(
     return _smaller(product, entries), cost + spent
 
 
-def _declared(bound: Bound, x: Tensor) -> Constants:
+def _declared(tied: Applied, bound: Bound, x: Tensor) -> Constants:
+    """The user's word, unless two images refute it: a constant one and noise.
+
+    Raises:
+        InputError: one is stretched by more.
+    """
+    noise = torch.randn(x[:1].shape, generator=torch.Generator().manual_seed(0)).to(x)
+    for image in (torch.ones_like(x[:1]), noise):
+        seen = float(norm(tied.forward(image)).max() / norm(image).max())
+        if not seen <= bound.value * (1 + 1e-4):
+            raise InputError(
+                "norm_bound",
+                given=f"{bound.value:.4g}",
+                expected=f"an upper bound of ||A||; A stretches an image by {seen:.4g}",
+                remedy="Correct it, or leave the method out: the norm is estimated then.",
+            )
     square = torch.full((1,), bound.value**2, dtype=torch.float64, device=x.device)
     return Constants(torch.zeros_like(square), square, Kind.BOUND, bound.kind)
 
