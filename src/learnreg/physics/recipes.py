@@ -479,10 +479,7 @@ def _recipes() -> dict[str, Recipe]:
             keep(), (), lambda g: makes["ComposedLinearPhysics"](*g.all_parts()), _of_parts
         ),
         "StackedLinearPhysics": Recipe(
-            keep(),
-            (),
-            lambda g: makes["StackedLinearPhysics"](g.all_parts()),
-            _of_parts,
+            keep(), (), lambda g: makes["StackedLinearPhysics"](g.all_parts()), _of_parts
         ),
     }
 
