@@ -262,6 +262,7 @@ def saddles() -> dict[str, tuple[SaddleEnergy, Tensor, Tensor]]:
     ["TV", "rounded TV", "mask", "counts", "L1"]
     + [pytest.param(name, marks=pytest.mark.slow) for name in ("TGV", "blur")],
 )
+@pytest.mark.filterwarnings("ignore:pairs. given true images:learnreg.core.errors.DataWarning")
 def test_saddle_points_within_bounds(name):
     """The solution keeps to its bounds, is within its certificate of a better one, and has the
     derivative of central differences.
