@@ -33,7 +33,8 @@ ROOMS = {
     "objectives": "problems metrics solvers hypergradients",
     "learners": "",
     # why regularizers: total variation is a baseline of every run
-    "runs": "metrics models regularizers problems solvers hypergradients objectives",
+    # why physics: baselines of counts split a scanner into subsets of views
+    "runs": "metrics models physics regularizers problems solvers hypergradients objectives",
     "reports": "metrics",
     "testing": "operators regularizers problems solvers",
     "cli": "operators convex linear metrics networks regularizers physics data problems models"
@@ -44,11 +45,12 @@ ROOMS = {
 # By which door a foreign package enters: a file, or a whole room.
 DOORS = {
     "deepinv": "operators/physics.py operators/layout.py operators/private.py operators/spectrum.py"
-    " operators/nonnegative.py"
+    # why: classes whose norms and sensitivities are known
+    " operators/nonnegative.py operators/filtering.py operators/norms.py operators/sensitivity.py"
     " regularizers/prior.py problems/fidelity.py problems/noise_level.py"
     " hypergradients/layer.py data/pairs.py"
     " data/arrays.py data/measured.py data/fitting.py data/plausible.py"
-    " metrics/image.py physics/ testing/liars.py testing/honest.py",
+    " metrics/image.py physics/ runs/em.py testing/liars.py testing/honest.py",
     "scipy": "learners/ reports/statistics.py",
     "bm3d": "runs/baselines.py",
     "optuna": "learners/search.py",

@@ -65,6 +65,18 @@ def test_exact_total_variation_is_learned_and_certified(tmp_path):
     assert len(errors) == 2 and max(errors) <= 0.05
 
 
+@pytest.mark.slow
+def test_patterns_are_learned_and_drawn(tmp_path):
+    out = run(str(ROOT / "examples" / "learned_sampling.py"), "1", "a.png", cwd=tmp_path)
+    assert [line.split()[0] for line in out.splitlines()[:4]] == [
+        "free",
+        "lines",
+        "radial",
+        "drawn",
+    ]
+    assert {p.name for p in tmp_path.iterdir()} >= {"a.png", "a_path.png"}
+
+
 def test_the_ten_lines_of_the_readme_are_those_of_the_example():
     """What the README shows is what runs."""
     script = (ROOT / "examples" / "denoise.py").read_text()
@@ -103,6 +115,7 @@ def test_the_blocks_of_what_you_can_bring_run_one_after_the_other(tmp_path):
         ),
         ("docs/learners.md", ["gap to best"]),
         ("docs/noise_levels.md", ["as learned", "estimated tensor"]),
+        ("docs/sampling.md", ["of the lines have a weight", "binary 28%", "views tensor"]),
     ],
 )
 def test_the_blocks_of_a_page_run_one_after_the_other(tmp_path, page, says):
@@ -113,18 +126,21 @@ def test_the_blocks_of_a_page_run_one_after_the_other(tmp_path, page, says):
 
 def test_the_blocks_of_pages_about_data_run_one_after_the_other(tmp_path):
     """In one process, since most of the time goes into imports."""
-    pages = ["docs/physics.md", "docs/own_data.md", "docs/measured_data.md"]
+    pages = ["docs/physics.md", "docs/own_data.md", "docs/measured_data.md", "docs/counts.md"]
+    pages.append("docs/learned_operators.md")
     blocks = [block for page in [*pages, "docs/saddle_points.md"] for block in fenced(page)]
     # why not the first: it is an example of its own
     (tmp_path / "pages.py").write_text("\n\n".join([*blocks, fenced("README.md")[1]]))
     out = run("-W", "error", str(tmp_path / "pages.py"), cwd=tmp_path)
     for words in (
         "True (1, 32, 32)",
+        "filter: 9 x 9 pixels, sum 1.000",
         "of the validation pairs",
         "uint8 certified distance",
         "with Tomography, 3 parameters, 4 images",
         "certified distance <=",
         "certified distance to the minimizer",
+        "OSEM of 4 subsets",
     ):
         assert words in out, out
 

@@ -12,15 +12,18 @@ from torch import Tensor
 
 from learnreg.convex import (
     Box,
+    Boxed,
     Convex,
     Epigraph,
     Hinge,
     KullbackLeibler,
     Norm,
+    Ridged,
     SmoothNorm,
     Squares,
     Zero,
 )
+from learnreg.core.constraints import Between
 
 Shape = tuple[int, ...]
 
@@ -121,6 +124,80 @@ CASES = [
     Case(
         "KullbackLeibler-varying",
         lambda shape: KullbackLeibler(counts(shape), 0.1 + random(shape, 5)),
+        True,
+        True,
+    ),
+    Case(
+        "KullbackLeibler-weight", lambda shape: KullbackLeibler(counts(shape), 0.3, 0.4), True, True
+    ),
+    Case(
+        "KullbackLeibler-weights",
+        lambda shape: KullbackLeibler(counts(shape), 0.3, 0.2 + random(shape, 6)),
+        True,
+        True,
+    ),
+]
+
+
+def within(shape: Shape, inner: Convex, lower: object = None, upper: object = None) -> Boxed:
+    return Boxed(inner, Between(lower, upper).tied(torch.zeros(shape, dtype=torch.float64)))
+
+
+def some(shape: Shape) -> Tensor:
+    """Upper bounds of single entries: none for a third of them, and a few fixed at 0.125."""
+    found = 0.125 + (2 * random(shape, 8) - 0.2).clamp_min(0)
+    return torch.where(random(shape, 6) < 0.3, math.inf, found)
+
+
+CASES += [
+    Case("Boxed-zero", lambda shape: within(shape, Zero(), -0.25, 0.5)),
+    Case("Boxed-zero-half", lambda shape: within(shape, Zero(), 0.0)),
+    Case("Boxed-squares", lambda shape: within(shape, Squares(0.4, normal(shape, 3)), 0.0)),
+    Case(
+        "Boxed-squares-entries",
+        lambda shape: within(
+            shape, Squares(0.1 + random(shape), normal(shape, 3)), 0.125, some(shape)
+        ),
+    ),
+    Case("Boxed-squares-mask", lambda shape: within(shape, Squares(mask(shape)), 0.0, 0.5)),
+    Case(
+        "Boxed-norm",
+        lambda shape: within(shape, Norm(0.7, normal(shape, 3), isotropic=False), 0.0, 0.5),
+    ),
+    Case(
+        "Boxed-huber",
+        lambda shape: within(shape, Norm(0.7, normal(shape, 3), False, 0.3), -0.5, None),
+    ),
+    Case("Boxed-counts", lambda shape: within(shape, KullbackLeibler(counts(shape), 0.3), 0.0)),
+    Case(
+        "Boxed-counts-background",
+        lambda shape: within(shape, KullbackLeibler(counts(shape), 0.3), -1.0, 2.0),
+    ),
+    Case(
+        "Boxed-ridged-L1",
+        lambda shape: within(
+            shape, Ridged(Norm(0.7, normal(shape, 3), isotropic=False), 0.1), 0.0, 0.5
+        ),
+    ),
+    Case(
+        "Boxed-ridged-counts",
+        lambda shape: within(shape, Ridged(KullbackLeibler(counts(shape), 0.3), 2.0), -1.0, 2.0),
+    ),
+    Case(
+        "Ridged-L1",
+        lambda shape: Ridged(Norm(0.7, normal((1, *shape[1:]), 3), isotropic=False), 0.1),
+        conjugate_smooth=True,
+    ),
+    Case("Ridged-iso", lambda shape: Ridged(Norm(0.7), 2.0), conjugate_smooth=True),
+    Case(
+        "Ridged-Huber",
+        lambda shape: Ridged(Norm(0.7, normal(shape, 3), False, 0.3), 0.2),
+        smooth=True,
+        conjugate_smooth=True,
+    ),
+    Case(
+        "Ridged-KullbackLeibler",
+        lambda shape: Ridged(KullbackLeibler(counts(shape), 0.3), 2.0),
         True,
         True,
     ),

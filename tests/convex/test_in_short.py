@@ -27,6 +27,7 @@ PROMISES = {
     "constants": (
         contract.test_constants_hold,
         contract.test_the_change_of_the_hessian_is_bounded,
+        contract.test_growth_is_never_too_large,
     ),
 }
 

@@ -118,6 +118,10 @@ DESCENT = {
     "memory": integer(0, 3),
 }
 
+COUNTED = {"background": least(0, 0.5, plural=True), "gain": positive(plural=True)}
+"""Numbers or tensors."""
+
+
 TABLE: dict[str, Entry] = {
     "MAID": Entry(
         lr.MAID,
@@ -130,11 +134,12 @@ TABLE: dict[str, Entry] = {
             "test": choice("estimated", "certified"),
             "gradient_tolerance": positive(),
             "smallest_eps": positive(),
+            "box": BOX,
         },
     ),
     "Adaptive": Entry(Adaptive, settings={"tighten": fraction(), "loosen": least(1, 1.5)}),
     "FixedAccuracy": Entry(
-        lr.FixedAccuracy, settings=DESCENT | {"eps": positive(), "delta": positive()}
+        lr.FixedAccuracy, settings=DESCENT | {"eps": positive(), "delta": positive(), "box": BOX}
     ),
     "HOAG": Entry(
         lr.HOAG,
@@ -366,8 +371,39 @@ TABLE: dict[str, Entry] = {
     "Scaled": Entry(R.base.Scaled, lambda: {"regularizer": R.TV()}, {"factor": least(0, 0.5)}),
     "L2": Entry(lr.L2, settings={"sigma": positive()}),
     "L1": Entry(lr.L1, settings={"weight": positive()}),
-    "KL": Entry(lr.KL, settings={"background": positive(), "gain": positive()}),
-    "Poisson": Entry(lr.Poisson, settings={"background": positive(), "gain": positive()}),
+    "KL": Entry(lr.KL, settings=COUNTED),
+    "Poisson": Entry(lr.Poisson, settings=COUNTED),
+    "PoissonGaussian": Entry(
+        lr.PoissonGaussian,
+        settings=COUNTED | {"sigma": positive(plural=True)},
+    ),
+    # infinite bounds are none: see test_constraints.py for what they refuse
+    "Between": Entry(lr.Between),
+    "NonNegative": Entry(lr.NonNegative),
+    "SamplingWeights": Entry(
+        lr.SamplingWeights,
+        lambda: {"shape": (6, 5)},
+        {
+            "kind": choice("free", "lines", "product", "radial"),
+            "axis": integer(-2, 1, 2),
+            "spokes": integer(1, 3, optional=True),
+            "parametrization": choice("omega", "S"),
+            "start": within(0.5, 0.0, -0.1, 1.5),
+        },
+    ),
+    "SampledL2": Entry(
+        lr.SampledL2, lambda: {"weights": lr.SamplingWeights((6, 5))}, {"weights": thing()}
+    ),
+    "SparsityPenalty": Entry(
+        lr.SparsityPenalty,
+        lambda: {"first": 2, "count": 30},
+        {
+            "first": integer(0, 3),
+            "count": integer(1, 3),
+            "beta0": least(0, 0.5),
+            "beta1": least(0, 0.5),
+        },
+    ),
     "Huber": Entry(lr.Huber, settings={"threshold": positive(), "weight": positive()}),
     "Energy": Entry(
         lr.Energy,
@@ -407,8 +443,10 @@ TABLE: dict[str, Entry] = {
             "function": Setting("object", (torch.nn.L1Loss(), torch.dist), (torch.nn.L1Loss,)),
             "smoothness": positive(optional=True),
             "lipschitz": positive(optional=True),
+            "energy": Setting("flag", (False,)),
         },
     ),
+    "DataConsistency": Entry(lr.DataConsistency, dict, {"mean": FLAG}),
     "SURE": Entry(
         lr.SURE,
         lambda: {"sigma": 0.1},

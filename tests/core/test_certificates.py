@@ -11,6 +11,7 @@ from learnreg.core.certificates import (
     distance_from_gap,
     distance_from_gradient,
     distance_from_residuals,
+    distance_in_metric,
     squared_error_bracket,
 )
 
@@ -73,3 +74,46 @@ def test_both_ends_of_a_bracket_are_attained_and_zero_is_the_least():
     nearest = x - torch.minimum(eps, d)[:, None] * away
     torch.testing.assert_close(upper, 0.5 * norm(farthest - truth).square())
     torch.testing.assert_close(lower, 0.5 * norm(nearest - truth).square(), atol=ULP, rtol=ULP)
+
+
+@pytest.mark.parametrize("how", ["any", "cg", "exact", "zero"])
+def test_the_distance_in_a_metric_is_never_too_small(how):
+    """10^4 energies 1/2 ||A x - y||^2 + sum sqrt(1 + (K x)^2) + mu/2 ||x||^2 with known minimizers;
+    M knows the data term and mu only.
+    """
+    generator = torch.Generator().manual_seed(3)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    b, n, mu = 10_000, 5, 1e-2
+    A, K, star = drawn(b, 3, n) * 3 ** drawn(b, 1, 1), drawn(b, 4, n), drawn(b, n)
+    e = drawn(b, n) * 10 ** drawn(b, 1)
+    M = A.mT @ A + mu * torch.eye(n, dtype=torch.float64)
+
+    def slope(x: torch.Tensor) -> torch.Tensor:
+        t = (K @ x[:, :, None])[:, :, 0]
+        return (K.mT @ (t / (1 + t**2).sqrt())[:, :, None])[:, :, 0]
+
+    g = (M @ e[:, :, None])[:, :, 0] + slope(star + e) - slope(star)
+    exact = torch.linalg.solve(M, g)
+    if how == "cg":  # one step
+        length = torch.linalg.vecdot(g, g) / torch.linalg.vecdot(g, (M @ g[:, :, None])[:, :, 0])
+        v = length[:, None] * g
+    else:
+        v = {"any": drawn(b, n), "exact": exact, "zero": torch.zeros_like(g)}[how]
+    Mv = (M @ v[:, :, None])[:, :, 0]
+    found = distance_in_metric(g, v, Mv, mu)
+    true, plain = norm(e), norm(g) / mu
+    assert (true <= found * (1 + 1e-9)).all() and (found <= plain * (1 + 1e-12)).all()
+
+    if how in ("cg", "zero"):  # what the docstring says of its limits
+        least = torch.minimum(norm(g - Mv), norm(g)) / mu
+        assert (found >= least * (1 - 1e-9)).all()
+    if how == "exact":
+        assert (found / true).median() < 0.3 * (plain / true).median()
+
+
+def test_the_distance_in_a_metric_is_sharp_for_one_curvature():
+    g = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    torch.testing.assert_close(distance_in_metric(g, g / 2, g, 2.0), torch.tensor([2.5]).double())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import learnreg as lr
-from learnreg.core.errors import InputError, MissingPropertyError
+from learnreg.core.errors import DataWarning, InputError, MissingPropertyError
 from learnreg.core.grants import Grants
 from learnreg.core.maps import Ask, Posed, Pullback, Upper
 from learnreg.core.results import Solution
@@ -106,3 +106,82 @@ def test_score_matching_wants_a_gradient_and_nothing_but_noise():
     blurred, _ = lr.data.pairs("phantoms", blur, size=16, split=(2, 1), seed=0)
     with pytest.raises(InputError, match="pairs of BlurFFT"):
         lr.ScoreMatching(Energy(denoising, TV()), blurred)
+
+
+def blur() -> deepinv.physics.Blur:
+    noise = deepinv.physics.GaussianNoise(0.02)
+    return deepinv.physics.Blur(torch.ones(1, 1, 3, 3) / 9, padding="reflect", noise_model=noise)
+
+
+CHANGES = {
+    "update": lambda p: p.update(filter=torch.ones(1, 1, 3, 3) / 4),
+    "argument": lambda p: p.A(images(2), filter=torch.ones(1, 1, 3, 3) / 4),
+    "in place": lambda p: p.filter.mul_(2),
+    "data": lambda p: p.filter.data.zero_(),
+}
+USES = {
+    "applied": lambda p: (p.A(images(2)), p.A_adjoint(images(2))),
+    "noise": lambda p: p(images(2)),
+    "noise level": lambda p: p.update(sigma=0.1),
+    "inverse": lambda p: p.A_dagger(images(2)),
+}
+
+
+@pytest.mark.parametrize("handed", [True, False])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_physics_that_changed_since_the_forward_pass_gives_no_derivative(change, handed):
+    physics = blur()
+    regularizer = TV(0.1, 0.1) + Tikhonov(0.1, learned=False)
+    model = lr.Reconstructor(Energy(blur() if handed else physics, regularizer))
+    found = model(images(1), physics) if handed else model(images(1))
+    CHANGES[change](physics)
+    with pytest.raises(MissingPropertyError, match="changed since the forward pass"):
+        found.sum().backward()
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_physics_may_be_used_between_forward_and_backward_pass(use):
+    physics = blur()
+    model = lr.Reconstructor(Energy(blur(), TV(0.1, 0.1) + Tikhonov(0.1, learned=False)))
+    found = model(images(1), physics)
+    USES[use](physics)
+    found.sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_parameters_that_were_exchanged_for_a_call_give_no_derivative():
+    model = lr.Reconstructor(Energy(blur(), TV(0.1, 0.1) + Tikhonov(0.1, learned=False)))
+    other = {
+        name: (p.detach() + 0.4).requires_grad_()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    found = torch.func.functional_call(model, other, (images(1),))
+    with pytest.raises(MissingPropertyError, match="other parameters than in the forward pass"):
+        found.sum().backward()
+    with torch.no_grad():
+        assert torch.func.functional_call(model, other, (images(1),)).shape == SHAPE
+
+
+def learned() -> lr.physics.LearnedPhysics:
+    return lr.physics.LearnedPhysics(blur(), {"filter": lr.physics.GaussianKernel(3, std=0.8)})
+
+
+@pytest.mark.parametrize("other", [blur, learned])
+def test_a_learned_operator_that_is_not_used_is_told(other):
+    model = lr.Reconstructor(Energy(learned(), TV(0.1, 0.1) + Tikhonov(0.1, learned=False)))
+    with pytest.warns(DataWarning, match="learned parameters are not used") as told:
+        model(images(1), other())
+    assert told[0].filename == __file__
+
+
+def test_a_learned_operator_may_be_handed_in_and_is_learned():
+    physics = learned()
+    regularizer = TV(0.1, 0.1) + Tikhonov(0.1, learned=False)
+    model = lr.Reconstructor(Energy(physics, regularizer))
+    for given in (physics, lr.physics.LearnedPhysics(blur(), dict(physics.parametrizations))):
+        model.zero_grad()
+        model(images(1), given).sum().backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    physics.requires_grad_(False)
+    model(images(1), blur())  # nothing of it is learned any more: another operator is meant

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 
+import deepinv
 import pytest
 import torch
 from tests.hypergradients import saddle_cases as cases
@@ -676,3 +677,28 @@ def test_the_conjugate_of_squares_does_not_change_and_others_must_be_strong():
     ):
         with pytest.raises(MissingPropertyError, match="strong > 0"):
             saddle_bound.conjugate_change(f)
+
+
+@pytest.mark.parametrize("padding", ["circular", "reflect"])
+def test_certified_errors_with_a_learned_operator_hold(padding):
+    """A is a row of K that moves with parameters of its own."""
+    kernel = torch.tensor([[0.0, 1, 0], [1, 4, 1], [0, 1, 0]], dtype=torch.float64)[None, None] / 8
+    data = cases.pairs(2, (4, 5))
+    y = deepinv.physics.Blur(filter=kernel, padding=padding).A(data.x)
+    physics = deepinv.physics.Blur(filter=(0.9 * kernel).requires_grad_(), padding=padding)
+    energy = SaddleEnergy(physics, cases.PICTURES["learned"](), tikhonov=0.5)
+    problem = BilevelProblem(energy, Pairs(x=data.x, y=y + 0.05 * normal(*y.shape)))
+    exact = hypergradient(problem, 1e-7, 1e-8, strategy=Piggyback(certify=False)).value
+    before = math.inf
+    for eps in (1e-1, 1e-3):
+        found = hypergradient(problem, eps, eps, strategy=Piggyback())
+        assert float((found.value - exact).norm()) <= found.certified < before
+        before = found.certified
+
+    physics.A = lambda x, **_: deepinv.physics.Blur.A(
+        physics, x
+    )  # nobody knows that it is the same
+    other = BilevelProblem(
+        SaddleEnergy(physics, cases.PICTURES["learned"](), tikhonov=0.5), problem.pairs
+    )
+    assert hypergradient(other, 1e-1, 1e-1, strategy=Piggyback()).certified is None

@@ -10,10 +10,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
-from tests.learners.cases import GALLERY, IMAGES, pictures, run
+from tests.learners.cases import (
+    GALLERY,
+    IMAGES,
+    Watched,
+    assert_certified,
+    exact_loss,
+    pictures,
+    run,
+)
 
 from learnreg.core.errors import InputError
-from learnreg.learners import HOAG, LBFGSB, GridSearch, RandomSearch, Stochastic
+from learnreg.learners import (
+    HOAG,
+    LBFGSB,
+    MAID,
+    Deferred,
+    FixedAccuracy,
+    GridSearch,
+    RandomSearch,
+    Stochastic,
+)
 from learnreg.learners.box import Box, box_of, check_ranges
 from learnreg.objectives.bilevel import Bilevel
 
@@ -50,6 +67,15 @@ def test_a_name_stands_for_all_its_entries_and_one_of_them_can_be_named():
     for name, low, high in zip(names, box.lower.tolist(), box.upper.tolist(), strict=True):
         expected = 60 if name == one else 50 if name.partition("[")[0] == group else INF
         assert (low, high) == (-expected, expected)
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_names_are_those_that_a_problem_prints(kind):
+    problem = pictures(IMAGES[kind]())
+    for i, name in enumerate(problem.parameter_names):
+        for key in (name, name.removeprefix("regularizer.")):
+            box = box_of({key: [-50, 50]}, Bilevel(problem))
+            assert box.lower[i] == -50
 
 
 def test_half_open_ranges():
@@ -114,7 +140,7 @@ def test_a_wrong_name_is_named_with_those_that_exist():
         run(pictures(), HOAG(box={"weight": [-5, 5]}), steps=1)
 
 
-@pytest.mark.parametrize("learner", [HOAG, LBFGSB, Stochastic, GridSearch, RandomSearch])
+@pytest.mark.parametrize("learner", [HOAG, LBFGSB, MAID, Stochastic, GridSearch, RandomSearch])
 def test_a_start_outside_is_refused_before_anything_is_solved(learner, monkeypatch):
     monkeypatch.setattr("learnreg.objectives.bilevel.Bilevel._solve", None)
     with pytest.raises(InputError, match=r"start outside of it \(log_weight\)"):
@@ -160,6 +186,9 @@ def constrained_optimum(problem, box: Box) -> torch.Tensor:
 LEARNERS = {
     "hoag": (lambda box: HOAG(box=box, eps0=1e-2, delta0=1e-2, alpha0=1.0), 40),
     "lbfgsb": (lambda box: LBFGSB(box=box, eps=1e-8, delta=1e-8), 40),
+    "maid": (lambda box: MAID(box=box), 40),
+    "fixed": (lambda box: FixedAccuracy(box=box, eps=1e-7, delta=1e-7), 40),
+    "steepest": (lambda box: MAID(box=box, memory=0, alpha0=1.0), 40),
     "sgd": (
         lambda box: Stochastic(
             box=box,
@@ -218,7 +247,7 @@ def test_the_constrained_optimum_is_found_and_the_box_never_left(name):
     assert min(distances) < {"lbfgsb": 1e-5, "adam": 5e-2}.get(name, 1e-2)
 
 
-@pytest.mark.parametrize("learner", [HOAG, Stochastic])
+@pytest.mark.parametrize("learner", [HOAG, MAID, Stochastic])
 def test_a_box_that_is_not_in_the_way_changes_nothing(learner):
     one, two = (
         run(GALLERY["quadratic"](), learner(box=box), steps=3)
@@ -233,8 +262,9 @@ def test_a_box_that_is_not_in_the_way_changes_nothing(learner):
         HOAG(box=[-3.2, 1.0], alpha0=100.0),
         LBFGSB(box={"log_weight": [-3.0, -2.9]}),
         Stochastic(box=[-4.5, 0.0], optimizer="adam", alpha0=1.0),
+        MAID(box={"log_weight": [-3.0, -2.9]}),
     ],
-    ids=["hoag", "lbfgsb", "adam"],
+    ids=["hoag", "lbfgsb", "adam", "maid"],
 )
 def test_a_box_holds_for_pictures_in_float32(learner):
     if isinstance(learner.box, list) and learner.box[0] == -3.2:
@@ -248,3 +278,53 @@ def test_a_box_holds_for_pictures_in_float32(learner):
     assert bool(((outcome.thetas[1:] == low) | (outcome.thetas[1:] == high)).any()), (
         "the box is in the way"
     )
+
+
+@pytest.mark.parametrize("test", ["estimated", "certified"])
+@pytest.mark.parametrize("memory", [0, 20])
+def test_every_step_along_a_box_has_a_certified_decrease(memory, test):
+    problem = GALLERY["quadratic"]()
+    ranges = bounds(problem, active=True)
+    watched = Watched(MAID(box=ranges, memory=memory, test=test))
+    outcome = run(problem, watched, steps=12)
+    assert_certified(
+        problem, watched, outcome, [exact_loss(problem, theta) for theta in outcome.thetas]
+    )
+    box = box_of(ranges, Bilevel(problem))
+    held = (outcome.thetas == box.lower) | (outcome.thetas == box.upper)
+    assert bool(held.any()), "the box is in the way"
+
+
+def test_an_end_is_left_when_the_gradient_points_inside():
+    """From a corner: the first entries are released, the others held."""
+    problem = GALLERY["quadratic"]()
+    best, start = problem.exact_optimum(), problem.theta.double()
+    names = [n.removeprefix("regularizer.") for n in problem.parameter_names]
+    ranges = {
+        name: [float(b), float(b) + 5] if best[i] > b else [float(b) - 5, float(b)]
+        for i, (name, b) in enumerate(zip(names, start, strict=True))
+    }
+    outcome = run(problem, MAID(box=ranges), steps=40)
+    box = box_of(ranges, Bilevel(problem))
+    expected = constrained_optimum(problem, box)
+    assert bool(((start == box.lower) | (start == box.upper)).all())
+    assert float((outcome.theta - expected).norm()) < 1e-3 < float((expected - start).norm())
+
+
+def test_where_all_entries_are_held_the_run_ends_as_stationary():
+    problem = GALLERY["quadratic"]()
+    start, slope = problem.theta.double(), problem.exact_hypergradient(problem.theta)
+    names = [n.removeprefix("regularizer.") for n in problem.parameter_names]
+    ranges = {
+        name: [float(b), float(b) + 5] if slope[i] > 0 else [float(b) - 5, float(b)]
+        for i, (name, b) in enumerate(zip(names, start, strict=True))
+    }
+    outcome = run(problem, MAID(box=ranges), steps=40)
+    assert outcome.stop.code == "stationary" and outcome.theta.equal(problem.theta)
+
+
+def test_blocks_refuse_a_box_before_anything_is_solved():
+    with pytest.raises(InputError, match=r"certify.box.*MAID\(box"):
+        Deferred(certify=MAID(box=[-1, 1]))
+    with pytest.raises(InputError, match="box"):
+        MAID(box=[1, -1])

@@ -67,7 +67,9 @@ def test_an_estimate_counts_along_the_direction_only(units):
 
 @pytest.mark.parametrize("reached, kept", [(0.05, 0.1 * 1.05), (0.4, 0.4)])
 def test_accuracies_loosen_as_declared_and_at_least_to_what_was_enough(reached, kept):
-    rules = SimpleNamespace(accuracy=Adaptive(0.5, 1.05), memory=0, growth=1.3)
+    rules = SimpleNamespace(
+        accuracy=Adaptive(0.5, 1.05), memory=0, growth=1.3, decrease="certified"
+    )
     pairs = CurvaturePairs.empty(Z)
     at, z = SimpleNamespace(theta=Z), SimpleNamespace(value=Z, norm=1.0, estimated=0, certified=0)
     state = SimpleNamespace(point=at, adjoint=None, eps=0.1, delta=0.02, pairs=pairs, squares=None)

@@ -389,11 +389,11 @@ def test_foreign_safetensors(metadata, path):
     refused(path, str(path), "a learnreg-model file")
 
 
-@pytest.mark.parametrize("version", [3, 99, 0, None, "1", True])
+@pytest.mark.parametrize("version", [4, 99, 0, None, "1", True])
 def test_another_version(version, path):
     saved(path)
     rewritten(path, lambda header: header.update(version=version))
-    refused(path, str(path), f"version {version}", "expected version 2", "Update learnreg")
+    refused(path, str(path), f"version {version}", "expected version 3", "Update learnreg")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -158,7 +158,7 @@ HEADERS = {
     "data term none": lambda h: h.update(fidelity=None),
     "unhashable data term": lambda h: h.update(fidelity={"type": ["L2"]}),
     "foreign argument": lambda h: h["fidelity"].update(weight=3),
-    "argument out of range": lambda h: h.update(fidelity={"type": "KL", "background": 0.0}),
+    "argument out of range": lambda h: h.update(fidelity={"type": "KL", "background": -1.0}),
     "argument of another type": lambda h: h.update(fidelity={"type": "L1", "weight": "1"}),
     "no tikhonov": lambda h: h.pop("tikhonov"),
     "negative tikhonov": lambda h: h.update(tikhonov=-1.0),

@@ -107,7 +107,7 @@ class Other(dphysics.Tomography):
         (Other(angles=3, img_width=8, normalize=False), Kind.UNKNOWN),
         (dphysics.Blur(filter=-drawn(1, 1, 3, 3, seed=1).float()), Kind.UNKNOWN),
         (dphysics.Blur(filter=drawn(1, 1, 3, 3, seed=1).float()), Kind.BOUND),
-        (dphysics.Denoising(), Kind.UNKNOWN),
+        (dphysics.Denoising(), Kind.BOUND),
     ],
 )
 def test_who_is_believed(physics, kind):

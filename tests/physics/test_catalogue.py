@@ -34,6 +34,8 @@ CASES = {
     "CT, fan": (P.CT(12, "fan"), 1),
     "CT, plain": (P.CT(9, arc=90, normalized=False), 1),
     "PET": (P.PET(12), 1),
+    "PET, attenuated": (P.PET(12, attenuation=1.5), 1),
+    "PET, blurred": (P.PET(12, attenuation=1.0, resolution=2.0), 1),
 }
 
 
@@ -269,6 +271,8 @@ def test_a_pickle_is_never_opened(tmp_path):
         (lambda: P.CT(geometry="fan", source=0.5), "source"),
         (lambda: P.PET(counts=-1), "counts"),
         (lambda: P.PET(background=0), "background"),
+        (lambda: P.PET(attenuation=-1), "attenuation"),
+        (lambda: P.PET(resolution=float("nan")), "resolution"),
         (lambda: P.Gaussian(0), "sigma"),
         (lambda: P.Gaussian(-0.1), "sigma"),
         (lambda: P.Poisson(0), "gain"),

@@ -165,3 +165,20 @@ def test_bm3d_is_asked_for_where_it_is_missing(monkeypatch):
 def test_a_baseline_of_other_images_is_refused():
     with pytest.raises(InputError, match="that of the true images"):
         Baseline.of(torch.rand(2, 1, 8, 8), torch.rand(3, 1, 8, 8))
+
+
+@pytest.mark.parametrize("learned", ["data term", "physics"])
+def test_tuned_tv_chooses_its_own_numbers_only(learned):
+    x = lr.data.phantoms(2, 16, seed=0)
+    mri = P.MRI(mask=torch.ones(1, 2, 16, 16), img_size=(2, 16, 16))
+    weights = lr.SamplingWeights((16, 16), "lines", start=0.5)
+    physics, term, images = mri, lr.SampledL2(weights), torch.cat([x, 0.5 * x], dim=1)
+    if learned == "physics":
+        inner = P.Blur(torch.ones(1, 1, 3, 3) / 9, padding="circular")
+        physics = lr.physics.LearnedPhysics(inner, {"filter": lr.physics.GaussianKernel(3)})
+        term, images = None, x
+    y = physics.A(images).detach()
+    pairs = SimpleNamespace(x=images, y=y, physics=physics)
+    found = tuned_tv(pairs, pairs, fidelity=term, steps=3)
+    assert all(level > 15 for level in found.psnr)
+    assert weights.omega.requires_grad

@@ -73,7 +73,11 @@ TABLE: dict[type, dict[str, Range]] = {
     },
     Adaptive: {"tighten": FRACTION, "loosen": FACTOR},
 }
-NOT_NUMBERS = {MAID: {"accuracy", "test"}, Budget: {"plateau"}}  # the latter is no limit
+NOT_NUMBERS = {
+    MAID: {"accuracy", "test", "box", "rescale"},
+    FixedAccuracy: {"box"},
+    Budget: {"plateau"},  # no limit
+}
 
 ROWS = [
     pytest.param(cls, name, limits, id=f"{cls.__name__}.{name}")

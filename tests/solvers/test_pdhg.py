@@ -353,7 +353,7 @@ def test_the_certificate_names_its_theorem():
         "nothing else can be known"
     )
     f = problem.energy.at(problem.pairs.y)
-    assert f.theorems == ("gap", "residual", "kkt")
+    assert f.theorems == ("gap", "residual", "kkt", "growth")
     with torch.no_grad():
         problem, _, _ = instance("tgv-curvature")
         f = problem.energy.at(problem.pairs.y)
@@ -610,7 +610,8 @@ def test_nothing_is_certified_without_strong_convexity(fidelity):
     with pytest.raises(MissingPropertyError, match="tikhonov > 0"):
         solve(SaddleEnergy(cases.denoising(), ExactTV().double(), fidelity), y, 1e-1)
     with pytest.raises(MissingPropertyError, match="tikhonov > 0"):
-        solve(SaddleEnergy(cases.blur(), ExactTV().double()), y, 1e-1)
+        masked = cases.inpainting(tuple(y.shape[1:]))
+        solve(SaddleEnergy(masked, ExactTV().double()), y, 1e-1)
     found = solve(
         SaddleEnergy(cases.denoising(), ExactTV().double(), fidelity, tikhonov=0.1), y, 1e-3
     )
@@ -736,3 +737,48 @@ def test_functions_of_one_image_are_not_those_of_another():
         if isinstance(a, Squares | Norm) and a.centre is not None:
             assert torch.equal(a.centre, b.centre)
     assert torch.equal(part.y, alone.y) and replace(part, y=alone.y) != alone
+
+
+@pytest.mark.parametrize("fidelity", [L1(1.0), KL(0.05)], ids=repr)
+def test_a_tiny_tikhonov_belongs_to_the_data_term(fidelity, monkeypatch):
+    """One dual block, and steps that do not wait for an acceleration that never comes."""
+    y = pairs(2, (10, 10)).y.abs()
+    energy = SaddleEnergy(cases.denoising(), ExactTV(0.3).double(), fidelity, tikhonov=1e-3)
+    f = energy.at(y)
+    assert not f.data and len(f.dual) == 1 and f.bounds().mu.value == 1e-3
+    assert PDHG().steps(f).weak and not PDHG(rule="accelerated").steps(f).weak
+
+    quick = solve(energy, y, 0.3)
+    slow = solve(energy, y, 0.3, solver=PDHG(rule="accelerated"))
+    monkeypatch.setattr(type(fidelity), "of_image", lambda *arguments: None)
+    assert energy.at(y).data
+    blocked = solve(energy, y, 0.3)
+    for other in (slow, blocked):
+        assert bool((distance(quick.value, other.value) <= quick.error + other.error).all())
+    assert quick.cost.work < 0.7 * slow.cost.work
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("zeros", [False, True])
+def test_the_growth_of_counts_certifies_more_than_a_tiny_tikhonov(zeros):
+    """Never less than the truth, at every accuracy, and an order sharper than mu alone."""
+    generator = torch.Generator().manual_seed(4)
+    mean = 20 * pairs(3, (8, 8)).x.abs()
+    if zeros:
+        mean = mean * (torch.rand(8, generator=generator) > 0.4)
+    y = torch.poisson(mean, generator=generator) / 20
+    assert bool((y == 0).any()) or not zeros
+    energy = SaddleEnergy(cases.denoising(), ExactTV(0.05).double(), KL(0.02), tikhonov=1e-3)
+    f = energy.at(y)
+    exact = solve(energy, y, 1e-6)
+    state = PDHG().init(f, f.pack(*f.start(y)))
+    ratios = []
+    for _ in range(25):
+        state = PDHG().step(f, state)
+        found, gap = f.certify(state.point), f.gap(state.x, state.p, state.kx, state.ktp)
+        true = distance(state.x[0], exact.value)
+        assert bool((true <= found.distance + exact.error).all())
+        torch.testing.assert_close(found.distance, state.evidence)
+        ratios.append((2 * gap / 1e-3).sqrt() / found.distance)
+    assert float(torch.stack(ratios[-5:]).median()) > 10
+    assert solve(energy, y, 1e-2).theorem == ("growth",) * 3

@@ -14,7 +14,7 @@ from torch import Tensor
 from learnreg.core.bounds import Bound, Curvature, Kind
 from learnreg.core.errors import InputError, LearnregError, MissingPropertyError, SolveError
 from learnreg.core.status import Status
-from learnreg.problems import Energy, gallery
+from learnreg.problems import KL, Energy, gallery
 from learnreg.regularizers import TV, Tikhonov
 from learnreg.solvers import AGD, minimize, solve
 
@@ -411,3 +411,13 @@ def test_a_start_that_does_not_fit_is_refused(make, x0):
 def test_measurements_and_parameters_of_different_precision_are_refused():
     with pytest.raises(InputError, match="float"):
         solve(denoising(foe().float()), pairs(2).y, 1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_float64_is_no_remedy_for_images_in_float64(dtype):
+    y = torch.full((1, 1, 4, 4), 1e5, dtype=dtype)
+    ridge = Tikhonov(0.1, learned=False)
+    energy = Energy(deepinv.physics.Denoising(), ridge, KL(1e-3))
+    with pytest.raises(SolveError, match="ask for a larger eps") as caught:
+        solve(energy, y, eps=1e-6)
+    assert ("use float64" in str(caught.value)) == (dtype == torch.float32)

@@ -34,6 +34,7 @@ from .sections import Built, Section, located, one_of, tag_of
 from .settings import (
     LEARNERS,
     REGULARIZERS,
+    Bounds,
     BudgetSection,
     Regularizer,
     Settings,
@@ -150,6 +151,8 @@ class _Common(Section):
     fidelity: Fidelity = FIDELITIES["L2"]()
     """the data term: that of the noise when left out"""
     regularizer: Regularizer = REGULARIZERS["FoE"]()
+    constraint: Bounds | None = None
+    """bounds of the pixels of reconstructions, for example lower = 0.0: none when left out"""
     budget: BudgetSection = BudgetSection.model_validate({"seconds": 120.0})
     run: RunSection = RunSection()
 
@@ -218,6 +221,7 @@ class Plan:
             physics=c.physics,
             noise=c.noise,
             fidelity=c.fidelity,
+            constraint=c.constraint,
             regularizer=self.starts[start],
             learner=variant.section,
             hypergradient=variant.hypergradient,
@@ -279,6 +283,7 @@ def _plan(config: CompareConfig, tables: dict[str, Any]) -> Plan:
 
 CHECKS: list[Check[CompareConfig]] = [
     (("budget",), lambda config, _: config.budget.build("budget")),
+    (("constraint",), lambda config, _: config.constraint and config.constraint.build()),
     (("run",), lambda config, _: check_threads(config.run.threads)),
     (
         ("comparison",),

@@ -17,7 +17,7 @@ from ..core import objective
 from ..core.errors import ConfigError
 from ..core.maps import SolutionMap
 from ..physics import Noise, Setup
-from ..problems import Energy, SaddleEnergy
+from ..problems import Energy, SaddleEnergy, SparsityPenalty
 from ..runs import Budget
 from . import toml
 from .data_section import Data
@@ -31,18 +31,21 @@ from .physics_section import (
     NoiseSection,
     Physics,
     build_energy,
+    build_learned,
     build_noise,
     build_setup,
     check_problem,
     follow,
     unsaid,
 )
+from .sampling_section import boxed, penalty_of
 from .sections import Section, located, tag_of
 from .settings import (
     LEARNERS,
     REGULARIZERS,
     SADDLES,
     STRATEGIES,
+    Bounds,
     BudgetSection,
     Learner,
     Part,
@@ -84,6 +87,7 @@ _STARTS = {  # weights of TV that suit the noise of each
     "CT": ({"type": "CT"}, 0.001),
     "fan_beam_CT": ({"type": "CT", "geometry": "fan"}, 0.001),
     "PET": ({"type": "PET", "angles": 40}, 3.0),
+    "unknown_blur": ({"type": "blur", "learn": "gaussian"}, 0.003),
 }
 EXAMPLES: dict[str, dict[str, object]] = {"denoising": {}} | {
     name: {
@@ -125,6 +129,8 @@ class Config(Section):
     fidelity: Fidelity = FIDELITIES["L2"]()
     """the data term: that of the noise when left out"""
     regularizer: Regularizer = REGULARIZERS["FoE"]()
+    constraint: Bounds | None = None
+    """bounds of the pixels of reconstructions, for example lower = 0.0: none when left out"""
     learner: Learner = LEARNERS["maid"]()
     hypergradient: Strategy | None = None
     """how to differentiate: implicit when left out, piggyback for saddle points"""
@@ -155,9 +161,15 @@ class Config(Section):
             return setup.build(size, channels, self.run.seed, noise)
 
     def build_energy(self, physics: nn.Module, channels: int) -> Energy | SaddleEnergy:
-        """The energy for such a physics, at the start of the regularizer."""
-        inherited = {"channels": channels, "seed": self.run.seed}
-        return build_energy(physics, self.regularizer, self.fidelity, **inherited)
+        """The energy for such a physics, at the start of the regularizer and of the kernel."""
+        size, seed = size_of(self.data), self.run.seed
+        operator = build_learned(self.physics, physics, channels)
+        regularizer, fidelity, bounds = self.regularizer, self.fidelity, self.constraint
+        return build_energy(operator, regularizer, fidelity, size, channels, bounds, seed=seed)
+
+    def build_penalty(self, energy: Energy | SaddleEnergy) -> SparsityPenalty | None:
+        """What the learning problem adds to its loss, for such an energy."""
+        return penalty_of(self.fidelity, energy)
 
     def build_regularizer(self) -> Part:
         """The start of the regularizer."""
@@ -165,7 +177,9 @@ class Config(Section):
 
     def build_learner(self) -> objective.Learner[objective.State]:
         """The learner."""
-        built: objective.Learner[objective.State] = self.learner.build("learner")
+        built: objective.Learner[objective.State] = boxed(self.learner, self.fidelity).build(
+            "learner"
+        )
         return built
 
     def build_hypergradient(self) -> SolutionMap | None:
@@ -242,7 +256,9 @@ def load_config(
 
 CHECKS: list[Check[Config]] = [
     (("regularizer",), lambda config, _: config.build_regularizer()),
-    (("learner",), lambda config, _: config.build_learner()),
+    (("constraint",), lambda config, _: config.constraint and config.constraint.build()),
+    (("learner",), lambda config, _: config.learner.build("learner")),
+    (("learner", "fidelity"), lambda config, _: boxed(config.learner, config.fidelity)),
     (("hypergradient",), lambda config, _: config.build_hypergradient()),
     (("budget",), lambda config, _: config.build_budget()),
     (

@@ -181,7 +181,7 @@ class _Demo:
     def _learn(self, config: Config, problem: BilevelProblem, seconds: float) -> Run:
         """One run, shown while it goes on; Ctrl-C ends the demo, not only this run."""
         name, learner = config.name, config.build_learner()
-        way = " in blocks of Adam's steps" if isinstance(learner, Deferred) else ""
+        way = " in certified blocks" if isinstance(learner, Deferred) else ""
         say(self.console, f"\nLearning {name}{way}: {problem.describe()}")
         budget = Budget(seconds=max(seconds, LEAST), patience=PATIENCE)
         folder = self.output / "checkpoint" / slug(name)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, TypedDict
 
-from ..core.errors import LearnregError
+from ..core.errors import InputError, LearnregError
 from ..core.offers import is_saddle
 from ..data import Pairs
-from ..problems import BilevelProblem
+from ..problems import KL, BilevelProblem
 from ..runs.baselines import Baseline, bm3d, tuned_tv
 from .config import Config
 from .guard import say
@@ -60,9 +60,31 @@ def baselines(
             if name == "tuned TV":
                 energy = problem.energy
                 fidelity = None if is_saddle(energy) else energy.fidelity
-                found[name] = tuned_tv(given[:TUNED_ON], test, fidelity=fidelity)
-            else:
+                found[name] = tuned_tv(
+                    given[:TUNED_ON], test, fidelity=fidelity, constraint=energy.constraint
+                )
+            elif name == "BM3D":
                 found[name] = bm3d(test)
+            elif isinstance(given, Pairs):
+                found[name] = _of_counts(name, given[:TUNED_ON], test, problem.energy.fidelity)
         except LearnregError as error:  # a baseline less must not cost the page
             say(console, f"{name} is not in the report: {error}")
     return found
+
+
+def _of_counts(name: str, train: Pairs, test: Pairs, fidelity: object) -> Baseline:
+    """Expectation maximization.
+
+    Raises:
+        InputError: measurements that are no counts.
+    """
+    from ..runs.em import mlem, osem  # deepinv takes seconds to import
+
+    if not isinstance(fidelity, KL):
+        raise InputError(
+            "baselines",
+            given=f"{name} with {type(fidelity).__name__}",
+            expected="counts, with the data term KL",
+            remedy=f"Leave {name} out of [run] baselines.",
+        )
+    return (mlem if name == "MLEM" else osem)(train, test, fidelity)

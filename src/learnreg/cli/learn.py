@@ -20,7 +20,9 @@ from ..core.files import write_atomically
 from ..core.locks import FolderLock
 from ..core.results import Evaluation
 from ..data import Pairs
+from ..physics import LearnedPhysics
 from ..problems import BilevelProblem
+from ..problems.bilevel import data_of
 from ..reports import Report
 from ..runs import Run, learn
 from ..runs.checkpoint import FILE
@@ -133,6 +135,8 @@ def _finish(
     except KeyboardInterrupt:
         raise Interrupted(_kept(run, folder, again)) from None
     say(console, chosen)
+    if isinstance(chosen.energy.physics, LearnedPhysics):
+        say(console, f"  learned {chosen.energy.physics.words()}")
     if run.best_step is not None:
         say(console, _validated(run, chosen))
     say(
@@ -156,7 +160,7 @@ def evaluate(run: Run, test: Pairs, eps: float, console: Console) -> Evaluation:
     """
     evaluation = run.evaluate(test, eps)
     try:
-        return replace(evaluation, honesty=run.check_certificate(test.y[:1]))
+        return replace(evaluation, honesty=run.check_certificate(data_of(test)[:1]))
     except (
         SolveError
     ) as error:  # the comparison needs a far more accurate solve than the reconstructions

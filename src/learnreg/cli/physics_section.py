@@ -25,13 +25,25 @@ from ..physics import (
     Uniform,
 )
 from ..physics.files import tensor_of
+from ..physics.learning import KernelLearning
 from ..physics.noise import Level as LevelHint
 from ..physics.noise import check_level, level
-from ..problems import KL, L1, L2, Energy, Huber, SaddleEnergy, WeightedL2, energy_for
+from ..problems import (
+    KL,
+    L1,
+    L2,
+    Energy,
+    Huber,
+    SaddleEnergy,
+    WeightedL2,
+    energy_for,
+)
+from ..problems import PoissonGaussian as PoissonGaussianTerm
 from ..regularizers import Regularizer, Tikhonov
 from . import toml
+from .sampling_section import Sampling, check_full, measured_shape
 from .sections import Built, Section, comments_of, described, located, one_of, tag_of
-from .settings import SADDLES, Part, build_regularizer
+from .settings import SADDLES, Bounds, Part, build_regularizer
 
 TIKHONOV = 1e-3
 """Strong convexity of an energy whose data term has none, relative to the curvature of the data
@@ -45,6 +57,10 @@ FEW_COUNTS = 0.5
 """Background of the Kullback-Leibler data term for counts that have none: without one its curvature
 is not bounded. It shifts images by half a count.
 """
+
+
+NumberOrFile: TypeAlias = float | int | str
+"""A number or the name of a file; not the type of noise levels, whose texts are fractions."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,58 @@ class WeightsOfFile:
             InputError: a file that holds no weights.
         """
         return WeightedL2(tensor_of(self.file, "file")[None])
+
+
+@dataclass(frozen=True)
+class CountsOfFile:
+    """Kullback-Leibler distance to counts above a background.
+
+    Args:
+        background: expected counts without an image: a number, or a file (.npy) of the shape of the
+            measurements of one image
+        gain: what a count is worth in units of A x
+        scaled: whether measurements are gain times the counts
+    """
+
+    background: NumberOrFile = 1.0
+    gain: float = 1.0
+    scaled: bool = False
+
+    def load(self) -> KL:
+        """The data term.
+
+        Raises:
+            InputError: values out of range, a file that holds no background.
+        """
+        return KL(_background(self.background), self.gain, self.scaled)
+
+
+@dataclass(frozen=True)
+class ReadOutOfFile:
+    """Counts with read-out noise, by the shifted Poisson likelihood.
+
+    Args:
+        background: expected counts without an image: a number, or a file (.npy) of the shape of the
+            measurements of one image
+        gain: what a count is worth in the units of the measurements
+        sigma: standard deviation of the read-out noise in those units
+    """
+
+    background: NumberOrFile = 0.0
+    gain: float = 1.0
+    sigma: float = 1.0
+
+    def load(self) -> PoissonGaussianTerm:
+        """The data term.
+
+        Raises:
+            InputError: values out of range, a file that holds no background.
+        """
+        return PoissonGaussianTerm(_background(self.background), self.gain, self.sigma)
+
+
+def _background(given: NumberOrFile) -> float | torch.Tensor:
+    return tensor_of(given, "background")[None] if isinstance(given, str) else given
 
 
 # --- sections -------------------------------------------------------------------------------------
@@ -102,28 +170,36 @@ _RIDGE = (
     f"as certified distances need; where the data do not do it {TIKHONOV:g} of their curvature "
     "when left out"
 )
-PHYSICS = {
-    tag: _section(
-        kind,
-        tag,
-        **(
-            {"sigma": (Level | None, Field(None, gt=0, description=_OLD))}
-            if kind is Denoising
-            else {}
-        ),
-    )
-    for tag, kind in SETUPS.items()
-}
+WITH_KERNEL = ("blur", "superresolution")
+"""Physics whose kernel can be learned."""
+
+
+def _own_keys(tag: str) -> dict[str, object]:
+    """Keys of a physics that are no settings of its operator."""
+    if tag == "denoising":
+        return {"sigma": (Level | None, Field(None, gt=0, description=_OLD))}
+    if tag not in WITH_KERNEL:
+        return {}
+    comments, hints = comments_of(KernelLearning), get_type_hints(KernelLearning.__init__)
+    return {
+        name: (hints[name], Field(default, description=comments[name]))
+        for name, default in asdict(KernelLearning()).items()
+    }
+
+
+PHYSICS = {tag: _section(kind, tag, **_own_keys(tag)) for tag, kind in SETUPS.items()}
 NOISES = {tag: _section(kind, tag) for tag, kind in KINDS.items()}
 FIDELITIES = {
     tag: _section(kind, tag, tikhonov=(float | None, Field(None, ge=0, description=_RIDGE)))
     for tag, kind in {
         "L2": L2,
         "WeightedL2": WeightsOfFile,
+        "SampledL2": Sampling,
         "L1": L1,
         "Huber": Huber,
-        "KL": KL,
-        "Poisson": KL,
+        "KL": CountsOfFile,
+        "Poisson": CountsOfFile,
+        "PoissonGaussian": ReadOutOfFile,
     }.items()
 }
 
@@ -200,6 +276,8 @@ def _fidelity_of(noise: Any, saddle: bool) -> dict[str, object]:
     kind = _kind(noise)
     if kind == "salt_pepper":
         return {"type": "L1"} if saddle else {"type": "Huber"}
+    if kind == "poisson_gaussian":
+        return _read_out(noise)
     if kind != "poisson":
         return {"type": "L2"}
     told = {name: _key(noise, name) for name in ("gain", "background", "normalized")}
@@ -210,6 +288,16 @@ def _fidelity_of(noise: Any, saddle: bool) -> dict[str, object]:
     background = counts.background or FEW_COUNTS
     gain = level(counts.gain)
     return {"type": "KL", "gain": gain, "background": background, "scaled": counts.normalized}
+
+
+def _read_out(noise: Any) -> dict[str, object]:
+    """The data term of counts with read-out noise."""
+    told = {name: _key(noise, name) for name in ("gain", "sigma")}
+    try:
+        counts = PoissonGaussian(**{name: v for name, v in told.items() if v is not None})
+    except InputError:  # said of the section itself
+        return {"type": "L2"}
+    return {"type": "PoissonGaussian", "gain": level(counts.gain), "sigma": level(counts.sigma)}
 
 
 def _with_ridge(fidelity: Any, physics: Any, regularizer: Any) -> Any:
@@ -250,6 +338,8 @@ def _curvature(fidelity: Any) -> float:
     kind = _kind(fidelity) or "L2"
     if kind in COUNTS:
         return 1 / number("gain")
+    if kind == "PoissonGaussian":
+        return 1 / (number("gain") + number("sigma") ** 2)
     return number("weight") if kind in ("Huber", "L1") else number("sigma") ** -2
 
 
@@ -268,6 +358,28 @@ def build_setup(physics: Built) -> Setup:
     """
     built: Setup = physics.build("physics")
     return built
+
+
+def build_learned(physics: Built, operator: nn.Module, channels: int) -> nn.Module:
+    """The operator of the model, for the one that measures: with a kernel to learn where the
+    section asks for it.
+
+    Raises:
+        ConfigError: values out of range; a kernel that does not fit into the images.
+    """
+    with located("physics"):
+        return learning_of(physics).build(operator, channels)
+
+
+def learning_of(physics: Built) -> KernelLearning:
+    """What is learned of the physics of a section.
+
+    Raises:
+        ConfigError: values out of range.
+    """
+    told = {name: getattr(physics, name, None) for name in asdict(KernelLearning())}
+    with located("physics"):
+        return KernelLearning(**{name: v for name, v in told.items() if v is not None})
 
 
 def build_noise(physics: Built, noise: Built) -> Noise:
@@ -294,22 +406,32 @@ def build_noise(physics: Built, noise: Built) -> Noise:
 
 
 def build_energy(
-    physics: nn.Module, regularizer: Built, fidelity: Built, **inherited: object
+    physics: nn.Module,
+    regularizer: Built,
+    fidelity: Built,
+    size: tuple[int, int],
+    channels: int,
+    bounds: Bounds | None = None,
+    **inherited: object,
 ) -> Energy | SaddleEnergy:
-    """The energy of the sections, for a physics.
+    """The energy of the sections, for a physics and images of this size.
 
     Raises:
         ConfigError: values out of range; a data term that does not go with the regularizer.
     """
-    part: Part = build_regularizer(regularizer, "regularizer", **inherited)
+    part: Part = build_regularizer(regularizer, "regularizer", channels=channels, **inherited)
     term = fidelity.build("fidelity")
     tikhonov = float(getattr(fidelity, "tikhonov", None) or 0.0)
+    constraint = None if bounds is None else bounds.build()
     with located("fidelity"):
-        data_term = term.load() if isinstance(term, WeightsOfFile) else term
+        if isinstance(term, Sampling):
+            term = term.load(measured_shape(physics, size, channels))
+        from_file = isinstance(term, WeightsOfFile | CountsOfFile | ReadOutOfFile)
+        data_term = term.load() if from_file else term
         if isinstance(part, Regularizer):
             whole = part + Tikhonov(tikhonov, learned=False) if tikhonov else part
-            return energy_for(physics, whole, data_term)
-        return energy_for(physics, part, data_term, tikhonov)
+            return energy_for(physics, whole, data_term, constraint=constraint)
+        return energy_for(physics, part, data_term, tikhonov, constraint)
 
 
 def check_problem(
@@ -328,11 +450,13 @@ def check_problem(
     setup = build_setup(physics)
     with located("data"):
         setup.check(size, channels)
+    learning_of(physics)
     if tag_of(fidelity) in COUNTS:
         _check_counts(build_noise(physics, noise), tag_of(noise), fidelity)
     build_noise(physics, noise)
+    check_full(physics, fidelity)
     stand_in = Denoising().build(size, noise=NoNoise())
-    energy = build_energy(stand_in, regularizer, fidelity, channels=channels, seed=0)
+    energy = build_energy(stand_in, regularizer, fidelity, size, channels, seed=0)
     convex = setup.full_rank and tag_of(fidelity) == "L2"
     own = energy.regularizer.bounds().mu.value if isinstance(energy, Energy) else 1.0
     if not convex and own <= 0:
@@ -358,7 +482,7 @@ def _check_counts(noise: Noise, tag: str, fidelity: Built) -> None:
         raise ConfigError(
             "[fidelity] type",
             given=f'"{tag_of(fidelity)}" with {tag} noise, which makes measurements below zero',
-            expected="L2, WeightedL2, L1, Huber",
+            expected="PoissonGaussian, L2, WeightedL2, L1, Huber",
             remedy='Leave [fidelity] out, or set [noise] type = "poisson".',
         )
     if isinstance(noise, Poisson):

@@ -31,4 +31,5 @@ def prepared(config: Config) -> tuple[BilevelProblem, Pairs, Pairs]:
     )
     train, validation, test = (side.to(device=device, dtype=dtype) for side in sides)
     energy = config.build_energy(physics.to(device), data.channels).to(device)
-    return BilevelProblem(energy, train), validation, test
+    problem = BilevelProblem(energy, train, penalty=config.build_penalty(energy))
+    return problem, validation, test

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 import torch
 from pydantic import Field
 
+from ..core.constraints import Between
 from ..core.errors import ConfigError
 from ..core.maps import SolutionMap
 from ..hypergradients import Implicit, JacobianFree, JointPiggyback, Piggyback, Unrolled
@@ -53,9 +54,9 @@ class Settings(Section):
     """distance of the held-out reconstructions to the exact ones, over all pixels of one image"""
     keep: Literal["last", "best"] = "last"
     """which parameters become the model: those of the last step, or of the best in validation"""
-    baselines: list[Literal["tuned TV", "BM3D"]] = Field(default=["tuned TV"])
+    baselines: list[Literal["tuned TV", "BM3D", "MLEM", "OSEM"]] = Field(default=["tuned TV"])
     """further methods in the report: "tuned TV" has one weight, the best for the training images;
-    "BM3D" needs the package bm3d
+    "BM3D" needs the package bm3d; "MLEM" and "OSEM" are for counts
     """
     output: str = Field(default="report", min_length=1)
     """folder for the report, the model and the checkpoint"""
@@ -81,6 +82,24 @@ class Settings(Section):
             expected=f"a device of this machine: {there}",
             remedy='Take "auto" for a graphics processor where there is one.',
         )
+
+
+class Bounds(Section):
+    """Bounds of the pixels of reconstructions"""
+
+    lower: float = Field(default=0.0, allow_inf_nan=True)
+    """the least value of a pixel; -inf for none"""
+    upper: float | None = Field(default=None, allow_inf_nan=True)
+    """the largest value of a pixel"""
+
+    def build(self) -> Between:
+        """The constraint.
+
+        Raises:
+            ConfigError: NaN, or lower > upper.
+        """
+        with located("constraint"):
+            return Between(self.lower, self.upper)
 
 
 _SCALE = (float, Field(1.0, gt=0, description="constant factor in front of the regularizer"))

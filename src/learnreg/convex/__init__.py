@@ -3,11 +3,13 @@ constants.
 """
 
 from .base import Convex, Step
+from .boxed import Boxed
 from .epigraph import Epigraph
 from .functions import Box, Squares, Zero
 from .hinge import Hinge
 from .norms import Norm
 from .poisson import KullbackLeibler
+from .ridged import Ridged, ridged
 from .smooth import SmoothNorm
 from .tangent import Diagonal, Radial, Tangent
 
@@ -23,6 +25,9 @@ __all__ = [
     "SmoothNorm",
     "Hinge",
     "Box",
+    "Boxed",
     "KullbackLeibler",
+    "Ridged",
+    "ridged",
     "Epigraph",
 ]

@@ -40,8 +40,10 @@ class Convex(ABC):
         smooth: a proven Lipschitz constant of the gradient; inf if there is none.
         hessian_lipschitz: a proven Lipschitz constant of the Hessian in the spectral norm; inf if
             there is none.
+        separable: whether phi is a sum over single entries.
     """
 
+    separable: bool = False
     strong: float = 0.0
     smooth: float = math.inf
     hessian_lipschitz: float = math.inf
@@ -108,6 +110,15 @@ class Convex(ABC):
         """
         raise self.missing("gradient", "a differentiable function", self.smoothing)
 
+    def slopes(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest subgradient at a, entry by entry; of separable functions."""
+        slope = self.grad(a)
+        return slope, slope
+
+    def floor(self) -> float | Tensor:
+        """The least argument of finite value, entry by entry; of separable functions."""
+        return -math.inf
+
     def hessian(self, a: Tensor) -> Tangent:
         """The Hessian of phi at a; an element of the generalized one where the gradient has a kink.
 
@@ -162,6 +173,20 @@ class Convex(ABC):
                 "bound of the change of the Hessian", "a Lipschitz Hessian", self.smoothing
             )
         return expand(radius * self.hessian_lipschitz, a)
+
+    def growth(self, a: Tensor, s: Tensor, radius: Tensor) -> tuple[Tensor, Tensor] | None:
+        """m (b, ...) and an allowance (b,) such that for all z with |z - a| <= radius, entry by
+        entry, at which phi is finite,
+            [ phi(a) - phi(z) - phi'(z; a - z) ] + [ phi(z) + phi*(s) - <s, z> ] + allowance
+                >= sum m (z - a)^2 / 2.
+
+        None where nothing better than ``strong`` is known.
+
+        Args:
+            s: in the domain of phi*.
+            radius: (b,), float64.
+        """
+        return None
 
     def select(self, index: Tensor) -> Convex:
         """The same function for some images."""

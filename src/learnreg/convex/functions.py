@@ -17,6 +17,7 @@ from .tangent import Diagonal, pick
 class Zero(Convex):
     """phi = 0; phi* is the indicator of {0}. The block is free: nothing is paid for it."""
 
+    separable = True
     strong = 0.0
     smooth = 0.0
     hessian_lipschitz = 0.0
@@ -62,6 +63,7 @@ class Squares(Convex):
             not finite.
     """
 
+    separable = True
     hessian_lipschitz = 0.0
     strengthening = "Give it a positive weight everywhere."
 
@@ -144,6 +146,10 @@ class Squares(Convex):
 
     def grad(self, a: Tensor) -> Tensor:
         return self._from_centre(a).mul_(self.weight)
+
+    def slopes(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        slope = self._from_centre(a) * self.weight  # a may be one number for all entries
+        return slope, slope
 
     def hessian(self, a: Tensor) -> Diagonal:
         return self._diagonal(self.weight, a)

@@ -53,6 +53,7 @@ class Norm(Convex):
         if not isinstance(isotropic, bool):
             raise InputError("isotropic", given=isotropic, expected="True or False")
         self.scale, self.rounding, self.isotropic = float(scale), float(rounding), isotropic
+        self.separable = not isotropic
         self.centre = checked_data("centre", centre)
         self.smooth = 1 / self.rounding if rounding else math.inf
 
@@ -158,6 +159,13 @@ class Norm(Convex):
         if not self.isotropic:
             return (d / self.rounding).clamp_(-self.scale, self.scale)
         return d * self._square(d).rsqrt_().mul_(self.scale).clamp_max_(1 / self.rounding)
+
+    def slopes(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        if self.rounding or self.isotropic:
+            return super().slopes(a)
+        d = self._from_centre(a)
+        scale = torch.full_like(d, self.scale)
+        return torch.where(d > 0, scale, -scale), torch.where(d >= 0, scale, -scale)
 
     def hessian(self, a: Tensor) -> Tangent:
         if not self.rounding:

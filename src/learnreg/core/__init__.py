@@ -1,6 +1,7 @@
 """The vocabulary: bounds, certificates, status, results, protocols, batch, parameters, errors."""
 
 from .bounds import Bound, Constants, Curvature, Kind
+from .constraints import Between, NonNegative
 from .cost import Cost
 from .errors import (
     AdjointError,
@@ -22,6 +23,7 @@ from .status import Status, summarize
 
 __all__ = [
     "AdjointError",
+    "Between",
     "Bound",
     "CheckpointError",
     "ConfigError",
@@ -42,6 +44,7 @@ __all__ = [
     "Measured",
     "MissingPropertyError",
     "ModelFileError",
+    "NonNegative",
     "Objective",
     "Potential",
     "RunRecord",

@@ -46,23 +46,30 @@ def isolated(function: Callable[P, T]) -> Callable[P, T]:
 
     Mixed precision (``torch.autocast``) is switched off: gradients in bfloat16 never reach the
     accuracies that certificates are about. In ``torch.inference_mode`` the computation leaves that
-    mode, without recording gradients, and its tensors are ordinary ones.
+    mode, without recording gradients, and its tensors are ordinary ones. ``torch.compile`` leaves
+    it alone.
 
     Raises:
-        MissingPropertyError: inside a transformation of ``torch.func``.
+        MissingPropertyError: inside a transformation of ``torch.func``, or while a graph is
+            recorded (``torch.jit.trace``, ``torch.export``, ``torch.onnx.export``).
     """
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         refuse_transforms(function.__qualname__)
+        run = function
+        if torch.compiler.is_dynamo_compiling():
+            # why here: the branch is taken while torch.compile reads this frame, and what it makes
+            # of solvers is wrong (views of tensors that it has changed)
+            run = cast(Callable[P, T], torch.compiler.disable(function))
         if not (torch.is_inference_mode_enabled() or _lent(args) or _lent(kwargs.values())):
             with without_autocast():
-                return function(*args, **kwargs)
+                return run(*args, **kwargs)
 
         with _out_of_inference(), without_autocast():
             own = {k: _own(v) for k, v in kwargs.items()}
             # why a cast: a list of arguments that were changed has no types of their own
-            return cast(Callable[..., T], function)(*map(_own, args), **own)
+            return cast(Callable[..., T], run)(*map(_own, args), **own)
 
     return call
 
@@ -95,7 +102,8 @@ def _own(value: object) -> object:
 
 
 def refuse_transforms(what: str) -> None:
-    """Refuse to run inside ``torch.func.grad``, ``vmap`` and their like.
+    """Refuse to run inside ``torch.func.grad``, ``vmap`` and their like, and while a graph is
+    recorded, which would have the number of steps of one input for all.
 
     Raises:
         MissingPropertyError: says what to use instead.
@@ -107,6 +115,14 @@ def refuse_transforms(what: str) -> None:
             expected="ordinary tensors: the number of steps depends on their values",
             remedy="Pass a batch in the place of vmap, and differentiate learnreg.Reconstructor by "
             "torch.autograd or learnreg.hypergradient.",
+        )
+    exporting = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+    if torch._C._get_tracing_state() is not None or exporting:
+        raise MissingPropertyError(
+            what,
+            given="a call while a graph is recorded (torch.jit, torch.export, torch.onnx)",
+            expected="an ordinary call: the number of steps depends on the values",
+            remedy="Ship the model file, and reconstruct with learnreg.load_model(path).",
         )
 
 

@@ -13,6 +13,7 @@ from typing import Literal, Protocol, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from .asking import offers
 from .bounds import Bound, Kind
 from .cost import Cost
 from .grants import Grants
@@ -124,6 +125,32 @@ class Upper(Protocol):
         ...
 
 
+class OfTheta(Protocol):
+    """An upper loss g(x, theta) that depends on theta besides the reconstructions.
+
+    The total gradient is d/dtheta g(x, theta) at fixed x, plus what a solution map pulls back.
+    """
+
+    def at(self, energy: Level, /) -> Upper:
+        """The loss at the theta of ``energy``; where nobody calls it, at that of the problem."""
+        ...
+
+    def slope(self, x: Tensor, /) -> Tensor:
+        """d/dtheta sum_i g_i(x_i, theta) at fixed x, (d,), in the order of theta."""
+        ...
+
+    def slope_change(self, x: Tensor, eps: Tensor, /) -> Tensor | None:
+        """A bound (b,) of how far the summand of each image moves in the ball of radius eps around
+        x; None where nobody knows one.
+        """
+        ...
+
+
+def upper_at(upper: Upper, energy: Level) -> Upper:
+    """The upper loss at the theta of an energy."""
+    return upper.at(energy) if offers(upper, OfTheta) else upper
+
+
 @dataclass(frozen=True, eq=False)
 class Cotangent:
     """The upper loss <c, x> per image: what autograd hands to a layer."""
@@ -209,6 +236,10 @@ class Pullback:
         correction: (d,), what the polish took off theta; None without one.
         data: the derivative with respect to the measurements, in real form; None where nobody
             asked.
+        undecided: (b,), pixels that may or may not be at a bound in the minimizer; as long as there
+            are any, nothing is proven about the error. None without bounds, or where nobody asked.
+        point: (b, ...), the polished reconstructions at which theta was taken; None where they are
+            those of the solution.
     """
 
     theta: Tensor
@@ -219,6 +250,8 @@ class Pullback:
     certified: Tensor | None = None
     correction: Tensor | None = None
     data: Tensor | None = None
+    undecided: Tensor | None = None
+    point: Tensor | None = None
 
 
 class SolutionMap(Protocol):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .ranges import shown
 
 Native = Tensor | Sequence[Tensor]
 
@@ -20,10 +21,24 @@ class Measured:
     Attributes:
         y: as the physics makes them, (b, ...) or a list of such tensors.
         params: tensors of the operator with one slice per image, (b, ...).
+
+    Raises:
+        InputError: parameters that are no tensors with a slice for each image.
     """
 
     y: Native
     params: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, t in self.params.items():
+            if not isinstance(t, Tensor) or t.dim() < 1:
+                raise InputError(
+                    f"params[{name!r}]",
+                    given=shown(t),
+                    expected="a tensor (b, ...), one slice per image",
+                    remedy="What all images share belongs to the physics, the data term or the "
+                    "constraint itself; one number for each is a tensor (b, 1, 1, 1).",
+                )
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -72,6 +87,11 @@ def _listed(like: Sequence[Tensor], tensors: list[Tensor]) -> Sequence[Tensor]:
 def measured(y: Native | Measured) -> Measured:
     """``y`` as Measured."""
     return y if isinstance(y, Measured) else Measured(y)
+
+
+def native_of(data: Measured) -> Tensor | Measured:
+    """The bare tensor where no image brings parameters, which is what any energy takes."""
+    return data.y if isinstance(data.y, Tensor) and not data.params else data
 
 
 def real_channels(x: Tensor) -> Tensor:

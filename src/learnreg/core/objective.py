@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from .asking import offers
 from .grants import Grants
 from .meter import Meter
 from .packing import Packed
@@ -153,6 +154,38 @@ class Value(Protocol):
     def pack(self) -> Packed:
         """For a checkpoint; ``Objective.restore`` is the inverse."""
         ...
+
+
+class Rescaling(Protocol):
+    """An objective that knows the scale of what is learned."""
+
+    @property
+    def scaling(self) -> Tensor:
+        """(d,), the direction of theta along which the regularizer is multiplied by e^t; zeros
+        where nobody knows it.
+        """
+        ...
+
+    def stiffness(self, theta: Tensor) -> float:
+        """The logarithm of the largest curvature of the data term; 0 where nobody knows it."""
+        ...
+
+
+class Doubted(Protocol):
+    """A value that says how far its ``corrected`` may be off."""
+
+    def doubt(self, adjoint: Tensor | None) -> float:
+        """An estimate of |f(theta) - corrected|, not a bound."""
+        ...
+
+
+def doubt_of(value: Value, adjoint: Tensor | None) -> float:
+    """How far ``value.corrected(adjoint)`` may be off, estimated; by the size of the correction
+    where the value does not say.
+    """
+    if offers(value, Doubted):
+        return value.doubt(adjoint)
+    return abs(value.loss - value.corrected(adjoint))
 
 
 class Objective(Protocol):

@@ -16,6 +16,7 @@ from torch import Tensor
 from .asking import offers
 from .bounds import Bound, Curvature
 from .curvature import MeanCurvature
+from .params import reparametrized
 from .protocols import Blocks, Hessian
 
 EFFORT = 10.0
@@ -85,7 +86,11 @@ Certificate = Callable[..., Tensor | None]
 
 
 def certificate_of(part: object, name: str) -> Certificate | None:
-    """``hessian_change``, ``mixed_change`` or ``mixed_norm`` of what offers it, else None."""
+    """``hessian_change``, ``mixed_change`` or ``mixed_norm`` of what offers it, else None; the last
+    two hold for the parameters of its class only.
+    """
+    if name != "hessian_change" and reparametrized(part):
+        return None
     if name == "hessian_change" and offers(part, HessianChange):
         return part.hessian_change
     if name == "mixed_change" and offers(part, MixedChange):
@@ -163,10 +168,24 @@ class Units(Protocol):
     def units(self) -> Tensor: ...
 
 
+class Rescalable(Protocol):
+    """The direction s of theta along which R is multiplied: R(theta + t s) = e^t R(theta)."""
+
+    def scaling(self) -> Tensor: ...
+
+
 class Filters(Protocol):
     """Learned filters, for a report."""
 
     def filters(self) -> dict[str, Tensor] | None: ...
+
+
+class LearnedKernels(Protocol):
+    """A physics with kernels that were learned, for a report."""
+
+    def kernels(self) -> dict[str, Tensor]:
+        """By the name of the tensor, (k, 1, h, w)."""
+        ...
 
 
 class Specified(Protocol):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .errors import InputError
 
@@ -43,9 +45,33 @@ def named_trainable(module: nn.Module) -> list[tuple[str, Tensor]]:
     return found
 
 
+@contextmanager
+def keeping_learned(module: nn.Module) -> Iterator[None]:
+    """Buffers that are learned stay so while ``Module._apply`` converts the tensors of a module.
+
+    why: torch converts them by differentiable operations, which leaves tensors computed from
+    others.
+    """
+    learned = [name for name, t in module.named_buffers() if t.requires_grad and t.is_leaf]
+    with torch.no_grad():
+        yield
+    converted = dict(module.named_buffers())
+    for name in learned:
+        converted[name].requires_grad_()
+
+
 def trainable(module: nn.Module) -> list[Tensor]:
     """The tensors that are learned, in the order in which theta lists them."""
     return [t for _, t in named_trainable(module)]
+
+
+def reparametrized(part: object) -> bool:
+    """Whether something that a part of an energy learns is made of other tensors by
+    ``torch.nn.utils.parametrize``: theta are those, and what a class knows of derivatives by its
+    own parameters does not hold for them.
+    """
+    modules = part.modules() if isinstance(part, nn.Module) else ()
+    return any(is_parametrized(m) and bool(trainable(m)) for m in modules)
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:

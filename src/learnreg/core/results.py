@@ -53,12 +53,13 @@ class Solution:
             ``error`` contains. Of a saddle point: the norm of the gradient of the Lagrangian in all
             variables, NaN where that has none.
         gradient: (b, ...), grad h(x~) from the float64 closing evaluation; corrected loss values
-            need it. Of a saddle point: the gradient of the Lagrangian in all its variables (b, n),
-            zero where there is none.
+            need it. Within bounds of pixels it is the projected gradient, and the norm is of that.
+            Of a saddle point: the gradient of the Lagrangian in all its variables (b, n), zero
+            where there is none.
         state: (b, n), all variables of a saddle point, of which ``value`` is one; None for a
             minimizer.
         theorem: per image, which certificate gave ``error`` where there are several: "gap",
-            "residual" or "kkt".
+            "growth", "residual" or "kkt".
         measure: what the solve was asked to bound. Of the linear system of an adjoint ``error`` is
             a residual; of a stationary point nothing is known but the gradient norm, and ``error``
             is infinite.
@@ -95,7 +96,10 @@ class Solution:
         bad = [i for i, s in enumerate(self.status) if not s.ok]
         sizes = self.gradient_norm if self.measure == "stationarity" else self.error
         reached = ", ".join(f"image {i}: {float(sizes[i]):.2e}" for i in bad[:5])
-        raise SolveError(f"{summarize(self.status)}. Reached ({self.words}): {reached}.", self)
+        said = summarize(self.status)
+        if self.value.dtype in (torch.float64, torch.complex128):
+            said = said.replace(" or use float64", "")
+        raise SolveError(f"{said}. Reached ({self.words}): {reached}.", self)
 
     @property
     def words(self) -> str:
@@ -177,6 +181,8 @@ class Hypergradient:
         residual: (b,), ||H q - b||, recomputed.
         status: one Status per image of the linear solve.
         cost: evaluations summed over images.
+        undecided: pixels of all images that may or may not be at a bound in the minimizer: as long
+            as there are any the error is estimated at best. None where the energy has no bounds.
     """
 
     value: Tensor
@@ -190,6 +196,7 @@ class Hypergradient:
     residual: Tensor
     status: tuple[Status, ...]
     cost: Cost
+    undecided: int | None = None
 
     @property
     def norm(self) -> float:
@@ -217,6 +224,7 @@ class Hypergradient:
                 "residual": self.residual,
                 "status": self.status,
                 "cost": self.cost.to_dict(),
+                "undecided": self.undecided,
             }
         )
 
@@ -224,11 +232,13 @@ class Hypergradient:
         def show(e: float | None) -> str:
             return "not known" if e is None else f"{e:.2e}"
 
+        pixels = self.undecided
+        open_sets = f" ({pixels} pixels may or may not be at a bound)" if pixels else ""
         return (
             f"Hypergradient(d={self.value.numel()}, norm {self.norm:.4g}, loss {self.loss:.6g} in "
             f"[{self.bracket[0]:.6g}, {self.bracket[1]:.6g}] ({self.bracket_kind.label}); error "
             "certified "
-            f"{show(self.certified)}, estimated {show(self.estimated)})"
+            f"{show(self.certified)}{open_sets}, estimated {show(self.estimated)})"
         )
 
 

@@ -44,11 +44,13 @@ class Curved:
         hessian: H.
         linear: b, (b, ...) or None for zero.
         strong: mu, a lower bound of the eigenvalues.
+        smooth: an upper one.
     """
 
     hessian: Tangent
     linear: Tensor | None
     strong: float
+    smooth: float = math.inf
 
     def prox(self, a: Tensor, step: Tensor) -> Tensor:
         """(I + step H)^-1 (a - step b)."""
@@ -67,15 +69,27 @@ class Curved:
     def residual(self, a: Tensor, coupling: Tensor) -> Tensor:
         """H a + coupling + b, with components of infinite curvature left out."""
         total = coupling if self.linear is None else coupling + self.linear
-        finite = self.hessian.mapped(lambda e: torch.where(e.isinf(), 0.0, e))
-        allowed = self.hessian.mapped(lambda e: (~e.isinf()).to(e.dtype))
-        return finite(a) + allowed(total)
+        return self.finite(a) + self.allowed(total)
+
+    def finite(self, a: Tensor) -> Tensor:
+        """H a without its components of infinite curvature."""
+        return self.hessian.mapped(lambda e: torch.where(e.isinf(), 0.0, e))(a)
+
+    def allowed(self, a: Tensor) -> Tensor:
+        """a without them."""
+        return self.hessian.mapped(lambda e: (~e.isinf()).to(e.dtype))(a)
+
+    def scaled(self, a: Tensor, shift: float) -> Tensor:
+        """(H + shift)^-1 a, of which components of infinite curvature stay as they are."""
+        least = max(shift, 1e-30)
+        return self.hessian.mapped(lambda e: torch.where(e.isinf(), 1.0, 1 / (e + least)))(a)
 
     def select(self, index: Tensor) -> Curved:
         return Curved(
             self.hessian.select(index),
             None if self.linear is None else self.linear[index],
             self.strong,
+            self.smooth,
         )
 
 
@@ -208,7 +222,10 @@ def linearized(f: Tied, x: Blocks, p: Blocks, slope: Tensor) -> AdjointSaddle:
             for phi, s, a in zip(f.dual, p, kx, strict=True)
         ]
     linear: list[Tensor | None] = [slope, *[None] * (count - 1)]
-    primal = tuple(Curved(h, b, mu) for h, b, mu in zip(hx, linear, moduli[:count], strict=True))
+    primal = tuple(
+        Curved(h, b, mu, g.smooth)
+        for h, b, mu, g in zip(hx, linear, moduli[:count], f.primal, strict=True)
+    )
     dual = tuple(Curved(h, None, mu) for h, mu in zip(hp, moduli[count:], strict=True))
 
     # asked for at the end of every image; a closure over the result would be a cycle that holds its

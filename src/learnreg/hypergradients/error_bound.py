@@ -66,6 +66,10 @@ def adjoint_bound(
 
     Proof: H* (q - q*) = (H* - H) q + (H q - b) + (b - b*) and H* >= mu I give dq;
     z - grad f = (J* - J)^T q - J*^T (q - q*) gives omega.
+
+    Within bounds of pixels both q vanish outside of the free set F of x*, if q was computed on it,
+    and the proof holds word for word for the rows of F: H*_FF >= mu I, and cutting vectors down to
+    F lengthens none of them. It says nothing as long as F is not known.
     """
     dq = (hessian_change + loss_smoothness * eps + delta) / mu
     return mixed_change + mixed_norm * dq
@@ -73,7 +77,7 @@ def adjoint_bound(
 
 @torch.no_grad()
 def certified_error(
-    energy: Level,
+    source: object,
     x: Tensor,
     q: Tensor,
     eps: Tensor,
@@ -81,14 +85,14 @@ def certified_error(
     mu: float | Tensor,
     loss_smoothness: float,
 ) -> Tensor | None:
-    """``adjoint_bound`` with the constants that the energy offers around x (b, ...); None when one
-    is missing.
+    """``adjoint_bound`` with the constants that an energy, or one tied to its data, offers around x
+    (b, ...); None when one is missing.
     """
-    if not offers(energy, Certifying):
+    if not offers(source, Certifying):
         return None
-    hessian_change = energy.certificate("hessian_change", x, q, eps)
-    mixed_change = energy.certificate("mixed_change", x, q, eps)
-    mixed_norm = energy.certificate("mixed_norm", x, eps)
+    hessian_change = source.certificate("hessian_change", x, q, eps)
+    mixed_change = source.certificate("mixed_change", x, q, eps)
+    mixed_norm = source.certificate("mixed_norm", x, eps)
     if hessian_change is None or mixed_change is None or mixed_norm is None:
         return None
     return adjoint_bound(
@@ -122,7 +126,9 @@ def pullback_error(
     # an image that broke down has no bound
     usable = torch.where(torch.isfinite(residual), residual, torch.inf)
     mu = constants_of(potential).mu
-    bound = certified_error(energy, x, q, eps, usable, mu, upper.smooth.value)
+    # with theta in the data term, constants depend on the data
+    source = potential if offers(potential, Certifying) else energy
+    bound = certified_error(source, x, q, eps, usable, mu, upper.smooth.value)
     return None if bound is None else torch.where(bound.isnan(), torch.inf, bound)
 
 

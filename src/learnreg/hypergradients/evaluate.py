@@ -11,10 +11,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..core.asking import offers
 from ..core.batch import per_image
 from ..core.errors import InputError
 from ..core.guards import check_problem, check_strategy, isolated
-from ..core.maps import Ask, Level, Limits, Posed, Pullback, SolutionMap, Upper
+from ..core.maps import (
+    Ask,
+    Level,
+    Limits,
+    OfTheta,
+    Posed,
+    Pullback,
+    SolutionMap,
+    Upper,
+    upper_at,
+)
 from ..core.measured import Measured
 from ..core.ranges import shown
 from ..core.results import Hypergradient, Solution
@@ -79,7 +90,8 @@ def hypergradient(
     per_image(delta, theta[None], "delta")
 
     chosen = strategy or _with_estimate(natural_map(problem.energy))
-    solution = chosen.solve(posed, eps, None, Limits(solver), first).raise_if_failed()
+    upper = upper_at(first, posed.energy)
+    solution = chosen.solve(posed, eps, None, Limits(solver), upper).raise_if_failed()
     result = pulled(chosen, problem, posed, solution, Ask(delta), theta=theta)
     return replace(result, cost=result.cost + solution.cost)
 
@@ -102,15 +114,20 @@ def pulled(
 ) -> Hypergradient:
     """The gradient of the mean upper loss, penalty included, at a solution.
 
+    A loss that depends on theta adds its own derivative at fixed x, at the very point at which the
+    solution map took the other part.
+
     Args:
         posed: the lower level at the theta in question.
         solution: made by the ``solve`` of the same strategy.
         ask: accuracies, a warm start, what to find out about the error.
         theta: where the penalty is taken; the present parameters when None.
     """
-    upper, size = problem.upper, solution.value.shape[0]
+    upper, size = upper_at(problem.upper, posed.energy), solution.value.shape[0]
     at = problem.theta if theta is None else theta
     pull = checked_pull(strategy, posed, solution, upper, ask, at.numel())
+    if offers(upper, OfTheta):
+        pull = with_direct_part(pull, upper, solution)
 
     correction = None if pull.correction is None else pull.correction / size
     estimated = None if correction is None else error_bound.estimated_error(correction)
@@ -134,7 +151,22 @@ def pulled(
         pull.residual,
         pull.status,
         pull.cost,
+        None if pull.undecided is None else int(pull.undecided.sum()),
     )
+
+
+def with_direct_part(pull: Pullback, upper: OfTheta, solution: Solution) -> Pullback:
+    """A pullback with the derivative of the upper loss in theta at fixed x."""
+    x = solution.value.detach()
+    own = upper.slope(x).to(pull.theta)
+    there = own if pull.point is None else upper.slope(pull.point.detach()).to(own)
+    correction = None if pull.correction is None else pull.correction + own - there
+
+    certified = pull.certified
+    if certified is not None:
+        change = upper.slope_change(x, solution.error)
+        certified = None if change is None else certified + change.to(certified)
+    return replace(pull, theta=pull.theta + there, certified=certified, correction=correction)
 
 
 def checked_pull(

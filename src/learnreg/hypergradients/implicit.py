@@ -1,5 +1,5 @@
 """Implicit hypergradients: z = -J^T q with H q = grad g, the linear system solved inexactly on
-purpose.
+purpose; on the free pixels only where the energy bounds its images (``free``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ..core.asking import offers
 from ..core.batch import norm
+from ..core.bounds import constants_of
+from ..core.constraints import domain_of, masked
 from ..core.cost import Cost
 from ..core.errors import MissingPropertyError
 from ..core.grants import STEADY, Grants
@@ -23,9 +25,11 @@ from ..core.protocols import Hessian, Potential
 from ..core.ranges import check_flag, check_integer, check_object, tidy
 from ..core.results import Solution
 from ..linear.cg import CG
+from ..linear.free import on_free, preconditioner_on_free
 from ..linear.precondition import Preconditioner
 from ..solvers.select import adjoint_preconditioner
 from . import error_bound
+from .free import free_pixels
 from .posed import ToAccuracy
 
 
@@ -81,24 +85,28 @@ class Implicit(ToAccuracy):
         level = smooth_level(posed.energy, "Implicit")
         x = solution.value.detach()
         potential = smooth_potential(posed, x)
-        hessian, slope = potential.linearize(x), upper.grad(x)
+        free = free_pixels(potential, x, solution.error, sure=ask.error != "none")
+        whole = potential.linearize(x)
+        hessian, slope = on_free(whole, free.kept), masked(upper.grad(x), free.kept)
         P, spent = adjoint_preconditioner(potential, x)
 
-        system = self.linear(hessian, slope, ask.delta, ask.warm, P)
+        warm = None if ask.warm is None else masked(ask.warm, free.kept)
+        helper = preconditioner_on_free(P, free.kept)
+        system = self.linear(hessian, slope, ask.delta, warm, helper)
         q, size = system.value, x.shape[0]
         theta = -mixed_product(level, x, posed.y, q, self.group)
-        cost = spent + system.cost + Cost(mixed_products=size, linearizations=size)
+        cost = spent + free.cost + system.cost + Cost(mixed_products=size, linearizations=size)
 
         certified = None
-        if certify:
+        if certify and free.certain:
             certified = error_bound.pullback_error(
                 level, potential, x, q, solution.error, system.residual, upper
             )
-        correction = None
+        correction = point = None
         if estimate:
             first = theta
-            at = _Linearized(level, potential, hessian, P, posed.y, x)
-            theta, q, extra = self._polished(at, upper, q, system.residual)
+            at = _Linearized(level, potential, whole, P, posed.y, x)
+            theta, q, extra, point = self._polished(at, upper, q, system.residual)
             correction, cost = first - theta, cost + extra
         return Pullback(
             theta,
@@ -110,6 +118,8 @@ class Implicit(ToAccuracy):
             certified,
             correction,
             level.data_adjoint(x, posed.y, q) if ask.data else None,
+            undecided=free.undecided,
+            point=point,
         )
 
     def _asked(self, error: ErrorWord | None) -> tuple[bool, bool]:
@@ -120,21 +130,38 @@ class Implicit(ToAccuracy):
 
     def _polished(
         self, at: _Linearized, upper: Upper, q: Tensor, residual: Tensor
-    ) -> tuple[Tensor, Tensor, Cost]:
-        """The derivative at x - w, w one truncated Newton step, and the q corrected there."""
+    ) -> tuple[Tensor, Tensor, Cost, Tensor]:
+        """The derivative at P(x - w), w one truncated Newton step on the pixels that no bound
+        holds, the q corrected there, its cost, and P(x - w).
+        """
         few = replace(self.linear, max_steps=self.polish_steps, restarts=0)
-        r = at.potential.grad(at.x)
-        tiny = torch.finfo(at.x.dtype).tiny
-        step = few(at.hessian, r, (0.02 * norm(r)).clamp_min(tiny), None, at.preconditioner)
+        r, domain = at.potential.grad(at.x), domain_of(at.potential)
+        free = domain.movable(at.x, r, constants_of(at.potential).L)
+        b, tiny = masked(r, free), torch.finfo(at.x.dtype).tiny
+        step = few(
+            on_free(at.hessian, free),
+            b,
+            (0.02 * norm(b)).clamp_min(tiny),
+            None,
+            preconditioner_on_free(at.preconditioner, free),
+        )
+        way = -step.value
+        way = way if free is None else torch.where(free, way, domain.toward(at.x, r))
 
-        moved = at.x - step.value
-        there = at.potential.linearize(moved)
+        moved = domain.project(at.x + way)
+        there, kept = at.potential.linearize(moved), domain.inside(moved)
         tolerance = (0.1 * residual).clamp_min(tiny)
-        corrected = few(there, upper.grad(moved), tolerance, q, at.preconditioner)
+        corrected = few(
+            on_free(there, kept),
+            masked(upper.grad(moved), kept),
+            tolerance,
+            masked(q, kept),
+            preconditioner_on_free(at.preconditioner, kept),
+        )
         size = at.x.shape[0]
         theta = -mixed_product(at.level, moved, at.y, corrected.value, self.group)
         extra = Cost(gradients=size, mixed_products=size, linearizations=size)
-        return theta, corrected.value, step.cost + corrected.cost + extra
+        return theta, corrected.value, step.cost + corrected.cost + extra, moved
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.batch import expand, norm
 from ..core.bounds import Constants, constants_of
+from ..core.constraints import masked
 from ..core.cost import Cost
 from ..core.grants import STEADY, Grants
 from ..core.maps import Ask, Posed, Pullback, Upper, View
@@ -18,8 +19,10 @@ from ..core.protocols import Hessian
 from ..core.ranges import check_flag, check_number, check_positive, tidy
 from ..core.results import Solution
 from ..core.status import Status
+from ..linear.free import on_free
 from ..solvers.iterate import require_strong_convexity
 from . import error_bound
+from .free import free_pixels
 from .implicit import mixed_product, smooth_level, smooth_potential
 from .posed import ToAccuracy
 
@@ -38,6 +41,9 @@ class JacobianFree(ToAccuracy):
     The residual is H q - b = -(I - tau H)^terms b, at most ((L - mu) / (L + mu))^terms ||b|| for
     the default tau. It is computed, not predicted, and the proven bound of the error of z, which
     holds for any q, is given with it.
+
+    Where the energy bounds its images, H and b are those of the free pixels: the steps that are
+    differentiated are projected.
 
     The error is not estimated. The descent test of MAID and of its fixed-accuracy baseline is
     therefore void with this strategy: a direction that happens to be wrong is noticed by the line
@@ -92,10 +98,13 @@ class JacobianFree(ToAccuracy):
         require_strong_convexity(potential)
         tau, size = self._step(constants_of(potential), x), x.shape[0]
 
-        q, residual = self._series(potential.linearize(x), upper.grad(x), tau)
+        certify = self.certify and ask.error != "none"
+        free = free_pixels(potential, x, solution.error, certify)
+        hessian = on_free(potential.linearize(x), free.kept)
+        q, residual = self._series(hessian, masked(upper.grad(x), free.kept), tau)
         theta = -mixed_product(level, x, posed.y, q, self.group)
         certified = None
-        if self.certify and ask.error != "none":
+        if certify and free.certain:
             certified = error_bound.pullback_error(
                 level, potential, x, q, solution.error, residual, upper
             )
@@ -105,9 +114,11 @@ class JacobianFree(ToAccuracy):
             q,
             residual,
             tuple(_status(*pair) for pair in zip(residual.tolist(), wanted.tolist(), strict=True)),
-            Cost(linearizations=size, hessian_products=self.terms * size, mixed_products=size),
+            free.cost
+            + Cost(linearizations=size, hessian_products=self.terms * size, mixed_products=size),
             certified,
             data=level.data_adjoint(x, posed.y, q) if ask.data else None,
+            undecided=free.undecided,
         )
 
     def _step(self, constants: Constants, like: Tensor) -> Tensor:

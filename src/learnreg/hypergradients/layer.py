@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +16,7 @@ from torch.autograd.function import FunctionCtx
 
 from ..core.asking import offers
 from ..core.batch import norm, per_image
-from ..core.errors import MissingPropertyError, SolveError
+from ..core.errors import DataWarning, MissingPropertyError, SolveError
 from ..core.grants import Grants, check_needs
 from ..core.guards import check_energy, check_strategy, isolated
 from ..core.maps import Ask, Cotangent, Level, Limits, Posed, Pullback, SolutionMap
@@ -68,7 +70,8 @@ class Reconstructor(DeepinvReconstructor):
             noise level.
 
     Warns:
-        DataWarning: in ``forward``, a noise level that is far from the learned one where no rule
+        DataWarning: in ``forward``, another physics in the place of one with learned parameters,
+            which then are not used; a noise level that is far from the learned one where no rule
             is known (a data term such as KL or L1), or noise that is not Gaussian.
 
     Raises:
@@ -164,6 +167,9 @@ class Reconstructor(DeepinvReconstructor):
         """The energy with another physics, or the one of an earlier call with that physics."""
         if physics is None:
             return self.energy
+        own: object = self.energy
+        if offers(own, WithPhysics) and physics is not own.physics:
+            _warn_of_unused(own.physics, physics)
         return self._recent.of(self.energy, physics)
 
     def _at_noise(self, energy: nn.Module, given: Tensor | None) -> tuple[nn.Module, SolutionMap]:
@@ -183,6 +189,23 @@ class Reconstructor(DeepinvReconstructor):
         if at is None:
             return other, self.strategy
         return other, _scaled_steps(self.strategy, energy.regularizer_factor(learned, at))
+
+
+def _warn_of_unused(own: nn.Module, given: nn.Module) -> None:
+    """Say when parameters of the operator are neither used nor learned, because another one is
+    handed in.
+    """
+    used = {id(t) for t in trainable(given)}
+    if all(id(t) in used for t in trainable(own)):
+        return
+    warnings.warn(
+        f"physics: given {type(given).__name__} in the place of {type(own).__name__}, whose "
+        "learned parameters are not used in this call and get no gradient; expected the physics of "
+        "the energy. deepinv.Trainer hands its physics to the model: give it this one, or wrap the "
+        "model in a module whose forward(y, physics) calls it without physics.",
+        DataWarning,
+        stacklevel=7,
+    )
 
 
 def _scaled_steps(strategy: SolutionMap, factors: Tensor) -> SolutionMap:
@@ -241,8 +264,19 @@ class WithOperator(Protocol):
     def use_operator(self, operator: object) -> None: ...
 
 
+class Watched(Protocol):
+    """An energy that says whether its physics has changed."""
+
+    def look(self) -> tuple[object, ...]: ...
+
+    def unchanged(self, look: tuple[object, ...]) -> bool: ...
+
+
 class WithPhysics(Protocol):
     """An energy whose physics can be replaced."""
+
+    @property
+    def physics(self) -> nn.Module: ...
 
     def with_physics(self, physics: nn.Module) -> nn.Module: ...
 
@@ -279,6 +313,30 @@ class _Layer:
         self.energy, self.params, self.layout = energy, dict(params or {}), layout
         self.eps, self.solver, self.relative = model.eps, model.solver, model.relative_delta
         self.strategy = strategy
+        self.learned, self.look = trainable(energy), _look_of(energy)
+
+    def check_same(self) -> None:
+        """Refuse a backward pass through another energy than that of the forward pass.
+
+        Raises:
+            MissingPropertyError: parameters or the physics were exchanged in between.
+        """
+        now = trainable(self.energy)
+        # another number of them is refused with words of its own by what comes next
+        kept = len(now) != len(self.learned) or all(map(operator.is_, now, self.learned))
+        if kept and _unchanged(self.energy, self.look):
+            return
+        raise MissingPropertyError(
+            "Reconstructor",
+            given="a physics that has changed since the forward pass"
+            if kept
+            else "other parameters than in the forward pass (torch.func.functional_call?)",
+            expected="the energy of the forward pass, which the derivative is one of",
+            remedy="Call backward before physics.update, or pass a copy of the physics to every "
+            "call."
+            if kept
+            else "Load parameters into a copy of the model (copy.deepcopy, load_state_dict).",
+        )
 
     def posed(self, y: Tensor) -> Posed:
         """The lower level for real measurements."""
@@ -289,6 +347,14 @@ class _Layer:
         """The reconstructions; an image that missed eps is an error."""
         posed, limits = self.posed(y.detach()), Limits(self.solver)
         return self.strategy.solve(posed, self.eps, None, limits).raise_if_failed()
+
+
+def _look_of(energy: object) -> tuple[object, ...]:
+    return energy.look() if offers(energy, Watched) else ()
+
+
+def _unchanged(energy: object, look: tuple[object, ...]) -> bool:
+    return energy.unchanged(look) if offers(energy, Watched) else True
 
 
 class _Solve(torch.autograd.Function):
@@ -307,6 +373,7 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         given, *params = ctx.saved_tensors  # type: ignore[attr-defined]
         layer, solution = ctx.layer, ctx.solution  # type: ignore[attr-defined]
+        layer.check_same()
         for_data, _, *needs = ctx.needs_input_grad  # type: ignore[attr-defined]
         sources = (grads[0], given, *params)
         upstream = grads[0].detach()

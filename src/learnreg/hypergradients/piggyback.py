@@ -12,7 +12,8 @@ J. Math. Data Sci. 4, 2022).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -24,13 +25,14 @@ from ..core.cost import Cost
 from ..core.errors import InputError
 from ..core.grants import STEADY, Grants
 from ..core.maps import Ask, Cotangent, Limits, Posed, Pullback, Upper, View
-from ..core.params import trainable
+from ..core.params import reparametrized, trainable
 from ..core.protocols import Blocks, SplitSaddle
 from ..core.ranges import check_flag, check_integer, check_positive, shown, tidy
 from ..core.results import Solution
 from ..core.status import Status
 from ..solvers.pdhg import PDHG, block_steps
 from ..solvers.solve import solve_potential
+from .adjoint_minres import nearer
 from .adjoint_saddle import linearized
 from .posed import ToAccuracy
 from .saddle_bound import (
@@ -43,6 +45,11 @@ from .saddle_bound import (
 )
 from .saddle_nouns import Tied, as_saddle, solved_state, tied_saddle
 
+POLISH = 10
+"""Solver steps of a polish, or a quarter of those of the solution. A certified third takes hundreds
+where mu is tiny, and the true distance has fallen long before.
+"""
+
 
 @dataclass(frozen=True)
 class Piggyback(ToAccuracy):
@@ -50,11 +57,13 @@ class Piggyback(ToAccuracy):
 
     Args:
         solver: the primal-dual method of the linear problem.
-        estimate: solve on to a third of the distance and recompute z there; the change estimates
-            the error, and the new z is returned.
+        estimate: solve on, to a third of the distance or for ``POLISH`` steps, and recompute z
+            there; the change estimates the error, and the new z is returned.
         certify: also compute the proven bound; for smooth problems whose parameters have a known
             sensitivity.
         max_steps: of the linear problem (a step is ``solver.interval`` iterations).
+        minres: begin the linear problem with minimal residuals, which take fewer iterations where A
+            does not stand in K; the primal-dual method confirms the residual, or goes on.
         group: images differentiated at a time in the reverse-mode call.
 
     Raises:
@@ -66,9 +75,11 @@ class Piggyback(ToAccuracy):
     certify: bool = True
     max_steps: int = 1000
     group: int = 8
+    minres: bool = True
 
     def __post_init__(self) -> None:
         tidy(self)
+        check_flag("minres", self.minres)
         if not isinstance(self.solver, PDHG):
             raise InputError(
                 "solver",
@@ -107,10 +118,12 @@ class Piggyback(ToAccuracy):
         theta, size = mixed_saddle(f, state, found.value, self.group), state.shape[0]
         cost = found.cost + Cost(mixed_products=size, linearizations=size)
         certified = self._certified(f, upper, state, solution, found) if certify else None
-        correction = None
+        correction = point = None
         if estimate:
             first = theta
-            theta, found, extra = self._polished(f, upper, state, solution, ask.delta, found.value)
+            theta, found, extra, point = self._polished(
+                f, upper, state, solution, ask.delta, found.value
+            )
             correction, cost = first - theta, cost + extra
         return Pullback(
             theta,
@@ -121,6 +134,7 @@ class Piggyback(ToAccuracy):
             certified,
             correction,
             f.to_data(found.value) if ask.data else None,
+            point,
         )
 
     def _adjoint(
@@ -130,7 +144,12 @@ class Piggyback(ToAccuracy):
         x, p = f.unpack(state)
         linear = linearized(f, x, p, upper.grad(x[0]))
         first = torch.zeros_like(state) if start is None else start.to(state)
-        return solve_potential(linear, delta, first, self.solver, max_steps=self.max_steps)
+        cost = Cost()
+        # why not with A in K: steps in a metric are far ahead there
+        if self.minres and linear.majorants() is None:
+            first, cost = nearer(linear, delta, first, self.max_steps * self.solver.interval)
+        found = solve_potential(linear, delta, first, self.solver, max_steps=self.max_steps)
+        return replace(found, cost=found.cost + cost)
 
     def _polished(
         self,
@@ -140,25 +159,31 @@ class Piggyback(ToAccuracy):
         solution: Solution,
         delta: float | Tensor,
         adjoint: Tensor,
-    ) -> tuple[Tensor, Solution, Cost]:
-        """The derivative at a third of the distance and of the residual, its adjoint, and what it
-        cost.
+    ) -> tuple[Tensor, Solution, Cost, Tensor]:
+        """The derivative nearer to the solution, at a third of the residual, its adjoint, what it
+        cost, and the images there.
         """
-        better = solve_potential(as_saddle(f), solution.error / 3, state)
+        limit = max(POLISH, int(solution.steps.max()) // 4)
+        better = solve_potential(as_saddle(f), solution.error / 3, state, max_steps=limit)
         assert better.state is not None
         found = self._adjoint(f, upper, better.state, delta / 3, adjoint)
         size = state.shape[0]
         cost = better.cost + found.cost + Cost(mixed_products=size, linearizations=size)
-        return mixed_saddle(f, better.state, found.value, self.group), found, cost
+        theta = mixed_saddle(f, better.state, found.value, self.group)
+        return theta, found, cost, f.image(better.state)
 
     def _certified(
         self, f: Tied, upper: Upper, state: Tensor, solution: Solution, found: Solution
     ) -> Tensor | None:
         """The smaller of the two proven bounds per image (b,); None where a constant is missing."""
-        if trainable(f.operator.physics):  # nobody knows how K changes with these parameters
-            return None
         kappa, beta = f.energy.regularizer.sensitivity(solution.value)
-        known = kappa < float("inf") and beta < float("inf") and upper.smooth.certified
+        if trainable(f.operator.physics):
+            # a row of K, with parameters of its own: |<dK x, Y>| has the root of both squares
+            of_operator = f.sensitivity(solution.value)
+            known = f.data and of_operator.certified
+            kappa = math.hypot(kappa, of_operator.value) if known else math.inf
+        known = kappa < math.inf and beta < math.inf and upper.smooth.certified
+        known = known and not reparametrized(f.energy.regularizer)
         if not (f.smooth and known):
             return None
         slope = upper.grad(solution.value)
@@ -167,7 +192,7 @@ class Piggyback(ToAccuracy):
 
 def mixed_saddle(f: Tied, state: Tensor, adjoint: Tensor, group: int) -> Tensor:
     """d/dtheta [ <K x + b, Y> + <K X, p> ], summed over images, as one vector (d,)."""
-    regularizer, first = f.energy.regularizer, 1 if f.data else 0
+    regularizer, first = f.energy.regularizer, f.above
     params = trainable(cast(nn.Module, f.energy))
     learns_operator = f.data and bool(trainable(f.operator.physics))
     (x, p), (X, Y) = f.unpack(state), f.unpack(adjoint)
@@ -213,7 +238,7 @@ def saddle_error(
         found: the adjoint, with its residual in ``gradient``.
         kappa, beta: sensitivity of K and b to theta.
     """
-    moduli, first = f.moduli(), len(f.primal) + (1 if f.data else 0)
+    moduli, first = f.moduli(), len(f.primal) + f.above
     (x, p), (X, Y) = f.unpack(state.double()), f.unpack(found.value.double())
     (rx, rp), (qx, qp) = f.unpack(solution.gradient.double()), f.unpack(found.gradient.double())
     eps = distance_from_residuals([norm(r) for r in (*rx, *rp)], moduli)
@@ -225,7 +250,7 @@ def saddle_error(
     if moved is None:
         return None
     # only rows of the regularizer depend on theta
-    sizes = [length(x), length(p[1:] if f.data else p), length(X), length(Y[1:] if f.data else Y)]
+    sizes = [length(x), length(p[f.above :]), length(X), length(Y[f.above :])]
     eps_x, eps_p = (_total(part) for part in (eps[: len(f.primal)], eps[first:]))
     d_x, d_y = (_total(part) for part in (moved[: len(f.primal)], moved[first:]))
     size_x, size_p, size_X, size_Y = sizes

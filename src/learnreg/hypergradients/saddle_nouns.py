@@ -8,7 +8,7 @@ from typing import Protocol, Self, cast
 from torch import Tensor, nn
 
 from ..convex import Convex
-from ..core.bounds import Curvature
+from ..core.bounds import Bound, Curvature
 from ..core.errors import MissingPropertyError
 from ..core.maps import Level, Posed
 from ..core.offers import is_saddle
@@ -73,10 +73,17 @@ class Tied(Protocol):
     def data(self) -> bool: ...
 
     @property
+    def above(self) -> int: ...
+
+    @property
     def norms(self) -> tuple[tuple[float, ...], ...]: ...
 
     @property
     def smooth(self) -> bool: ...
+
+    def sensitivity(self, x: Tensor) -> Bound:
+        """beta with ||dA v|| <= beta ||dtheta|| ||v|| for images v like x."""
+        ...
 
     def linear(self, x: Blocks) -> Blocks: ...
 

@@ -6,6 +6,8 @@ Recursion, k = 0, ..., K - 1, with x_{-1} = x_0:
 Backwards, with l_k the derivative of the loss with respect to x_k, l_K = grad g(x_K):
     m_k = l_{k+1} - tau H(z_k) l_{k+1},   l_k = (1 + beta) m_k - beta m_{k+1}   (m_K = 0),
     dg/dtheta = -tau sum_k J(z_k)^T l_{k+1}.
+Within bounds both x_{k+1} and z_k are projected, and backwards l_{k+1} and m_k lose the pixels that
+the projection has put at a bound.
 Reverse mode through an optimizer: Domke, AISTATS 2012; Maclaurin, Duvenaud, Adams, ICML 2015, arXiv
 1502.03492. Checkpoints: Griewank, Optimization Methods and Software 1, 1992 (here the plain
 two-level schedule).
@@ -25,6 +27,7 @@ from ..core.asking import offers
 from ..core.batch import dot, expand, norm
 from ..core.bounds import constants_of
 from ..core.certificates import distance_from_gradient
+from ..core.constraints import domain_of, masked
 from ..core.cost import Cost
 from ..core.errors import MissingPropertyError
 from ..core.grants import STEADY, Grants
@@ -145,6 +148,7 @@ class Unrolled:
     def _iterated(self, potential: Potential, x0: Tensor) -> Solution:
         """x_K from x0."""
         recursion = self._recursion(potential)
+        x0 = recursion.domain.project(x0)
         at = _At(x0, x0)
         for _ in range(self.steps):
             at = recursion.advance(at)
@@ -181,11 +185,13 @@ class Unrolled:
         x0 = level.start(posed.y) if from_data else solution.value.detach()
         potential = smooth_potential(posed, x0)
         recursion = self._recursion(potential)
+        x0 = recursion.domain.project(x0)
 
         end, points = self._forward(recursion, x0)
         back = _Backward(self, recursion, level, posed, ask.data, from_data)
         theta, q, to_data, first = back.run(points, upper.grad(end))
         if first is not None:  # x_0 is made from the data, by an operator that may be learned
+            first = masked(first, recursion.domain.inside(x0))
             more_theta, more_data = _through_start(posed, potential, first)
             theta = theta + more_theta
             to_data = None if to_data is None else to_data + more_data
@@ -217,7 +223,7 @@ class Unrolled:
         root = math.sqrt(min(mu * tau, 1.0))  # a step beyond 1 / mu leaves nothing to accelerate
         return _Recursion(potential, tau, (1 - root) / (1 + root))
 
-    def _forward(self, recursion: _Recursion, x0: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
+    def _forward(self, recursion: _Recursion, x0: Tensor) -> tuple[Tensor, Iterator[_Point]]:
         """x_K, and z_{K-1}, ..., z_0 with all but the last segment yet to be computed again."""
         length = self.segment or math.ceil(math.sqrt(self.steps))
         at, kept = _At(x0, x0), []
@@ -229,7 +235,9 @@ class Unrolled:
             for _ in range(length):
                 at = recursion.advance(at)
         last = recursion.points(at, rest + 1)
-        return recursion.step(last[-1]), _backwards(recursion, kept, length, last)
+        end = recursion.step(last[-1].z)
+        last[-1] = _Point(last[-1].z, recursion.domain.inside(end))
+        return end, _backwards(recursion, kept, length, last, at)
 
 
 class _Backward:
@@ -255,14 +263,15 @@ class _Backward:
         self.data, self.to_start = data, to_start and (data or learns_start(level))
 
     def run(
-        self, points: Iterator[Tensor], slope: Tensor
+        self, points: Iterator[_Point], slope: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """The derivative (d,), tau sum_k l_{k+1} (b, ...), that in the data, and l_0."""
         tau, beta, size = self.recursion.tau, self.recursion.beta, slope.shape[0]
         to_theta: Tensor | None = None
         to_data: Tensor | None = None
         total, later = torch.zeros_like(slope), torch.zeros_like(slope)
-        for k, z in zip(reversed(range(self.of.steps)), points, strict=True):
+        for k, (z, kept) in zip(reversed(range(self.of.steps)), points, strict=True):
+            slope = masked(slope, kept)
             mixed = mixed_product(self.level, z, self.posed.y, slope, self.of.group)
             self.recursion.cost += Cost(mixed_products=size)
             to_theta = mixed if to_theta is None else to_theta + mixed
@@ -273,6 +282,7 @@ class _Backward:
             if k == 0 and not self.to_start:
                 break
             back = slope - tau * self.recursion.curved(z, slope)
+            back = masked(back, self.recursion.domain.inside(z)) if k else back
             # z_0 is x_0 itself, for x_{-1} = x_0
             slope, later = (1 + beta if k else 1.0) * back - beta * later, back
         assert to_theta is not None
@@ -344,21 +354,31 @@ class _At(NamedTuple):
     before: Tensor
 
 
+class _Point(NamedTuple):
+    """z_k, and the pixels of x_{k+1} strictly between their bounds, None for all."""
+
+    z: Tensor
+    kept: Tensor | None
+
+
 class _Recursion:
     """The steps of the method, each counted."""
 
     def __init__(self, potential: Potential, tau: float, beta: float) -> None:
         self.potential, self.tau, self.beta = potential, tau, beta
+        self.domain = domain_of(potential)
         self.cost = Cost()
 
     def step(self, z: Tensor) -> Tensor:
         """x_{k+1} from z_k."""
         self.cost += Cost(gradients=z.shape[0])
-        return z - self.tau * self.potential.grad(z)
+        return self.domain.project(z - self.tau * self.potential.grad(z))
 
     def ahead(self, at: _At) -> Tensor:
         """z_k."""
-        return at.x + self.beta * (at.x - at.before) if self.beta else at.x
+        if not self.beta:
+            return at.x
+        return self.domain.project(at.x + self.beta * (at.x - at.before))
 
     def advance(self, at: _At, z: Tensor | None = None) -> _At:
         """x_{k+1} and x_k; ``z`` is z_k if that is known."""
@@ -367,12 +387,15 @@ class _Recursion:
             x, at.x if self.beta else x
         )  # without momentum nobody asks for x_k, so it need not be kept
 
-    def points(self, at: _At, count: int) -> list[Tensor]:
-        """z_k, ..., z_{k + count - 1} from x_k and x_{k-1}; the step after the last is not made."""
-        points = [self.ahead(at)]
-        while len(points) < count:
-            at = self.advance(at, points[-1])
-            points.append(self.ahead(at))
+    def points(self, at: _At, count: int, after: _At | None = None) -> list[_Point]:
+        """z_k, ..., z_{k + count - 1} from x_k and x_{k-1}; the step after the last is not made,
+        and leads to ``after`` where that is known.
+        """
+        points = []
+        for left in reversed(range(count)):
+            z = self.ahead(at)
+            at = self.advance(at, z) if left else after or at
+            points.append(_Point(z, self.domain.inside(at.x)))
         return points
 
     def curved(self, z: Tensor, v: Tensor) -> Tensor:
@@ -381,25 +404,30 @@ class _Recursion:
         return self.potential.linearize(z)(v)
 
     def close(self, x: Tensor) -> Tensor:
-        """grad h(x) in float64, which certifies the distance of x."""
+        """The (projected) gradient in float64, which certifies the distance of x."""
         self.cost += Cost(gradients=x.shape[0])
-        return self.potential.double().grad(x.double())
+        wide = self.potential.double()
+        return domain_of(wide).slope(x.double(), wide.grad(x.double()))
 
 
 def _backwards(
-    recursion: _Recursion, kept: list[_At], length: int, points: list[Tensor]
-) -> Iterator[Tensor]:
+    recursion: _Recursion, kept: list[_At], length: int, points: list[_Point], after: _At
+) -> Iterator[_Point]:
     """z_{K-1}, ..., z_0: first ``points``, those of the last segment, then segment by segment what
     was not kept.
 
     Both lists are emptied on the way, so that nothing is held for longer than it is needed.
+
+    Args:
+        after: where the last segment starts.
     """
     while True:
         while points:
             yield points.pop()
         if not kept:
             return
-        points = recursion.points(kept.pop(), length)
+        start = kept.pop()
+        points, after = recursion.points(start, length, after), start
 
 
 def _statuses(finite: Tensor) -> tuple[Status, ...]:

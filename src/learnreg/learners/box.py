@@ -64,12 +64,19 @@ def check_ranges(name: str, ranges: object) -> None:
             )
 
 
+def _means(key: str, name: str) -> bool:
+    """Whether a key stands for a parameter: ``a.b``, or ``b`` alone, with or without the index."""
+    # why: a problem calls its own parameters regularizer.log_weight, objectives log_weight
+    known = {n for full in (name, f"regularizer.{name}") for n in (full, full.partition("[")[0])}
+    return key in known or any(n.endswith(f".{key}") for n in known)
+
+
 def box_of(ranges: Ranges, objective: Objective) -> Box:
     """The box for the theta of ``objective``.
 
     Args:
-        ranges: names are those of the parameters, with or without their index: ``log_weight``,
-            ``filters[3]``.
+        ranges: names are those of the parameters, with or without their index and the parts that
+            they belong to: ``log_weight``, ``filters[3]``, ``fidelity.weights.omega`` or ``omega``.
 
     Raises:
         InputError: a name that no parameter has, or a start outside the box.
@@ -80,7 +87,7 @@ def box_of(ranges: Ranges, objective: Objective) -> Box:
     for key, (low, high) in (
         ({None: ranges} if not isinstance(ranges, dict) else ranges).items() if ranges else ()
     ):
-        chosen = [i for i, n in enumerate(names) if key is None or key in (n, n.partition("[")[0])]
+        chosen = [i for i, n in enumerate(names) if key is None or _means(key, n)]
         if not chosen:
             known = sorted({n.partition("[")[0] for n in names})
             raise InputError(

@@ -15,7 +15,7 @@ are the certified ends of the bracket of f.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,12 +27,15 @@ from ..core.objective import (
     Row,
     Value,
     checked,
+    doubt_of,
     rounding_floor,
     row_of,
 )
 from ..core.results import Hypergradient, StopReason
 from ..core.status import Status
 from .accuracy import Accuracy, Adaptive, Fixed
+from .arcs import Arc, free_of, restricted, seen
+from .box import Box, Ranges, box_of
 from .curvature import CurvaturePairs, diagonal_metric, mean_squares
 
 LARGEST_CUT = 0.02
@@ -40,6 +43,12 @@ LARGEST_CUT = 0.02
 tight solve.
 """
 
+
+WIDE = 10.0
+"""A bracket so many times wider than the gain of the first short step calls for a longer one."""
+
+EXPLORED = (0.1, 4.0)
+"""eps of a trial that is decided by estimates, over the one before: within this range."""
 
 FOR_CURVATURE = 0.1
 """With curvature pairs z must be known to this relative accuracy: differences of z are what the
@@ -63,6 +72,12 @@ class DescentRules:
     gradient_tolerance: float
     smallest_eps: float
     error: ErrorWord
+    decrease: Literal["certified", "estimated"] = "certified"
+    box: Ranges = None
+
+    def box_of(self, objective: Objective) -> Box | None:
+        """The box of theta, if there is one."""
+        return None if self.box is None else box_of(self.box, objective)
 
 
 @dataclass(frozen=True)
@@ -110,24 +125,25 @@ class _Effort:
 def descend(rules: DescentRules, objective: Objective, state: DescentState) -> DescentState:
     """One accepted step, or Halt with the reason why there can be none."""
     effort = _Effort()
+    box = rules.box_of(objective)
     allowed, failed = rules.trials, 0
     while failed < rules.rounds:
-        state, z, error = _gradient(rules, objective, state)
+        state, whole, z, error = _gradient(rules, objective, state, box)
         units = objective.units.to(z.value) if rules.memory else torch.ones_like(z.value)
-        state = _learn_curvature(rules, state, z, units)
-        aim = _direction(rules, state, z, units)
+        state = _learn_curvature(rules, state, whole, units)
+        found = _direction(rules, state, z, units, free_of(box, state.theta, whole.value))
         vague = z.norm == 0 or (rules.memory and error > FOR_CURVATURE * z.norm)
-        if aim is None or (isinstance(rules.accuracy, Adaptive) and vague):
+        if found is None or (isinstance(rules.accuracy, Adaptive) and vague):
             state = _sharpen(rules, objective, state, z, effort)
             continue
-        direction, slope = aim
-        first = _first_step(state, direction, units, rules)
-        state = _tighten_early(rules, objective, state, first * slope, effort)
-        found = _search(rules, objective, state, direction, slope, first, allowed, effort)
-        if isinstance(found, tuple):
-            state, new, alpha = found
-            return _accept(rules, state, new, alpha, z, effort)
-        state, failed, allowed = found, failed + 1, allowed + 1
+        aim = Arc(state.theta, *found, z, box)
+        first = _first_step(state, aim.direction, aim.slope, units, rules)
+        state = _tighten_early(rules, objective, state, aim.at(first)[1], effort)
+        reached = _search(rules, objective, state, aim, first, allowed, effort)
+        if isinstance(reached, tuple):
+            state, new, alpha = reached
+            return _accept(rules, state, new, alpha, whole, effort)
+        state, failed, allowed = reached, failed + 1, allowed + 1
         decrease = _decrease(state)
         if isinstance(rules.accuracy, Fixed):
             raise Halt(
@@ -161,12 +177,20 @@ def _decrease(state: DescentState) -> str:
 
 
 def _gradient(
-    rules: DescentRules, objective: Objective, state: DescentState
-) -> tuple[DescentState, Hypergradient, float]:
-    """The hypergradient at theta_k with the present accuracies, and its error."""
+    rules: DescentRules, objective: Objective, state: DescentState, box: Box | None
+) -> tuple[DescentState, Hypergradient, Hypergradient, float]:
+    """The hypergradient at theta_k with the present accuracies, what counts of it in a box, and
+    the error of that.
+    """
     point = checked(objective.refine(state.point, state.eps))
-    z = objective.gradient(point, state.delta, state.adjoint, rules.error)
+    whole = objective.gradient(point, state.delta, state.adjoint, rules.error)
+    z = seen(whole, free_of(box, state.theta, whole.value))
     state = replace(state, point=point, adjoint=z.adjoint)
+    if z.certified is None and z.undecided and rules.test == "certified":
+        # pixels may or may not be at a bound: a smaller distance decides them
+        assert isinstance(rules.accuracy, Adaptive)
+        sharper = tighten(rules, objective, state, rules.accuracy.tighten)
+        return _gradient(rules, objective, sharper, box)
     error = z.certified if rules.test == "certified" else z.estimated
     if error is None and rules.test == "certified":
         raise Halt(
@@ -188,7 +212,7 @@ def _gradient(
             )
         )
     unseen = (
-        z.norm == 0 and float(z.residual.max()) > rules.gradient_tolerance
+        whole.norm == 0 and float(z.residual.max()) > rules.gradient_tolerance
     )  # q = 0 met delta, theta played no part
     if (
         z.norm + error <= rules.gradient_tolerance
@@ -203,7 +227,7 @@ def _gradient(
             else "estimated"
         )
         raise Halt(StopReason("stationary", f"||grad f|| <= {z.norm + error:.2e} ({word})"))
-    return state, z, error
+    return state, whole, z, error
 
 
 def _sharpen(
@@ -261,11 +285,16 @@ def _learn_curvature(
 
 
 def _direction(
-    rules: DescentRules, state: DescentState, z: Hypergradient, units: Tensor
+    rules: DescentRules,
+    state: DescentState,
+    z: Hypergradient,
+    units: Tensor,
+    free: Tensor | None = None,
 ) -> tuple[Tensor, float] | None:
     """d = P z and <d, z> if d passes the descent test, else scaled steepest descent, else None."""
-    for pairs in (state.pairs, CurvaturePairs.empty(z.value)):
+    for pairs in (restricted(state.pairs, free, units), CurvaturePairs.empty(z.value)):
         d = pairs.direction(z.value, diagonal_metric(state.squares, units))
+        d = d if free is None else d * free
         slope = float(d @ z.value)
         if isinstance(rules.accuracy, Fixed) or z.along(d, rules.test) <= (1 - rules.eta) * slope:
             return d, slope
@@ -273,7 +302,7 @@ def _direction(
 
 
 def _first_step(
-    state: DescentState, direction: Tensor, units: Tensor, rules: DescentRules
+    state: DescentState, direction: Tensor, slope: float, units: Tensor, rules: DescentRules
 ) -> float:
     """The first trial: 1 with curvature, otherwise the remembered step size; d is never longer than
     theta allows.
@@ -283,7 +312,10 @@ def _first_step(
     if len(state.pairs):
         return min(max(state.step_size or 1.0, 1.0), 0.5 * reach / length)
     if state.step_size is None:
-        return 0.05 * reach / length
+        short = 0.05 * reach / length
+        # why: to show what a short step gains, a wide bracket would have to become much narrower
+        shows = state.point.width / slope if state.point.width > WIDE * short * slope else 0.0
+        return min(max(short, shows), 0.5 * reach / length)
     return min(state.step_size, 0.5 * reach / length) if rules.memory else state.step_size
 
 
@@ -294,8 +326,7 @@ def _search(
     rules: DescentRules,
     objective: Objective,
     state: DescentState,
-    direction: Tensor,
-    slope: float,
+    aim: Arc,
     first: float,
     allowed: int,
     effort: _Effort,
@@ -305,32 +336,55 @@ def _search(
     """
     alpha = first
     for _ in range(allowed):
-        theta = state.point.theta - alpha * direction
+        theta, predicted = aim.at(alpha)
         effort.trials += 1
         scale = max(abs(state.point.loss), 1e-300)
-        if alpha * slope <= 1e-13 * scale:
+        if alpha * aim.slope <= 1e-13 * scale:
             break
-        new = objective.trial(theta, _trial_eps(rules, state, alpha * slope), state.point)
+        if not predicted > 0 or not aim.leads_down(theta, predicted, rules.eta, rules.test):
+            alpha *= rules.rho  # the box has bent the step too far
+            continue
+        new = objective.trial(theta, _trial_eps(rules, state, predicted), state.point)
         if new is None:
             alpha *= rules.rho
             continue
-        wanted = rules.sufficient * alpha * slope
+        wanted = rules.sufficient * predicted
         while not new.failed:
-            if new.upper - state.point.lower + wanted <= 0:
+            before, after = (_range(rules, p, state.adjoint) for p in (state.point, new))
+            if after.upper - before.lower + wanted <= 0:
                 return state, new, alpha
-            if new.lower - state.point.upper + wanted > 0 or isinstance(rules.accuracy, Fixed):
+            if after.lower - before.upper + wanted > 0 or isinstance(rules.accuracy, Fixed):
                 break  # no accuracy can make this trial acceptable
             gain = state.point.corrected(state.adjoint) - new.corrected(state.adjoint) - wanted
-            slack = state.point.width + new.width
-            if gain <= max(1e-2 * slack, 0.1 * alpha * slope) and new.eps <= state.eps:
+            slack = before.width + after.width
+            if gain <= max(1e-2 * slack, 0.1 * predicted) and new.eps <= state.eps:
                 break  # undecided and not promising: a shorter step is cheaper than more accuracy
             if new.eps > state.eps and not new.at_floor:
                 new = objective.refine(new, max(state.eps, new.eps * _cut(rules, gain, slack)))
             else:
                 state = _tighten(rules, objective, state, _cut(rules, gain, slack), effort)
                 new = checked(objective.refine(new, state.eps))
-        alpha *= rules.rho if new.failed else _shrink(rules, state, new, alpha * slope)
+        alpha *= rules.rho if new.failed else _shrink(rules, state, new, predicted)
     return state
+
+
+class _Range(NamedTuple):
+    """Where f(theta) lies, by the bracket or by the estimate of ``exploring``."""
+
+    lower: float
+    upper: float
+
+    @property
+    def width(self) -> float:
+        return self.upper - self.lower
+
+
+def _range(rules: DescentRules, point: Value, adjoint: Tensor | None) -> _Range:
+    """What the rules take for the range of f at a point."""
+    if rules.decrease == "certified":
+        return _Range(point.lower, point.upper)
+    middle, doubt = point.corrected(adjoint), doubt_of(point, adjoint)
+    return _Range(middle - doubt, middle + doubt)
 
 
 def _shrink(rules: DescentRules, state: DescentState, new: Value, predicted: float) -> float:
@@ -347,6 +401,10 @@ def _trial_eps(rules: DescentRules, state: DescentState, decrease: float) -> flo
     """
     if isinstance(rules.accuracy, Fixed):
         return state.eps
+    if rules.decrease == "estimated":
+        width = max(_range(rules, state.point, state.adjoint).width, 1e-300)
+        wanted = 0.25 * decrease * state.point.eps / width  # widths are linear in eps
+        return min(max(wanted, EXPLORED[0] * state.eps), EXPLORED[1] * state.eps)
     slope = (
         max(2 * state.point.loss, 1e-300) ** 0.5
     )  # ||grad loss|| for the squared error, a scale for others
@@ -367,9 +425,10 @@ def _tighten_early(
     """Before a search that could not succeed: the bracket at theta_k alone is wider than the
     largest decrease.
     """
-    if isinstance(rules.accuracy, Fixed) or state.point.width <= 0.5 * decrease:
+    width = _range(rules, state.point, state.adjoint).width
+    if isinstance(rules.accuracy, Fixed) or width <= 0.5 * decrease:
         return state
-    return _tighten(rules, objective, state, _cut(rules, 0.5 * decrease, state.point.width), effort)
+    return _tighten(rules, objective, state, _cut(rules, 0.5 * decrease, width), effort)
 
 
 def tighten(
@@ -423,6 +482,8 @@ def _accept(
     """
     loosen = rules.accuracy.loosen if isinstance(rules.accuracy, Adaptive) else 1.0
     growth = rules.growth if rules.memory == 0 else 2.0
+    # why not loosened: eps follows the estimates, and nothing would tighten delta again
+    exploring = rules.decrease == "estimated"
     info = {
         "eps": new.eps,
         "delta": state.delta,
@@ -437,8 +498,8 @@ def _accept(
     return DescentState(
         new,
         state.adjoint,
-        max(state.eps * loosen, new.eps),
-        state.delta * loosen,
+        new.eps if exploring else max(state.eps * loosen, new.eps),
+        state.delta if exploring else state.delta * loosen,
         alpha * growth,
         state.pairs,
         torch.stack([state.point.theta, z.value]),

@@ -10,10 +10,20 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.grants import Grants
 from ..core.objective import Objective
-from ..core.ranges import check_choice, check_fraction, check_number, check_positive, shown, tidy
+from ..core.ranges import (
+    check_choice,
+    check_flag,
+    check_fraction,
+    check_number,
+    check_positive,
+    shown,
+    tidy,
+)
 from .accuracy import Adaptive, Fixed
+from .box import Ranges, box_of, check_ranges
 from .curvature import CurvaturePairs
 from .descent import DescentRules, DescentState, descend
+from .rescaling import rescaled
 
 CERTIFYING = Grants.LOSS | Grants.GRADIENT | Grants.BRACKET | Grants.ADAPTIVE
 """What a certified decrease needs."""
@@ -62,6 +72,9 @@ class MAID:
             certified in both.
         gradient_tolerance: stop when ||z|| + error is below.
         smallest_eps: stop when a decision would need less.
+        box: [lower, upper] of the parameters, or a table by name; steps are projected (``arcs``).
+        rescale: begin with the scale of the regularizer, as ``Deferred`` does; for operators that
+            are far from norm one.
 
     Raises:
         InputError: a value out of range.
@@ -81,6 +94,8 @@ class MAID:
     test: Literal["estimated", "certified"] = "estimated"
     gradient_tolerance: float = 1e-9
     smallest_eps: float = 1e-11
+    box: Ranges = None
+    rescale: bool = False
 
     def __post_init__(self) -> None:
         tidy(self)
@@ -91,6 +106,8 @@ class MAID:
         check_positive("gradient_tolerance", self.gradient_tolerance)
         check_positive("smallest_eps", self.smallest_eps)
         check_choice("test", self.test, ("estimated", "certified"))
+        check_ranges("box", self.box)
+        check_flag("rescale", self.rescale)
         if not isinstance(self.accuracy, Adaptive):
             raise InputError(
                 "accuracy",
@@ -112,6 +129,9 @@ class MAID:
 
     def init(self, objective: Objective, theta: Tensor, seed: int = 0) -> DescentState:
         """Solve at theta_0 to eps0; nothing is drawn at random."""
+        box = box_of(self.box, objective)
+        if self.rescale:
+            theta = box.project(rescaled(objective, theta))
         return first_state(objective, theta, self.eps0, self.delta0, self.alpha0)
 
     def step(self, objective: Objective, state: DescentState) -> DescentState:
@@ -134,6 +154,7 @@ class MAID:
             self.gradient_tolerance,
             self.smallest_eps,
             "certify" if self.test == "certified" else "estimate",
+            box=self.box,
         )
 
 
@@ -147,7 +168,7 @@ class FixedAccuracy:
     Args:
         eps, delta: the accuracies.
         alpha0: first step size; a step of 5 % of ||theta_0|| when None.
-        rho, growth, eta, sufficient, trials, memory: as in MAID.
+        rho, growth, eta, sufficient, trials, memory, box: as in MAID.
     """
 
     eps: float = 1e-2
@@ -159,11 +180,13 @@ class FixedAccuracy:
     sufficient: float = 1e-4
     trials: int = 10
     memory: int = 20
+    box: Ranges = None
 
     def __post_init__(self) -> None:
         tidy(self)
         check_positive("eps", self.eps)
         check_positive("delta", self.delta)
+        check_ranges("box", self.box)
         _check_descent(self)
 
     needs: ClassVar[Grants] = CERTIFYING
@@ -171,6 +194,7 @@ class FixedAccuracy:
 
     def init(self, objective: Objective, theta: Tensor, seed: int = 0) -> DescentState:
         """Solve at theta_0; nothing is drawn at random."""
+        box_of(self.box, objective)
         return first_state(objective, theta, self.eps, self.delta, self.alpha0)
 
     def step(self, objective: Objective, state: DescentState) -> DescentState:
@@ -188,6 +212,7 @@ class FixedAccuracy:
             1e-12,
             1e-300,
             "none",  # nothing would react to it
+            box=self.box,
         )
         return descend(rules, objective, state)
 

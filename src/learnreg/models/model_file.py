@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.asking import offers
+from ..core.constraints import Between
 from ..core.errors import DataWarning, ModelFileError
 from ..core.files import load_tensors, save_tensors
 from ..core.noise import followed
@@ -23,27 +24,33 @@ from ..core.params import named_trainable
 from ..operators.private import clone
 from ..physics import describe, rebuild
 from ..problems.build import energy_for
+from ..problems.counts import KL, PoissonGaussian
 from ..problems.energy import Energy
-from ..problems.fidelity import KL, L1, L2, DataTerm, Huber, SaddleDataTerm, WeightedL2
+from ..problems.fidelity import L1, L2, DataTerm, Huber, SaddleDataTerm, WeightedL2
+from ..problems.per_image import HasTensors
 from ..problems.saddle import SaddleEnergy
+from ..problems.sampling import SampledL2, SamplingWeights
 from ..regularizers import from_spec
 
-FORMAT, VERSION = "learnreg-model", 2
-READABLE = (1, VERSION)
-"""Versions that can be read; files of the first hold the physics of denoising only."""
+FORMAT, VERSION = "learnreg-model", 3
+READABLE = (1, 2, VERSION)
+"""Versions that can be read; files of the first hold the physics of denoising only, and those
+before the third no bounds of pixels.
+"""
 
 FIDELITIES: dict[str, Callable[..., DataTerm | SaddleDataTerm]] = {
     "L2": L2,
     "L1": L1,
     "KL": KL,
+    "PoissonGaussian": PoissonGaussian,
     "Huber": Huber,
 }
-"""Data terms that a model file can name, built from the numbers in it."""
+"""Data terms that a model file can name, built from the numbers and the tensors in it."""
 
 SMALL = 2**12
 """A product of the sizes of a regularizer up to which its memory does not matter."""
 
-OTHERS = ("fidelity", "physics", "recipe")
+OTHERS = ("fidelity", "physics", "recipe", "constraint")
 """Parts of an energy whose tensors stand in the file under their own name: what was learned of the
 data term and of the physics, and what the recipe of the physics needs.
 """
@@ -80,20 +87,21 @@ def save_model(
         )
     header = {
         "format": FORMAT,
-        # why: denoising is written so that earlier releases can read it
-        "version": 1 if told["type"] == "Denoising" else VERSION,
+        "version": _version(energy, told["type"]),
         "regularizer": spec,
         **_describe_data_term(energy),
+        **_describe_constraint(energy),
         "physics": told,
         "notes": dict(notes or {}),
     }
     tensors = dict(regularizer.state_dict()) | learned_tensors(energy)
     tensors |= {f"recipe:{name}": t for name, t in held.items()}
+    tensors |= {f"constraint:{name}": t for name, t in _bounds_per_pixel(energy).items()}
     save_tensors(Path(path), tensors, header)
     return Path(path)
 
 
-def learned_tensors(energy: Energy | SaddleEnergy) -> dict[str, torch.Tensor]:
+def learned_tensors(energy: Energy | SaddleEnergy) -> dict[str, Tensor]:
     """What was learned outside of the regularizer, by the name of its part: ``physics:taps``.
 
     Weights of a data term are data of its own and are kept as well.
@@ -105,9 +113,18 @@ def learned_tensors(energy: Energy | SaddleEnergy) -> dict[str, torch.Tensor]:
         if isinstance(module, nn.Module)
         for name, t in named_trainable(module)
     }
-    if isinstance(energy.fidelity, WeightedL2):
-        found["fidelity:weights"] = energy.fidelity.weights.detach()
+    if offers(energy.fidelity, HasTensors):
+        found |= {f"fidelity:{k}": t.detach() for k, t in energy.fidelity.tensors().items()}
+    pattern = _pattern(energy.fidelity)
+    for name, t in () if pattern is None else pattern.named_parameters():
+        found[f"fidelity:weights.{name}"] = t.detach()
     return found
+
+
+def _pattern(fidelity: object) -> SamplingWeights | None:
+    """The sampling pattern of a data term that a file can describe."""
+    own = fidelity.weights if type(fidelity) is SampledL2 else None
+    return own if type(own) is SamplingWeights else None
 
 
 def load_model(
@@ -144,7 +161,9 @@ def load_model(
             expected=f"version {VERSION}",
             remedy="Update learnreg.",
         )
-    broken = [k for k, t in tensors.items() if not bool(torch.isfinite(t).all())]
+    bounds = _of_part(tensors, "constraint")  # where infinities have a meaning
+    weights = {k: t for k, t in tensors.items() if not k.startswith("constraint:")}
+    broken = [k for k, t in weights.items() if not bool(torch.isfinite(t).all())]
     if broken:
         raise ModelFileError(
             str(path), given=f"NaN or Inf in {', '.join(broken)}", expected="finite weights"
@@ -158,7 +177,8 @@ def load_model(
         found = physics or rebuild(header["physics"], _of_part(tensors, "recipe"))
         found = _with_learned(found, _of_part(tensors, "physics"), "physics")
         data_term, tikhonov = _data_term(header, _of_part(tensors, "fidelity"), fidelity)
-        energy = energy_for(found, module, data_term, tikhonov)
+        constraint = _constraint(header, bounds)
+        energy = energy_for(found, module, data_term, tikhonov, constraint)
     except ModelFileError:
         raise
     except (
@@ -177,6 +197,13 @@ def load_model(
             remedy="Restore the file from its run.",
         ) from error
     return energy if physics is None else followed(energy, _learned_level(header), stacklevel=3)
+
+
+def _version(energy: Energy | SaddleEnergy, physics: object) -> int:
+    """The earliest version that says all: earlier releases can read the file then."""
+    if energy.constraint is not None:
+        return 3
+    return 1 if physics == "Denoising" else 2
 
 
 def _check_size(spec: Mapping[str, Any], numbers: int) -> None:
@@ -212,17 +239,48 @@ def _describe_data_term(energy: Energy | SaddleEnergy) -> dict[str, object]:
     kind = type(fidelity).__name__
     named = FIDELITIES.get(kind) is type(fidelity)
     told: dict[str, object] = asdict(fidelity) if named and is_dataclass(fidelity) else {}
+    told = {key: value for key, value in told.items() if not isinstance(value, torch.Tensor)}
+    pattern = _pattern(fidelity)
+    if pattern is not None:
+        told = {"weights": pattern.spec(), "learned": pattern.numbers.requires_grad}
     tikhonov = energy.tikhonov if isinstance(energy, SaddleEnergy) else 0.0
     return {"fidelity": {"type": kind, **told}, "tikhonov": tikhonov}
 
 
-def _of_part(tensors: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+def _describe_constraint(energy: Energy | SaddleEnergy) -> dict[str, object]:
+    """The key of the header for bounds of pixels: numbers, null for none, "per pixel" for those
+    that stand in the file as tensors.
+    """
+    constraint = energy.constraint
+    if constraint is None:
+        return {}
+    ends = {"lower": constraint.lower, "upper": constraint.upper}
+    return {"constraint": {k: "per pixel" if isinstance(v, Tensor) else v for k, v in ends.items()}}
+
+
+def _bounds_per_pixel(energy: Energy | SaddleEnergy) -> dict[str, Tensor]:
+    constraint = energy.constraint
+    if constraint is None:
+        return {}
+    ends = {"lower": constraint.lower, "upper": constraint.upper}
+    return {name: end.detach() for name, end in ends.items() if isinstance(end, Tensor)}
+
+
+def _constraint(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Between | None:
+    """The bounds of a header; None in files that have none."""
+    if header.get("constraint") is None:
+        return None
+    told = dict(header["constraint"])
+    return Between(*(tensors.get(name, told[name]) for name in ("lower", "upper")))
+
+
+def _of_part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     """The learned tensors of one part, by their names in it."""
     prefix = f"{part}:"
     return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
-def _with_learned(module: nn.Module, tensors: dict[str, torch.Tensor], what: str) -> nn.Module:
+def _with_learned(module: nn.Module, tensors: dict[str, Tensor], what: str) -> nn.Module:
     """A copy of ``module`` with what the file has learned of it.
 
     Raises:
@@ -247,7 +305,7 @@ def _with_learned(module: nn.Module, tensors: dict[str, torch.Tensor], what: str
 
 
 def _data_term(
-    header: dict[str, Any], tensors: dict[str, torch.Tensor], given: object | None
+    header: dict[str, Any], tensors: dict[str, Tensor], given: object | None
 ) -> tuple[object, float]:
     """Data term and tikhonov of a header; ``given`` replaces what a file cannot describe."""
     tikhonov = header["tikhonov"] if "fidelity" in header else 0.0
@@ -261,6 +319,10 @@ def _data_term(
     kind = arguments.pop("type")
     if kind == "WeightedL2" and "weights" in tensors:
         return WeightedL2(tensors["weights"]), tikhonov
+    if kind == "SampledL2" and "weights" in arguments:
+        (numbers,) = tensors.values()
+        told, learned = arguments["weights"], bool(arguments["learned"])
+        return SampledL2(SamplingWeights.rebuilt(told, numbers, learned)), tikhonov
     if kind not in FIDELITIES:
         raise ModelFileError(
             "fidelity",
@@ -268,10 +330,10 @@ def _data_term(
             expected=f"one of {', '.join(FIDELITIES)}",
             remedy="Pass your own data term: load_model(path, fidelity=...).",
         )
-    return FIDELITIES[kind](**arguments), tikhonov
+    return FIDELITIES[kind](**arguments, **tensors), tikhonov
 
 
-def _filled(module: nn.Module, tensors: dict[str, torch.Tensor], path: str) -> nn.Module:
+def _filled(module: nn.Module, tensors: dict[str, Tensor], path: str) -> nn.Module:
     """The module in the type of the weights and with the weights; untouched if they do not fit."""
     own = module.state_dict()
     if {k: t.shape for k, t in own.items()} != {k: t.shape for k, t in tensors.items()}:

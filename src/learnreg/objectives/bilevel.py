@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from ..core.asking import offers
 from ..core.batch import dot
 from ..core.bounds import Kind
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
 from ..core.grants import Grants
-from ..core.maps import Ask, Level, Limits, Posed, SolutionMap
+from ..core.maps import Ask, Level, Limits, Posed, SolutionMap, Upper, upper_at
 from ..core.meter import Meter, OutOfBudget
 from ..core.objective import ErrorWord, PerImage, Row, Value, chosen, same_images
+from ..core.offers import Rescalable
 from ..core.packing import Packed
 from ..core.protocols import AnySolver
 from ..core.results import Hypergradient, Solution
@@ -24,7 +26,8 @@ from ..core.status import Status
 from ..hypergradients.choose import check_map, natural_map
 from ..hypergradients.evaluate import pulled
 from ..metrics import data_psnr
-from ..problems import BilevelProblem
+from ..problems import BilevelProblem, EnergyAt
+from ..problems.fidelity import data_constants
 from ..solvers.select import check_solver
 from ..solvers.solve import start_distance
 
@@ -73,6 +76,11 @@ class BilevelValue:
     posed: Posed
     problem: BilevelProblem
     images: Tensor | None = None
+
+    @property
+    def upper_loss(self) -> Upper:
+        """The upper loss at theta."""
+        return upper_at(self.problem.upper, self.posed.energy)
 
     @property
     def width(self) -> float:
@@ -135,6 +143,12 @@ class BilevelValue:
         slope = self.solution.gradient
         return self.loss - float(dot(adjoint.double(), slope.double()).mean())
 
+    def doubt(self, adjoint: Tensor | None) -> float:
+        """An estimate of how far ``corrected`` may be off: the mean size of the corrections."""
+        if adjoint is None:
+            return 0.0
+        return float(dot(adjoint.double(), self.solution.gradient.double()).abs().mean())
+
     def residuals(self, pixels: bool) -> Squares | None:
         """Residuals r_i = sqrt(2 g_i), and sqrt(2 n p) of the penalty, so that F = sum_i r_i^2 =
         2 n f for n images.
@@ -151,7 +165,7 @@ class BilevelValue:
         Raises:
             InputError: a loss below zero.
         """
-        upper, x = self.problem.upper, self.solution.value.double()
+        upper, x = self.upper_loss, self.solution.value.double()
         values = upper.value(x)
         if bool((values < 0).any()):
             raise InputError(
@@ -176,7 +190,7 @@ class BilevelValue:
     def per_image(self) -> PerImage:
         """Losses and PSNR of every image."""
         x, truth = self.solution.value, self.problem.truth
-        loss = self.problem.upper.value(x.double())
+        loss = self.upper_loss.value(x.double())
         if truth is None:
             return PerImage(loss, torch.full_like(loss, math.nan))
         return PerImage(loss, data_psnr(x, truth).double())
@@ -217,6 +231,12 @@ class BilevelValue:
             "theorem": list(s.theorem),
         }
         return Packed(tensors, numbers)
+
+
+class WithRegularizer(Protocol):
+    """A lower level that is put together of parts."""
+
+    regularizer: object
 
 
 class Bilevel:
@@ -271,6 +291,30 @@ class Bilevel:
     def units(self) -> Tensor:
         """A natural step of every entry."""
         return self.problem.units
+
+    @property
+    def scaling(self) -> Tensor:
+        """The direction along which the regularizer is multiplied by e^t; zeros where nobody
+        knows it.
+        """
+        none, energy = torch.zeros_like(self.theta), self.problem.energy
+        regularizer = energy.regularizer if offers(energy, WithRegularizer) else None
+        if not offers(regularizer, Rescalable):
+            return none
+        own = regularizer.scaling().to(none)
+        # parameters of data term and physics stand behind those of the regularizer
+        return torch.cat([own, none[own.numel() :]])
+
+    def stiffness(self, theta: Tensor) -> float:
+        """The logarithm of ||A||^2 times the curvature of D, mean over images; 0 where nobody knows
+        it.
+        """
+        potential = self._posed(theta).at()
+        if not isinstance(potential, EnergyAt):
+            return 0.0
+        of_data = data_constants(potential.data, potential.operator, potential.back).L
+        mean = float(of_data.mean())
+        return math.log(mean) if math.isfinite(mean) and mean > 0 else 0.0
 
     @property
     def size(self) -> int:
@@ -352,10 +396,12 @@ class Bilevel:
         """(mean distance bound of x0, mean ||grad loss(x0)||), counted as one gradient per
         image.
         """
-        potential = self._posed(theta).at(x0)
+        posed = self._posed(theta)
+        potential = posed.at(x0)
         residual = start_distance(potential, x0).mean()
         self.meter.cost += Cost(gradients=x0.shape[0])
-        slope = self.problem.upper.grad(x0).flatten(1).norm(dim=1).mean()
+        upper = upper_at(self.problem.upper, posed.energy)
+        slope = upper.grad(x0).flatten(1).norm(dim=1).mean()
         return float(residual), float(slope)
 
     # --- evaluations ------------------------------------------------------------------------------
@@ -496,7 +542,8 @@ class Bilevel:
     ) -> BilevelValue:
         self.meter.check()
         limits = Limits(self.solver, max_steps or self.max_steps, self.meter.should_stop)
-        solution = self.strategy.solve(posed, eps, start, limits, self.problem.upper)
+        upper = upper_at(self.problem.upper, posed.energy)
+        solution = self.strategy.solve(posed, eps, start, limits, upper)
         self.meter.cost += solution.cost
         if Status.BUDGET in solution.status:
             raise OutOfBudget
@@ -504,7 +551,7 @@ class Bilevel:
 
     def _value(self, theta: Tensor, posed: Posed, solution: Solution, eps: float) -> BilevelValue:
         """Bracket the loss, penalty included, at a solution."""
-        upper = self.problem.upper
+        upper = upper_at(self.problem.upper, posed.energy)
         lower, highest = upper.bracket(solution.value, solution.error)
         values = upper.value(solution.value.double())
         means = torch.stack([values.mean(), lower.mean(), highest.mean()])

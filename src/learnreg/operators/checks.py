@@ -158,3 +158,12 @@ def _relative(difference: Tensor, reference: Tensor) -> float:
     if scale == 0:
         return 0.0 if size == 0 else math.inf
     return size / scale
+
+
+REMEDIES = {
+    "adjoint": "Implement A_adjoint as the exact transpose of A (for example with "
+    "deepinv.physics.adjoint_function).",
+    "map": "A must be linear (no offset, no clipping, no noise), the same at every call, and "
+    "treat every image of a batch by itself; put an offset into the data: y - A(0).",
+}
+"""What helps against a map that fails, by what is wrong with it."""

@@ -16,15 +16,27 @@ class LinearPhysicsLike(nn.Module):
 
     img_size: tuple[int, ...] | None
 
-    def A(self, x: Tensor) -> Tensor:
+    def A(self, x: Tensor, **tensors: object) -> Tensor:
         """A x; of a stacked physics a list of tensors, which a ``Layout`` takes as well."""
         raise NotImplementedError
 
-    def A_adjoint(self, y: Native) -> Tensor:
+    def A_adjoint(self, y: Native, **tensors: object) -> Tensor:
+        raise NotImplementedError
+
+    def noise(self, x: Native, **parameters: object) -> Native:
+        """Measurements with noise."""
+        raise NotImplementedError
+
+    def sensor(self, x: Native) -> Native:
+        """What a sensor makes of them."""
         raise NotImplementedError
 
     def update(self, **tensors: Tensor) -> None:
-        """Replace parameters of the operator."""
+        """Replace parameters of the operator and of its noise."""
+        raise NotImplementedError
+
+    def update_parameters(self, **tensors: object) -> None:
+        """Replace parameters of the operator alone."""
         raise NotImplementedError
 
 

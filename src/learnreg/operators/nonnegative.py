@@ -12,9 +12,9 @@ is what power iterations make of a positive image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from ..core.asking import offers
 from ..core.bounds import Kind
 from .foreign import LinearPhysicsLike
+from .parametrized import at_tensors, is_parametrized
 
 PRODUCTS = 14
 """Products with A^T A at most; 10 leave 1e-6 between the bounds on 64^2 tomography of 30 angles."""
@@ -61,43 +62,82 @@ class NormBounds:
     products: int
 
 
+PROVEN: dict[type, Callable[[LinearPhysicsLike], Kind]] = {}
+"""Classes of this library that know themselves whether their matrix has negative entries."""
+
+
 def known_nonnegative(physics: LinearPhysicsLike) -> Kind:
     """How it is known that no entry of A is negative: BOUND for classes of deepinv that average,
     ESTIMATE for the user's word (``nonnegative = True``), UNKNOWN otherwise.
 
     Probing could not tell: an entry is one number among millions.
     """
-    from deepinv.physics import Blur, BlurFFT, Downsampling, Tomography
+    from deepinv.physics import (
+        Blur,
+        BlurFFT,
+        ComposedLinearPhysics,
+        Denoising,
+        Downsampling,
+        Inpainting,
+        StackedLinearPhysics,
+        Tomography,
+        Upsampling,
+    )
 
-    overridden = {"A", "A_adjoint", "A_adj"} & {
-        k for k, v in vars(physics).items() if v is not None
-    }
-    if type(physics) is Tomography and not overridden:
-        return Kind.BOUND  # sums of bilinear interpolations
-    if type(physics) in (Blur, BlurFFT, Downsampling) and not overridden:
-        kernel = dict(physics.named_buffers()).get("filter")
-        if kernel is not None and not kernel.is_complex() and bool((kernel >= 0).all()):
+    if is_parametrized(physics):
+        return known_nonnegative(at_tensors(physics))
+    own = vars(physics)
+    as_made = all(own.get(name) is None for name in ("A", "A_adjoint", "A_adj"))
+    buffers = dict(physics.named_buffers())
+    if type(physics) in PROVEN and as_made:
+        return PROVEN[type(physics)](physics)
+    if type(physics) in (ComposedLinearPhysics, StackedLinearPhysics) and as_made:
+        # a product or a stack of matrices without negative entries has none
+        return min(known_nonnegative(p) for p in cast(_Listed, physics).physics_list)
+    if type(physics) in (Tomography, Denoising) and as_made:
+        return Kind.BOUND  # sums of bilinear interpolations; the identity
+    if type(physics) is Inpainting and as_made:
+        return Kind.BOUND if _nonnegative(buffers.get("mask")) else Kind.UNKNOWN
+    if type(physics) in (Blur, BlurFFT, Downsampling, Upsampling) and as_made:
+        kernel = buffers.get("filter")
+        picks = kernel is None and type(physics) in (Downsampling, Upsampling)
+        if picks or _nonnegative(kernel):
             return Kind.BOUND
     declared = offers(physics, Declared) and physics.nonnegative is True
     return Kind.ESTIMATE if declared else Kind.UNKNOWN
 
 
+class _Listed(Protocol):
+    """A physics made of others."""
+
+    physics_list: Iterable[LinearPhysicsLike]
+
+
+def _nonnegative(t: Tensor | None) -> bool:
+    return t is not None and not t.is_complex() and bool((t >= 0).all())
+
+
 @torch.no_grad()
-def collatz_wielandt(normal: Callable[[Tensor], Tensor], x: Tensor) -> NormBounds | None:
+def collatz_wielandt(
+    normal: Callable[[Tensor], Tensor], x: Tensor, most: int = PRODUCTS, ones: bool = False
+) -> NormBounds | None:
     """Both bounds of ||A||^2, per image; None if a product shows a negative entry.
 
     Args:
         normal: A^T A in float64, (b, ...) -> (b, ...), without negative entries.
         x: gives shape and device; its values are not used.
+        most: products at most.
+        ones: start with an image of ones, nearly the eigenvector of an operator that averages.
     """
     # why random: an image of ones is sent to zero by differences, which have negative entries
     generator = torch.Generator().manual_seed(5)
     p = 0.5 + torch.rand((1, *x.shape[1:]), generator=generator, dtype=torch.float64)
+    p = torch.ones_like(p) if ones else p
     p = p.to(x.device).expand(x.shape)
     lower = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
     upper = torch.full_like(lower, torch.inf)
     count = 0
-    while count < PRODUCTS:
+    while count < most:
         product = normal(p).flatten(1)
         count += 1
         size = product.abs().amax(dim=1, keepdim=True)

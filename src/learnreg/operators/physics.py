@@ -13,21 +13,26 @@ from ..core.cost import Cost
 from ..core.curvature import MeanCurvature
 from ..core.errors import AdjointError, InputError, MissingPropertyError
 from ..core.measured import Native, tensors_of
-from .checks import probe
+from ..core.params import trainable
+from .apart import names_per_image
+from .checks import REMEDIES, probe
 from .foreign import LinearPhysicsLike
 from .layout import Layout, layout_of
 from .private import (
     aligned,
-    batched_names,
+    check_slices,
     is_narrow,
+    named_tensors,
     of_images,
+    physics_parts,
+    registered,
     same,
     snapshot,
-    tensor_named,
     widened,
     with_tensors,
 )
 from .spectrum import (
+    Near,
     averages,
     convolution_defect,
     largest_eigenvalue,
@@ -46,7 +51,6 @@ LIKE_A_CONVOLUTION = 0.8
 the symbol: 0.2 to 0.7 were seen for blurs, MRI and CT, about 1 for dense random matrices.
 """
 
-
 MOST_VARIANTS = 8
 """Sets of parameters per image that are remembered with what was found out about them."""
 
@@ -62,13 +66,17 @@ class LinearMap:
     Args:
         physics: a ``deepinv.physics.LinearPhysics`` (Denoising, Blur, MRI, Tomography, ...).
         trusted: the operator is a variant of one that has been probed (other parameters).
+        near: that one, where it has the same tensors with other values of what is learned: what was
+            found out about it is not found out again, and the norm costs a few products at most.
 
     Raises:
         InputError: not a deepinv physics.
         MissingPropertyError: a physics without an adjoint (not linear).
     """
 
-    def __init__(self, physics: torch.nn.Module, *, trusted: bool = False) -> None:
+    def __init__(
+        self, physics: torch.nn.Module, *, trusted: bool = False, near: LinearMap | None = None
+    ) -> None:
         from deepinv.physics import Denoising, Inpainting, LinearPhysics, Physics
 
         if not isinstance(physics, Physics):
@@ -89,8 +97,8 @@ class LinearMap:
                 remedy="Gradients of ||A x - y||^2 need A^T; derive your operator from "
                 "deepinv.physics.LinearPhysics.",
             )
-        self.physics = cast(LinearPhysicsLike, physics)
-        self.trusted = trusted
+        self.physics = registered(cast(LinearPhysicsLike, physics))
+        self.trusted, self.near = trusted, near
         # an adjoint that deepinv makes by autograd is one of float32 only: we make our own
         missing = vars(physics).get("A_adj", True) is None
         self.by_autograd = missing and type(physics).A_adjoint is LinearPhysics.A_adjoint
@@ -107,6 +115,10 @@ class LinearMap:
         self._spectrum: dict[tuple[object, ...], Constants] = {}
         self._mean: dict[tuple[object, ...], MeanCurvature | None] = {}
         self._majorants: dict[tuple[object, ...], Tensor] = {}
+        self._layouts: dict[tuple[object, ...], tuple[Layout, torch.Size, torch.dtype]] = {}
+        self._tops: dict[tuple[object, ...], Tensor] = {}
+        self._parts: dict[int, LinearMap] = {}
+        self._norms: dict[tuple[object, ...], Constants] = {}
         self._double: LinearMap | None = None
         self._variants: dict[object, tuple[LinearMap, dict[str, Tensor]]] = {}
 
@@ -120,7 +132,9 @@ class LinearMap:
     @property
     def probed(self) -> bool:
         """Whether the operator has passed its probes, or is a variant of one that has."""
-        return self.trusted or bool(self._checked)
+        others = [other for other, _ in self._variants.values()]
+        others += [] if self._double is None else [self._double]
+        return self.trusted or bool(self._checked) or any(o.probed for o in others)
 
     def double(self) -> LinearMap:
         """The same operator in float64 (kept, so the copy is made once)."""
@@ -129,9 +143,11 @@ class LinearMap:
         self.refresh()
         if self._double is None:
             try:
-                self._double = LinearMap(widened(self.physics), trusted=self.trusted)
+                wide = widened(self.physics)
+                self._double = LinearMap(wide, trusted=self.trusted, near=self.near)
                 self._double.refresh()
                 self._double._spectrum = self._spectrum  # one operator, one spectrum
+                self._double._tops = self._tops
             except RuntimeError as error:  # deepcopy refuses tensors with a graph
                 raise InputError(
                     f"physics {type(self.physics).__name__}",
@@ -187,12 +203,11 @@ class LinearMap:
                 with one slice per image.
         """
         self.refresh()
-        known = {
-            name for name, _ in (*self.physics.named_buffers(), *self.physics.named_parameters())
-        }
-        # names of the noise model (sigma, gain) say nothing of A
-        noise = {name.rsplit(".", 1)[-1] for name in known if name.startswith("noise_model.")}
-        unknown = sorted(set(params) - known.union(noise, dir(self.physics)))
+        known = {name for name, _ in named_tensors(self.physics)}
+        # those of parts as well; names of the noise model (sigma, gain) say nothing of A
+        inside = {name.rsplit(".", 1)[-1] for name in known}
+        of_parts = {name for _, part in physics_parts(self.physics) for name in dir(part)}
+        unknown = sorted(set(params) - known.union(inside, of_parts))
         if unknown:
             raise InputError(
                 "params",
@@ -206,8 +221,9 @@ class LinearMap:
             if len(self._variants) >= MOST_VARIANTS:
                 self._variants.clear()
             physics = with_tensors(self.physics, aligned(self.physics, params))
-            _check_slices(physics, params)
-            other = LinearMap(physics, trusted=self.trusted)
+            check_slices(physics, params)
+            first = [m._variants[key][0] for m in self._family()[1:] if key in m._variants]
+            other = LinearMap(physics, trusted=self.trusted, near=first[0] if first else None)
             self._variants[key] = other, dict(params)  # held, so that no identity is used again
         return self._variants[key][0]
 
@@ -217,12 +233,15 @@ class LinearMap:
             return self.double()
         return self
 
-    def tied(self, y: Native, x: Tensor | None = None) -> tuple[TiedMap, Tensor, Tensor]:
+    def tied(
+        self, y: Native, x: Tensor | None = None, lazy: bool = False
+    ) -> tuple[TiedMap, Tensor, Tensor]:
         """The operator for a batch of measurements, checked; real measurements; the image A^T y.
 
         Args:
             y: as the physics makes them, (b, ...).
             x: images of the shape to be reconstructed, real (b, c, ...); A^T y when None.
+            lazy: x itself will do in the place of A^T y.
 
         Raises:
             AdjointError: the adjoint does not belong to A.
@@ -237,14 +256,33 @@ class LinearMap:
             data = layout.data_in(tensor)
             return TiedMap(self, layout, data.shape[0]), data, data
 
-        back = self.image(y)
-        layout = layout_of(y, back)
-        image = layout.image_in(back)
+        kind = tuple((t.shape[1:], t.dtype) for t in tensors_of(y))
+        seen = self._layout_seen(kind) if lazy and x is not None else None
+        if seen is not None and x is not None and (x.shape[1:], x.dtype) == seen[1:]:
+            layout, image = seen[0], x
+        else:
+            back = self.image(y)
+            layout = layout_of(y, back)
+            image = layout.image_in(back)
+            # A^T is half an evaluation of the energy, as is the look at one image that follows
+            self.cost += Cost(hessian_products=image.shape[0] // 2 + 1)
+            self._layouts[kind] = (layout, image.shape[1:], image.dtype)
         data = layout.data_in(y)
         like = image if x is None else x
-        self.cost += Cost(hessian_products=1 if x is None else 0)
         names = self._check(like, layout)
         return TiedMap(self, layout, like.shape[0], names), data, image
+
+    def _layout_seen(
+        self, kind: tuple[object, ...]
+    ) -> tuple[Layout, torch.Size, torch.dtype] | None:
+        """What measurements of a kind were seen to be, here or at other parameters."""
+        return next((m._layouts[kind] for m in self._family() if kind in m._layouts), None)
+
+    def _family(self) -> list[LinearMap]:
+        """This map, the one it is a variant of, and what that is in float64."""
+        near = self.near
+        others = () if near is None else (near, near._double)
+        return [self, *(m for m in others if m is not None)]
 
     def on(self, x: Tensor) -> TiedMap:
         """The operator for real images like x (b, c, ...), checked; see ``tied``."""
@@ -286,11 +324,14 @@ class LinearMap:
         """Names of the tensors per image; refuses operators that are not what they should be."""
         key = (tuple(x.shape[1:]), x.dtype, layout)
         many = (*key, x.shape[0])
+        looked = self._family() if self.trusted else [self]
         for known in (key, many):
-            if known in self._checked:
-                return self._checked[known]
+            for other in looked:
+                if known in other._checked:
+                    return other._checked[known]
 
-        names = self._per_image(x, layout)
+        names, spent = names_per_image(TiedMap(self, layout, 1), x)
+        self.cost += spent
         if not self.trusted:
             tied = TiedMap(self, layout, x.shape[0], names)
             one = tied.select(torch.zeros(1, dtype=torch.int64)) if names else tied
@@ -321,7 +362,7 @@ class LinearMap:
                 f"physics {type(self.physics).__name__}",
                 given=f"{words} with relative mismatch {size:.2e} in {like.dtype}",
                 expected=f"at most {tolerance:.0e}",
-                remedy=_REMEDIES["adjoint" if of_adjoint else "map"],
+                remedy=REMEDIES["adjoint" if of_adjoint else "map"],
             )
 
     @torch.no_grad()
@@ -355,44 +396,6 @@ class LinearMap:
                 "copy can be promoted, or work in float64.",
             )
 
-    @torch.no_grad()
-    def _per_image(self, x: Tensor, layout: Layout) -> frozenset[str]:
-        """Names of the tensors that hold one slice per image, after a test of all images.
-
-        Raises:
-            InputError: the operator takes the batch as a whole only.
-        """
-        count = x.shape[0]
-        alone = TiedMap(self, layout, 1)
-        try:
-            single = alone.forward(x[:1])
-            if single.shape[0] == 1:
-                return frozenset()
-        except (RuntimeError, ValueError, AssertionError, IndexError):
-            pass  # a map for a whole batch need not take one image
-
-        names = batched_names(self.physics, count)
-        try:
-            together = alone.forward(x)
-            self.cost += Cost(hessian_products=count)
-            ok = bool(names) and together.shape[0] == count
-            for i in {0, count - 1} if ok else ():
-                part = TiedMap(self, layout, count, names).select(torch.tensor([i]))
-                own = part.forward(x[i : i + 1])
-                ok = ok and own.shape[0] == 1 and torch.allclose(own[0], together[i], rtol=1e-4)
-        except (RuntimeError, ValueError, AssertionError, IndexError):
-            ok = False
-        if not ok:
-            raise InputError(
-                f"physics {type(self.physics).__name__}",
-                given=f"an operator that takes these {count} images at once, but not one of them",
-                expected="one operator for all images, or tensors (buffers or parameters) with "
-                "one slice per image",
-                remedy="Pass what differs between images as params={name: (b, ...)} to solve, or "
-                "to Pairs.",
-            )
-        return names
-
     # --- what is known of it ----------------------------------------------------------------------
     @property
     def effort(self) -> float:
@@ -410,33 +413,6 @@ class LinearMap:
 
     def __repr__(self) -> str:
         return f"LinearMap({type(self.physics).__name__})"
-
-
-def _check_slices(physics: LinearPhysicsLike, params: Mapping[str, Tensor]) -> None:
-    """Refuse parameters per image whose first axis the physics took for another one.
-
-    Raises:
-        InputError: names the tensor.
-    """
-    for name, t in params.items():
-        kept = tensor_named(physics, name)
-        if kept is None or not kept.dim() or not t.dim() or kept.shape[0] == t.shape[0]:
-            continue
-        raise InputError(
-            f"params[{name!r}]",
-            given=f"shape {tuple(t.shape)}, of which {type(physics).__name__} made "
-            f"{tuple(kept.shape)}",
-            expected=f"one slice per image, ({t.shape[0]}, ...), that stays one",
-            remedy="Give it all axes that the tensor of the physics has.",
-        )
-
-
-_REMEDIES = {
-    "adjoint": "Implement A_adjoint as the exact transpose of A (for example with "
-    "deepinv.physics.adjoint_function).",
-    "map": "A must be linear (no offset, no clipping, no noise), the same at every call, and "
-    "treat every image of a batch by itself; put an offset into the data: y - A(0).",
-}
 
 
 class TiedMap:
@@ -505,6 +481,10 @@ class TiedMap:
         chosen = index if self.index is None else self.index.to(index.device)[index]
         return TiedMap(self.map, self.layout, self.count, self.names, chosen)
 
+    def of_each(self, count: int, names: frozenset[str]) -> TiedMap:
+        """The same map for a batch whose images have slices of the tensors ``names``."""
+        return TiedMap(self.map, self.layout, count, names)
+
     def double(self) -> TiedMap:
         """The same in float64."""
         if self.map.is_identity:
@@ -529,11 +509,40 @@ class TiedMap:
         if key not in self.map._spectrum:
             found = singular_values(self, x)
             if found is None:
-                like = self._like(x)
-                found, cost = largest_eigenvalue(self, like)
-                self.map.cost += cost
+                norm = largest_eigenvalue(self, self._like(x), self._part, self._near(key))
+                found = norm.constants
+                self.map.cost += norm.cost
+                if norm.top is not None:
+                    self.map._tops[key] = norm.top
             self.map._spectrum[key] = found
         return self.map._spectrum[key]
+
+    def _near(self, key: tuple[object, ...]) -> Near | None:
+        """The operator of which this one is a variant."""
+        first = self.map.near
+        if first is None:
+            return None
+        known = None if self.names else first._spectrum.get(key)
+        return Near(first.physics, known, first._tops.get(key))
+
+    def _part(self, number: int, physics: LinearPhysicsLike, x: Tensor) -> tuple[Constants, Cost]:
+        """The spectrum of a part, see ``norms.OfPart``; one that is not learned is looked at once
+        for all theta.
+        """
+        key, family = (number, tuple(x.shape[1:])), self.map._family()
+        fixed = number >= 0 and not self.names and not trainable(physics)
+        for known in family if fixed else ():
+            if key in known._norms:
+                return known._norms[key], Cost()
+
+        near = self.map.near if not self.names else None
+        first = None if near is None else near._parts.get(number)
+        part = LinearMap(physics, trusted=True, near=first)
+        self.map._parts[number] = part
+        found = part.on(x).spectrum(x)
+        if fixed:
+            self.map._norms[key] = found
+        return found, part.cost
 
     def mean_curvature(self, x: Tensor) -> MeanCurvature | None:
         """Averages of A^T A for images like ``x``, as one image (1, ...) that broadcasts.
@@ -570,11 +579,8 @@ class TiedMap:
         return self.map._majorants[key]
 
     def fitted(self, image: Tensor, data: Tensor) -> Tensor:
-        """t A^T y with the t >= 0 that fits the data best, per image: a start of the right size.
-
-        Args:
-            image: A^T y, (b, c, ...).
-            data: y.
+        """t A^T y, made from the image A^T y and the data y, with the t >= 0 that fits best, per
+        image: a start of the right size.
         """
         if self.is_identity:
             return image

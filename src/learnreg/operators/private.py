@@ -8,13 +8,15 @@ from __future__ import annotations
 import copy
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import InputError
+from ..core.params import NOISE, keeping_learned, trainable
 from .foreign import LinearPhysicsLike
 
 M = TypeVar("M", bound=nn.Module)
@@ -29,8 +31,8 @@ DEPTH = 4
 """How deep plain attributes of a physics are looked into for changes."""
 
 
-def clone(physics: M) -> M:
-    """A deep copy, random generators included.
+def clone(physics: M, shared: Iterable[Tensor] = ()) -> M:
+    """A deep copy, random generators included; tensors in ``shared`` stay the same ones.
 
     deepinv's own method looks for generators in everything that can be reached, half a second of
     it; it is asked where one is not an attribute of a module.
@@ -38,6 +40,7 @@ def clone(physics: M) -> M:
     from deepinv.physics import Physics
 
     memo: dict[int, object] = {id(g): _same_generator(g) for g in _generators(physics)}
+    memo |= {id(t): t for t in shared}
     with torch.inference_mode(False), torch.no_grad():
         try:
             copied: M = copy.deepcopy(physics, memo)
@@ -45,7 +48,44 @@ def clone(physics: M) -> M:
             if not isinstance(physics, Physics):
                 raise
             copied = physics.clone()
-    return without_inference(copied)
+    return without_inference(_with_lists(copied))
+
+
+def _with_lists(module: M) -> M:
+    """``module`` with its plain lists of modules as lists that are registered, in place: deepinv's
+    stacks hold their operators in one, where no copy in float64 would reach them.
+    """
+    for part in list(module.modules()):
+        for name, value in list(vars(part).items()):
+            if _is_list(value):
+                setattr(part, name, nn.ModuleList([_with_lists(m) for m in _listed(value)]))
+    return module
+
+
+def parts(physics: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a physics by name, itself included, and those in plain lists."""
+    for name, module in physics.named_modules():
+        yield prefix + name, module
+        for key, value in vars(module).items():
+            for i, listed in enumerate(_listed(value) if _is_list(value) else ()):
+                yield from parts(listed, f"{prefix}{name}{'.' if name else ''}{key}.{i}.")
+
+
+def named_tensors(physics: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Its parameters and buffers by name, those of operators in plain lists included."""
+    for name, module in parts(physics):
+        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for key, t in own:
+            yield f"{name.rstrip('.')}{'.' if name.rstrip('.') else ''}{key}", t
+
+
+def _is_list(value: object) -> bool:
+    """Whether a plain attribute is a list of modules."""
+    return isinstance(value, list) and bool(value) and all(isinstance(m, nn.Module) for m in value)
+
+
+def _listed(value: object) -> list[nn.Module]:
+    return [m for m in value if isinstance(m, nn.Module)] if isinstance(value, list) else []
 
 
 def _generators(physics: nn.Module) -> list[torch.Generator]:
@@ -94,7 +134,8 @@ def widened(physics: M) -> M:
         for name, value in own.items():  # tensors that were never registered
             if isinstance(value, Tensor):
                 own[name] = promoted(value)
-    wide._apply(promoted)  # type: ignore[no-untyped-call]  # torch has no types here
+    with keeping_learned(wide):
+        wide._apply(promoted)  # type: ignore[no-untyped-call]  # torch has no types here
     return wide
 
 
@@ -120,14 +161,14 @@ def noise_of(physics: nn.Module) -> Mapping[str, object]:
 
 def is_narrow(physics: nn.Module) -> bool:
     """Whether some tensor of the physics has less than double precision."""
-    if any(vars(module).get("dtype") == torch.float32 for module in physics.modules()):
+    if any(vars(module).get("dtype") == torch.float32 for _, module in parts(physics)):
         return True  # some of deepinv's keep a dtype of their own
-    tensors = (*physics.parameters(), *physics.buffers())
-    # a scalar such as a device holder or a noise level decides nothing
+    tensors = [t for _, t in named_tensors(physics)]
+    # a scalar such as a device holder or a noise level decides nothing, one that is learned does
     return any(
         t.dtype in (torch.float32, torch.complex64, torch.float16, torch.bfloat16)
         for t in tensors
-        if t.numel() > 1
+        if t.numel() > 1 or t.requires_grad
     )
 
 
@@ -141,7 +182,7 @@ def of_images(physics: M, index: Tensor, count: int, names: frozenset[str]) -> M
 
 def tensor_named(physics: nn.Module, name: str) -> Tensor | None:
     """The parameter or buffer of that name, or the only one of a part whose name ends in it."""
-    named = dict((*physics.named_parameters(), *physics.named_buffers()))
+    named = dict(named_tensors(physics))
     if name in named:
         return named[name]
     inside = [t for full, t in named.items() if full.endswith(f".{name}")]
@@ -162,11 +203,78 @@ def aligned(physics: nn.Module, params: Mapping[str, Tensor]) -> dict[str, Tenso
     return {name: of(name, t) for name, t in params.items()}
 
 
+def shallow(physics: M) -> M:
+    """A copy that shares all tensors: those put in their place leave the original as it is."""
+    return _replaced(physics, lambda name, t: t)
+
+
+def check_slices(physics: LinearPhysicsLike, params: Mapping[str, Tensor]) -> None:
+    """Refuse parameters per image whose first axis the physics took for another one.
+
+    Raises:
+        InputError: names the tensor.
+    """
+    for name, t in params.items():
+        kept = tensor_named(physics, name)
+        if kept is None or not kept.dim() or not t.dim() or kept.shape[0] == t.shape[0]:
+            continue
+        raise InputError(
+            f"params[{name!r}]",
+            given=f"shape {tuple(t.shape)}, of which {type(physics).__name__} made "
+            f"{tuple(kept.shape)}",
+            expected=f"one slice per image, ({t.shape[0]}, ...), that stays one",
+            remedy="Give it all axes that the tensor of the physics has.",
+        )
+
+
 def with_tensors(physics: LinearPhysicsLike, tensors: Mapping[str, Tensor]) -> LinearPhysicsLike:
-    """A copy updated with parameters, as ``physics.update(**tensors)`` would do it."""
-    copied = clone(physics)
+    """A copy updated with parameters, as ``physics.update(**tensors)`` would do it; what is learned
+    is that of ``physics``, so that derivatives reach it.
+    """
+    copied = clone(physics, trainable(physics))
     copied.update(**tensors)
+    if _is_stack(physics):  # which takes parameters in ``A`` and forgets to hand on updates
+        for name, module in physics_parts(copied):
+            if name:
+                module.update(**tensors)
     return copied
+
+
+def registered(physics: M) -> M:
+    """The physics, or a shallow copy of a stack that torch knows the parts of.
+
+    why: deepinv keeps them in a list, where their parameters are not found and not converted.
+    """
+    from deepinv.physics import StackedPhysics
+
+    listed = vars(physics).get("physics_list")
+    if not isinstance(physics, StackedPhysics) or not isinstance(listed, list):
+        return physics
+    copied = copy.copy(physics)
+    state = copied.__dict__ = dict(physics.__dict__)
+    del state["physics_list"]
+    state["_modules"] = {**state["_modules"], "physics_list": nn.ModuleList(listed)}
+    return copied
+
+
+def with_absolute(physics: M, name: str) -> M:
+    """A shallow copy with the absolute values of one of its tensors."""
+    return _replaced(physics, lambda key, t: t.abs() if key == name else t)
+
+
+def _is_stack(physics: LinearPhysicsLike) -> bool:
+    from deepinv.physics.forward import StackedPhysics
+
+    return isinstance(physics, StackedPhysics)
+
+
+def physics_parts(physics: LinearPhysicsLike) -> Iterator[tuple[str, LinearPhysicsLike]]:
+    """Those of its modules that are operators."""
+    from deepinv.physics import Physics
+
+    for name, module in parts(cast(nn.Module, physics)):
+        if isinstance(module, Physics):
+            yield name, cast(LinearPhysicsLike, module)
 
 
 def windowed(physics: M, sides: torch.Size, rows: slice, columns: slice) -> M:
@@ -176,7 +284,7 @@ def windowed(physics: M, sides: torch.Size, rows: slice, columns: slice) -> M:
 
 def batched_names(physics: nn.Module, count: int) -> frozenset[str]:
     """Names of the tensors that may hold one slice per image of a batch of ``count``."""
-    named = (*physics.named_parameters(), *physics.named_buffers())
+    named = named_tensors(physics)
     return frozenset(name for name, t in named if t.dim() > 1 and t.shape[0] == count)
 
 
@@ -193,6 +301,11 @@ def _replaced(module: M, change: Callable[[str, Tensor], Tensor], prefix: str = 
         name: None if m is None else _replaced(m, change, f"{prefix}{name}.")
         for name, m in state["_modules"].items()
     }
+    for key, value in list(state.items()):
+        if _is_list(value):
+            state[key] = [
+                _replaced(m, change, f"{prefix}{key}.{i}.") for i, m in enumerate(_listed(value))
+            ]
     return copied
 
 
@@ -204,15 +317,20 @@ def snapshot(physics: nn.Module) -> tuple[object, ...]:
 
     The tensors themselves are held, so that no other one can take the place of their identity.
     """
-    tensors = [_Seen(t) for t in (*physics.parameters(), *physics.buffers())]
+    tensors = [_Seen(t) for _, t in named_tensors(physics)]
     plain = [
         (name, key, mark)
-        for name, module in physics.named_modules()
+        for name, module in parts(physics)
         for key, value in vars(module).items()
         if key not in _OWN_STATE
         for mark in _marks(value, DEPTH)
     ]
     return (*tensors, *plain)
+
+
+def of_tensors(physics: nn.Module) -> tuple[object, ...]:
+    """The tensors of A alone: noise that was drawn and a pseudo-inverse leave other traces."""
+    return tuple(_Seen(t) for name, t in named_tensors(physics) if NOISE not in name.split("."))
 
 
 def same(a: tuple[object, ...], b: tuple[object, ...]) -> bool:

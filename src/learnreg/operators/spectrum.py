@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol, Self, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,11 +14,20 @@ from ..core.batch import expand, norm
 from ..core.bounds import Bound, Constants, Curvature, Kind
 from ..core.cost import Cost
 from ..core.curvature import MeanCurvature
+from .applied import Applied
 from .foreign import DecomposablePhysicsLike, LinearPhysicsLike
-from .layout import Layout
-from .nonnegative import collatz_wielandt, known_nonnegative, shows_a_negative_entry
+from .nonnegative import (
+    PRODUCTS,
+    collatz_wielandt,
+    known_nonnegative,
+    shows_a_negative_entry,
+)
+from .norms import FEW, OfPart, perturbed, proven
 
 POWER_ITERATIONS = 30
+
+ITERATIONS_NEAR = 6
+"""From the leading singular vector of an operator with slightly other parameters."""
 
 MAJORANT_ITERATIONS = 12
 """For a constant of step sizes only: 3 % below the limit on CT, of which the margin of 5 % takes
@@ -32,24 +42,6 @@ STRUCTURE = 1e-4
 
 ROUNDING = 1e-11
 """Relative defect that float64 itself explains."""
-
-
-class Applied(Protocol):
-    """What a spectrum is asked of: a ``TiedMap``."""
-
-    @property
-    def physics(self) -> LinearPhysicsLike: ...
-    @property
-    def layout(self) -> Layout: ...
-    @property
-    def names(self) -> frozenset[str]: ...
-    @property
-    def is_identity(self) -> bool: ...
-    @property
-    def is_mask(self) -> bool: ...
-    def forward(self, x: Tensor) -> Tensor: ...
-    def normal(self, x: Tensor) -> Tensor: ...
-    def double(self) -> Self: ...
 
 
 @torch.no_grad()
@@ -132,40 +124,91 @@ def _length(t: Tensor) -> float:
     return float(torch.linalg.vector_norm(t))
 
 
-@torch.no_grad()
-def largest_eigenvalue(tied: Applied, x: Tensor) -> tuple[Constants, Cost]:
-    """||A||^2 per image where the operators differ; mu is 0.
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """||A||^2 as it was found.
 
-    Proven where A has no negative entries, otherwise estimated by power iterations.
+    Attributes:
+        constants: per image where the operators differ; mu is 0 where nothing better is known.
+        cost: of finding it.
+        top: (b, ...), nearly the leading singular vector; None where no power iterations were made.
     """
-    known = known_nonnegative(tied.physics)
-    plain = not (tied.layout.several or tied.layout.complex_image)
+
+    constants: Constants
+    cost: Cost
+    top: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Near:
+    """The same operator at other parameters.
+
+    Attributes:
+        physics: with these.
+        constants: its spectrum.
+        top: its ``Norm.top``.
+    """
+
+    physics: LinearPhysicsLike
+    constants: Constants | None
+    top: Tensor | None
+
+
+@torch.no_grad()
+def largest_eigenvalue(tied: Applied, x: Tensor, of_part: OfPart, near: Near | None = None) -> Norm:
+    """Proven where A is made of parts that are known, or has no negative entries; otherwise
+    estimated by power iterations.
+
+    Args:
+        of_part: see ``norms.proven``.
+        near: of an operator that is one of many, the first one; then a few products have to do.
+    """
+    known = proven(tied, x, of_part, PRODUCTS if near is None else FEW)
+    if known is not None and known[0].L_kind.certifies:
+        return Norm(*known)
+
+    if near is not None and near.constants is not None:
+        moved = perturbed(tied.physics, near.physics, near.constants, x)
+        if moved is not None:
+            return Norm(moved, Cost())
+
+    word = known_nonnegative(tied.physics)
+    plain = not (tied.layout.complex_image or any(p.complex for p in tied.layout.parts))
     wide = tied.double()
-    if known is Kind.ESTIMATE and plain:
+    if word is Kind.ESTIMATE and plain:
         plain = not shows_a_negative_entry(wide.forward, x)
-    if plain and known > Kind.UNKNOWN:
+    if plain and word > Kind.UNKNOWN:
         found = collatz_wielandt(wide.normal, x)
         if found is not None:
             products = found.products * x.shape[0]
-            constants = Constants(torch.zeros_like(found.upper), found.upper, Kind.BOUND, known)
-            return constants, Cost(hessian_products=products, power_iterations=products)
+            constants = Constants(torch.zeros_like(found.upper), found.upper, Kind.BOUND, word)
+            return Norm(constants, Cost(hessian_products=products, power_iterations=products))
+    if known is not None:
+        return Norm(*known)
 
-    values = power_iterations(tied.normal, x, POWER_ITERATIONS)
-    spent = POWER_ITERATIONS * x.shape[0]
+    start = None if near is None else near.top
+    count = POWER_ITERATIONS if start is None else ITERATIONS_NEAR
+    values, top = power_iterations(tied.normal, x, count, start)
+    spent = count * x.shape[0]
     constants = Constants(torch.zeros_like(values), 1.02 * values, Kind.BOUND, Kind.ESTIMATE)
-    return constants, Cost(hessian_products=spent, power_iterations=spent)
+    return Norm(constants, Cost(hessian_products=spent, power_iterations=spent), top)
 
 
-def power_iterations(apply: Callable[[Tensor], Tensor], x: Tensor, count: int) -> Tensor:
-    """The largest eigenvalue (b,) float64 of a symmetric map, from below; a fixed start."""
+def power_iterations(
+    apply: Callable[[Tensor], Tensor], x: Tensor, count: int, start: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalue (b,) float64 of a symmetric map, from below, and a vector (b, ...); a
+    fixed start where none is given.
+    """
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+    v = v if start is None else start.to(x)
     size = norm(v)
     for _ in range(count):
         # a map that sends v to zero stays there
         v = apply(v / expand(size.clamp_min(torch.finfo(v.dtype).tiny), v))
         size = norm(v)
-    return size.double()
+    return size.double(), v
 
 
 @torch.no_grad()
@@ -215,7 +258,7 @@ def majorant_symbol(
     """
     lifted = mean.symbol + LIFT * mean.symbol.amax()
     root = lifted.rsqrt()
-    largest = power_iterations(
+    largest, _ = power_iterations(
         lambda v: _filtered(tied.normal(_filtered(v, root)), root), x, MAJORANT_ITERATIONS
     )
     majorant = 1.05 * float(largest.max()) * lifted

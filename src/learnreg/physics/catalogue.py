@@ -495,6 +495,9 @@ class PET(_Base):
         arc: degrees over which the views are spread
         counts: what a ray through a width of ones gives
         background: expected counts of every ray without an image
+        attenuation: line integral of attenuation through the middle of a disc of nine tenths of the
+            width, by which rays are weakened
+        resolution: full width at half maximum of the blur of the detectors, in pixels
     """
 
     like_images: ClassVar[bool] = False
@@ -503,6 +506,8 @@ class PET(_Base):
     arc: float = 180.0
     counts: float = 50.0
     background: float = 5.0
+    attenuation: float = 0.0
+    resolution: float = 0.0
 
     def __post_init__(self) -> None:
         tidy(self)
@@ -510,6 +515,8 @@ class PET(_Base):
         check_number("arc", self.arc, lambda v: 0 < v <= 360, "degrees in (0, 360]")
         check_positive("counts", self.counts)
         check_positive("background", self.background)
+        for name in ("attenuation", "resolution"):
+            check_number(name, vars(self)[name], lambda v: v >= 0, "a number >= 0")
 
     def check(self, size: Size, channels: int = 1) -> None:
         super().check(size, channels)
@@ -521,21 +528,15 @@ class PET(_Base):
     def build(
         self, size: Size, channels: int = 1, seed: int = 0, noise: Noise | None = None
     ) -> nn.Module:
-        """``deepinv.physics.Tomography``, divided by the width of the image."""
-        from deepinv.physics import Tomography
+        """``deepinv.physics.Tomography``, divided by the width of the image; inside of an
+        ``EmissionTomography`` where there is attenuation or blur.
+        """
+        from .emission import scanner
 
         self.check(size, channels)
-        built = Tomography(
-            angles=_angles(None, self.angles, self.arc),
-            img_width=size[0],
-            circle=False,
-            normalize=False,
-            adjoint_via_backprop=True,
-            noise_model=(noise or self.default_noise()).build(),
-        )
-        built.register_buffer("operator_norm", torch.tensor(float(size[0])))
-        built.normalize = True
-        return _module(built)
+        views = _angles(None, self.angles, self.arc)
+        noise_model = (noise or self.default_noise()).build()
+        return scanner(views, size[0], self.attenuation, self.resolution, noise_model)
 
 
 def _angles(file: str | None, count: int, arc: float) -> Tensor:

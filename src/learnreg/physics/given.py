@@ -113,7 +113,7 @@ def plain_of(module: nn.Module) -> Mapping[str, object]:
 def parts_of(physics: nn.Module) -> list[nn.Module]:
     """The operators inside of an operator, in their order."""
     children = dict(physics.named_children())
-    inner = children.get("inner")
+    inner = children.get("inner", children.get("base"))
     if inner is not None:
         return [inner]
     listed = children.get("physics_list", plain_of(physics).get("physics_list"))

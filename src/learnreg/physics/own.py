@@ -11,7 +11,9 @@ from deepinv.physics import LinearPhysics, NoiseModel
 from deepinv.physics.functional import conv2d, conv_transpose2d
 from torch import Tensor, nn
 
+from ..core.measured import Native
 from ..operators.foreign import LinearPhysicsLike
+from .learned import LearnedPhysics
 
 
 class _Complex(LinearPhysicsLike):
@@ -20,10 +22,7 @@ class _Complex(LinearPhysicsLike):
     mask: Tensor
     coil_maps: Tensor
 
-    def noise(self, y: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def update_parameters(self, **tensors: object) -> None:
+    def noise(self, x: Native, **parameters: object) -> Tensor:
         raise NotImplementedError
 
 
@@ -76,7 +75,12 @@ def in_own_units(physics: nn.Module) -> bool:
     """Whether the measurements are no pictures: sinograms, k-space."""
     from deepinv.physics import MRI, MultiCoilMRI, Tomography
 
-    return isinstance(physics, Tomography | MRI | MultiCoilMRI | RealImages)
+    from .emission import EmissionTomography
+
+    if isinstance(physics, LearnedPhysics):
+        return in_own_units(physics.base)
+    known = Tomography | MRI | MultiCoilMRI | RealImages | EmissionTomography
+    return isinstance(physics, known)
 
 
 class Decimation(LinearPhysics):
@@ -107,6 +111,8 @@ class Decimation(LinearPhysics):
 
     def A(self, x: Tensor, **kwargs: object) -> Tensor:
         """Raises: ValueError for sizes that are no multiples of the factor."""
+        if kwargs:
+            self.update_parameters(**kwargs)
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
             raise ValueError(
                 f"images of {x.shape[-2]} x {x.shape[-1]} pixels; height and width must be "
@@ -116,6 +122,8 @@ class Decimation(LinearPhysics):
         return blurred[..., :: self.factor, :: self.factor]
 
     def A_adjoint(self, y: Tensor, **kwargs: object) -> Tensor:
+        if kwargs:
+            self.update_parameters(**kwargs)
         spread = y.new_zeros(*y.shape[:-2], self.factor * y.shape[-2], self.factor * y.shape[-1])
         spread[..., :: self.factor, :: self.factor] = y
         return conv_transpose2d(spread, self.filter, padding=self.padding)
@@ -125,10 +133,14 @@ class Counts(NoiseModel):
     """Counts above a background, y ~ Poisson(max(z, 0) / gain + background), for z = A x.
 
     Args:
-        gain: positive, what a count is worth in units of A x.
-        background: expected counts without an image, >= 0.
+        gain: positive, what a count is worth in units of A x; a number, or a tensor (b,).
+        background: expected counts without an image, >= 0: a number, or a tensor that broadcasts to
+            z, (1, ...) or (b, ...).
         rng: random generator.
     """
+
+    gain: Tensor
+    background: Tensor
 
     def __init__(
         self,
@@ -140,9 +152,28 @@ class Counts(NoiseModel):
         self.register_buffer("gain", self._float_to_tensor(gain))
         self.register_buffer("background", self._float_to_tensor(background))
 
-    def forward(self, x: Tensor, seed: int | None = None, **kwargs: object) -> Tensor:
-        """x of any shape -> counts of the same shape and type."""
+    def forward(
+        self,
+        x: Tensor,
+        seed: int | None = None,
+        gain: Tensor | None = None,
+        background: Tensor | None = None,
+        **kwargs: object,
+    ) -> Tensor:
+        """x of any shape -> counts of the same shape and type.
+
+        Args:
+            gain, background: in the place of its own, for this call.
+        """
         self.rng_manual_seed(seed)
         self.to(x.device)
-        rate = x.clamp_min(0) / self.gain.to(x) + self.background.to(x)
+        worth = _spread(self.gain if gain is None else gain, x)
+        rate = x.clamp_min(0) / worth + _spread(
+            self.background if background is None else background, x
+        )
         return torch.poisson(rate, generator=self.rng)
+
+
+def _spread(t: Tensor, x: Tensor) -> Tensor:
+    """A number per image (b,), or a tensor like x."""
+    return t.to(x).view(-1, *[1] * (x.dim() - 1)) if t.dim() <= 1 else t.to(x)

@@ -17,6 +17,7 @@ from ..core.errors import ModelFileError
 from ..core.measured import tensors_of
 from ..operators.foreign import LinearPhysicsLike
 from ..operators.private import widened
+from . import learned_recipes
 from .given import Given, Unknown, own_tensors, parts_of, plain_of
 from .noise_recipes import describe_noise, rebuild_noise
 
@@ -45,12 +46,14 @@ class Recipe:
         tensors: names of its tensors that are stored.
         make: the operator of stored settings and tensors, without noise.
         image: the shape (c, h, w) that an operator is bound to; None for one of any size.
+        inside: tensors that it keeps in modules of its own.
     """
 
     settings: Callable[[nn.Module], dict[str, object]]
     tensors: tuple[str, ...]
     make: Callable[[Given], nn.Module]
     image: Callable[[nn.Module], Shape | None]
+    inside: Callable[[nn.Module], dict[str, Tensor]] = lambda physics: {}
 
 
 def describe(
@@ -161,6 +164,7 @@ def _written(physics: nn.Module, prefix: str) -> tuple[dict[str, object], dict[s
 
     own = own_tensors(physics)
     kept = {name: own[name] for name in recipe.tensors if own.get(name) is not None}
+    kept |= recipe.inside(physics)
     for name, t in kept.items():
         if t.dim() >= 4 and t.shape[0] > 1:
             raise Unknown(
@@ -205,7 +209,7 @@ def _compare(physics: nn.Module, again: nn.Module, image: Shape | None) -> None:
         for part, rebuilt in zip(parts_of(physics), parts_of(again), strict=True):
             _compare(part, rebuilt, image)
         return
-    if type(physics).__name__ == "Denoising":
+    if type(physics).__name__ == "Denoising" or _waits(physics):
         return
 
     one, other = _typed(widened(physics).cpu()), _typed(widened(again))
@@ -238,7 +242,7 @@ def _any_shape(physics: nn.Module) -> Shape:
     """Images for an operator of any size: larger than its filters, multiples of its factors."""
     side, channels, factor = PROBE, 1, 1
     for module in physics.modules():
-        own, plain = own_tensors(module), plain_of(module)
+        own, plain = learned_recipes.tensors_of(module), plain_of(module)
         filter = own.get("filter")
         if filter is not None:
             side = max(side, 2 * max(filter.shape[-2:]))
@@ -268,9 +272,10 @@ def _read(header: Mapping[str, object], tensors: Mapping[str, Tensor], prefix: s
         raise ValueError(f"settings of {kind} that are no table")
 
     held = {name: tensors[prefix + name] for name in recipe.tensors if prefix + name in tensors}
+    held |= learned_recipes.held(tensors, prefix)
     physics = recipe.make(Given(kind, settings, held, parts))
     physics.noise_model = rebuild_noise(header)
-    own = own_tensors(physics)
+    own = dict((*physics.named_parameters(), *physics.named_buffers()))
     learned = header.get("learned", [])
     if not isinstance(learned, list) or not set(learned) <= set(held):
         raise ValueError(f"learned tensors of {kind} that it does not have")
@@ -286,6 +291,8 @@ def _try(physics: nn.Module) -> None:
     Raises:
         RuntimeError, ValueError, TypeError, IndexError, AssertionError: as A raises them.
     """
+    if _waits(physics):
+        return
     shape = image_shape(physics) or _any_shape(physics)
     tensors = (*physics.parameters(), *physics.buffers())
     wide = any(t.dtype in (torch.float64, torch.complex128) for t in tensors if t.numel() > 1)
@@ -310,7 +317,7 @@ def _classes() -> dict[str, type]:
     from deepinv import physics as known
     from deepinv.physics.forward import ComposedLinearPhysics, StackedLinearPhysics
 
-    from . import own
+    from . import emission, learned, own
 
     return {
         kind.__name__: kind
@@ -329,6 +336,8 @@ def _classes() -> dict[str, type]:
             StackedLinearPhysics,
             own.Decimation,
             own.RealImages,
+            learned.LearnedPhysics,
+            emission.EmissionTomography,
         )
     }
 
@@ -354,7 +363,7 @@ def _recipes() -> dict[str, Recipe]:
             keep("padding", "use_fft"),
             ("filter",),
             lambda g: make(
-                "Blur", filter=g.tensor("filter", 4), padding=padded(g), use_fft=g.flag("use_fft")
+                "Blur", filter=g.maybe("filter"), padding=padded(g), use_fft=g.flag("use_fft")
             ),
             _unbound,
         ),
@@ -380,10 +389,13 @@ def _recipes() -> dict[str, Recipe]:
             lambda p: _of_tensor(p, "multipliers", (1, -2, -1)),
         ),
         "Inpainting": Recipe(
-            keep("img_size"),
+            _inpainting,
             ("mask",),
             lambda g: make(
-                "Inpainting", img_size=g.shape("img_size", None, MOST), mask=g.tensor("mask")
+                "Inpainting",
+                img_size=g.shape("img_size", None, MOST),
+                # why: one without a mask waits for those of single images
+                mask=None if g.settings.get("open") is True else g.tensor("mask"),
             ),
             _img_size,
         ),
@@ -445,14 +457,29 @@ def _recipes() -> dict[str, Recipe]:
         "RealImages": Recipe(
             keep(), (), lambda g: make("RealImages", inner=g.part(("MRI", "MultiCoilMRI"))), _real
         ),
+        "LearnedPhysics": Recipe(
+            learned_recipes.settings,
+            (),
+            learned_recipes.make,
+            _of_parts,
+            learned_recipes.inside,
+        ),
+        "EmissionTomography": Recipe(
+            keep(),
+            ("attenuation", "filter"),
+            lambda g: make(
+                "EmissionTomography",
+                inner=g.part(("Tomography",)),
+                attenuation=g.tensor("attenuation"),
+                filter=g.tensor("filter", 4),
+            ),
+            _of_parts,
+        ),
         "ComposedLinearPhysics": Recipe(
             keep(), (), lambda g: makes["ComposedLinearPhysics"](*g.all_parts()), _of_parts
         ),
         "StackedLinearPhysics": Recipe(
-            keep(),
-            (),
-            lambda g: makes["StackedLinearPhysics"](g.all_parts()),
-            _of_parts,
+            keep(), (), lambda g: makes["StackedLinearPhysics"](g.all_parts()), _of_parts
         ),
     }
 
@@ -470,6 +497,18 @@ def _plain(value: object) -> object:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise Unknown(f"a setting of it is a {type(value).__name__}")
+
+
+def _waits(physics: nn.Module) -> bool:
+    """Whether an operator has no mask yet, and can be applied with those of single images only."""
+    own = plain_of(physics).get("_buffers")
+    empty = isinstance(own, dict) and "mask" in own and own["mask"] is None
+    return empty or any(_waits(part) for part in parts_of(physics))
+
+
+def _inpainting(physics: nn.Module) -> dict[str, object]:
+    size = {"img_size": _plain(plain_of(physics)["img_size"])}
+    return size if own_tensors(physics).get("mask") is not None else {**size, "open": True}
 
 
 def _tomography(physics: nn.Module) -> dict[str, object]:

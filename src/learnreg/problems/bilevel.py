@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..core.asking import offers
 from ..core.batch import check_images
+from ..core.constraints import warn_of_truth
 from ..core.datasets import collect, is_dataset
 from ..core.errors import InputError
 from ..core.guards import check_energy, check_measured, check_pairs
@@ -56,12 +57,20 @@ class WithParams(Protocol):
     params: Mapping[str, Tensor]
 
 
-def _data(pairs: PairsLike) -> Measured:
+def data_of(pairs: PairsLike) -> Measured:
     """The measurements of pairs, with the operator parameters of each image if there are any."""
     y = pairs.y
     if isinstance(y, Measured):
         return y
     return Measured(y, (pairs.params or {}) if offers(pairs, WithParams) else {})
+
+
+def _units(part: object) -> Tensor:
+    """Natural steps of what a part of an energy learns; ones where it does not say."""
+    if offers(part, Units):
+        return part.units()
+    learned = trainable(part) if isinstance(part, nn.Module) else []
+    return torch.ones(sum(t.numel() for t in learned))
 
 
 def _plain(data: Measured) -> Tensor | Measured:
@@ -106,6 +115,9 @@ class BilevelProblem:
     Raises:
         InputError: no images, images and measurements of different number, nothing to learn, or a
             dataset whose items are no pairs or do not fit into memory.
+
+    Warns:
+        DataWarning: true images that the bounds of the energy shut out.
     """
 
     energy: Any  # a Level; of the class that was handed in
@@ -143,7 +155,7 @@ class BilevelProblem:
     def _with_truth(self, loss: PairLoss, pairs: PairsLike | Tensor | Measured) -> None:
         check_pairs(pairs)
         assert not isinstance(pairs, Tensor | Measured) and pairs.x is not None
-        data = _data(pairs)
+        data = data_of(pairs)
         if len(pairs) == 0 or pairs.x.shape[0] != len(data):
             raise InputError(
                 "pairs",
@@ -152,6 +164,8 @@ class BilevelProblem:
             )
         x = real_channels(pairs.x) if pairs.x.is_complex() else pairs.x
         check_images(x, "x")
+        if isinstance(self.energy, Tied) and self.energy.constraint is not None:
+            warn_of_truth(self.energy.constraint, x, stacklevel=4)
         self._check_data(data)
         plain = _plain(data)
         as_given = isinstance(plain, Tensor) and x is pairs.x
@@ -168,7 +182,7 @@ class BilevelProblem:
                 remedy="Use a loss of (x, x_true).",
             )
         alone = isinstance(pairs, Tensor | Measured)
-        data = measured(pairs) if isinstance(pairs, Tensor | Measured) else _data(pairs)
+        data = measured(pairs) if isinstance(pairs, Tensor | Measured) else data_of(pairs)
         self._check_data(data)
         tying = loss.tie_to(self.energy, _plain(data))
         x = None if isinstance(pairs, Tensor | Measured) or alone else pairs.x
@@ -218,12 +232,10 @@ class BilevelProblem:
     def units(self) -> Tensor:
         """A natural step of every entry of theta (d,); ones where nobody says."""
         ones = torch.ones_like(self.theta)
-        regularizer = self.energy.regularizer if isinstance(self.energy, Tied) else None
-        if not offers(regularizer, Units):
+        if not isinstance(self.energy, Tied):
             return ones
-        own = regularizer.units().to(ones)
-        # parameters of data term and physics stand behind those of the regularizer
-        return torch.cat([own, ones[own.numel() :]])
+        parts = (self.energy.regularizer, self.energy.fidelity, self.energy.physics)
+        return torch.cat([_units(part).to(ones) for part in parts])
 
     @property
     def size(self) -> int:

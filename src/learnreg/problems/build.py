@@ -15,19 +15,20 @@ def energy_for(
     regularizer: nn.Module,
     fidelity: object | None = None,
     tikhonov: float = 0.0,
+    constraint: object | None = None,
 ) -> Energy | SaddleEnergy:
     """A SaddleEnergy for a saddle regularizer (one whose ``saddle`` is True), an Energy for any
     other.
 
     Args:
-        physics, regularizer, fidelity: as for both of them.
+        physics, regularizer, fidelity, constraint: as for both of them.
         tikhonov: as for a SaddleEnergy.
 
     Raises:
         InputError: what they refuse; ``tikhonov`` for a differentiable regularizer.
     """
     if is_saddle(regularizer):
-        return SaddleEnergy(physics, regularizer, fidelity, tikhonov)
+        return SaddleEnergy(physics, regularizer, fidelity, tikhonov, constraint)
     if tikhonov:
         raise InputError(
             "tikhonov",
@@ -35,4 +36,4 @@ def energy_for(
             expected="0 with a differentiable regularizer",
             remedy="Add learnreg.regularizers.Tikhonov to the regularizer.",
         )
-    return Energy(physics, regularizer, fidelity)
+    return Energy(physics, regularizer, fidelity, constraint)

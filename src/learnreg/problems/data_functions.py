@@ -34,7 +34,9 @@ class Diagonal:
         return v * self.weights
 
     def select(self, index: Tensor) -> Diagonal:
-        return self if isinstance(self.weights, float) else Diagonal(_chosen(self.weights, index))
+        return (
+            self if isinstance(self.weights, float) else Diagonal(chosen_rows(self.weights, index))
+        )
 
 
 Box: TypeAlias = tuple[slice, slice]
@@ -48,6 +50,21 @@ def cropped(t: Tensor, box: Box, size: torch.Size) -> Tensor:
             part = box[axis]
             t = t.narrow(axis - 2, part.start, part.stop - part.start)
     return t
+
+
+@dataclass(frozen=True, eq=False)
+class OnBall:
+    """Bounds of the curvature psi'' of a sum over entries of a, wherever entries move a little.
+
+    Attributes:
+        second: of |psi''|, like a.
+        change: of |psi''(a') - psi''(a)|, like a.
+        third: a Lipschitz constant of psi'', like a; infinite where it jumps.
+    """
+
+    second: Tensor
+    change: Tensor
+    third: Tensor
 
 
 class DataFunction(ABC):
@@ -91,12 +108,26 @@ class DataFunction(ABC):
         """
         return None
 
+    def steepest(self) -> Tensor | None:
+        """Numbers that the diagonal of the Hessian exceeds nowhere, (1, ...) or (b, ...) like y;
+        None where the Hessian is not diagonal, or one number is all that is known.
+        """
+        return None
+
     def curvature(self, a: Tensor) -> Tensor | None:
         """The diagonal of the Hessian at a, like a; None where it is not diagonal."""
         hessian = self.linearize(a)
         if not isinstance(hessian, Diagonal):
             return None
         return torch.ones_like(a) * hessian.weights
+
+    def on_ball(self, a: Tensor, reach: Tensor) -> OnBall | None:
+        """Bounds over all a' with |a' - a| <= reach, entry by entry; None where they are not known.
+
+        Args:
+            reach: broadcasts to a.
+        """
+        return None
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest curvature, (b,) or (1,) each, float64."""
@@ -117,7 +148,7 @@ class DataFunction(ABC):
         return torch.zeros_like(self.y) if found is None else -found
 
 
-def _chosen(t: Tensor, index: Tensor) -> Tensor:
+def chosen_rows(t: Tensor, index: Tensor) -> Tensor:
     """The slices of some images; one slice for all images stays."""
     return t if t.shape[0] == 1 else t[index]
 
@@ -160,6 +191,14 @@ class Quadratic(DataFunction):
         weight = torch.tensor([self.weight], dtype=torch.float64, device=self.y.device)
         return Constants(weight, weight, Kind.EXACT, Kind.EXACT)
 
+    def on_ball(self, a: Tensor, reach: Tensor) -> OnBall:
+        weight = self.weight if isinstance(self.weight, float) else self.weight.detach().to(a)
+        zero = torch.zeros_like(a)
+        return OnBall((zero + weight).abs(), zero, zero)
+
+    def steepest(self) -> Tensor | None:
+        return self.weight.detach() if isinstance(self.weight, Tensor) else None
+
     def mean_weight(self) -> Tensor | float:
         if isinstance(self.weight, float):
             return self.weight
@@ -171,7 +210,7 @@ class Quadratic(DataFunction):
     def select(self, index: Tensor) -> Quadratic:
         weight = self.weight
         return Quadratic(
-            self.y[index], weight if isinstance(weight, float) else _chosen(weight, index)
+            self.y[index], weight if isinstance(weight, float) else chosen_rows(weight, index)
         )
 
     def window(self, box: Box) -> Quadratic:
@@ -212,6 +251,14 @@ class HuberFunction(DataFunction):
         zero = torch.zeros(1, dtype=torch.float64, device=self.y.device)
         return Constants(zero, zero + self.weight, Kind.EXACT, Kind.EXACT)
 
+    def on_ball(self, a: Tensor, reach: Tensor) -> OnBall:
+        """The curvature jumps from weight to zero where |a - y| passes the threshold."""
+        size = (a - self.y.to(a)).abs()
+        inside = (size - reach <= self.threshold).to(a)
+        jumps = (inside > 0) & (size + reach >= self.threshold)
+        change = self.weight * jumps.to(a)
+        return OnBall(self.weight * inside, change, torch.where(jumps, torch.inf, 0.0).to(a))
+
     def select(self, index: Tensor) -> HuberFunction:
         return replace(self, y=self.y[index])
 
@@ -219,59 +266,6 @@ class HuberFunction(DataFunction):
         return replace(self, y=cropped(self.y, box, self.y.shape[-2:]))
 
     def double(self) -> HuberFunction:
-        return replace(self, y=self.y.double())
-
-
-@dataclass(frozen=True, eq=False)
-class PoissonFunction(DataFunction):
-    """sum u - y log u with u = a / gain + r for a >= 0, continued below by its parabola at a = 0.
-
-    The logarithm has no continuation to u <= 0, and its curvature y / u^2 is unbounded towards it.
-    Below a = 0, where no expected number of counts lies, its Taylor polynomial of second order
-    takes its place: D is convex and twice continuously differentiable everywhere, with Hessian at
-    most y / (gain r)^2, and a minimizer with A x >= 0 is the one of the Poisson likelihood.
-    """
-
-    y: Tensor
-    background: float
-    gain: float
-
-    def _split(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """u for a >= 0, and how far a is below zero, in units of u."""
-        t = a / self.gain
-        return t.clamp_min(0) + self.background, t.clamp_max(0)
-
-    def value(self, a: Tensor) -> Tensor:
-        u, below = self._split(a)
-        r, y = self.background, self.y
-        local = u - y * u.log() + below * (1 - y / r) + 0.5 * y / r**2 * below.square()
-        return local.flatten(1).sum(dim=1)
-
-    def grad(self, a: Tensor) -> Tensor:
-        u, below = self._split(a)
-        return (1 - self.y / u + self.y / self.background**2 * below) / self.gain
-
-    def linearize(self, a: Tensor) -> Diagonal:
-        u, _ = self._split(a.detach())
-        return Diagonal(self.y.detach() / (u * self.gain).square())
-
-    def constants(self) -> Constants:
-        largest = self.y.detach().double().flatten(1).amax(dim=1)
-        steepest = largest / (self.gain * self.background) ** 2
-        return Constants(torch.zeros_like(steepest), steepest, Kind.EXACT, Kind.EXACT)
-
-    def mean_weight(self) -> Tensor:
-        """At u = y, where the minimizer is near."""
-        u = self.y.detach().clamp_min(self.background)
-        return (self.y.detach() / (u * self.gain).square()).flatten(1).mean(dim=1)
-
-    def select(self, index: Tensor) -> PoissonFunction:
-        return replace(self, y=self.y[index])
-
-    def window(self, box: Box) -> PoissonFunction:
-        return replace(self, y=cropped(self.y, box, self.y.shape[-2:]))
-
-    def double(self) -> PoissonFunction:
         return replace(self, y=self.y.double())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ..core.asking import offers
 from ..core.batch import check_images, dot, norm
 from ..core.bounds import Bound, Constants, Curvature, Kind
+from ..core.constraints import Interval
 from ..core.cost import Cost
 from ..core.curvature import MeanCurvature
 from ..core.errors import InputError, MissingPropertyError
@@ -30,12 +32,16 @@ from ..core.offers import (
     offers_averages,
     reach_of,
 )
+from ..core.params import reparametrized
 from ..core.protocols import Hessian
 from ..core.ranges import absent
 from ..operators.physics import TiedMap
 from ..operators.windows import cuts, window
 from .data_functions import DataFunction, weight_like
+from .energy_certificates import Parts
 from .fidelity import L2, DataTerm, WeightedL2, as_data_term, data_constants
+from .per_image import started
+from .sampling import SampledL2
 from .tied import ModuleLike, Tied
 
 NEEDED = ("value", "grad", "linearize", "directional", "bounds")
@@ -43,6 +49,12 @@ NEEDED = ("value", "grad", "linearize", "directional", "bounds")
 
 DUAL = ("dual_start", "dual_linearize", "dual_update")
 """Methods that make a dual variable, for the primal-dual Newton method."""
+
+
+class SmoothOnCondition(Protocol):
+    """A data term that has a gradient for some of its settings only, and refuses others."""
+
+    def check_smooth(self) -> None: ...
 
 
 class RegularizerLike(ModuleLike):
@@ -77,16 +89,23 @@ class Energy(Tied[RegularizerLike, DataTerm]):
         regularizer: R; ``learnreg.regularizers`` or your own module with the same methods.
         fidelity: D, ``L2()`` when None; ``WeightedL2``, ``Huber``, ``KL``, ``Foreign``, or a data
             term of deepinv.
+        constraint: bounds of the pixels of x, ``NonNegative()``, ``Between(lower, upper)`` or a
+            pair; None for no bounds. Reconstructions keep to them to the last bit, and certificates
+            and hypergradients are those of the constrained minimizer.
 
     Raises:
         InputError: not a physics, or a regularizer or data term that lacks a method (the message
-            names it).
+            names it); a constraint that is none.
         MissingPropertyError: a physics without an adjoint.
         AdjointError: at the first use of an image shape, if the adjoint fails the dot test.
     """
 
     def __init__(
-        self, physics: nn.Module, regularizer: nn.Module, fidelity: object | None = None
+        self,
+        physics: nn.Module,
+        regularizer: nn.Module,
+        fidelity: object | None = None,
+        constraint: object | None = None,
     ) -> None:
         check_parts(physics, regularizer, fidelity)
         if is_saddle(regularizer):
@@ -101,9 +120,12 @@ class Energy(Tied[RegularizerLike, DataTerm]):
             raise InputError(
                 "fidelity",
                 given=f"{type(data_term).__name__}, which has no gradient",
-                expected="a smooth data term: L2, WeightedL2, Huber, KL",
+                expected="a smooth data term: L2, WeightedL2, Huber, KL, PoissonGaussian",
                 remedy="Use SaddleEnergy and a saddle regularizer such as ExactTV.",
             )
+        asked: object = data_term
+        if offers(asked, SmoothOnCondition):
+            asked.check_smooth()
         missing = absent(regularizer, NEEDED)
         if missing and not isinstance(regularizer, type):
             raise InputError(
@@ -113,7 +135,7 @@ class Energy(Tied[RegularizerLike, DataTerm]):
                 remedy="See CONTRIBUTING.md, add a regularizer in five steps; a network or a "
                 "deepinv Prior with a potential becomes one by lr.regularizers.BlackBox.",
             )
-        super().__init__(physics, regularizer, data_term)
+        super().__init__(physics, regularizer, data_term, constraint)
 
     def at(self, y: Native | Measured, x: Tensor | None = None) -> EnergyAt:
         """The potentials x -> h(x; theta, y), one per image.
@@ -129,13 +151,16 @@ class Energy(Tied[RegularizerLike, DataTerm]):
         for tensor in measured(y).tensors:
             check_images(torch.view_as_real(tensor) if tensor.is_complex() else tensor, "y")
         before = self.operator.cost
-        operator, data, image = self.tie(y, x)
+        operator, data, image = self.tie(y, x, lazy=True)
         like = image if x is None else x
 
-        function = self.data_term(y).tie(data)
+        # what hangs on theta keeps doing so, whoever asks: its derivative is part of certificates
+        with torch.set_grad_enabled(torch.is_grad_enabled() or self.learns_fidelity):
+            function = self.data_term(y).tie(data)
         constants = data_constants(function, operator, like) + self._of_regularizer(like)
         spent = operator.map.cost - before if operator.map is self.operator else operator.map.cost
-        return EnergyAt(self, operator, function, constants, image, spent)
+        domain = self.domain(y, operator, image)
+        return EnergyAt(self, operator, function, constants, image, spent, image is not x, domain)
 
     def _of_regularizer(self, x: Tensor) -> Constants:
         """mu and L of R for images like x."""
@@ -199,9 +224,10 @@ class Energy(Tied[RegularizerLike, DataTerm]):
     @property
     def _of_regularizer_alone(self) -> bool:
         """Whether changes of Hessian and mixed derivative are those of the regularizer: a quadratic
-        data term free of theta adds nothing.
+        data term free of theta adds nothing. Otherwise they depend on the data (``EnergyAt``).
         """
-        return isinstance(self.fidelity, L2 | WeightedL2) and not self.learns_data
+        # why by type: a subclass may tie itself to a function that is not quadratic
+        return type(self.fidelity) in (L2, WeightedL2, SampledL2) and not self.learns_data
 
     def certificate(self, name: str, *args: Tensor) -> Tensor | None:
         """``hessian_change``, ``mixed_change`` or ``mixed_norm`` of the energy (b,), None where
@@ -213,14 +239,14 @@ class Energy(Tied[RegularizerLike, DataTerm]):
     def hessian_lipschitz(self) -> Bound:
         """Lipschitz constant of the Hessian in x."""
         r = self.regularizer
-        if self._of_regularizer_alone and offers(r, HessianLipschitz):
+        if type(self.fidelity) in (L2, WeightedL2) and offers(r, HessianLipschitz):
             return r.hessian_lipschitz() or Bound.unknown()
         return Bound.unknown()
 
     def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
         """Lipschitz constant of the mixed derivative on images with |x| <= reach."""
         r = self.regularizer
-        if self._of_regularizer_alone and offers(r, MixedLipschitz):
+        if self._of_regularizer_alone and offers(r, MixedLipschitz) and not reparametrized(r):
             return r.mixed_lipschitz(reach) or Bound.unknown()
         return Bound.unknown()
 
@@ -254,8 +280,10 @@ class EnergyAt:
         operator: A and A^T of these images.
         data: D(., y) of these images.
         constants: mu and L per image.
-        back: A^T y, (b, c, ...).
+        back: A^T y, (b, c, ...), or images of this shape.
         spent: work that tying it has cost, checks and norms included.
+        pulled: whether ``back`` is A^T y.
+        domain: bounds of the pixels; None where there are none.
     """
 
     energy: Energy
@@ -264,6 +292,8 @@ class EnergyAt:
     constants: Constants
     back: Tensor
     spent: Cost = Cost()
+    pulled: bool = True
+    domain: Interval | None = None
 
     @property
     def y(self) -> Tensor:
@@ -275,8 +305,12 @@ class EnergyAt:
         return self.energy.regularizer
 
     def first(self) -> Tensor:
-        """t A^T y with the t that fits the data best."""
-        return self.operator.fitted(self.back, self.data.y)
+        """t A^T y with the t that fits the data best, within the bounds; of counts, of what they
+        are without gain and background.
+        """
+        back = self.back if self.pulled else self.operator.adjoint(self.data.y)
+        first = started(self.operator, self.data, self.data.y, back)
+        return first if self.domain is None else self.domain.project(first)
 
     def value(self, x: Tensor) -> Tensor:
         """(b, c, ...) -> (b,)."""
@@ -312,6 +346,27 @@ class EnergyAt:
         return self.data.to_data(self.operator.forward(x), moved)
 
     @property
+    def _parts(self) -> Parts:
+        """What certificates are made of."""
+        e = self.energy
+        # the physics at theta, whose parameters are those of theta
+        return Parts(e.physics, e.regularizer, e.fidelity, self.operator, self.data, self.back)
+
+    def certificate(self, name: str, *args: Tensor) -> Tensor | None:
+        """``hessian_change``, ``mixed_change`` or ``mixed_norm`` of the energy (b,) with all of
+        theta, see ``energy_certificates``; None where a constant is not known.
+        """
+        return self._parts.certificate(name, *args)
+
+    def hessian_lipschitz(self) -> Bound:
+        """Lipschitz constant of the Hessian in x."""
+        return self._parts.hessian_lipschitz()
+
+    def mixed_lipschitz(self, reach: float = 1.0) -> Bound:
+        """Lipschitz constant of the mixed derivative on images with |x| <= reach."""
+        return self._parts.mixed_lipschitz(reach)
+
+    @property
     def reach(self) -> int | None:
         """A gradient at a pixel depends on no pixel farther than this; None where that is not
         known, or windows cannot be looked at alone.
@@ -343,9 +398,13 @@ class EnergyAt:
                 )
             back = self.back[..., rows, columns]
             operator = window(whole, self.back, rows, columns)
+            domain = None if self.domain is None else self.domain.window(rows, columns)
             if double:
                 data, back = data.double(), back.double()
-            return EnergyAt(energy, operator, data, self.constants, back)
+                domain = None if domain is None else domain.double()
+            return EnergyAt(
+                energy, operator, data, self.constants, back, pulled=self.pulled, domain=domain
+            )
 
         return window_of
 
@@ -451,6 +510,8 @@ class EnergyAt:
             self.data.select(index),
             self.constants.select(index),
             self.back[index],
+            pulled=self.pulled,
+            domain=None if self.domain is None else self.domain.select(index),
         )
 
     def double(self) -> EnergyAt:
@@ -463,6 +524,8 @@ class EnergyAt:
             self.data.double(),
             self.constants,
             self.back.double(),
+            pulled=self.pulled,
+            domain=None if self.domain is None else self.domain.double(),
         )
 
 

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from ..convex import Convex, KullbackLeibler, Norm, Squares, Zero
+from ..convex import Convex, Norm, Squares, Zero, ridged
 from ..core.bounds import Bound, Constants, Curvature
-from ..core.errors import InputError, MissingPropertyError
-from ..core.ranges import check_flag, check_number, check_positive, tidy
+from ..core.errors import InputError
+from ..core.ranges import check_number, check_positive, tidy
 from ..operators.physics import TiedMap
-from .data_functions import (
-    DataFunction,
-    ForeignFunction,
-    HuberFunction,
-    PoissonFunction,
-    Quadratic,
-)
+from .counts import KL as KL
+from .counts import Poisson as Poisson
+from .counts import PoissonGaussian as PoissonGaussian
+from .data_functions import DataFunction, ForeignFunction, HuberFunction, Quadratic
+from .per_image import checked, fitted
+from .weighted_norm import sharper
 
 
 @runtime_checkable
@@ -114,36 +113,28 @@ class WeightedL2(nn.Module):
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
-        if not isinstance(weights, Tensor) or not weights.is_floating_point() or weights.dim() < 2:
-            raise InputError(
-                "weights",
-                given=f"shape {tuple(weights.shape)}"
-                if isinstance(weights, Tensor)
-                else type(weights).__name__,
-                expected="a floating-point tensor (1, ...) or (b, ...) like y",
-                remedy="Add a batch dimension with weights[None].",
-            )
-        if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
-            raise InputError("weights", given="NaN, Inf or negative", expected="numbers >= 0")
+        checked("weights", weights)
         if isinstance(weights, nn.Parameter):
             self.weights = weights
         else:
             self.register_buffer("weights", weights)
 
+    @property
+    def per_image(self) -> frozenset[str]:
+        """Names that may be given per image."""
+        return frozenset({"weights"})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights."""
+        return {"weights": self.weights}
+
+    def replaced(self, **tensors: Tensor) -> Self:
+        """With other weights, which are not learned."""
+        return type(self)(tensors["weights"].detach())
+
     def tie(self, y: Tensor) -> Quadratic:
         """Raises: InputError for weights that do not fit y."""
-        weights = self.weights.to(y.dtype)
-        try:
-            fits = torch.broadcast_shapes(weights.shape, y.shape) == y.shape
-        except RuntimeError:
-            fits = False
-        if not fits or weights.shape[0] not in (1, y.shape[0]):
-            raise InputError(
-                "weights",
-                given=f"shape {tuple(weights.shape)}",
-                expected=f"(1, ...) or ({y.shape[0]}, ...) that broadcasts to {tuple(y.shape)}",
-                remedy="Pass weights that differ from image to image as params={'weights': ...}.",
-            )
+        weights = fitted("weights", self.weights, y)
         return Quadratic(y, weights)
 
     def bounds(self, operator: TiedMap, x: Tensor) -> Curvature:
@@ -153,11 +144,13 @@ class WeightedL2(nn.Module):
 
     def of_image(self, operator: TiedMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
         if operator.is_identity:
-            return _quadratic_of_image(operator, y, u, self.weights.detach().to(y), tikhonov)
+            weights = fitted("weights", self.weights.detach(), y)
+            return _quadratic_of_image(operator, y, u, weights, tikhonov)
         return None
 
     def of_data(self, y: Tensor) -> Convex:
-        return Squares(self.weights.detach().to(y).expand_as(y).contiguous(), y)
+        weights = fitted("weights", self.weights.detach(), y)
+        return Squares(weights.expand_as(y).contiguous(), y)
 
     def rest(self, tikhonov: float) -> Convex:
         return _ridge(tikhonov)
@@ -188,7 +181,7 @@ class Huber:
         return Curvature(Bound.exact(0.0), operator.spectrum(x).curvature.L * self.weight)
 
     def of_image(self, operator: TiedMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
-        return self.of_data(y) if operator.is_identity and not tikhonov else None
+        return ridged(self.of_data(y), tikhonov) if operator.is_identity else None
 
     def of_data(self, y: Tensor) -> Convex:
         scale = self.weight * self.threshold
@@ -218,82 +211,14 @@ class L1:
         return Curvature(Bound.exact(0.0), Bound.unknown())
 
     def of_image(self, operator: TiedMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
-        """For denoising without ``tikhonov``."""
-        return self.of_data(y) if operator.is_identity and not tikhonov else None
+        """For denoising."""
+        return ridged(self.of_data(y), tikhonov) if operator.is_identity else None
 
     def of_data(self, y: Tensor) -> Convex:
         return Norm(self.weight, y, isotropic=False)
 
     def rest(self, tikhonov: float) -> Convex:
         return _ridge(tikhonov)
-
-
-@dataclass(frozen=True)
-class KL:
-    """D(Ax, y) = sum u - y + y log(y / u) with u = A x / gain + background: counts y.
-
-    Up to a constant the negative log-likelihood of Poisson counts, as
-    ``deepinv.optim.PoissonLikelihood``. In an Energy it is continued below A x = 0 by its parabola
-    there (see ``PoissonFunction``), which changes no minimizer with A x >= 0.
-
-    Args:
-        background: r, positive: where it is small the curvature y / (gain r)^2 is large.
-        gain: positive, what a count is worth in units of A x. Counts are then
-            y = Poisson(A x / gain + r).
-        scaled: y is gain times the counts.
-    """
-
-    background: float = 1.0
-    gain: float = 1.0
-    scaled: bool = False
-
-    def __post_init__(self) -> None:
-        check_positive("background", self.background)
-        check_positive("gain", self.gain)
-        check_flag("scaled", self.scaled)
-        tidy(self)
-
-    def tie(self, y: Tensor) -> PoissonFunction:
-        """Raises: InputError for negative counts."""
-        y = y / self.gain if self.scaled else y
-        if bool((y < 0).any()):
-            raise InputError(
-                "y",
-                given=f"counts down to {float(y.min()):.3g}",
-                expected="counts >= 0",
-                remedy="The Kullback-Leibler distance is one of counts; use L2 or Huber for data "
-                "with noise below zero.",
-            )
-        return PoissonFunction(y, float(self.background), float(self.gain))
-
-    def bounds(self, operator: TiedMap, x: Tensor) -> Curvature:
-        """No curvature that holds everywhere: add ``tikhonov`` where a distance is to be
-        certified.
-        """
-        return Curvature(Bound.exact(0.0), Bound.unknown())
-
-    def of_image(self, operator: TiedMap, y: Tensor, u: Tensor, tikhonov: float) -> Convex | None:
-        """For denoising without ``tikhonov``."""
-        return self.of_data(y) if operator.is_identity and not tikhonov else None
-
-    def of_data(self, y: Tensor) -> Convex:
-        """Raises: MissingPropertyError for a gain, which saddle points do not take."""
-        if self.gain != 1:
-            raise MissingPropertyError(
-                "fidelity",
-                given=f"gain = {self.gain:g} in a SaddleEnergy",
-                expected="gain = 1",
-                remedy="Scale the physics by 1 / gain, or use a differentiable Energy.",
-            )
-        return KullbackLeibler(y, self.background)
-
-    def rest(self, tikhonov: float) -> Convex:
-        return _ridge(tikhonov)
-
-
-Poisson = KL
-"""The negative log-likelihood of Poisson counts is the Kullback-Leibler distance, up to a constant.
-"""
 
 
 class Foreign(nn.Module):
@@ -366,7 +291,8 @@ def _translated(fidelity: object) -> DataTerm | SaddleDataTerm:
     raise InputError(
         "fidelity",
         given=type(fidelity).__name__,
-        expected="L2, WeightedL2, Huber, L1, KL, a deepinv DataFidelity, or an object with tie(y)",
+        expected="L2, WeightedL2, Huber, L1, KL, PoissonGaussian, a deepinv DataFidelity, or an "
+        "object with tie(y)",
         remedy="For a function of your own: lr.problems.Foreign(lambda a, y: ..., mu=0.0).",
     )
 
@@ -387,20 +313,11 @@ class _Likelihood(Protocol):
 
 
 def _poisson(fidelity: _Likelihood) -> DataTerm:
-    """deepinv's Poisson likelihood: x / gain + bkg against y, or y / gain.
-
-    Raises:
-        InputError: no background, for which the likelihood is not smooth.
-    """
+    """deepinv's Poisson likelihood: x / gain + bkg against y, or y / gain."""
     distance = fidelity.d
-    gain, background = float(distance.gain), float(distance.bkg)
-    if not background > 0:
-        raise InputError(
-            "fidelity",
-            given="PoissonLikelihood without a background",
-            expected="bkg > 0, where the likelihood is smooth",
-            remedy="Pass PoissonLikelihood(gain, bkg=...), or use KL in a SaddleEnergy.",
-        )
+    background, gain = (
+        v if isinstance(v, Tensor) and v.dim() else float(v) for v in (distance.bkg, distance.gain)
+    )
     return KL(background, gain, scaled=bool(distance.denormalize))
 
 
@@ -431,7 +348,8 @@ class _Distance(nn.Module):
 
 
 def data_constants(function: DataFunction, operator: TiedMap, x: Tensor) -> Constants:
-    """mu and L of D(A ., y), per image: m sigma_min^2 <= A^T H A <= M ||A||^2 for m <= H <= M.
+    """mu and L of D(A ., y), per image: m sigma_min^2 <= A^T H A <= M ||A||^2 for m <= H <= M;
+    where A has no negative entry, L is the norm of A^T W A for the largest diagonal W >= H.
 
     A negative m is met by the largest singular value, and one of zero leaves nothing of A.
     """
@@ -441,7 +359,8 @@ def data_constants(function: DataFunction, operator: TiedMap, x: Tensor) -> Cons
     mu = torch.where(m >= 0, m * s, m * S)
     L = torch.maximum(M, -m) * S
     mu_kind = min(own.mu_kind, of_map.mu_kind if bool((m >= 0).all()) else of_map.L_kind)
-    return Constants(torch.where(mu.isnan(), 0.0, mu), L, mu_kind, min(own.L_kind, of_map.L_kind))
+    found = Constants(torch.where(mu.isnan(), 0.0, mu), L, mu_kind, min(own.L_kind, of_map.L_kind))
+    return sharper(found, function, operator, x)
 
 
 def _quadratic_of_image(

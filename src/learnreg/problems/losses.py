@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ from ..core.batch import dot, expand, norm
 from ..core.bounds import Bound, Kind
 from ..core.certificates import squared_error_bracket
 from ..core.errors import InputError
-from ..core.maps import Upper
+from ..core.maps import Level, Upper
 from ..core.measured import complex_channels
+from ..core.params import trainable
 from ..core.protocols import Loss
 from ..core.ranges import check_flag, check_positive, shown, tidy
 
@@ -174,6 +175,8 @@ class Custom:
         function: (x, x_true) -> (b,), or a scalar for a single image; smaller is better.
         smoothness: a Lipschitz constant of its gradient per image, if you know one.
         lipschitz: a Lipschitz constant of the function per image, if you know one.
+        energy: the function is called as (x, x_true, energy) with the energy at the theta in
+            question: it may depend on theta, and is differentiated in it as well.
 
     Raises:
         InputError: no function, a metric that is larger for better images, or a constant out of
@@ -183,12 +186,14 @@ class Custom:
     >>> absolute = Custom(torch.nn.L1Loss(reduction="sum"))
     """
 
-    function: ImageLoss
+    function: Callable[..., Tensor]
     smoothness: float | None = None
     lipschitz: float | None = None
+    energy: bool = False
 
     def __post_init__(self) -> None:
         tidy(self)
+        check_flag("energy", self.energy)
         if isinstance(self.function, type) or not callable(self.function):
             raise InputError(
                 "loss",
@@ -197,7 +202,7 @@ class Custom:
                 remedy="For example Custom(torch.nn.L1Loss()).",
             )
         _check_direction(self.function)
-        _check_arguments(self.function)
+        _check_arguments(self.function, 3 if self.energy else 2)
         check_positive("smoothness", self.smoothness, optional=True)
         check_positive("lipschitz", self.lipschitz, optional=True)
 
@@ -205,11 +210,12 @@ class Custom:
         """The upper loss of a batch with the given truth, real channels; the function sees complex
         images where they are.
         """
-        return CustomUpper(self, truth, complex_images)
+        kind = CustomOfTheta if self.energy else CustomUpper
+        return kind(self, truth, complex_images)
 
 
-def _check_arguments(function: ImageLoss) -> None:
-    """Refuse a function that does not take two images.
+def _check_arguments(function: Callable[..., Tensor], count: int) -> None:
+    """Refuse a function that does not take two images, and an energy where it is to see one.
 
     Raises:
         InputError: says so.
@@ -220,12 +226,14 @@ def _check_arguments(function: ImageLoss) -> None:
     except (TypeError, ValueError):  # built in: nobody knows
         return
     try:
-        parameters.bind(None, None)
+        parameters.bind(*[None] * count)
     except TypeError as error:
         raise InputError(
             "loss",
-            given=f"{shown(function)}, which cannot be called with two images ({error})",
-            expected="a function of (x, x_true)",
+            given=f"{shown(function)}, which cannot be called with two images"
+            f"{' and an energy' if count == 3 else ''} ({error})",
+            expected="a function of (x, x_true), or of (x, x_true, energy) for "
+            "Custom(..., energy=True)",
             remedy="For example lambda x, x_true: (x - x_true).abs().flatten(1).mean(dim=1).",
         ) from error
 
@@ -237,7 +245,7 @@ class _Directed(Protocol):
     train_loss: bool
 
 
-def _check_direction(function: ImageLoss) -> None:
+def _check_direction(function: Callable[..., Tensor]) -> None:
     """Refuse a metric that would be minimized although larger is better.
 
     Raises:
@@ -349,7 +357,7 @@ class CustomUpper:
         if self.complex_images:
             at, true = complex_channels(at), complex_channels(true)
         try:
-            return self.loss.function(at, true)
+            return self.loss.function(at, true, *self._more(at))
         except RuntimeError as error:
             raise InputError(
                 "loss",
@@ -358,6 +366,10 @@ class CustomUpper:
                 remedy="Values are taken in float64. Wrap a network in an nn.Module, whose type is "
                 "then respected, or cast inside.",
             ) from error
+
+    def _more(self, x: Tensor) -> tuple[object, ...]:
+        """What the function sees besides two images."""
+        return ()
 
     def _real(self, values: Tensor) -> Tensor:
         if values.is_complex():
@@ -370,7 +382,67 @@ class CustomUpper:
         return values
 
 
-def _dtype_of(function: ImageLoss, x: Tensor) -> torch.dtype:
+class Widened(Protocol):
+    """An energy that has a copy in float64."""
+
+    def widened(self) -> nn.Module: ...
+
+
+@dataclass(frozen=True, eq=False)
+class CustomOfTheta(CustomUpper):
+    """A ``Custom`` loss that sees the energy, see ``core.maps.OfTheta``.
+
+    Attributes:
+        energy: at theta; None before anybody has said which.
+        wide: its copy in float64, made when it is needed.
+    """
+
+    energy: Level | None = None
+    wide: list[object] = field(default_factory=list)
+
+    def at(self, energy: Level) -> CustomOfTheta:
+        return replace(self, energy=energy, wide=[])
+
+    def slope(self, x: Tensor) -> Tensor:
+        """By autograd, in the type of the parameters."""
+        assert self.energy is not None
+        parameters = trainable(cast(nn.Module, self.energy))
+        with torch.enable_grad():
+            total = self._per_image(x.detach().to(parameters[0].dtype)).sum()
+            found = (
+                torch.autograd.grad(total, parameters, allow_unused=True)
+                if total.requires_grad
+                else [None] * len(parameters)
+            )
+        return torch.cat(
+            [
+                torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1)
+                for p, g in zip(parameters, found, strict=True)
+            ]
+        )
+
+    def slope_change(self, x: Tensor, eps: Tensor) -> Tensor | None:
+        """Nobody knows."""
+        return None
+
+    def _more(self, x: Tensor) -> tuple[object, ...]:
+        energy = self.energy
+        if energy is None:
+            raise InputError(
+                "loss",
+                given="a function of the energy without one",
+                expected="a BilevelProblem, which says where theta is",
+                remedy="Use the loss in a BilevelProblem.",
+            )
+        narrow = trainable(cast(nn.Module, energy))[0].dtype != torch.float64
+        if x.dtype == torch.float64 and narrow and offers(energy, Widened):
+            if not self.wide:
+                self.wide.append(energy.widened())
+            return (self.wide[0],)
+        return (energy,)
+
+
+def _dtype_of(function: Callable[..., Tensor], x: Tensor) -> torch.dtype:
     """The type that a function computes in: a network's own, else that of the images."""
     weights = function.parameters() if isinstance(function, nn.Module) else ()
     return next((w.dtype for w in weights if w.is_floating_point()), x.dtype)

@@ -28,6 +28,7 @@ from ..core.params import trainable
 from ..core.ranges import check_integer, check_positive, tidy
 from ..operators.physics import TiedMap
 from .losses import along_gradient
+from .per_image import expected
 from .tied import AnyTied
 
 PROBE = 0.1
@@ -130,6 +131,7 @@ class SURE:
         given = measured(data)
         operator, y, _ = energy.tie(data, None)
         _refuse_shared(operator, given)
+        _refuse_units(energy.data_term(data), y)
         tau = self.tau or PROBE * self.sigma
 
         generator = torch.Generator().manual_seed(self.seed)
@@ -151,6 +153,22 @@ class SURE:
             -2 * self.sigma**2 * torch.cat([half, 0 * half]),
         )
         return Tying(doubled, upper, copies=2)
+
+
+def _refuse_units(term: object, y: Tensor) -> None:
+    """Refuse measurements that A x is not compared with: counts with a gain or a background.
+
+    Raises:
+        InputError: names the data term.
+    """
+    if not torch.allclose(expected(term, y), y, rtol=1e-4, atol=1e-4 * float(y.abs().max())):
+        raise InputError(
+            "loss",
+            given=f"SURE with {type(term).__name__}, whose A x is gain (y - background)",
+            expected="measurements y = A x + Gaussian noise",
+            remedy="Use lr.DataConsistency() or lr.Whiteness(), which know gains and backgrounds, "
+            "or lr.L2() with measurements in the units of A x.",
+        )
 
 
 def _measured_numbers(operator: TiedMap, y: Tensor) -> Tensor:
@@ -284,7 +302,8 @@ class Whiteness:
                 expected="shape (b, c, ...) with at least one axis of neighbours",
                 remedy="Use SURE(sigma), which needs no neighbours.",
             )
-        return Tying(data, WhitenessUpper(Sight(operator, y.dtype), y))
+        seen = expected(energy.data_term(data), y)
+        return Tying(data, WhitenessUpper(Sight(operator, y.dtype), seen))
 
 
 @dataclass(frozen=True, eq=False)

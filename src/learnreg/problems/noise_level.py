@@ -24,6 +24,7 @@ from ..operators.physics import TiedMap
 from ..operators.private import noise_of
 from .data_functions import Quadratic
 from .fidelity import L2, DataTerm, Huber, SaddleDataTerm, WeightedL2
+from .per_image import fitted
 
 
 class Levelled(Protocol):
@@ -210,6 +211,9 @@ class PerImage(WeightedL2):
         super().__init__(weights.detach())
         self.register_buffer("shares", shares)
 
+    def replaced(self, **tensors: Tensor) -> Self:
+        return type(self)(tensors["weights"], self.shares)
+
     def of(self, y: Tensor) -> WeightedL2:
         """For the real measurements y (b, ...).
 
@@ -223,7 +227,7 @@ class PerImage(WeightedL2):
                 expected=f"one for all images, or {y.shape[0]}",
             )
         shares = self.shares.to(y).reshape(-1, *[1] * (y.dim() - 1))
-        return WeightedL2(self.weights.to(y) * shares)
+        return WeightedL2(fitted("weights", self.weights, y) * shares)
 
     def tie(self, y: Tensor) -> Quadratic:
         return self.of(y).tie(y)

@@ -9,17 +9,18 @@ no derivative of g or f.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from ..convex import Box, Convex
+from ..convex import Box, Boxed, Convex, Zero
 from ..core.batch import check_images, expand, norm
 from ..core.bounds import Bound, Curvature
-from ..core.certificates import distance_from_gap, distance_from_residuals
+from ..core.certificates import distance_from_gap as by_mu
+from ..core.certificates import distance_from_growth, distance_from_residuals
+from ..core.constraints import Interval, domain_of
 from ..core.cost import Cost
 from ..core.errors import InputError, MissingPropertyError
 from ..core.guards import check_parts
@@ -29,56 +30,17 @@ from ..core.params import trainable
 from ..core.protocols import Blocks
 from ..core.ranges import absent, check_number
 from ..operators.physics import LinearMap, TiedMap
+from ..operators.sensitivity import moves_of
 from .fidelity import L2, SaddleDataTerm, WeightedL2, as_data_term
 from .noise_level import PerImage
-from .tied import ModuleLike, Tied
+from .per_image import in_double, of_images, started
+from .saddle_regularizer import SaddleRegularizerLike
+from .tied import Tied
 
-THEOREMS = ("gap", "residual", "kkt")
+THEOREMS = ("gap", "residual", "kkt", "growth")
 """Names of the certificates, in the order of their codes."""
 
 NEEDED = ("auxiliary", "primal", "dual", "dual_start", "linear", "adjoint", "offset", "norms")
-
-
-class SaddleRegularizerLike(ModuleLike):
-    """What a SaddleEnergy needs of a regularizer: see ``regularizers.SaddleRegularizer``, which has
-    defaults for all but ``dual``, ``linear``, ``adjoint`` and ``norms``.
-    """
-
-    def auxiliary(self, u: Tensor) -> Blocks:
-        raise NotImplementedError
-
-    def primal(self, u: Tensor) -> tuple[Convex, ...]:
-        raise NotImplementedError
-
-    def dual(self, u: Tensor) -> tuple[Convex, ...]:
-        raise NotImplementedError
-
-    def dual_start(self, u: Tensor) -> Blocks:
-        raise NotImplementedError
-
-    def linear(self, u: Tensor, *v: Tensor) -> Blocks:
-        raise NotImplementedError
-
-    def adjoint(self, *p: Tensor) -> Blocks:
-        raise NotImplementedError
-
-    def offset(self, u: Tensor) -> tuple[Tensor | None, ...] | None:
-        raise NotImplementedError
-
-    def norms(self, u: Tensor) -> Sequence[Sequence[float]]:
-        raise NotImplementedError
-
-    def majorants(self, u: Tensor) -> Sequence[Tensor]:
-        raise NotImplementedError
-
-    def finite(self, x: Blocks) -> Blocks | None:
-        raise NotImplementedError
-
-    def feasible(self, x: Blocks, p: Blocks) -> Blocks | None:
-        raise NotImplementedError
-
-    def sensitivity(self, u: Tensor) -> tuple[float, float]:
-        raise NotImplementedError
 
 
 class SaddleEnergy(Tied[SaddleRegularizerLike, SaddleDataTerm]):
@@ -94,9 +56,11 @@ class SaddleEnergy(Tied[SaddleRegularizerLike, SaddleDataTerm]):
         fidelity: D, ``L2()`` when None; ``L1`` and ``KL`` need no derivative either.
         tikhonov: weight >= 0 of the squared norm that makes the energy strongly convex where D does
             not.
+        constraint: bounds of the pixels of u, as in ``Energy``.
 
     Raises:
-        InputError: not a physics, or a regularizer that lacks a method (the message names it).
+        InputError: not a physics, a regularizer that lacks a method (the message names it), or a
+            constraint that is none.
     """
 
     saddle: ClassVar[bool] = True
@@ -109,6 +73,7 @@ class SaddleEnergy(Tied[SaddleRegularizerLike, SaddleDataTerm]):
         regularizer: nn.Module,
         fidelity: object | None = None,
         tikhonov: float = 0.0,
+        constraint: object | None = None,
     ) -> None:
         check_parts(physics, regularizer, fidelity)
         missing = absent(regularizer, NEEDED)
@@ -125,10 +90,11 @@ class SaddleEnergy(Tied[SaddleRegularizerLike, SaddleDataTerm]):
             raise InputError(
                 "fidelity",
                 given=f"{type(data_term).__name__}, whose proximal map is not known",
-                expected="a data term of saddle points: L2, WeightedL2, Huber, L1, KL",
+                expected="a data term of saddle points: L2, WeightedL2, Huber, L1, KL, "
+                "PoissonGaussian",
                 remedy="Use a differentiable Energy with it.",
             )
-        super().__init__(physics, regularizer, data_term)
+        super().__init__(physics, regularizer, data_term, constraint)
         if self.learns_fidelity:
             raise MissingPropertyError(
                 "fidelity",
@@ -166,7 +132,7 @@ class SaddleEnergy(Tied[SaddleRegularizerLike, SaddleDataTerm]):
         term = self.data_term(y)
         if isinstance(term, PerImage):  # so that parts of the batch know their own numbers
             term = term.of(data)
-        tied = _tie(self, operator, data, u, back, term)
+        tied = _tie(self, operator, data, u, back, term, self.domain(y, operator, u))
         spent = operator.map.cost - before if operator.map is self.operator else operator.map.cost
         return replace(tied, spent=spent)
 
@@ -195,6 +161,9 @@ class SaddleAt:
         data: whether the first dual block belongs to the data term.
         offset: b(theta) for every dual block, or None.
         shapes: of the blocks of x and p for one image.
+        domain: bounds of the pixels of u; None where there are none. g_1 keeps to them, or a row of
+            K that is the identity where steps in a metric want a quadratic g_1 (``row``): u then
+            only approaches them, and the images meant are those of ``image``, u projected.
     """
 
     energy: SaddleEnergy
@@ -210,15 +179,24 @@ class SaddleAt:
     back: Tensor
     fidelity: SaddleDataTerm
     spent: Cost = Cost()
+    domain: Interval | None = None
+    row: bool = False
 
     def first(self) -> Tensor:
-        """t A^T y with the t that fits the data best: what a solve starts from."""
-        return self.operator.fitted(self.back, self.y)
+        """t A^T y with the t that fits the data best: what a solve starts from; of counts in the
+        units of the image.
+        """
+        # why with the background: where A x = 0 the distance to counts is nearly vertical, and
+        # steps that are balanced there are short for long
+        first = started(self.operator, self.fidelity, self.y, self.back, above=False)
+        return domain_of(self).project(first)
 
     # --- the operator -----------------------------------------------------------------------------
     def linear(self, x: Blocks) -> Blocks:
         """K x."""
         rows = self.energy.regularizer.linear(*x)
+        if self.row:
+            rows = (x[0], *rows)
         return (self.operator.forward(x[0]), *rows) if self.data else rows
 
     def apply(self, x: Blocks) -> Blocks:
@@ -230,24 +208,25 @@ class SaddleAt:
 
     def adjoint(self, p: Blocks) -> Blocks:
         """K^T p."""
-        if not self.data:
-            return self.energy.regularizer.adjoint(*p)
-        first, *others = self.energy.regularizer.adjoint(*p[1:])
-        return (first + self.operator.adjoint(p[0]), *others)
+        first, *others = self.energy.regularizer.adjoint(*p[self.above :])
+        if self.row:
+            first = first + p[1]
+        return (first + self.operator.adjoint(p[0]) if self.data else first, *others)
+
+    @property
+    def above(self) -> int:
+        """Rows of K above those of the regularizer."""
+        return int(self.data) + int(self.row)
 
     # --- variables --------------------------------------------------------------------------------
     def start(self, x0: Tensor) -> tuple[Blocks, Blocks]:
         """x and p to begin with, from images (b, c, h, w) or from a packed state (b, n)."""
         if x0.dim() == 2:
             return self.unpack(x0)
+        x0 = domain_of(self).project(x0)
         regularizer = self.energy.regularizer
-        p = tuple(regularizer.dual_start(x0))
-        if self.data:
-            p = (
-                torch.zeros((x0.shape[0], *self.shapes[1][0]), dtype=x0.dtype, device=x0.device),
-                *p,
-            )
-        return (x0, *regularizer.auxiliary(x0)), p
+        zeros = (x0.new_zeros(x0.shape[0], *shape) for shape in self.shapes[1][: self.above])
+        return (x0, *regularizer.auxiliary(x0)), (*zeros, *regularizer.dual_start(x0))
 
     @staticmethod
     def pack(x: Blocks, p: Blocks, tempo: Tensor | None = None) -> Tensor:
@@ -284,8 +263,9 @@ class SaddleAt:
         return tuple(blocks[: len(self.primal)]), tuple(blocks[len(self.primal) :])
 
     def image(self, z: Tensor) -> Tensor:
-        """The image u in a packed state."""
-        return z[:, : math.prod(self.shapes[0][0])].reshape(z.shape[0], *self.shapes[0][0])
+        """The image in a packed state: u, within its bounds."""
+        u = z[:, : math.prod(self.shapes[0][0])].reshape(z.shape[0], *self.shapes[0][0])
+        return domain_of(self).project(u)
 
     @property
     def theorems(self) -> tuple[str, ...]:
@@ -332,7 +312,13 @@ class SaddleAt:
         Args:
             kx, ktp: K x + b and K^T p.
         """
-        lifted = self.energy.regularizer.finite(x)
+        return self._gap(*self._feasible(x, p, kx, ktp))
+
+    def _feasible(
+        self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks
+    ) -> tuple[Blocks, Blocks, Blocks, Blocks]:
+        """x and p where the gap is finite, with K x + b and K^T p."""
+        lifted = self._lifted(x)
         if lifted is not None:
             x, kx = lifted, self.apply(lifted)
         repaired = self._repaired(x, p)
@@ -342,13 +328,16 @@ class SaddleAt:
         if scale is not None:
             p = tuple(t / expand(scale, t) for t in p)
             ktp = tuple(t / expand(scale, t) for t in ktp)
+        return x, p, kx, ktp
+
+    def _gap(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> Tensor:
         parts = [g.gap(a, -s) for g, a, s in zip(self.primal, x, ktp, strict=True)]
         parts += [f.gap(a, s) for f, a, s in zip(self.dual, kx, p, strict=True)]
         return sum(parts[1:], parts[0])
 
     def halves(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> tuple[Tensor, Tensor]:
         """The gap in two parts (b,): what x leaves, repairs of p included, and what p leaves."""
-        lifted = self.energy.regularizer.finite(x)
+        lifted = self._lifted(x)
         if lifted is not None:
             x, kx = lifted, self.apply(lifted)
         of_dual = torch.stack([f.gap(a, s) for f, a, s in zip(self.dual, kx, p, strict=True)]).sum(
@@ -357,8 +346,15 @@ class SaddleAt:
         tiny = torch.finfo(of_dual.dtype).tiny
         return (self.gap(x, p, kx, ktp) - of_dual).clamp_min(tiny), of_dual.clamp_min(tiny)
 
+    def _lifted(self, x: Blocks) -> Blocks | None:
+        """x where every function is finite; None where it is so already."""
+        if self.row:
+            x = (domain_of(self).project(x[0]), *x[1:])
+        lifted = self.energy.regularizer.finite(x)
+        return x if lifted is None and self.row else lifted
+
     def _repaired(self, x: Blocks, p: Blocks) -> tuple[Blocks, Blocks] | None:
-        first = 1 if self.data else 0
+        first = self.above
         own = self.energy.regularizer.feasible(x, p[first:])
         if own is None:
             return None
@@ -379,6 +375,10 @@ class SaddleAt:
         rp = tuple(a - f.conjugate_grad(s) for f, a, s in zip(self.dual, kx, p, strict=True))
         return rx, rp
 
+    def sensitivity(self, x: Tensor) -> Bound:
+        """beta with ||dA v|| <= beta ||dtheta|| ||v|| for images v like x."""
+        return moves_of(self.operator, x).beta
+
     def moduli(self) -> list[float]:
         """Strong convexity of the g_i and the f_j*, in the order of the blocks."""
         return [g.strong for g in self.primal] + [1 / f.smooth for f in self.dual]
@@ -390,9 +390,25 @@ class SaddleAt:
         rx, rp = self.gradient(x, p, kx, ktp)
         return distance_from_residuals([norm(r) for r in (*rx, *rp)], self.moduli())
 
+    def _by_gap(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> tuple[Tensor, Tensor]:
+        """Distances (b,) of the image from the gap: by mu, and by the growth of the data term."""
+        x, p, kx, ktp = self._feasible(x, p, kx, ktp)
+        gap = self._gap(x, p, kx, ktp)
+        plain = by_mu(gap, self.mu.value)
+        data = self.primal[0]
+        if data.growth(x[0], -ktp[0], torch.ones_like(plain, dtype=torch.float64)) is None:
+            return plain, plain
+
+        def growth(radius: Tensor) -> tuple[Tensor, Tensor]:
+            found = data.growth(x[0], -ktp[0], radius)
+            assert found is not None
+            return found[0].flatten(1).amin(dim=1), found[1]
+
+        return plain, distance_from_growth(gap.double(), growth, plain.double()).to(plain)
+
     def evidence(self, x: Blocks, p: Blocks, kx: Blocks, ktp: Blocks) -> Tensor:
         """The distance of the image that is known without another application of K, (b,)."""
-        distance = distance_from_gap(self.gap(x, p, kx, ktp), self.mu.value)
+        distance = self._by_gap(x, p, kx, ktp)[1]
         return (
             torch.minimum(distance, self.distances(x, p, kx, ktp)[0]) if self.smooth else distance
         )
@@ -404,8 +420,9 @@ class SaddleAt:
         """
         x, p = self.unpack(z)
         kx, ktp = self.apply(x), self.adjoint(p)
-        distance = distance_from_gap(self.gap(x, p, kx, ktp), self.mu.value)
+        distance, grown = self._by_gap(x, p, kx, ktp)
         found, gradient = {"gap": distance}, torch.zeros_like(z)
+        found["growth"] = torch.where(grown < distance, grown, torch.inf)
         if self.smooth:
             rx, rp = self.gradient(x, p, kx, ktp)
             found["kkt"] = distance_from_residuals([norm(r) for r in (*rx, *rp)], self.moduli())[0]
@@ -430,7 +447,7 @@ class SaddleAt:
         gap = torch.stack([g.gap(a, -s) for g, a, s in zip(self.primal, x, ktp, strict=True)]).sum(
             dim=0
         )
-        distance = distance_from_gap(gap, self.mu.value)
+        distance = by_mu(gap, self.mu.value)
         if all(g.strong > 0 and g.smooth < math.inf for g in self.primal):
             residuals = [norm(g.grad(a) + s) for g, a, s in zip(self.primal, x, ktp, strict=True)]
             distance = torch.minimum(
@@ -445,11 +462,12 @@ class SaddleAt:
             self,
             operator=self.operator.select(index),
             back=self.back[index],
-            fidelity=_of_images(self.fidelity, index),
+            fidelity=of_images(self.fidelity, index),
             spent=Cost(),
             y=self.y[index],
             primal=tuple(g.select(index) for g in self.primal),
             dual=tuple(f.select(index) for f in self.dual),
+            domain=None if self.domain is None else self.domain.select(index),
         )
 
     def double(self) -> SaddleAt:
@@ -460,11 +478,10 @@ class SaddleAt:
             (self.y.shape[0], *self.shapes[0][0]), dtype=torch.float64, device=self.y.device
         )
         wide = self.energy.widened()
-        fidelity = self.fidelity
-        if isinstance(fidelity, WeightedL2):
-            fidelity = WeightedL2(fidelity.weights.detach().double())
+        fidelity = in_double(self.fidelity)
         double, y, back = self.operator.double(), self.y.double(), self.back.double()
-        return _tie(wide, double, y, u, back, fidelity)
+        domain = None if self.domain is None else self.domain.double()
+        return _tie(wide, double, y, u, back, fidelity, domain)
 
     @torch.no_grad()
     def to_data(self, adjoint: Tensor) -> Tensor:
@@ -502,7 +519,10 @@ class SaddleAt:
         u = torch.zeros((1, *self.shapes[0][0]), dtype=self.y.dtype, device=self.y.device)
         with torch.no_grad():
             of_map = self.operator.majorant(u)
-            return None if of_map is None else (of_map, *self.energy.regularizer.majorants(u))
+            if of_map is None:
+                return None
+            identity = (torch.ones_like(of_map),) if self.row else ()
+            return (of_map, *identity, *self.energy.regularizer.majorants(u))
 
     @property
     def effort(self) -> float:
@@ -517,6 +537,7 @@ def _tie(
     u: Tensor,
     back: Tensor,
     fidelity: SaddleDataTerm,
+    domain: Interval | None,
 ) -> SaddleAt:
     """The functions and constants of images like u (b, c, h, w)."""
     regularizer = energy.regularizer
@@ -525,7 +546,11 @@ def _tie(
         # theta enters through K alone, so an operator that learns needs a row of its own
         learns = bool(trainable(operator.physics))
         first = None if learns else fidelity.of_image(operator, y, u, energy.tikhonov)
+        if domain is not None and first is not None and not first.separable:
+            first = None  # bounds cut off sums over pixels only: a row of its own then
         data = first is None
+        # a metric needs a quadratic g: bounds become a row of K then, the identity
+        row = data and domain is not None and operator.majorant(like) is not None
         rows, dual, offset = [], list(regularizer.dual(u)), regularizer.offset(u)
         auxiliary, starts = regularizer.auxiliary(like), regularizer.dual_start(like)
         shapes = [s.shape[1:] for s in starts]
@@ -535,6 +560,11 @@ def _tie(
             rows.append((math.sqrt(float(operator.spectrum(u).L.max())), *[0.0] * len(auxiliary)))
             shapes.insert(0, y.shape[1:])
             offset = None if offset is None else (None, *offset)
+            if row and domain is not None:
+                dual.insert(1, Boxed(Zero(), domain))
+                rows.append((1.0, *[0.0] * len(auxiliary)))
+                shapes.insert(1, u.shape[1:])
+                offset = None if offset is None else (None, *offset)
         rows += [tuple(float(v) for v in row) for row in regularizer.norms(u)]
         if not all(math.isfinite(n) for row in rows for n in row):
             raise MissingPropertyError(
@@ -543,6 +573,8 @@ def _tie(
                 expected="finite parameters",
                 remedy="Take smaller steps, or a box for theta.",
             )
+        if domain is not None and not row:
+            first = Boxed(first, domain)
         mu = fidelity.bounds(operator, u).mu + Bound.exact(energy.tikhonov)
         return SaddleAt(
             energy,
@@ -557,14 +589,9 @@ def _tie(
             tuple(rows),
             back,
             fidelity,
+            domain=domain,
+            row=row,
         )
-
-
-def _of_images(fidelity: SaddleDataTerm, index: Tensor) -> SaddleDataTerm:
-    """The data term of some images: weights per image follow them."""
-    if isinstance(fidelity, WeightedL2) and fidelity.weights.shape[0] > 1:
-        return WeightedL2(fidelity.weights.detach()[index])
-    return fidelity
 
 
 def _limited(function: Convex) -> bool:

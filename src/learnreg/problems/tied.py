@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..core.constraints import Between, Interval, as_constraint
 from ..core.errors import InputError
 from ..core.measured import Measured, Native, measured
 from ..core.noise import DIRECT, INDIRECT, factor, same_level
-from ..core.params import check_theta, set_theta, trainable
+from ..core.params import check_theta, keeping_learned, set_theta, trainable
 from ..core.words import named
 from ..operators.layout import Layout
 from ..operators.physics import LinearMap, TiedMap
 from ..operators.pickling import picklable
-from ..operators.private import clone, promoted
-from .fidelity import WeightedL2
+from ..operators.private import clone, of_tensors, promoted, same
 from .noise_level import data_term_at, noise_level, other_noise
+from .per_image import KNOWN, names_of, started, with_tensors
 
 
 class ModuleLike(nn.Module):
@@ -48,9 +50,10 @@ class Tied(nn.Module, Generic[R, D]):
         physics: a linear ``deepinv`` physics A.
         regularizer: R.
         fidelity: the data term.
+        constraint: bounds of pixels, or None.
 
     Raises:
-        InputError: a class in the place of an object.
+        InputError: a class in the place of an object, a constraint that is none.
     """
 
     saddle: ClassVar[bool] = False
@@ -59,8 +62,15 @@ class Tied(nn.Module, Generic[R, D]):
     regularizer: R
     fidelity: D
     physics: nn.Module
+    constraint: Between | None = None
 
-    def __init__(self, physics: nn.Module, regularizer: nn.Module, fidelity: D) -> None:
+    def __init__(
+        self,
+        physics: nn.Module,
+        regularizer: nn.Module,
+        fidelity: D,
+        constraint: object | None = None,
+    ) -> None:
         super().__init__()
         if isinstance(regularizer, type) or not isinstance(regularizer, nn.Module):
             given = regularizer if isinstance(regularizer, type) else type(regularizer)
@@ -76,7 +86,13 @@ class Tied(nn.Module, Generic[R, D]):
         # why a cast: a module that also has the methods of R, which a subclass has checked
         self.regularizer = cast(R, regularizer)
         self.fidelity = fidelity
-        self.physics = physics
+        self.physics = self._operator.physics
+        self._bound_by(as_constraint(constraint))
+
+    def _bound_by(self, constraint: Between | None) -> None:
+        # why no None: an energy without bounds keeps the digest that it had before there were any
+        if constraint is not None:
+            self.constraint = constraint
 
     @property
     def operator(self) -> LinearMap:
@@ -100,6 +116,20 @@ class Tied(nn.Module, Generic[R, D]):
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no types here
         self._operator = LinearMap(self.physics)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What torch does for ``to``, ``double`` and the like; learned buffers stay learned."""
+        with keeping_learned(self):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types here
+        return self
+
+    def look(self) -> tuple[object, ...]:
+        """What A is made of now, for ``unchanged``."""
+        return of_tensors(self.physics)
+
+    def unchanged(self, look: tuple[object, ...]) -> bool:
+        """Whether A is made of the same tensors, and their values are what they were."""
+        return same(self.look(), look)
 
     @property
     def learns_data(self) -> bool:
@@ -129,10 +159,14 @@ class Tied(nn.Module, Generic[R, D]):
         else:
             physics = clone(self.physics)
             if theta.dtype == torch.float64:
-                physics = physics._apply(promoted)
+                with keeping_learned(physics):
+                    physics._apply(promoted)
             # probed at the first theta and at that of a Run; steps between are trusted
             trusted = self.operator.probed
-            other = self._like(regularizer, LinearMap(physics, trusted=trusted), fidelity)
+            # one ancestor for all, so that bounds do not depend on the way that led here
+            near = (self.operator.near or self.operator) if trusted else None
+            operator = LinearMap(physics, trusted=trusted, near=near)
+            other = self._like(regularizer, operator, fidelity)
         try:
             check_theta(other, theta)
         except InputError as error:
@@ -147,7 +181,7 @@ class Tied(nn.Module, Generic[R, D]):
 
     def untrusted(self) -> Self:
         """This one, with an operator that is probed at its next use."""
-        self._operator.trusted = False
+        self._operator.trusted, self._operator.near = False, None
         return self
 
     def with_physics(self, physics: nn.Module) -> Self:
@@ -219,37 +253,78 @@ class Tied(nn.Module, Generic[R, D]):
         nn.Module.__init__(other)
         other._operator, other.regularizer, other.fidelity = operator, regularizer, fidelity
         other.physics = operator.physics
+        other._bound_by(self.constraint)
         return other
 
     # --- measurements -----------------------------------------------------------------------------
-    def tie(self, y: Native | Measured, x: Tensor | None) -> tuple[TiedMap, Tensor, Tensor]:
+    def tie(
+        self, y: Native | Measured, x: Tensor | None, lazy: bool = False
+    ) -> tuple[TiedMap, Tensor, Tensor]:
         """The operator of a batch, its real measurements and the image A^T y; see
         ``LinearMap.tied``.
         """
         data = measured(y)
         operator = self.operator.for_dtype(data.dtype)
-        own = {name: t for name, t in data.params.items() if name not in DATA_PARAMETERS}
+        own = self._params(data)[0]
         if own:
             operator = operator.with_params(own)
-        return operator.tied(data.y, x)
+        return operator.tied(data.y, x, lazy)
 
-    def data_term(self, y: Native | Measured) -> D | WeightedL2:
+    def data_term(self, y: Native | Measured) -> D:
         """The data term, with its own parameters per image where the measurements bring them.
 
         Raises:
-            InputError: weights for a data term that has none.
+            InputError: those of another data term.
         """
-        given = {k: t for k, t in measured(y).params.items() if k in DATA_PARAMETERS}
-        if not given:
-            return self.fidelity
-        if not isinstance(self.fidelity, WeightedL2):
+        return with_tensors(self.fidelity, self._params(measured(y))[1])
+
+    def _params(self, data: Measured) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The parameters per image of the operator, and those of the data term: a name that both
+        have belongs to the data term.
+
+        Raises:
+            InputError: those of another data term.
+        """
+        params, taken = data.params, names_of(self.fidelity)
+        others = sorted((set(params) & set(KNOWN)) - taken)
+        known = {name.rsplit(".", 1)[-1] for name, _ in self.physics.named_buffers()}
+        wrong = [name for name in others if name not in known]
+        if wrong:
+            kind = KNOWN[wrong[0]]
+            made = "lr.WeightedL2(torch.ones(1, 1))" if kind == "WeightedL2" else "lr.KL()"
             raise InputError(
                 "params",
-                given=f"{', '.join(given)} with {type(self.fidelity).__name__}",
-                expected="the data term WeightedL2",
-                remedy="Make the energy with fidelity=lr.WeightedL2(torch.ones(1, 1)).",
+                given=f"{', '.join(wrong)} with {type(self.fidelity).__name__}",
+                expected=f"the data term {kind}",
+                remedy=f"Make the energy with fidelity={made}.",
             )
-        return WeightedL2(given["weights"])
+        of_term = {name: t for name, t in params.items() if name in taken}
+        elsewhere = taken | LIMITS
+        return {name: t for name, t in params.items() if name not in elsewhere}, of_term
+
+    def domain(self, y: Native | Measured, operator: TiedMap, like: Tensor) -> Interval | None:
+        """The bounds of images like ``like`` (b, c, ...), with those per image that come with the
+        measurements; None where nothing is bounded.
+
+        Raises:
+            InputError: complex images, bounds of another shape.
+        """
+        constraint = self.constraint
+        given = {k: t for k, t in measured(y).params.items() if k in LIMITS}
+        if given:
+            whole = constraint or Between(None, None)
+            ends = {"lower": whole.lower, "upper": whole.upper} | given
+            constraint = Between(ends["lower"], ends["upper"])
+        if constraint is None:
+            return None
+        if operator.layout.complex_image:
+            raise InputError(
+                "constraint",
+                given=f"{constraint.words}, and complex images",
+                expected="real images, which have an order",
+                remedy="Leave constraint out, or use a physics whose images are real.",
+            )
+        return constraint.tied(like)
 
     def layout(self, y: Native | Measured) -> Layout:
         """What the physics calls an image and its measurements."""
@@ -259,19 +334,22 @@ class Tied(nn.Module, Generic[R, D]):
         """The picture a solve starts from when nothing better is known, (b, c, ...), real.
 
         y itself for denoising; otherwise t A^T y with the t that fits the data best, so that the
-        norm of A does not matter.
+        norm of A does not matter; of counts, of what they are without gain and background. Kept
+        within the bounds where there are any.
         """
         operator, data, image = self.tie(y, None)
-        return operator.fitted(image, data)
+        first = started(operator, self.data_term(y), data, image)
+        domain = self.domain(y, operator, first)
+        return first if domain is None else domain.project(first)
 
     def describe(self) -> str:
         """One line for records."""
-        return f"{named(self.regularizer)} with {type(self.physics).__name__}"
+        bounds = "" if self.constraint is None else f", {self.constraint.words}"
+        return f"{named(self.regularizer)} with {type(self.physics).__name__}{bounds}"
 
 
-DATA_PARAMETERS = frozenset({"weights"})
-"""Parameters per image that belong to the data term."""
-
+LIMITS = frozenset({"lower", "upper"})
+"""Parameters per image that bound its pixels."""
 
 AnyTied: TypeAlias = Tied[Any, Any]
 """Where an energy is one of either kind."""

@@ -315,6 +315,10 @@ class Sum(Regularizer):
     def units(self) -> Tensor:
         return torch.cat([r.units() for r in self._parts()])
 
+    def scaling(self) -> Tensor:
+        """Of all terms together; one that has no scale of its own stays as it is."""
+        return torch.cat([r.scaling() for r in self._parts()])
+
     def spec(self) -> dict[str, object]:
         return {"type": "Sum", "terms": [r.spec() for r in self._parts()]}
 
@@ -413,6 +417,9 @@ class Scaled(Regularizer):
 
     def units(self) -> Tensor:
         return self.regularizer.units()
+
+    def scaling(self) -> Tensor:
+        return self.regularizer.scaling()
 
     def spec(self) -> dict[str, object]:
         return {"type": "Scaled", "factor": self.factor, "regularizer": self.regularizer.spec()}

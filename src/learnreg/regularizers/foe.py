@@ -356,6 +356,11 @@ class FoE(Regularizer):
         ]
         return torch.cat(parts)
 
+    def scaling(self) -> Tensor:
+        """t_0, or all t_k where it is kept fixed."""
+        common = self.log_scale if self.log_scale.requires_grad else self.log_weights
+        return self._ones_for([common])
+
     def filters(self) -> dict[str, Tensor]:
         kernels, weights, smoothings = self.effective()
         return {"kernels": kernels, "weights": weights, "smoothings": smoothings}

@@ -50,6 +50,9 @@ class SmoothedTV(Regularizer):
         """Potentials of forward differences: the neighbours."""
         return 1
 
+    def scaling(self) -> Tensor:
+        return self._ones_for([self.log_weight])
+
     def _scales(self) -> tuple[Tensor, Tensor]:
         """w and nu as detached scalars."""
         return self.log_weight.detach().exp(), self.log_smoothing.detach().exp()

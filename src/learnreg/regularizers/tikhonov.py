@@ -60,6 +60,9 @@ class Tikhonov(Regularizer):
     def directional(self, x: Tensor, v: Tensor) -> Tensor:
         return self.log_weight.exp() * dot(x, v)
 
+    def scaling(self) -> Tensor:
+        return self._ones_for([self.log_weight])
+
     def bounds(self) -> Curvature:
         weight = Bound.exact(math.exp(self.log_weight.item()))
         return Curvature(weight, weight)

@@ -92,6 +92,7 @@ def render_page(report: Content, formats: Sequence[str]) -> tuple[str, dict[str,
         failed=[_uris(cells[i]) for i in to_show],
         missed={n: _missed(e) for n, e in report.evaluations.items()},
         banks=banks,
+        kernels={n: _kernel_cells(run.kernels) for n, run in report.runs.items() if run.kernels},
         remarks={
             name: remarks(
                 run.filters,
@@ -119,6 +120,18 @@ def render_page(report: Content, formats: Sequence[str]) -> tuple[str, dict[str,
         references=references(report),
     )
     return page, files
+
+
+def _kernel_cells(kernels: Mapping[str, Tensor]) -> list[dict[str, str]]:
+    """The kernels of an operator as the page shows them."""
+    return [
+        {
+            "source": figures.data_uri(figures.filter_png(kernel), "image/png"),
+            "words": name if len(many) == 1 else f"{name} {number}",
+        }
+        for name, many in kernels.items()
+        for number, kernel in enumerate(many, start=1)
+    ]
 
 
 # --- pictures -------------------------------------------------------------------------------------

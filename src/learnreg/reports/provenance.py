@@ -32,6 +32,8 @@ def made_of(record: RunRecord, evaluation: Evaluation) -> Facts:
     for name, key in (("data term", "fidelity"), ("regularizer", "regularizer")):
         if setup.get(key):
             rows.append((name, compact(setup[key])))
+    if setup.get("constraint"):
+        rows.append(("constraint", str(setup["constraint"])))
     if "learned" in setup:
         rows.append(("learned", f"the parameters of the {listed(setup['learned'] or ['nothing'])}"))
     if setup.get("start"):

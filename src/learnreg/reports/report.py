@@ -50,6 +50,13 @@ class _Filtered(Protocol):
     def filters(self) -> Mapping[str, Tensor] | None: ...
 
 
+class _WithKernels(Protocol):
+    """A run that knows the kernels of the operator it has learned."""
+
+    @property
+    def kernels(self) -> Mapping[str, Tensor] | None: ...
+
+
 class Report:
     """What was learned, how well it works on held-out images, and at what cost.
 
@@ -117,7 +124,7 @@ class Report:
         for name, (_, evaluation) in methods.items():
             _check_evaluation(name, evaluation, first)
         self.runs = {
-            name: SavedRun(name, run.record, run.stop, run.theta, _filters(run))
+            name: SavedRun(name, run.record, run.stop, run.theta, _filters(run), _kernels(run))
             for name, (run, _) in methods.items()
         }
         self.evaluations = {name: evaluation for name, (_, evaluation) in methods.items()}
@@ -344,6 +351,7 @@ class Report:
             found[f"{number}.reconstruction"] = self.evaluations[name].reconstruction
             found[f"{number}.theta"] = run.theta
             found.update({f"{number}.filters.{k}": v for k, v in (run.filters or {}).items()})
+            found.update({f"{number}.kernels.{k}": v for k, v in (run.kernels or {}).items()})
         for number, baseline in enumerate(self.baselines.values()):
             found[f"baseline.{number}"] = baseline.images
         return {key: value.detach().cpu().contiguous().clone() for key, value in found.items()}
@@ -373,6 +381,11 @@ class Report:
 def _filters(run: LearnedRun) -> Mapping[str, Tensor] | None:
     """What a run says of its filters."""
     return run.filters if offers(run, _Filtered) else None
+
+
+def _kernels(run: LearnedRun) -> Mapping[str, Tensor] | None:
+    """What a run says of the kernels of its operator."""
+    return run.kernels if offers(run, _WithKernels) else None
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

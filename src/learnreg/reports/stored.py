@@ -44,6 +44,7 @@ class SavedRun:
         theta: (d,), learned parameters.
         filters: None, or ``kernels`` (K, c, s, s), ``weights`` (K,) and optionally ``smoothings``
             (K,).
+        kernels: None, or learned kernels of the operator by name, (k, 1, h, w).
     """
 
     name: str
@@ -51,6 +52,7 @@ class SavedRun:
     stop: StopReason
     theta: Tensor
     filters: Mapping[str, Tensor] | None = None
+    kernels: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,11 @@ def _restored(data: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Stored:
 def _method(
     data: dict[str, Any], number: int, stored: Mapping[str, Tensor]
 ) -> tuple[SavedRun, Evaluation]:
-    e, prefix = data["evaluation"], f"{number}.filters."
-    filters = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
+    e = data["evaluation"]
+    filters, kernels = (
+        {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
+        for prefix in (f"{number}.filters.", f"{number}.kernels.")
+    )
     columns = {c: _numbers(e[c]) for c in ("psnr", "ssim", "psnr_input", "ssim_input", "error")}
     error = torch.tensor(columns.pop("error"), dtype=torch.float64)
     kind = {k.label: k for k in (Kind.UNKNOWN, Kind.ESTIMATE, Kind.BOUND)}[e["kind"]]
@@ -182,6 +187,7 @@ def _method(
         stop,
         stored[f"{number}.theta"],
         filters or None,
+        kernels or None,
     )
     if not all(isinstance(row, dict) for row in (*run.record.rows, *evaluation.honesty)):
         raise TypeError("a row is no table of named numbers")

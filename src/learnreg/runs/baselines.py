@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..core.asking import offers
 from ..core.errors import InputError
 from ..core.measured import Measured, Native, measured
+from ..core.params import flatten, trainable
 from ..core.ranges import check_integer, check_positive
 from ..metrics.quality import qualities
 from ..problems.bilevel import WithParams
@@ -130,6 +131,14 @@ class WithOperator(Protocol):
     physics: nn.Module
 
 
+class MadeOfParameters(Protocol):
+    """A physics whose tensors are learned."""
+
+    def fixed(self) -> nn.Module:
+        """The physics at the present parameters."""
+        ...
+
+
 class Levelled(Protocol):
     """A Gaussian noise model."""
 
@@ -180,6 +189,8 @@ def kind_of(physics: nn.Module) -> str:
     """The class of deepinv that a physics is, or our RealImages; "" for an operator of the user's
     own.
     """
+    if offers(physics, MadeOfParameters):
+        return kind_of(physics.fixed())
     if any(name in vars(physics) for name in OWN):
         return ""
     for kind in type(physics).__mro__:
@@ -215,6 +226,7 @@ def tuned_tv(
     fidelity: object | None = None,
     smoothing: float | None = None,
     steps: int = TV_STEPS,
+    constraint: object | None = None,
 ) -> Baseline:
     """Total variation with the one weight that suits the training images best.
 
@@ -226,6 +238,7 @@ def tuned_tv(
         fidelity: the data term, ``L2()`` when None; that of the learned method makes it fair.
         smoothing: of TV, a hundredth of the largest true pixel when None.
         steps: weights that are tried.
+        constraint: bounds of the pixels; again, that of the learned method makes it fair.
 
     Returns:
         Baseline for ``Report(..., baselines={"tuned TV": ...})``.
@@ -241,7 +254,7 @@ def tuned_tv(
     check_integer("steps", steps, 2)
     scale = float(train.x.abs().max()) or 1.0
     width = check_positive("smoothing", 0.01 * scale if smoothing is None else smoothing)
-    level = _Level.of(train, fidelity, width)
+    level = _Level.of(train, fidelity, width, constraint)
 
     def loss(log_weight: float) -> float:
         error = level.restored(log_weight, train).to(train.x.device) - train.x
@@ -274,10 +287,16 @@ class _Level:
     last: list[Tensor]
 
     @classmethod
-    def of(cls, pairs: Pictures, fidelity: object | None, smoothing: float) -> _Level:
+    def of(
+        cls,
+        pairs: Pictures,
+        fidelity: object | None,
+        smoothing: float,
+        constraint: object | None = None,
+    ) -> _Level:
         channels: Channels = "joint" if pairs.x.is_complex() else "separate"
         tv = TV(SMALL, smoothing, channels=channels)
-        energy = Energy(pairs.physics, tv, fidelity).to(_real(pairs.x))
+        energy = _fixed(Energy(pairs.physics, tv, fidelity, constraint)).to(_real(pairs.x))
         found = energy.at(_data(pairs)).bounds().L.value
         return cls(energy, smoothing, found if 0 < found < math.inf else 1.0, [])
 
@@ -296,6 +315,17 @@ class _Level:
         if not found.is_complex():
             self.last[:] = [found]
         return found
+
+
+def _fixed(energy: Energy) -> Energy:
+    """With nothing to learn in data term and physics, which are copied for that."""
+    if not energy.learns_data:
+        return energy
+    copied = energy.with_theta(flatten(trainable(energy))).untrusted()
+    for part in (copied.physics, copied.fidelity):
+        for t in trainable(part) if isinstance(part, nn.Module) else ():
+            t.requires_grad_(False)
+    return copied
 
 
 def _data(pairs: Pictures) -> Native | Measured:

@@ -105,6 +105,13 @@ class Budget:
                 return StopReason("budget", f"the budget of {limit:.4g} {UNITS[name]} was used up")
         return None
 
+    def used(self, seconds: float, work_per_image: float) -> float:
+        """The part of the seconds or of the work that is used up, whichever is more; 0 where
+        neither is limited.
+        """
+        limits = ((seconds, self.seconds), (work_per_image, self.work))
+        return max((spent / limit for spent, limit in limits if limit is not None), default=0.0)
+
     def rested(self, course: Course, what: str = "loss") -> StopReason | None:
         """The reason to stop because a loss has come to rest, or None.
 

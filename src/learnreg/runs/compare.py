@@ -35,6 +35,7 @@ from ..core.results import RunRecord
 from ..core.words import slug
 from ..objectives.bilevel import Bilevel
 from ..problems import BilevelProblem
+from ..problems.bilevel import data_of
 from .budget import Budget
 from .checkpoint import FILE, fingerprint
 from .digest import digest_of
@@ -349,7 +350,7 @@ def _kept(entry: Entry, progress: Progress | None) -> Row:
     if entry.folder is None:
         return measured_run(problem, test, entry, progress)
 
-    identity = digest_of(_learning(problem, entry), entry.measure, test.x, test.y)
+    identity = digest_of(_learning(problem, entry), entry.measure, test.x, data_of(test))
     path = entry.folder / CURVE
     before = read_json(path)
     if before.get("identity") == identity:

@@ -27,7 +27,7 @@ from ..core.guards import check_problem, check_strategy, isolated
 from ..core.locks import locked
 from ..core.maps import SolutionMap
 from ..core.measured import Measured
-from ..core.meter import OutOfBudget, never
+from ..core.meter import OutOfBudget, never, nothing
 from ..core.objective import Evaluated, Halt, Learner, Objective, Row, State
 from ..core.packing import check_kept, outline, pack, unpack, widened
 from ..core.ranges import check_flag, check_integer, check_object, plain, shown
@@ -326,7 +326,7 @@ class _Session(Generic[S]):
         try:
             stop = self._run(resume)
         finally:
-            self.meter.should_stop = never
+            self.meter.should_stop, self.meter.used = never, nothing
             if self.state is not None and self._saved_rows < len(self.rows):
                 self._save()
         if stop.code != "interrupted":  # who interrupts does not want to wait
@@ -342,6 +342,7 @@ class _Session(Generic[S]):
                 objective = self.objective
                 self._record(self.learner.init(objective, objective.theta, self.seed))
             self.meter.should_stop = lambda: self._spent() is not None
+            self.meter.used = self._used
             while (stop := self._spent() or self._rested()) is None:
                 assert self.state is not None
                 self._record(self._step(self.state))
@@ -385,6 +386,10 @@ class _Session(Generic[S]):
         return self.budget.spent(
             self.wall, self.meter.cost.work / self.objective.size, len(self.rows) - 1
         )
+
+    def _used(self) -> float:
+        self._clock()
+        return self.budget.used(self.wall, self.meter.cost.work / self.objective.size)
 
     def _rested(self) -> StopReason | None:
         return self.budget.rested(self.course, "loss" if self.validation is None else VALIDATED)

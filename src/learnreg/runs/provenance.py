@@ -49,6 +49,18 @@ class Regularized(Protocol):
     physics: nn.Module
 
 
+class InWords(Protocol):
+    """What says what it is in a few words."""
+
+    words: str
+
+
+class Constrained(Protocol):
+    """An energy that bounds pixels."""
+
+    constraint: InWords
+
+
 class Seeded(Protocol):
     """Pairs that know the seed that made them."""
 
@@ -147,12 +159,29 @@ def energy_of(energy: object) -> dict[str, object]:
         if isinstance(part, nn.Module) and named_trainable(part)
     ]
     return {
-        "physics": described(energy.physics),
+        "physics": operator_of(energy.physics),
         "noise": noise_of(energy.physics),
         "fidelity": _fidelity(energy.fidelity),
         "regularizer": _regularizer(energy.regularizer),
         "learned": learned,
+        **({"constraint": energy.constraint.words} if offers(energy, Constrained) else {}),
     }
+
+
+class MadeOfParameters(Protocol):
+    """A physics whose tensors are made of parameters to learn."""
+
+    base: nn.Module
+    parametrizations: nn.ModuleDict
+
+
+def operator_of(physics: nn.Module) -> dict[str, object]:
+    """A physics as ``described``; of one with learned tensors that inside, and what makes them."""
+    if not offers(physics, MadeOfParameters):
+        return described(physics)
+    made = physics.parametrizations
+    kept = {k: v for k, v in described(physics.base).items() if k not in made}
+    return {**kept, "learned": ", ".join(f"{name} by {m}" for name, m in made.items())}
 
 
 def data_of(pairs: object) -> dict[str, object]:

@@ -16,9 +16,9 @@ from ..core.batch import norm
 from ..core.errors import InputError, SolveError
 from ..core.files import load_tensors, save_tensors
 from ..core.guards import check_measured, check_pairs, isolated
-from ..core.measured import Measured, Native, complex_channels
+from ..core.measured import Measured, Native, complex_channels, measured, native_of
 from ..core.noise import followed, learned_level
-from ..core.offers import Filters
+from ..core.offers import Filters, LearnedKernels
 from ..core.ranges import check_number
 from ..core.results import Evaluation, RunRecord, Solution, StopReason
 from ..metrics import scale_of
@@ -130,6 +130,13 @@ class Run:
         regularizer = parts.get("regularizer")
         return regularizer.filters() if offers(regularizer, Filters) else None
 
+    @property
+    def kernels(self) -> dict[str, Tensor] | None:
+        """Learned kernels of the physics for reports, by the name of their tensor, or None."""
+        parts = dict(self.trained.named_children()) if isinstance(self.trained, nn.Module) else {}
+        physics = parts.get("physics")
+        return physics.kernels() if offers(physics, LearnedKernels) else None
+
     @isolated
     def reconstruct(
         self,
@@ -208,7 +215,7 @@ class Run:
             setup=data_of(pairs),
         )
         return (
-            replace(result, honesty=self.check_certificate(pairs.y[:1]))
+            replace(result, honesty=self.check_certificate(measured(data)[:1]))
             if check_certificate
             else result
         )
@@ -220,7 +227,10 @@ class Run:
         return seen_in(self.trained, data, start, truth)
 
     def check_certificate(
-        self, y: Tensor, grid: Sequence[float] | None = None, reference_eps: float | None = None
+        self,
+        y: Native | Measured,
+        grid: Sequence[float] | None = None,
+        reference_eps: float | None = None,
     ) -> tuple[dict[str, float], ...]:
         """Certified against true distance on one image; truth is a float64 solve to
         ``reference_eps``.
@@ -229,7 +239,7 @@ class Run:
         less, and accuracies that it says nothing about are left out.
 
         Args:
-            y: (1, ...), measurements.
+            y: (1, ...), measurements; with the parameters of its operator where it has some.
             grid: accuracies to compare at; 1 to 1e-3 when None, 1 to 1e-2 for a saddle point.
             reference_eps: 1e-8 when None, 1e-4 for a saddle point.
 
@@ -244,10 +254,11 @@ class Run:
         exact = self.energy.with_theta(
             self.theta.double()
         ).widened()  # with_theta copies, so nothing lent changes
-        usual = view_of(exact.at(y.double())).reference
+        wide = native_of(measured(y).to(self.theta.double().dtype))
+        usual = view_of(exact.at(wide)).reference
         grid = grid or usual.grid
         truth = solve(
-            exact, y.double(), reference_eps or usual.eps, budget=usual.steps, throw=not usual.steps
+            exact, wide, reference_eps or usual.eps, budget=usual.steps, throw=not usual.steps
         )
         reference = float(truth.error[0])
         checked = [eps for eps in grid if truth.ok or eps >= SHARP * reference]

@@ -19,6 +19,7 @@ from ..core.asking import offers
 from ..core.errors import InputError, MissingPropertyError
 from ..core.grants import Grants
 from ..core.maps import Level, Limits, Posed, SolutionMap
+from ..core.measured import native_of
 from ..core.objective import Objective, Row, Value
 from ..core.ranges import check_number, check_positive
 from ..core.results import Solution
@@ -26,6 +27,7 @@ from ..core.status import Status
 from ..metrics import data_psnr
 from ..objectives.bilevel import Bilevel
 from ..problems import BilevelProblem
+from ..problems.bilevel import data_of
 from ..solvers.solve import solve
 from .learn import objective_of
 from .run import Run, TruePairs
@@ -237,7 +239,7 @@ class _Evaluation:
         return value
 
     def _quality(self, energy: Level, theta: Tensor) -> Row:
-        y, x = self.test.y.to(theta.dtype), self.test.x.to(theta)
+        y, x = native_of(data_of(self.test).to(theta.dtype)), self.test.x.to(theta)
         start = None if self._test_x0 is None else self._test_x0.to(theta)
         solution = solve(energy, y, self.eps_test, solver=self.solver, x0=start, throw=False)
         if any(status in (Status.NOT_FINITE, Status.MAX_STEPS) for status in solution.status):

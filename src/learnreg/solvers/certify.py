@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.batch import check_images, norm
 from ..core.bounds import Kind, constants_of
 from ..core.certificates import distance_from_gradient
+from ..core.constraints import domain_of, masked
 from ..core.cost import Cost
 from ..core.errors import InputError
 from ..core.guards import check_energy, check_measured, isolated
@@ -20,6 +21,7 @@ from ..core.measured import Measured, Native
 from ..core.protocols import EnergyLike, Potential
 from ..core.ranges import check_fraction
 from ..linear.cg import cg
+from ..linear.free import on_free, preconditioner_on_free
 from .closing import rounding_of
 from .lbfgs import averaged
 from .solve import as_data, as_real, solve_potential
@@ -87,7 +89,8 @@ def certify(
     Args:
         energy: an Energy, or anything with ``at(y)``.
         y: measurements, (b, ...).
-        x: (b, c, h, w), images of the shape of a reconstruction.
+        x: (b, c, h, w), images of the shape of a reconstruction. Where the energy bounds pixels x
+            need not keep to that: its distance to P x, the nearest image that does, is added.
         sharpness: relative width asked for, in (0, 1).
         params: as for ``solve``.
 
@@ -115,11 +118,14 @@ def certify_potential(f: Potential, x: Tensor, sharpness: float = 0.1) -> Distan
     require_strong_convexity(f)
     f = f.double()
     wide, mu = x.double(), f.bounds().mu
-    g = f.grad(wide)
-    plain = distance_from_gradient(norm(g) + rounding_of(f, wide), constants_of(f).mu)
-    estimated, cost = _newton_length(f, wide, g)
+    domain = domain_of(f)
+    nearer = domain.project(wide)
+    g = f.grad(nearer)
+    size = norm(domain.slope(nearer, g)) + rounding_of(f, nearer)
+    error, moved = distance_from_gradient(size, constants_of(f).mu), norm(wide - nearer)
+    plain = error + moved
+    estimated, cost = _newton_length(f, wide, nearer, g)
 
-    nearer, moved, error = wide, torch.zeros_like(plain), plain
     for _ in range(ROUNDS):
         if bool((error <= sharpness * moved).all()):
             break
@@ -139,11 +145,18 @@ def certify_potential(f: Potential, x: Tensor, sharpness: float = 0.1) -> Distan
     )
 
 
-def _newton_length(f: Potential, x: Tensor, g: Tensor) -> tuple[Tensor, Cost]:
-    """||w|| with H w ~ g, by conjugate gradients from a preconditioner."""
-    P, cost = averaged(f, x)
-    tol = (ESTIMATE_RESIDUAL * norm(g)).clamp_min(torch.finfo(g.dtype).tiny)
-    solved = cg(f.linearize(x), g, tol, None, P)
-    return norm(solved.value), cost + solved.cost + Cost(
-        gradients=x.shape[0], linearizations=x.shape[0]
-    )
+def _newton_length(f: Potential, x: Tensor, inside: Tensor, g: Tensor) -> tuple[Tensor, Cost]:
+    """||x - P(x' - w)|| with H w ~ g on the pixels of x' = ``inside`` that are not held at a bound,
+    by conjugate gradients from a preconditioner.
+    """
+    domain = domain_of(f)
+    free = domain.movable(inside, g, constants_of(f).L)
+    slope = masked(g, free)
+    P, cost = averaged(f, inside)
+    tol = (ESTIMATE_RESIDUAL * norm(slope)).clamp_min(torch.finfo(g.dtype).tiny)
+    helper = preconditioner_on_free(P, free)
+    w = cg(on_free(f.linearize(inside), free), slope, tol, None, helper)
+    step = w.value if free is None else torch.where(free, w.value, -domain.toward(inside, g))
+    near = domain.project(inside - step)
+    length = norm(w.value) if domain.everywhere else norm(x - near)
+    return length, cost + w.cost + Cost(gradients=x.shape[0], linearizations=x.shape[0])

@@ -62,7 +62,8 @@ def minimize(
         f: the potentials.
         eps: positive distance, one value or one per image (b,).
         solver: provides the steps.
-        x0: (b, ...), the start, packed for saddle functions; not modified.
+        x0: (b, ...), the start, packed for saddle functions; not modified. Bounds of pixels come
+            first: it is projected.
         max_steps: steps, one limit for all images or one per image (b,).
         should_stop: asked between steps; True ends the solve with status ``BUDGET``.
         measure: what eps bounds: the distance to the minimizer, or the norm of the gradient, for
@@ -77,6 +78,7 @@ def minimize(
     else:
         kind = Kind.UNKNOWN
 
+    x0 = view.variables(x0)
     loop = _Loop(view, per_image(eps, x0), x0, measure)
     interval = GPU_INTERVAL if x0.is_cuda else 1
     limits = torch.as_tensor(max_steps, device=x0.device).expand(x0.shape[0])

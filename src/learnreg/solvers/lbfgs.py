@@ -8,11 +8,18 @@ inverse of averaged curvature (``linear.circulant``), made anew at x_k every few
 where the potential offers no averages.
 
 The line search is that of ``linesearch``: gradients only, one trial a step.
+
+Within bounds it follows P(x_k + alpha d_k) (two-metric projection: Bertsekas, SIAM J. Control
+Optim. 1982): pixels that a gradient step of length 1 / L takes to a bound go there, and the
+recursion runs on the others, with pairs and P cut down to them. A pixel that is not held is farther
+than g_i / L from the bound that -g points to, so that what the projection takes off a short step is
+of second order in alpha: some alpha is accepted.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,11 +27,14 @@ from torch import Tensor
 from ..core.asking import offers
 from ..core.batch import dot, expand, norm, select_fields
 from ..core.bounds import constants_of
+from ..core.constraints import Domain, domain_of, masked
 from ..core.cost import Cost
 from ..core.offers import Averaged
 from ..core.protocols import Potential
 from ..core.ranges import check_number, tidy
 from ..linear.circulant import ImagePreconditioner, preconditioner
+from ..linear.free import preconditioner_on_free
+from ..linear.precondition import Preconditioner
 from .linesearch import accepts, shorter, watch
 
 REJECTIONS = 12
@@ -79,6 +89,7 @@ class LBFGS:
     memory: int = 5
     refresh: int = 8
     name: str = "lbfgs"
+    bounded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         tidy(self)
@@ -87,10 +98,13 @@ class LBFGS:
 
     def init(self, f: Potential, x0: Tensor) -> LBFGSState:
         """One gradient, and the averages of the curvature, at x0."""
+        domain = domain_of(f)
+        x0 = domain.project(x0)
         g = f.grad(x0)
         P, cost = averaged(f, x0)
-        size, zeros = norm(g), torch.zeros(x0.shape[0], dtype=torch.int64, device=x0.device)
-        d = -g * expand(_blind(f, g), g) if P is None else -P(g)
+        size = norm(domain.slope(x0, g))
+        zeros = torch.zeros(x0.shape[0], dtype=torch.int64, device=x0.device)
+        d = self._direction(f, domain, x0, g, (), P)
         return LBFGSState(
             x0,
             g,
@@ -109,11 +123,15 @@ class LBFGS:
 
     def step(self, f: Potential, state: LBFGSState) -> LBFGSState:
         """One trial of the line search; where it is accepted, the next direction."""
+        domain = domain_of(f)
         move = expand(state.alpha, state.d) * state.d
-        trial = state.point + move
-        g = f.grad(trial)
-        slope = dot(g, state.d)
-        accepted = accepts(slope, state.slope, state.waiting)
+        trial = domain.project(state.point + move)
+        g, way, first = f.grad(trial), state.d, state.slope
+        if not domain.everywhere:
+            move = way = trial - state.point
+            first = dot(state.g, way)
+        slope = dot(g, way)
+        accepted = accepts(slope, first, state.waiting)
 
         count, cost, P = state.count + 1, Cost(gradients=trial.shape[0]), state.P
         keep = expand(accepted, trial)
@@ -130,12 +148,12 @@ class LBFGS:
             for s, y, rho in (*state.pairs, pair)[-self.memory :]
         )
         anew = accepted | hopeless
-        d = torch.where(expand(anew, g), -_apply(pairs, P, g, None if P else _blind(f, g)), state.d)
-        size = norm(g)
+        d = torch.where(expand(anew, g), self._direction(f, domain, point, g, pairs, P), state.d)
+        size = norm(domain.slope(point, g))
         best, waiting = watch(size, state.best, state.waiting)
 
         # after the history has been dropped the search goes on at the length it had come down to
-        cut = shorter(state.alpha, slope, state.slope, rejected)
+        cut = shorter(state.alpha, slope, first, rejected)
         same_length = cut * norm(state.d) / norm(d).clamp_min(torch.finfo(d.dtype).tiny)
         alpha = torch.where(accepted, 1.0, torch.where(hopeless, same_length, cut))
         return LBFGSState(
@@ -153,6 +171,30 @@ class LBFGS:
             count,
             cost,
         )
+
+    @staticmethod
+    def _direction(
+        f: Potential,
+        domain: Domain,
+        x: Tensor,
+        g: Tensor,
+        pairs: tuple[Pair, ...],
+        P: ImagePreconditioner | None,
+    ) -> Tensor:
+        """-H g on the pixels that are not held, and the way to the bound for those that are."""
+        free = None if domain.everywhere else domain.movable(x, g, constants_of(f).L)
+        slope, helper = masked(g, free), preconditioner_on_free(P, free)
+        blind = None if P else _blind(f, slope)
+        if free is not None:
+            pairs = tuple(_on_free(pair, free) for pair in pairs)
+        d = -_apply(pairs, helper, slope, blind)
+        return d if free is None else torch.where(free, d, domain.toward(x, g))
+
+
+def _on_free(pair: Pair, free: Tensor) -> Pair:
+    """A pair cut down to the pixels ``free``; switched off where no curvature is left."""
+    s, y, rho = masked(pair[0], free), masked(pair[1], free), pair[2]
+    return _pair(s, y, rho > 0)
 
 
 def _blind(f: Potential, g: Tensor) -> Tensor:
@@ -182,7 +224,7 @@ def _pair(s: Tensor, y: Tensor, accepted: Tensor) -> Pair:
 
 
 def _apply(
-    pairs: tuple[Pair, ...], P: ImagePreconditioner | None, g: Tensor, blind: Tensor | None
+    pairs: tuple[Pair, ...], P: Preconditioner | None, g: Tensor, blind: Tensor | None
 ) -> Tensor:
     """H g by the two-loop recursion; a pair with 1 / <s, y> = 0 does nothing."""
     q, factors = g, []
@@ -190,18 +232,22 @@ def _apply(
         a = rho * dot(s, q)
         q = torch.addcmul(q, expand(-a, y), y)
         factors.append(a)
-    z = _scaled(pairs[-1], P, q, blind)
+    z = _scaled(pairs[-1] if pairs else None, P, q, blind)
     for (s, y, rho), a in zip(pairs, reversed(factors), strict=True):
         z = torch.addcmul(z, expand(a - rho * dot(y, z), s), s)
     return z
 
 
-def _scaled(newest: Pair, P: ImagePreconditioner | None, q: Tensor, blind: Tensor | None) -> Tensor:
+def _scaled(
+    newest: Pair | None, P: Preconditioner | None, q: Tensor, blind: Tensor | None
+) -> Tensor:
     """gamma P q with gamma from the newest pair, ``blind`` (one when None) for an image where that
-    is switched off.
+    is switched off, and before there is one.
     """
+    z = q if P is None else P(q)
+    if newest is None:
+        return z if blind is None else z * expand(blind, z)
     _, y, rho = newest
     otherwise = 1.0 if blind is None else blind
     gamma = torch.where(rho > 0, 1 / (rho * dot(y, y if P is None else P(y))), otherwise)
-    z = q if P is None else P(q)
     return z * expand(gamma, z)

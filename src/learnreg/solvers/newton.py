@@ -11,25 +11,32 @@ variable p of its own, p = s'(u) with s(u) = sqrt(1 + u^2), and linearize s(u) p
 u / s(u). Eliminating p leaves the same system with the curvature (1 - p u / s) / s in the place of
 s^-3; p then follows by the linearized equation and is kept in |p| <= 1. Where u jumps across the
 kink the plain Newton direction overshoots, this one does not.
+
+Within bounds both are two-metric projections (Bertsekas, SIAM J. Control Optim. 1982): the system
+is solved on the pixels that a gradient step of length 1 / L does not take to a bound, the others go
+there, and the line search follows P(x + alpha d).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from ..core.asking import offers
 from ..core.batch import dot, expand, norm, select_fields
+from ..core.bounds import constants_of
+from ..core.constraints import Domain, domain_of, masked
 from ..core.cost import Cost
 from ..core.errors import MissingPropertyError
 from ..core.offers import DualVariable
 from ..core.protocols import Hessian, Potential
 from ..core.ranges import check_fraction, check_number, tidy
 from ..linear.cg import cg
+from ..linear.free import on_free, preconditioner_on_free
 from .lbfgs import averaged
 from .linesearch import accepts, shorter, watch
 
@@ -76,6 +83,7 @@ class NewtonCG:
     forcing: float = 0.1
     inner_steps: int = 200
     name: str = "newton"
+    bounded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         tidy(self)
@@ -109,6 +117,7 @@ class PrimalDualNewton:
     forcing: float = 0.1
     inner_steps: int = 200
     name: str = "primal_dual_newton"
+    bounded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         tidy(self)
@@ -140,8 +149,11 @@ def _check(settings: NewtonCG | PrimalDualNewton) -> None:
 
 
 def _start(f: Potential, x0: Tensor, dual: tuple[Tensor, ...]) -> NewtonState:
+    domain = domain_of(f)
+    x0 = domain.project(x0)
     g = f.grad(x0)
-    size, waiting = norm(g), torch.zeros(x0.shape[0], dtype=torch.int64, device=x0.device)
+    size = norm(domain.slope(x0, g))
+    waiting = torch.zeros(x0.shape[0], dtype=torch.int64, device=x0.device)
     images = x0.shape[0]
     cost = Cost(gradients=images, linearizations=images if dual else 0)
     return NewtonState(x0, g, size, size, waiting, dual, cost)
@@ -154,16 +166,25 @@ def _step(
     linearize: Callable[[Tensor], Hessian],
 ) -> tuple[NewtonState, Tensor]:
     """The next state (its dual untouched) and the move that was made."""
-    x, g = state.point, state.g
+    x, g, domain = state.point, state.g, domain_of(f)
+    free = domain.movable(x, g, constants_of(f).L)
     P, spent = averaged(f, x)
-    tol = (settings.forcing * norm(g)).double().clamp_min(torch.finfo(g.dtype).tiny)
+    slope = masked(g, free)
+    tol = (settings.forcing * norm(slope)).double().clamp_min(torch.finfo(g.dtype).tiny)
     # no restarts: a direction that is off by rounding is as good a direction
-    solved = cg(linearize(x), -g, tol, None, P, max_steps=settings.inner_steps, restarts=0)
+    solved = cg(
+        on_free(linearize(x), free),
+        -slope,
+        tol,
+        None,
+        preconditioner_on_free(P, free),
+        max_steps=settings.inner_steps,
+        restarts=0,
+    )
 
-    d = solved.value
-    first = dot(g, d)
-    found = _search(f, x, d, first, state.waiting)
-    size = norm(found.g)
+    d = solved.value if free is None else torch.where(free, solved.value, domain.toward(x, g))
+    found = _search(f, domain, x, d, g, state.waiting)
+    size = norm(domain.slope(found.x, found.g))
     best, waiting = watch(size, state.best, state.waiting)
     cost = spent + solved.cost + found.cost + Cost(linearizations=x.shape[0])
     return NewtonState(found.x, found.g, size, best, waiting, state.dual, cost), found.x - x
@@ -176,21 +197,28 @@ class _Found:
     cost: Cost
 
 
-def _search(f: Potential, x: Tensor, d: Tensor, first: Tensor, waiting: Tensor) -> _Found:
+def _search(
+    f: Potential, domain: Domain, x: Tensor, d: Tensor, g0: Tensor, waiting: Tensor
+) -> _Found:
     """Backtracking from the full step; only the images that still search are evaluated."""
-    alpha = torch.ones_like(first)
-    new = x + d
+    alpha = torch.ones_like(dot(g0, d))
+    new = domain.project(x + d)
     g = f.grad(new)
     cost = Cost(gradients=x.shape[0])
-    slope = dot(g, d)
+    way = d if domain.everywhere else new - x
+    first, slope = dot(g0, way), dot(g, way)
     for _ in range(TRIALS - 1):
         again = torch.nonzero(~accepts(slope, first, waiting)).flatten()
         if not again.numel():
             break
         alpha[again] = shorter(alpha[again], slope[again], first[again])
-        new[again] = x[again] + expand(alpha[again], d[again]) * d[again]
-        part = f if again.numel() == x.shape[0] else f.select(again)
+        everyone = again.numel() == x.shape[0]
+        part, inside = (f, domain) if everyone else (f.select(again), domain.select(again))
+        new[again] = inside.project(x[again] + expand(alpha[again], d[again]) * d[again])
         g[again] = part.grad(new[again])
-        slope[again] = dot(g[again], d[again])
+        if not domain.everywhere:
+            way[again] = new[again] - x[again]
+            first[again] = dot(g0[again], way[again])
+        slope[again] = dot(g[again], way[again])
         cost += Cost(gradients=again.numel())
     return _Found(new, g, cost)

@@ -92,6 +92,15 @@ class Measuring(Protocol):
     def measure(self) -> Literal["distance", "residual", "stationarity"]: ...
 
 
+class Bounded(Protocol):
+    """Of a method: its points keep to the bounds that ``core.constraints.domain_of`` tells, to the
+    last bit, and its evidence is the norm of the projected gradient.
+    """
+
+    @property
+    def bounded(self) -> bool: ...
+
+
 # --- on speed -------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ class Steps:
         t: the first t.
         theta: constant extrapolation.
         gamma: min_i mu_i T_i, the strong convexity of g in the metric of T.
+        weak: whether gamma was too small to go by, and is zero here.
     """
 
     primal: tuple[float, ...]
@@ -27,6 +28,7 @@ class Steps:
     t: float = 1.0
     theta: float = 1.0
     gamma: float = 0.0
+    weak: bool = False
 
 
 @dataclass
@@ -36,8 +38,8 @@ class PDHGState:
     Attributes:
         anchor: where the moves are counted from: x and p, with a ``metric`` p and K x + b.
         metric: in the place of t and ``steps``, if the image is stepped in one.
-        relaxed: with a ``metric``, where the next iteration begins; that is not x, p, and need not
-            be feasible.
+        relaxed: with a ``metric`` or a weak gamma, where the next iteration begins; that is not x,
+            p, and need not be feasible.
         fresh: whether f makes new tensors of K x + b, that may be written over when they are of no
             more use.
     """

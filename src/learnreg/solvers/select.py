@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..core.asking import offers
 from ..core.errors import InputError
 from ..core.protocols import AnySolver, Potential, Saddle
 from ..core.ranges import check_object
@@ -13,10 +14,16 @@ from .closing import Measure
 from .lbfgs import LBFGS
 from .newton import NewtonCG, PrimalDualNewton
 from .nmapg import NmAPG
+from .offers import Bounded
 from .pdhg import PDHG
 from .views import view_of
 
-__all__ = ["SOLVERS", "adjoint_preconditioner", "check_solver", "choose"]
+__all__ = ["SOLVERS", "WITHIN_BOUNDS", "adjoint_preconditioner", "check_solver", "choose"]
+
+
+def _keeps_to_bounds(method: AnySolver) -> bool:
+    return offers(method, Bounded) and method.bounded
+
 
 SOLVERS: dict[str, Callable[[], AnySolver]] = {
     "agd": AGD,
@@ -26,6 +33,9 @@ SOLVERS: dict[str, Callable[[], AnySolver]] = {
     "nmapg": NmAPG,
     "pdhg": PDHG,
 }
+
+WITHIN_BOUNDS = tuple(name for name, make in SOLVERS.items() if _keeps_to_bounds(make()))
+"""Those whose points keep to bounds of pixels; saddle functions bound theirs themselves."""
 
 
 def check_solver(name: str | AnySolver) -> None:

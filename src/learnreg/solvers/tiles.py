@@ -26,6 +26,7 @@ from ..core.asking import offers
 from ..core.batch import norm, per_image
 from ..core.bounds import Curvature, constants_of
 from ..core.certificates import distance_from_gradient
+from ..core.constraints import Interval, bounds_of, domain_of
 from ..core.cost import Cost
 from ..core.curvature import MeanCurvature
 from ..core.errors import InputError
@@ -197,7 +198,7 @@ def solve_in_tiles(
     target = constants_of(f).mu.to(x0.device) * per_image(eps, x0)
     job = _Tiled(f, method, tiling or Tiling(), target, max_steps, should_stop, progress)
     job.check_reach(x0)
-    return replace(job.solve(x0), solver=f"{words}, in tiles")
+    return replace(job.solve(domain_of(f).project(x0)), solver=f"{words}, in tiles")
 
 
 class _Closing(NamedTuple):
@@ -372,7 +373,8 @@ class _Tiled:
         for tile in self.tiles:
             box = tile.grown(self.reach, self.sides)
             part, near = window(*box), box.of(x).double()
-            g = tile.within(box).of(part.grad(near)).contiguous()
+            slope = domain_of(part).slope(near, part.grad(near))
+            g = tile.within(box).of(slope).contiguous()
             tile.of(gradient).copy_(g)
             squares.append(norm(g).square())
             allowances.append(rounding_of(part, near).square())
@@ -421,6 +423,11 @@ class _Framed:
     inner: Potential
     around: Tensor
     place: Box
+
+    @property
+    def domain(self) -> Interval | None:
+        """The bounds of what may move."""
+        return bounds_of(self.inner)
 
     def _whole(self, z: Tensor) -> Tensor:
         x = self.around.clone()

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core.asking import offers
 from ..core.batch import norm
 from ..core.bounds import Bound, constants_of
+from ..core.constraints import domain_of, is_boxed
 from ..core.errors import MissingPropertyError
 from ..core.protocols import AnySolver, Potential, Saddle
 from ..core.results import Solution
@@ -30,7 +31,7 @@ from .closing import (
     Rule,
     rounding_of,
 )
-from .offers import Certifying, Constrained, Measuring, Noisy
+from .offers import Bounded, Certifying, Constrained, Measuring, Noisy
 from .pdhg import PDHG
 
 NEAR_ROUNDING = 0.1
@@ -81,7 +82,7 @@ class View(Protocol):
         ...
 
     def check_method(self, method: AnySolver) -> None:
-        """Refuse a method of the other kind.
+        """Refuse a method of the other kind, and one that knows no bounds where there are some.
 
         Raises:
             MissingPropertyError: says which methods fit.
@@ -194,6 +195,14 @@ class SmoothView:
     def check_method(self, method: AnySolver) -> None:
         if isinstance(method, PDHG):
             _refuse(method, self.f, "a method for differentiable energies")
+        if is_boxed(self.f) and not (offers(method, Bounded) and method.bounded):
+            raise MissingPropertyError(
+                "solver",
+                given=f"{method.name!r} for images with bounds, of which it knows nothing",
+                expected="'agd', 'lbfgs', 'newton', 'primal_dual_newton', or a solver that says "
+                "bounded = True",
+                remedy="Leave the choice to solver='auto'.",
+            )
         if isinstance(method, AGD) and not is_convex(self.f):
             raise MissingPropertyError(
                 "solver",
@@ -206,13 +215,15 @@ class SmoothView:
         pass  # a gradient bounds either
 
     def variables(self, x0: Tensor) -> Tensor:
-        return x0
+        return domain_of(self.f).project(x0)
 
     def result(self, found: Solution) -> Solution:
         return found
 
     def start_distance(self, x0: Tensor) -> Tensor:
-        return norm(self.f.grad(x0)) / constants_of(self.f).mu.to(x0)
+        domain = domain_of(self.f)
+        x0 = domain.project(x0)
+        return norm(domain.slope(x0, self.f.grad(x0))) / constants_of(self.f).mu.to(x0)
 
     def near_rounding(self, eps: Tensor, z: Tensor, measure: Measure) -> Tensor:
         constants = constants_of(self.f)
@@ -246,9 +257,13 @@ class SmoothView:
 
     def close(self, point: Tensor) -> Closing:
         wide, x = self.f.double(), point.double()
-        gradient = wide.grad(x)
+        domain = domain_of(wide)
+        gradient = domain.slope(x, wide.grad(x))
         size = norm(gradient)
-        return Closing(size + rounding_of(wide, x), size, gradient, None)
+        evidence = size + rounding_of(wide, x)
+        if not domain.everywhere:  # outside of its bounds an image has no certificate
+            evidence = torch.where(domain.contains(x), evidence, torch.inf)
+        return Closing(evidence, size, gradient, None)
 
     def noise(self, point: Tensor) -> Tensor:
         L = constants_of(self.f).L

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..core.batch import dot, expand, norm
 from ..problems.data_functions import Diagonal
+from ..problems.per_image import of_images
 from .claims import expect, expect_close, expect_derivative, normal, relative
 from .nouns import Function, Term
 
@@ -159,7 +160,7 @@ def _strangers(term: Term, f: Function, y: Tensor, a: Tensor, name: str) -> None
             expected=f"{wanted.tolist()}, those of the selected",
         )
     for i in range(y.shape[0]):
-        alone = term.tie(y[i : i + 1])
+        alone = of_images(term, torch.tensor([i])).tie(y[i : i + 1])
         what = f"{name} for image {i} alone"
         expect_close(
             alone.grad(a[i : i + 1]),

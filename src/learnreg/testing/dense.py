@@ -160,7 +160,7 @@ def _best_step(f: Dense, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor, bool]:
     before, size = float(f.value(x)), float(g.norm())
     for dual in (True, False):
         h = f.hessian(x, dual)
-        move = -_solved(h, g)
+        move = -solved(h, g)
         slope = float(g @ move)
         t = 1.0
         while t > 1e-8:
@@ -177,7 +177,8 @@ def _best_step(f: Dense, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor, bool]:
     return x, g, False
 
 
-def _solved(h: Tensor, g: Tensor) -> Tensor:
+def solved(h: Tensor, g: Tensor) -> Tensor:
+    """h^-1 g, or a least-squares solution where h is not positive definite."""
     factor, info = torch.linalg.cholesky_ex(h)
     if int(info) == 0:
         return torch.cholesky_solve(g[:, None], factor)[:, 0]

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core.batch import norm
-from ..core.errors import InputError
+from ..core.constraints import Interval
+from ..core.errors import InputError, MissingPropertyError
 from ..problems import Energy
+from .bounded import Limits, bounded_newton
 from .dense import Dense, newton
 from .formulas import parts
 from .measurements import Forward, of_data
@@ -52,11 +54,23 @@ def truth(energy: Energy, y: Tensor, like: Tensor) -> Truth:
 
     Raises:
         InputError: as many images as measurements are needed.
+        MissingPropertyError: bounds of pixels, and images of more than ``MOST_PIXELS``, or an
+            operator that is not linear.
         RuntimeError: the search did not arrive, so that nothing can be said.
     """
     if like.shape[0] != y.shape[0]:
         raise InputError("like", given=f"{like.shape[0]} images", expected=f"{y.shape[0]}")
-    found = [_one(energy, y[i : i + 1], like[i : i + 1]) for i in range(y.shape[0])]
+    constraint, everyone = energy.constraint, torch.arange(y.shape[0])
+    bounds = None if constraint is None else constraint.tied(like.detach().double())
+    found = [
+        _one(
+            energy,
+            y[i : i + 1],
+            like[i : i + 1],
+            None if bounds is None else bounds.select(everyone[i : i + 1]),
+        )
+        for i in range(y.shape[0])
+    ]
     return Truth(torch.cat([t.minimizer for t in found]), torch.cat([t.uncertainty for t in found]))
 
 
@@ -78,7 +92,7 @@ def true_distance(energy: Energy, y: Tensor, x: Tensor) -> Tensor:
     return norm(x.detach().double() - truth(energy, y, x).minimizer)
 
 
-def _one(energy: Energy, y: Tensor, x: Tensor) -> Truth:
+def _one(energy: Energy, y: Tensor, x: Tensor, bounds: Interval | None) -> Truth:
     shape = x.shape[1:]
     forward, data = Forward(energy.physics, x.detach()), of_data(energy.fidelity, _wide(y))
     regularizer = cast(Candidate, energy.regularizer)
@@ -90,8 +104,18 @@ def _one(energy: Energy, y: Tensor, x: Tensor) -> Truth:
         if forward.linear(matrix, offset, shape):
             foreign = None if known is not None else _double(regularizer)
             dense = Dense(matrix, offset, y.shape[1:], data, known, foreign, shape)
-            return Truth(*newton(dense, start))
+            if bounds is None:
+                return Truth(*newton(dense, start))
+            ends = (b.expand_as(start).flatten() for b in (bounds.lower, bounds.upper))
+            return Truth(*bounded_newton(dense, start, Limits(*ends)))
 
+    if bounds is not None:
+        raise MissingPropertyError(
+            "energy",
+            given=f"bounds of pixels, and images of {start.numel()}",
+            expected=f"at most {MOST_PIXELS} pixels and a linear operator",
+            remedy="Take smaller images.",
+        )
     foreign = None if known is not None else _double(regularizer)
     return Truth(*newton_cg(Smooth(forward, data, known, foreign), start))
 
