@@ -89,7 +89,7 @@ PHYSICS = {
             mask=torch.ones(1, 1, 6, 5), coil_maps=coil_maps(), img_size=(2, 6, 5)
         ),
         (2, 6, 5),
-        Kind.ESTIMATE,
+        Kind.BOUND,
     ),
 }
 

@@ -383,7 +383,7 @@ class LinearMap:
                 given = f"a float64 copy that differs by {difference:.2e} (relative)"
                 if not difference <= NARROW_TOLERANCE:
                     break
-        except RuntimeError as error:  # torch refuses to mix precisions
+        except (RuntimeError, InputError) as error:  # torch refuses to mix precisions
             difference = float("inf")
             given = f"a float64 copy that cannot be applied ({error})"
         self.cost += Cost(hessian_products=2)
