@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -78,6 +78,16 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
     """Any number of tensors -> theta (d,), detached."""
     parts = [t.detach().reshape(-1) for t in tensors]
     return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def slope_in(total: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The derivative (d,) of a scalar by autograd, zero where it does not depend on them."""
+    found: Sequence[Tensor | None] = [None] * len(parameters)
+    if total.requires_grad:
+        found = torch.autograd.grad(total, parameters, allow_unused=True)
+    return flatten(
+        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
+    )
 
 
 def with_theta(module: M, theta: Tensor) -> M:

@@ -15,7 +15,7 @@ from ..core.bounds import Bound, Kind
 from ..core.certificates import squared_error_bracket
 from ..core.maps import Level
 from ..core.measured import Measured
-from ..core.params import trainable
+from ..core.params import slope_in, trainable
 from ..core.ranges import check_flag, tidy
 from ..operators.sensitivity import moves_of
 from .measurement_losses import Sight, Tying
@@ -105,17 +105,7 @@ class ConsistencyUpper:
         with torch.enable_grad():
             residual = self._residual(x.detach().to(self._sight.dtype))
             total = 0.5 * self._weight * dot(residual, residual).sum()
-            found = (
-                torch.autograd.grad(total, parameters, allow_unused=True)
-                if total.requires_grad
-                else [None] * len(parameters)
-            )
-        return torch.cat(
-            [
-                torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1)
-                for p, g in zip(parameters, found, strict=True)
-            ]
-        )
+            return slope_in(total, parameters)
 
     def slope_change(self, x: Tensor, eps: Tensor) -> Tensor | None:
         """weight beta eps ( ||A x - y|| + a (||x|| + eps) ): B_x^T r moves by B_{x'-x}^T r + B_x'^T

@@ -22,7 +22,7 @@ from ..core.certificates import squared_error_bracket
 from ..core.errors import InputError
 from ..core.maps import Level, Upper
 from ..core.measured import complex_channels
-from ..core.params import trainable
+from ..core.params import slope_in, trainable
 from ..core.protocols import Loss
 from ..core.ranges import check_flag, check_positive, shown, tidy
 
@@ -409,17 +409,7 @@ class CustomOfTheta(CustomUpper):
         parameters = trainable(cast(nn.Module, self.energy))
         with torch.enable_grad():
             total = self._per_image(x.detach().to(parameters[0].dtype)).sum()
-            found = (
-                torch.autograd.grad(total, parameters, allow_unused=True)
-                if total.requires_grad
-                else [None] * len(parameters)
-            )
-        return torch.cat(
-            [
-                torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1)
-                for p, g in zip(parameters, found, strict=True)
-            ]
-        )
+            return slope_in(total, parameters)
 
     def slope_change(self, x: Tensor, eps: Tensor) -> Tensor | None:
         """Nobody knows."""
