@@ -29,7 +29,7 @@ from ..core.meter import Meter
 from ..core.objective import ErrorWord, PerImage, Row, Value, chosen, same_images
 from ..core.offers import Units
 from ..core.packing import Packed
-from ..core.params import flatten, names, trainable
+from ..core.params import flatten, names, slope_in, trainable
 from ..core.results import Hypergradient
 from ..core.status import Status
 from ..metrics import data_psnr
@@ -357,19 +357,13 @@ class ScoreMatching:
         """
         self.meter.check()
         own = self._own(value)
-        module = cast(nn.Module, own.energy)
-        params = trainable(module)
         with torch.enable_grad():
             regularizer = cast(Differentiable, own.energy.regularizer)
             scalar = -regularizer.directional(self.y, own.residual).sum() / self.size
-            found = torch.autograd.grad(scalar, params, allow_unused=True)
+            z = slope_in(scalar, trainable(cast(nn.Module, own.energy)))
         self.meter.cost += Cost(mixed_products=self.size)
 
-        parts = [
-            torch.zeros_like(p) if g is None else g for g, p in zip(found, params, strict=True)
-        ]
         _, slope = value_and_slope(self.penalty_function, own.theta)
-        z = flatten(parts)
         return Hypergradient(
             z + slope.to(z),
             own.loss,

@@ -16,7 +16,7 @@ from ..core.asking import offers
 from ..core.errors import InputError
 from ..core.measured import Measured, measured, tensors_of
 from ..core.offers import Units
-from ..core.params import flatten, set_theta, trainable
+from ..core.params import flatten, set_theta, slope_in, trainable
 from ..core.ranges import check_integer, check_positive, shown
 from ..operators.foreign import LinearPhysicsLike
 from ..operators.private import clone, promoted
@@ -244,11 +244,8 @@ class _Fit:
                 )
             parts = [(a - b).abs().square().sum() for a, b in zip(made, self.data.y, strict=True)]
             total = torch.stack(parts).sum() / (2 * len(self.data.x))
-            found = torch.autograd.grad(total, params, allow_unused=True)
-        slopes = [
-            torch.zeros_like(p) if g is None else g for g, p in zip(found, params, strict=True)
-        ]
-        return float(total.detach()), flatten(slopes) * self.units
+            slope = slope_in(total, params)
+        return float(total.detach()), slope * self.units
 
     def minimize(self, v: Tensor, steps: int, least: float, scale: float) -> None:
         """L-BFGS on v in place, until every entry of the gradient is below ``least``.
